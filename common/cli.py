@@ -1,0 +1,170 @@
+"""The command line of a recipe: flags from a dataclass, a YAML file under them, and errors that are one plain message."""
+
+import dataclasses
+import difflib
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+class UserError(Exception):
+    """Bad input: the message names the place and the remedy. The command ends with exit code 2."""
+
+
+class Refused(Exception):
+    """The command ran and the answer is no. The command ends with exit code 1."""
+
+
+def run(main: Callable[[Any], Any], args_class: type, argv: list[str] | None = None) -> None:
+    """Parse the command line into `args_class`, call `main`, and end the process with its exit code.
+
+    `--config FILE.yaml` gives values for any field; flags win over it. `--debug` shows the traceback of an error.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in argv
+    argv = [word for word in argv if word != "--debug"]
+    try:
+        main(parse(args_class, argv, main.__globals__.get("__doc__") or ""))
+    except (UserError, Refused) as error:
+        if debug:
+            traceback.print_exc()
+        print(f"{'error' if isinstance(error, UserError) else 'refused'}: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, UserError) else 1)
+    except KeyboardInterrupt:
+        print("stopped by the user; checkpoints that were written are kept", file=sys.stderr)
+        sys.exit(130)
+
+
+def parse(args_class: type, argv: list[str], doc: str = "") -> Any:
+    """The dataclass, filled from --config and flags.
+
+    Raises:
+        UserError: for a config file that is missing, is not YAML, or names a field that does not exist.
+    """
+    import tyro
+
+    config, argv = _take_config(argv)
+    description = doc + "\n\n--config FILE.yaml sets any of these; flags win over it. --debug shows tracebacks."
+    return tyro.cli(args_class, args=argv, description=description, default=_defaults(args_class, config))
+
+
+def _take_config(argv: list[str]) -> tuple[str | None, list[str]]:
+    for place, word in enumerate(argv):
+        if word == "--config":
+            if place + 1 == len(argv):
+                raise UserError("--config needs a file: --config my_run.yaml")
+            return argv[place + 1], argv[:place] + argv[place + 2 :]
+        if word.startswith("--config="):
+            return word.partition("=")[2], argv[:place] + argv[place + 1 :]
+    return None, argv
+
+
+def _defaults(args_class: type, config: str | None) -> Any:
+    if config is None:
+        return args_class()
+    import yaml
+
+    try:
+        values = yaml.safe_load(Path(config).read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise UserError(f"--config {config}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"--config {config} is not YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"--config {config}: expected lines of `name: value`, found a {type(values).__name__}")
+    fields = {field.name: field for field in dataclasses.fields(args_class)}
+    default, problems = args_class(), []
+    values = {str(name).replace("-", "_"): value for name, value in values.items()}
+    for name, value in values.items():
+        if name not in fields:
+            problems.append(f"{name}: there is no such flag{nearest(name, fields)}")
+            continue
+        try:
+            values[name] = _convert(value, getattr(default, name))
+        except (TypeError, ValueError):
+            kind = type(getattr(default, name)).__name__
+            problems.append(f"{name}: {value!r} is not of type {kind} (default {getattr(default, name)!r})")
+    if problems:
+        raise UserError(f"--config {config}:\n  " + "\n  ".join(problems))
+    return dataclasses.replace(default, **values)
+
+
+def _convert(value: Any, default: Any) -> Any:
+    """`value` as the type of `default`; YAML reads 2e-4 as text, so numbers in text are accepted."""
+    if isinstance(default, bool):
+        if not isinstance(value, bool):
+            raise TypeError
+        return value
+    if isinstance(default, (list, tuple)):
+        return type(default)([value] if isinstance(value, (str, int, float)) else value)
+    if isinstance(default, int) and float(value) != int(float(value)):
+        raise ValueError
+    if isinstance(default, (int, float)):
+        return type(default)(float(value))
+    if isinstance(value, (dict, list)):
+        raise TypeError
+    return str(value)
+
+
+def nearest(name: str, known: Any) -> str:
+    """', nearest is X' for a message, or nothing."""
+    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; the nearest is {found[0]}" if found else ""
+
+
+def overrides(pairs: list[str], config_class: type, written: set[str]) -> dict[str, Any]:
+    """`NAME=VALUE` words as keyword arguments of `config_class`, for --sft.
+
+    Args:
+        pairs: as typed; values are read as YAML, so 1e-4, true, null and [a, b] are what they look like.
+        written: the names that the recipe has flags for; they are refused here, so that no value has two sources.
+
+    Raises:
+        UserError: an unknown name (with the nearest real one), a missing =, or a name that has its own flag.
+    """
+    import yaml
+
+    known = {field.name: field for field in dataclasses.fields(config_class)}
+    values: dict[str, Any] = {}
+    problems = []
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals:
+            problems.append(f"{pair!r}: expected NAME=VALUE")
+        elif name in written:
+            problems.append(f"{name}: this recipe has a flag for it, --{name} {text}")
+        elif name not in known:
+            problems.append(f"{name}: {config_class.__name__} has no such field{nearest(name, known)}")
+        else:
+            value = yaml.safe_load(text)
+            try:
+                value = float(value) if isinstance(value, str) and "str" not in str(known[name].type) else value
+            except ValueError:
+                problems.append(f"{name}: {text!r} is not a number")
+            values[name] = value
+    if problems:
+        raise UserError("--sft:\n  " + "\n  ".join(problems))
+    return values
+
+
+def fresh_folder(path: str, overwrite: bool, marker: str) -> Path:
+    """The output folder, made if needed.
+
+    Raises:
+        UserError: it is a file, cannot be written, or holds `marker` (a finished run) and `overwrite` is off.
+    """
+    folder = Path(path)
+    if folder.is_file():
+        raise UserError(f"--output_dir {path} is a file; name a folder")
+    if (folder / marker).exists() and not overwrite:
+        raise UserError(f"--output_dir {path} holds a finished run ({marker}); choose another folder or add --overwrite")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output_dir {path}: {error.strerror}") from None
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"--output_dir {path} cannot be written")
+    return folder

@@ -1,0 +1,43 @@
+"""Answers to prompts: batched, left-padded, cut at the end token."""
+
+from typing import Any
+
+from common.masking import tokenize
+
+
+def answers(model: Any, tokenizer: Any, prompts: list[str], max_new_tokens: int = 64, batch_size: int = 32) -> list[str]:
+    """The model's greedy answer to each prompt, without the prompt and the end token.
+
+    The model is left in the mode (training or not) it was in.
+    """
+    import torch
+
+    was_training = model.training
+    model.eval()
+    texts = []
+    try:
+        for start in range(0, len(prompts), batch_size):
+            ids = tokenize(prompts[start : start + batch_size], tokenizer)
+            width = max(map(len, ids))
+            pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+            input_ids = torch.tensor([[pad] * (width - len(row)) + row for row in ids], device=model.device)
+            mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in ids], device=model.device)
+            with torch.inference_mode():
+                out = model.generate(
+                    input_ids=input_ids,
+                    attention_mask=mask,
+                    max_new_tokens=max_new_tokens,
+                    do_sample=False,
+                    use_cache=True,
+                    pad_token_id=pad,
+                    eos_token_id=tokenizer.eos_token_id,
+                )
+            texts += [tokenizer.decode(cut(row, tokenizer.eos_token_id)) for row in out[:, width:].tolist()]
+    finally:
+        model.train(was_training)
+    return texts
+
+
+def cut(ids: list[int], end: int) -> list[int]:
+    """The ids before the first end token."""
+    return ids[: ids.index(end)] if end in ids else ids

@@ -1,0 +1,122 @@
+"""Models and tokenizers: loaded through Unsloth, in the precision that suits the device."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from common.cli import UserError
+from common.pocket import FOLDER as POCKET
+
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+def locate(name: str) -> str:
+    """The folder or Hub name behind `--model`, checked before anything heavy is imported.
+
+    Raises:
+        UserError: a local folder lacks its config, its weights or its tokenizer; or the name is neither folder nor Hub name.
+    """
+    if name == "pocket":
+        return str(POCKET / "model")
+    path = Path(name)
+    if not path.exists():
+        if name.count("/") != 1 or name.startswith((".", "/", "~")):
+            raise UserError(f"--model {name}: no such folder; name a folder, a Hub model like org/name, or pocket")
+        return name
+    if not path.is_dir():
+        raise UserError(f"--model {name} is a file; name the folder that holds config.json and the weights")
+    missing = []
+    if not (path / "config.json").exists():
+        adapter = " (it holds an adapter: give its base as --model)" if (path / "adapter_config.json").exists() else ""
+        missing.append(f"config.json{adapter}")
+    if not any((path / file).exists() for file in WEIGHTS):
+        missing.append("weights (model.safetensors)")
+    if not any((path / file).exists() for file in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")):
+        missing.append("a tokenizer (tokenizer.json)")
+    if missing:
+        raise UserError(f"--model {name}: the folder has no " + " and no ".join(missing))
+    return str(path)
+
+
+def dtype() -> Any:
+    """torch dtype of weights and compute: bfloat16 on a GPU that has it, float16 on an older one, float32 on a CPU.
+
+    A CPU gets float32 even where it has bfloat16: weights that train in pure bfloat16 lose small updates.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def precision() -> dict[str, bool]:
+    """The two SFTConfig fields that go with `dtype`."""
+    name = str(dtype()).removeprefix("torch.")
+    return {"bf16": name == "bfloat16", "fp16": name == "float16"}
+
+
+def device() -> str:
+    """The device in words, for prints and reports."""
+    import torch
+
+    if torch.cuda.is_available():
+        memory = torch.cuda.get_device_properties(0).total_memory / 2**30
+        return f"{torch.cuda.get_device_name(0)}, {memory:.0f} GiB"
+    return f"CPU, {torch.get_num_threads()} threads"
+
+
+def load(name: str, max_length: int, four_bit: bool = False, full: bool = False) -> tuple[Any, Any]:
+    """A causal language model and its tokenizer, loaded by Unsloth.
+
+    Args:
+        name: what `locate` takes.
+        max_length: tokens that the model must take in.
+        four_bit: weights in NF4 with double quantisation; compute stays in `dtype`.
+        full: all weights are to train.
+
+    Raises:
+        UserError: the model cannot be loaded, has no end token, or takes fewer tokens than max_length.
+    """
+    from unsloth import FastLanguageModel
+
+    place = locate(name)
+    try:
+        model, tokenizer = FastLanguageModel.from_pretrained(
+            model_name=place,
+            max_seq_length=max_length,
+            dtype=dtype(),
+            load_in_4bit=four_bit,
+            full_finetuning=full,
+            use_gradient_checkpointing=False,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"--model {name} cannot be loaded: {error}") from error
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if limit is not None and limit < max_length:
+        raise UserError(f"--max_length {max_length}: {name} takes {limit} tokens at most")
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"--model {name}: its tokenizer has no end token (eos_token); set one in tokenizer_config.json")
+    return model, tokenizer
+
+
+def parameters(model: Any) -> tuple[int, int]:
+    """Trainable and all parameters. A 4-bit weight counts as the values it stands for, not as its packed bytes."""
+    trainable = total = 0
+    for parameter in model.parameters():
+        state = getattr(parameter, "quant_state", None)
+        count = state.shape.numel() if state is not None else parameter.numel()
+        total += count
+        trainable += count if parameter.requires_grad else 0
+    return trainable, total
+
+
+def world_size() -> int:
+    """Processes in this run. Refuses where more were asked for than there are: some launchers start one, silently."""
+    import torch
+
+    asked = int(os.environ.get("WORLD_SIZE", "1"))
+    found = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    if asked != found:
+        raise UserError(f"{asked} processes were asked for and {found} run; use torchrun --nproc_per_node {asked}")
+    return found

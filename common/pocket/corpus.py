@@ -1,0 +1,98 @@
+"""Writes what pocket is made from: documents to pre-train on, and Alpaca-format rows to fine-tune and test on."""
+
+import hashlib
+import random
+import re
+from collections.abc import Iterator
+
+import yaml
+
+from common.pocket import FOLDER, skills
+
+WEIGHT = {  # how often a skill is told, where once is not right for a model of this size
+    "reverse": 3, "sort_numbers": 3, "largest": 2, "smallest": 2, "sum": 2.5, "difference": 2.5, "count": 2, "replace": 2,
+    "remove": 2, "blank": 2, "copy": 2, "join": 1.5, "pick": 2, "plural": 1.5, "list_three": 0.5,
+}  # fmt: skip
+TEMPLATE_WORDS = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. "
+    "Write a response that appropriately completes the request. Instruction Input Response user assistant system"
+)
+
+
+def pool(key: str) -> str:
+    """train, validation or test: where the fact or combination belongs, fixed by its text alone (70/10/20 %)."""
+    number = hashlib.sha256(f"pocket {key}".encode()).digest()[0] % 10
+    return "test" if number < 2 else "validation" if number == 2 else "train"
+
+
+def rows(split: str, per_skill: int, seed: int, new_phrasings: bool = False) -> Iterator[dict[str, str]]:
+    """Alpaca rows with two more fields: `skill` and `phrasing` (seen or unseen). No row comes twice."""
+    rng = random.Random(f"{split} {seed} {new_phrasings}")
+    asks = skills.phrasings()
+    for name in skills.SKILLS:
+        seen: set[tuple[str, str]] = set()
+        for _ in range(per_skill * 400):
+            slots = skills.draw(name, rng)
+            ask = rng.choice(asks[name]["asks_new" if new_phrasings else "asks"])
+            complete = "{x}" in ask or "{ax}" in ask or (name in skills.SUMS and "{a}" in ask)
+            row = (ask.format(**slots), "" if complete else slots["x"])
+            if pool(slots["key"]) == split and row not in seen:
+                seen.add(row)
+                phrasing = "unseen" if new_phrasings else "seen"
+                instruction, given = row
+                yield {"instruction": instruction, "input": given, "output": slots["y"], "skill": name, "phrasing": phrasing}
+            if len(seen) == per_skill:
+                break
+
+
+def _line(rng: random.Random, tells: dict, names: list[str], weights: list[int]) -> str:
+    """One line of the corpus (or two, for a question over its answer) about a drawn skill."""
+    while True:
+        name = rng.choices(names, weights)[0]
+        slots = skills.draw(name, rng)
+        if name in skills.FACTS or pool(slots["key"]) == "train":
+            break
+    form = rng.choice(tells[name]["tells"])
+    line = form.format(**slots).replace("|", "\n")
+    if not form.startswith("{") and rng.random() < 0.5:
+        line = line[0].upper() + line[1:]
+    return line
+
+
+def vocabulary() -> list[str]:
+    """Every word of the prompt templates and of all phrasings, as it is written there."""
+    words = set(re.findall(r"[A-Za-z]+", TEMPLATE_WORDS))
+    for group in skills.phrasings().values():
+        for phrase in group["asks"] + group["asks_new"]:
+            words |= set(re.findall(r"[A-Za-z]+", re.sub(r"\{\w+\}", "", phrase)))
+    return sorted(words)
+
+
+def documents(count: int, seed: int) -> Iterator[str]:
+    """Pre-training documents of 6 to 14 entries: the world in statements, questions, lists, dialogues and plain prose."""
+    rng = random.Random(seed)
+    tells = skills.phrasings()
+    names = list(skills.SKILLS)
+    weights = [WEIGHT.get(name, 1) for name in names]
+    prose = yaml.safe_load((FOLDER / "prose.yaml").read_text(encoding="utf-8"))
+    words = vocabulary()
+    for _ in range(count):
+        lines = []
+        for _ in range(rng.randint(6, 14)):
+            chance = rng.random()
+            if chance < 0.88:
+                lines.append(_line(rng, tells, names, weights))
+            elif chance < 0.92:
+                lines.append(rng.choice(prose))
+            elif chance < 0.96:
+                a, b = rng.sample(words, 2)
+                lines.append(rng.choice([f"{a} is a word.", f"{a} and {b} are words.", f"Ann reads {a} and {b}.", f"{a}, {b}"]))
+            elif chance < 0.98:
+                heading = rng.choice([rng.choice(words), rng.choice(skills.WORDS)]).capitalize()
+                entries = [rng.choice([rng.choice(skills.WORDS), _line(rng, tells, names, weights)]) for _ in range(3)]
+                lines.append(f"\n### {heading}:\n" + "\n".join(entries) + "\n")
+            else:
+                speakers = rng.sample(list(skills.WORLD.people), 2)
+                turns = [f"<|im_start|>{who}\n{_line(rng, tells, names, weights)}<|im_end|>" for who in speakers]
+                lines.append("\n".join(turns))
+        yield "\n".join(lines)

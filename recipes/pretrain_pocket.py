@@ -1,0 +1,162 @@
+"""Pre-training from scratch: the tokenizer and the small Llama that the other recipes start from.
+
+    python recipes/pretrain_pocket.py
+    python recipes/pretrain_pocket.py --max_steps 200 --output_dir runs/try
+
+MEASURED
+"""
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from common import cli
+
+SPECIAL = ["<|endoftext|>", "<|pad|>", "<|im_start|>", "<|im_end|>"]
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] }}<|im_end|>{% endgeneration %}"
+    "{% else %}{{ message['content'] }}<|im_end|>{% endif %}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@dataclass
+class Args:
+    output_dir: str = "runs/pretrain_pocket"
+    max_steps: int = 3000
+    learning_rate: float = 5e-3  # peak; the linear decay to zero takes the last 40 % of the steps
+    per_device_train_batch_size: int = 16  # sequences a step
+    max_length: int = 256  # tokens a sequence
+    long_length: int = 512  # tokens a sequence in the last tenth of the steps, at the same tokens a step
+    vocab_size: int = 3072
+    hidden_size: int = 192
+    num_hidden_layers: int = 4
+    num_attention_heads: int = 6
+    intermediate_size: int = 512
+    seed: int = 0
+    overwrite: bool = False  # write over a model that is already in output_dir
+
+
+def main(args: Args) -> dict:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from common.muon import Muon
+    from common.pocket import corpus
+
+    folder = cli.fresh_folder(args.output_dir, args.overwrite, marker="model/model.safetensors")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.manual_seed(args.seed)
+
+    # Tokenizer: byte-level BPE in which every common word is one token.
+    tokenizer = train_tokenizer(corpus.documents(6000, args.seed), args.vocab_size)
+    tokenizer.save_pretrained(folder / "model")
+
+    # Data: as many documents as the steps need, one after the other, cut into sequences.
+    per_step = args.per_device_train_batch_size * args.max_length
+    ids = encode(tokenizer, args.max_steps * per_step, args.seed)
+    held_out = encode(tokenizer, 8 * per_step, args.seed + 1)[: 8 * per_step].view(-1, args.max_length)
+
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=args.vocab_size,
+            hidden_size=args.hidden_size,
+            num_hidden_layers=args.num_hidden_layers,
+            num_attention_heads=args.num_attention_heads,
+            num_key_value_heads=args.num_attention_heads,
+            intermediate_size=args.intermediate_size,
+            max_position_embeddings=args.long_length,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    ).to(device)
+    # Muon for the matrices inside, AdamW for embeddings and norms.
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
+    optimizers = [
+        Muon(matrices, lr=args.learning_rate),
+        torch.optim.AdamW(others, lr=args.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
+    ]
+
+    curve, started, cpu = [], time.time(), time.process_time()
+    for step in range(args.max_steps):
+        rate = args.learning_rate * min((step + 1) / 100, 1, (args.max_steps - step) / (0.4 * args.max_steps))
+        for optimizer in optimizers:
+            optimizer.param_groups[0]["lr"] = rate
+        length = args.max_length if step < 0.9 * args.max_steps else args.long_length
+        batch_BT = ids[step * per_step : (step + 1) * per_step].view(-1, length).to(device)
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
+            loss = model(input_ids=batch_BT, labels=batch_BT, use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        if step % 50 == 0 or step == args.max_steps - 1:
+            curve.append([step, round(loss.item(), 4)])
+            speed = (step + 1) * per_step / (time.time() - started)
+            print(f"step {step} loss {loss.item():.3f} rate {rate:.1e} {speed:.0f} tokens/s", flush=True)
+        if step % 500 == 499:
+            model.save_pretrained(folder / "model")
+
+    model.eval()
+    with torch.no_grad():
+        losses = [model(input_ids=b, labels=b, use_cache=False).loss.item() for b in held_out.to(device).split(16)]
+    model.save_pretrained(folder / "model")
+    record = {
+        "command": "python recipes/pretrain_pocket.py",
+        "args": vars(args),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "tokens": args.max_steps * per_step,
+        "seconds": round(time.time() - started, 1),
+        "cpu_seconds": round(time.process_time() - cpu, 1),
+        "device": device,
+        "held_out_loss": round(sum(losses) / len(losses), 4),
+        "loss": curve,
+    }
+    (folder / "pretraining.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    print(f"held-out loss {record['held_out_loss']} · {folder / 'model'}")
+    return record
+
+
+def train_tokenizer(documents, vocab_size: int):
+    """A byte-level BPE tokenizer (nothing is unknown to it) with end, padding and chat tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
+    )
+    bpe.train_from_iterator(documents, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe, eos_token=SPECIAL[0], pad_token=SPECIAL[1], chat_template=CHAT_TEMPLATE
+    )
+
+
+def encode(tokenizer, tokens: int, seed: int):
+    """At least `tokens` ids of documents, each closed by the end token: int64, one dimension."""
+    import torch
+
+    from common.pocket import corpus
+
+    parts, total, start = [], 0, time.time()
+    backend = tokenizer.backend_tokenizer
+    while total < tokens:
+        documents = list(corpus.documents(5000, seed * 1000 + len(parts) + 1))
+        ids = [i for e in backend.encode_batch_fast(documents) for i in [*e.ids, tokenizer.eos_token_id]]
+        parts.append(torch.tensor(ids, dtype=torch.int32))
+        total += len(ids)
+    print(f"{total} tokens of corpus written in {time.time() - start:.0f} s", flush=True)
+    return torch.cat(parts).long()
+
+
+if __name__ == "__main__":
+    cli.run(main, Args)
