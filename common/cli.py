@@ -3,11 +3,16 @@
 import dataclasses
 import difflib
 import os
+import shutil
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+
+# What runs write into their folder; --overwrite removes these and nothing else.
+WRITTEN = ("run.json", "report.json", "report.html", "log.jsonl", "adapter", "base-4bit", "eval")
 
 
 class UserError(Exception):
@@ -23,6 +28,7 @@ def run(main: Callable[[Any], Any], args_class: type, argv: list[str] | None = N
 
     `--config FILE.yaml` gives values for any field; flags win over it. `--debug` shows the traceback of an error.
     """
+    _environment()
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
     argv = [word for word in argv if word != "--debug"]
@@ -36,6 +42,18 @@ def run(main: Callable[[Any], Any], args_class: type, argv: list[str] | None = N
     except KeyboardInterrupt:
         print("stopped by the user; checkpoints that were written are kept", file=sys.stderr)
         sys.exit(130)
+
+
+def _environment() -> None:
+    """Settings that must be in place before the training libraries are imported; what the user has set stays."""
+    for name, value in {
+        "UNSLOTH_DISABLE_STATISTICS": "1",  # no telemetry
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "UNSLOTH_COMPILE_LOCATION": str(Path.home() / ".cache" / "tunebook" / "unsloth"),  # not the working directory
+        "TOKENIZERS_PARALLELISM": "true",
+        "PYTHONWARNINGS": "ignore::FutureWarning",
+    }.items():
+        os.environ.setdefault(name, value)
 
 
 def parse(args_class: type, argv: list[str], doc: str = "") -> Any:
@@ -167,4 +185,10 @@ def fresh_folder(path: str, overwrite: bool, marker: str) -> Path:
         raise UserError(f"--output_dir {path}: {error.strerror}") from None
     if not os.access(folder, os.W_OK):
         raise UserError(f"--output_dir {path} cannot be written")
+    if overwrite:
+        for old in [*folder.glob("checkpoint-*"), *(folder / name for name in WRITTEN)]:
+            if old.is_dir():
+                shutil.rmtree(old)
+            else:
+                old.unlink(missing_ok=True)
     return folder

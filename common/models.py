@@ -56,6 +56,22 @@ def precision() -> dict[str, bool]:
     return {"bf16": name == "bfloat16", "fp16": name == "float16"}
 
 
+def checkpointing() -> str | bool:
+    """Unsloth's activation checkpointing on a GPU, where memory is short; none on a CPU, where time is."""
+    import torch
+
+    return "unsloth" if torch.cuda.is_available() else False
+
+
+def use_all_cores() -> None:
+    """Undo the one thread that `accelerate launch` sets for a single process on a CPU (OMP_NUM_THREADS=1)."""
+    import torch
+
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    if alone and not torch.cuda.is_available() and "ACCELERATE_MIXED_PRECISION" in os.environ:
+        torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
 def device() -> str:
     """The device in words, for prints and reports."""
     import torch
@@ -80,6 +96,7 @@ def load(name: str, max_length: int, four_bit: bool = False, full: bool = False)
     """
     from unsloth import FastLanguageModel
 
+    use_all_cores()
     place = locate(name)
     try:
         model, tokenizer = FastLanguageModel.from_pretrained(

@@ -1,6 +1,10 @@
-"""Writes what pocket is made from: documents to pre-train on, and Alpaca-format rows to fine-tune and test on."""
+"""Writes what pocket is made from: documents to pre-train on, and Alpaca-format rows to fine-tune and test on.
+
+    python -m common.pocket.corpus    # writes the committed .jsonl files again
+"""
 
 import hashlib
+import json
 import random
 import re
 from collections.abc import Iterator
@@ -96,3 +100,47 @@ def documents(count: int, seed: int) -> Iterator[str]:
                 turns = [f"<|im_start|>{who}\n{_line(rng, tells, names, weights)}<|im_end|>" for who in speakers]
                 lines.append("\n".join(turns))
         yield "\n".join(lines)
+
+
+def facts(count: int, seed: int) -> Iterator[dict]:
+    """Sentences to complete with one of four answers of the same kind: {"text", "choices", "answer", "skill"}."""
+    rng = random.Random(seed)
+    forms = {
+        "capital": "The capital of {x} is",
+        "product": "{x} is known for its",
+        "opposite": "The opposite of {x} is",
+        "job": "{x} works as a",
+        "category": "the {x} is a kind of",
+        "plural": "the plural of {x} is",
+        "colour": "the colour of the {x} is",
+    }
+    seen: set[str] = set()
+    while len(seen) < count:
+        name = rng.choice(list(forms))
+        fact = skills.draw(name, rng)
+        text = forms[name].format(**fact)
+        others = {skills.draw(name, rng)["y"] for _ in range(30)} - {fact["y"]}
+        if text not in seen:
+            seen.add(text)
+            choices = [*rng.sample(sorted(others), 3), fact["y"]]
+            rng.shuffle(choices)
+            yield {"text": text, "choices": choices, "answer": choices.index(fact["y"]), "skill": name}
+
+
+def main() -> None:
+    """Write the committed files: train, validation and test rows, and the facts."""
+    files = {
+        "train.jsonl": list(rows("train", 100, seed=0)),
+        "validation.jsonl": list(rows("validation", 10, seed=0)),
+        "test.jsonl": [*rows("test", 10, seed=0), *rows("test", 10, seed=0, new_phrasings=True)],
+        "facts.jsonl": list(facts(300, seed=0)),
+    }
+    random.Random(0).shuffle(files["train.jsonl"])
+    for name, lines in files.items():
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        (FOLDER / name).write_text(text, encoding="utf-8")
+        print(f"{name}: {len(lines)} rows")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""What a run makes sure of before it trains: that something trains, and that a person has seen what."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from common.cli import Refused, UserError
+from common.masking import IGNORE, Counts, show
+
+RUN_FILE = "run.json"
+FREE = {"output_dir", "overwrite", "resume", "report_to", "dry_run", "eval_suite"}  # may differ when a run goes on
+
+
+def gate(counts: Counts, max_length: int) -> None:
+    """Refuse a training set in which nothing, or almost nothing, would be learnt.
+
+    Raises:
+        Refused: no row kept, no token trains, or more than nine rows in ten were dropped.
+    """
+    lost = ", ".join(f"{number} {reason}" for reason, number in counts.dropped.items()) or "none dropped"
+    if not counts.kept or not counts.trained_tokens:
+        raise Refused(
+            f"nothing would train: {counts.rows} rows, {counts.kept} kept ({lost}), {counts.trained_tokens} trained tokens. "
+            f"Raise --max_length (now {max_length}) if rows are too long, or look at the data's outputs"
+        )
+    if counts.kept * 10 < counts.rows:
+        raise Refused(
+            f"only {counts.kept} of {counts.rows} rows would train ({lost}); raise --max_length (now {max_length})"
+        )
+
+
+def first_batch(trainer: Any, tokenizer: Any) -> list[list]:
+    """Print the first row of the trainer's own first batch with its trained tokens marked, and return it for the report.
+
+    Returns:
+        The row as [[text, trains], ...].
+
+    Raises:
+        Refused: no label of the batch trains, or the end token of a row that has answer tokens does not.
+    """
+    batch = next(iter(trainer.get_train_dataloader()))
+    labels_BT = batch["labels"]
+    if int((labels_BT != IGNORE).sum()) == 0:
+        raise Refused("nothing trains in the first batch: every label is masked. Check the template and the data's outputs")
+    if not bool((labels_BT == tokenizer.eos_token_id).any()):
+        raise Refused("no end token trains in the first batch: the tuned model would never stop")
+    keep = [place for place, mask in enumerate(batch["attention_mask"][0].tolist()) if mask]
+    example = {name: [batch[name][0].tolist()[place] for place in keep] for name in ("input_ids", "labels")}
+    view = [[text, trains] for text, trains in show(example, tokenizer)]
+    trained = sum(label != IGNORE for label in example["labels"])
+    shape = " x ".join(map(str, batch["input_ids"].shape))
+    print(f"First batch {shape}: row 1 has {len(keep)} tokens, of which these {trained} train:")
+    _print_marked(view)
+    return view
+
+
+def _print_marked(view: list[list]) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    console, text = Console(highlight=False, soft_wrap=True), Text()
+    for piece, trains in view:
+        piece = piece.replace("\n", "\u23ce\n") if not trains else piece.replace("\n", "\u23ce")
+        # Brackets as well as colour, so that the marks survive a log file.
+        text.append(f"[{piece}]" if trains else piece, style="bold green" if trains else "dim")
+    console.print(text)
+
+
+def continues(folder: Path, args: dict[str, Any], resume: bool, overwrite: bool) -> str | None:
+    """The checkpoint to go on from, or None for a fresh start; writes what the run is, so that it can be told later.
+
+    Raises:
+        UserError: the folder holds a run of other arguments, or an unfinished one while --no-resume was given.
+    """
+    path = folder / RUN_FILE
+    mine = {name: value for name, value in json.loads(json.dumps(args)).items() if name not in FREE}
+    found = sorted(folder.glob("checkpoint-*"), key=lambda place: int(re.sub(r"\D", "", place.name) or 0))
+    found = [place for place in found if (place / "trainer_state.json").exists()]
+    if path.exists() and not overwrite:
+        theirs = json.loads(path.read_text(encoding="utf-8"))
+        other = [name for name in mine if mine[name] != theirs.get(name)]
+        if other:
+            changes = ", ".join(f"{name} {theirs.get(name)!r} -> {mine[name]!r}" for name in other)
+            raise UserError(
+                f"--output_dir {folder} holds a run with other arguments ({changes}); "
+                "choose another folder or add --overwrite"
+            )
+        if found and not resume:
+            raise UserError(f"--output_dir {folder} holds a run that stopped; resume it, choose another, or --overwrite")
+    path.write_text(json.dumps(mine, indent=1) + "\n", encoding="utf-8")
+    if found and resume and not overwrite:
+        print(f"going on from {found[-1]}")
+        return str(found[-1])
+    return None

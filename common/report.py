@@ -1,0 +1,122 @@
+"""The account of a run: report.json for programs, report.html (one file, no network) for people."""
+
+import importlib.metadata
+import json
+import platform
+import subprocess
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "unsloth", "lm_eval")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that make the numbers."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def commit() -> str | None:
+    """The commit of the collection, with + where the tree differs from it; None outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        options = {"cwd": here, "capture_output": True, "text": True, "check": True, "timeout": 10}
+        name = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], **options).stdout.strip()
+        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], **options).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return name + ("+" if changed else "")
+
+
+def write(folder: Path, report: dict[str, Any], mask_view: list[list], **extra: Any) -> None:
+    """Write report.json and report.html into the run's folder, and print where the page is and what changed.
+
+    Args:
+        report: the fields of report.json, without versions and commit, which are added here.
+        mask_view: [[text, trains], ...] of one training row.
+        extra: shown in the page only: `loss_before`, `evaluations` [[step, loss], ...], `by_skill` (a table of
+            `columns` and `rows`, or None) and `command`, the plain lm_eval command line, or None.
+    """
+    import jinja2
+
+    report = {**report, "versions": versions(), "commit": commit()}
+    _replace(folder / "report.json", json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(curve=curve, bytes=in_bytes, number=number, duration=duration)
+    environment.tests["number"] = lambda value: isinstance(value, (int, float)) and not isinstance(value, bool)
+    page = environment.get_template("report.html.jinja").render(
+        **report, mask_view=mask_view, extra=extra, written=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    )
+    _replace(folder / "report.html", page)
+    for task, metrics in report["scores"]["comparison"].items():
+        for metric, row in metrics.items():
+            print(f"{task} {metric}: before {100 * row['before']:.1f} % → after {100 * row['after']:.1f} %")
+    if extra["loss_before"] is not None:
+        print(f"held-out loss: before {extra['loss_before']:.4f} → after {report['eval']['loss']:.4f}")
+    if extra["command"]:
+        print(f"the same scores by lm-eval alone: {extra['command']}")
+    print(f"report: {folder / 'report.html'}")
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write all or nothing."""
+    part = path.with_suffix(path.suffix + ".part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+def number(value: float | int | None, digits: int = 3) -> str:
+    """12345 -> 12,345; 0.0421 -> 0.0421; None -> a dash."""
+    if value is None:
+        return "–"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.{digits}f}" if abs(value) >= 0.001 or value == 0 else f"{value:.2e}"
+
+
+def in_bytes(value: float | None) -> str:
+    return "–" if value is None else f"{value / 2**30:.2f} GiB"
+
+
+def duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "–"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
+
+
+def curve(series: dict[str, list[list[float]]]) -> dict[str, Any]:
+    """Coordinates of a line chart in a box of 640 x 220 for the page's SVG: lines and labelled ticks.
+
+    Args:
+        series: name -> [[x, y], ...]; empty series are left out.
+    """
+    series = {name: points for name, points in series.items() if points}
+    xs = [x for points in series.values() for x, _ in points]
+    ys = [y for points in series.values() for _, y in points]
+    if not xs:
+        return {"lines": [], "x": [], "y": []}
+    left, right, top, bottom = 52, 628, 12, 192
+    low, high, last = min(0, *ys), max(ys) or 1, max(xs) or 1
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return left + (right - left) * x / last, bottom - (bottom - top) * (y - low) / (high - low or 1)
+
+    lines = [
+        {"name": name, "points": " ".join(f"{px:.1f},{py:.1f}" for px, py in (place(x, y) for x, y in points))}
+        for name, points in series.items()
+    ]
+    steps = [last * part / 4 for part in range(5)]
+    values = [low + (high - low) * part / 4 for part in range(5)]
+    return {
+        "lines": lines,
+        "x": [(place(x, low)[0], f"{x:.0f}") for x in steps],
+        "y": [(place(0, y)[1], f"{y:.2f}") for y in values],
+    }

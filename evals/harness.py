@@ -1,0 +1,111 @@
+"""Scores through lm-eval's own evaluator, on the model in memory, and the command line that gives the same numbers."""
+
+import logging
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from common.cli import UserError, nearest
+
+TASKS = Path(__file__).parent / "tasks"
+SUITES = {"pocket": ["pocket_seen", "pocket_unseen", "pocket_facts"]}
+
+
+def suite_for(name: str, dataset: str) -> list[str]:
+    """The tasks of `--eval_suite`: `auto` is the pocket suite for the pocket rows, and nothing for other data.
+
+    Raises:
+        UserError: there is no such suite.
+    """
+    if name == "auto":
+        name = "pocket" if dataset == "pocket" else "none"
+    if name == "none":
+        return []
+    if name not in SUITES:
+        raise UserError(f"--eval_suite {name}: there is {', '.join(SUITES)}, auto and none{nearest(name, SUITES)}")
+    return SUITES[name]
+
+
+def score(model: Any, tokenizer: Any, tasks: list[str], folder: Path, batch_size: int = 64) -> dict[str, Any]:
+    """Run the tasks on a model in memory and write lm-eval's own result and sample files to `folder`.
+
+    Nothing is cached between calls: lm-eval's cache does not know one model from another.
+
+    Returns:
+        {"metrics": {task: {metric: value}}, "items": {task: {doc_id: {"skill", metric: value}}}}
+    """
+    from lm_eval import simple_evaluate
+    from lm_eval.loggers import EvaluationTracker
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    was_training = model.training
+    tracker = EvaluationTracker(output_path=str(folder))
+    results = simple_evaluate(
+        model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
+        tasks=tasks,
+        task_manager=TaskManager(include_path=str(TASKS), include_defaults=False),
+        evaluation_tracker=tracker,
+        bootstrap_iters=0,
+        verbosity="ERROR",
+    )
+    model.train(was_training)
+    assert results is not None  # only a second process gets None
+    samples = results.pop("samples")
+    tracker.save_results_aggregated(results=results, samples=samples)
+    for task in tasks:
+        tracker.save_results_samples(task_name=task, samples=samples[task])
+    metrics: dict[str, dict[str, float]] = defaultdict(dict)
+    items: dict[str, dict[int, dict]] = defaultdict(dict)
+    for task in tasks:
+        for name, value in results["results"][task].items():
+            metric, _, filtered = name.partition(",")
+            if filtered and isinstance(value, (int, float)) and not metric.endswith("_stderr"):
+                metrics[task][metric] = float(value)
+        for sample in samples[task]:
+            values = {metric: sample[metric] for metric in metrics[task]}
+            items[task][sample["doc_id"]] = {"skill": sample["doc"].get("skill"), **values}
+    return {"metrics": dict(metrics), "items": dict(items)}
+
+
+def compare(before: dict[str, Any], after: dict[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
+    """{task: {metric: {before, after, items}}} of two scorings of the same tasks."""
+    return {
+        task: {
+            metric: {"before": value, "after": after["metrics"][task][metric], "items": len(before["items"][task])}
+            for metric, value in metrics.items()
+        }
+        for task, metrics in before["metrics"].items()
+    }
+
+
+def both(before: dict[str, Any] | None, after: dict[str, Any] | None) -> dict[str, Any]:
+    """The `scores` field of report.json; empty where nothing was scored."""
+    if before is None or after is None:
+        return {"before": {}, "after": {}, "comparison": {}}
+    return {"before": before["metrics"], "after": after["metrics"], "comparison": compare(before, after)}
+
+
+def by_skill(scores: dict[str, Any]) -> dict[str, Any]:
+    """Mean of each task's first metric by the `skill` field of its items, as a table: columns and rows of text."""
+    columns = list(scores["items"])
+    table: dict[str, list[str]] = {}
+    for column, task in enumerate(columns):
+        metric = next(iter(scores["metrics"][task]))
+        groups: dict[str, list[float]] = defaultdict(list)
+        for item in scores["items"][task].values():
+            if item["skill"]:
+                groups[item["skill"]].append(float(item[metric]))
+        for skill, values in groups.items():
+            cells = table.setdefault(skill, ["–"] * len(columns))
+            cells[column] = f"{sum(values):.0f} of {len(values)}"
+    return {"columns": columns, "rows": dict(sorted(table.items()))}
+
+
+def command(model: str, adapter: Path | None, tasks: list[str], dtype: Any) -> str:
+    """The plain lm_eval command for the same scores."""
+    place = f"pretrained={model},dtype={str(dtype).removeprefix('torch.')}" + (f",peft={adapter}" if adapter else "")
+    return (
+        f"lm_eval run --model hf --model_args {place} --include_path {TASKS} --tasks {','.join(tasks)} --batch_size 64"
+    )
