@@ -1,4 +1,4 @@
-"""What happens beside training: one progress line, a log file, samples, and a watchdog for losses that are not numbers."""
+"""What happens beside training: a progress line, a log file, samples, and a watchdog for losses that are no numbers."""
 
 import json
 import math
@@ -10,9 +10,9 @@ from typing import Any
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from common.cli import Refused
+from common.generation import Samples
 from common.masking import IGNORE
 from common.memory import Peak
-
 
 FORECAST_STEP = 5  # the forecast is made after this step: the first ones also warm up
 
@@ -53,7 +53,7 @@ class Meter(TrainerCallback):
         return 1 - self.tokens / self.positions if self.positions else 0.0
 
     def measured(self) -> dict[str, float]:
-        """The `measured` fields of report.json but for peak_bytes; seconds are those of training, evaluations included."""
+        """The `measured` fields of report.json but for peak_bytes; the seconds of training hold its evaluations."""
         seconds = max(self.seconds, 1e-9)
         return {
             "seconds": self.seconds,
@@ -115,27 +115,22 @@ class Watchdog(TrainerCallback):
     """Stops at a loss or gradient norm that is not a number, with what to try; checkpoints already written are kept."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):
+        logs = logs or {}
         for name in ("loss", "grad_norm"):
-            if not math.isfinite(float((logs or {}).get(name, 0.0))):
+            if not math.isfinite(float(logs.get(name, 0.0))):
                 raise Refused(
                     f"{name} is {logs[name]} at step {state.global_step}: training has diverged. Lower --learning_rate "
                     f"(now {args.learning_rate:g}), or lengthen the warm-up; checkpoints in {args.output_dir} are kept"
                 )
 
 
-class Samples(TrainerCallback):
-    """Prints the answers to a few held-out prompts at every evaluation."""
+class ShowSamples(TrainerCallback):
+    """Prints the answers to the first two held-out prompts at every evaluation."""
 
-    def __init__(self, tokenizer: Any, prompts: list[str], references: list[str], max_new_tokens: int = 64):
-        self.tokenizer, self.prompts, self.references = tokenizer, prompts, references
-        self.max_new_tokens = max_new_tokens
+    def __init__(self, samples: Samples):
+        self.samples = samples
 
     def on_evaluate(self, args, state, control, model=None, **kwargs):
-        from common.generation import answers
-
-        if not state.is_world_process_zero or not self.prompts:
-            return
-        for answer, reference in zip(
-            answers(model, self.tokenizer, self.prompts, self.max_new_tokens), self.references, strict=True
-        ):
-            print(f"    answer {answer[:100]!r}  reference {reference[:100]!r}", flush=True)
+        if state.is_world_process_zero and state.global_step > 0:
+            for answer, row in zip(self.samples.answers(model, 2), self.samples.rows[:2], strict=True):
+                print(f"    answer {answer[:100]!r}, reference {row['reference'][:100]!r}", flush=True)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ from common.cli import Refused, UserError
 from common.masking import IGNORE, Counts, show
 
 RUN_FILE = "run.json"
+# What runs write into their folder; --overwrite removes these and nothing else.
+WRITTEN = (RUN_FILE, "report.json", "report.html", "log.jsonl", "adapter", "base-4bit", "eval")
 FREE = {"output_dir", "overwrite", "resume", "report_to", "dry_run", "eval_suite"}  # may differ when a run goes on
 
 
@@ -18,20 +21,17 @@ def gate(counts: Counts, max_length: int) -> None:
     Raises:
         Refused: no row kept, no token trains, or more than nine rows in ten were dropped.
     """
-    lost = ", ".join(f"{number} {reason}" for reason, number in counts.dropped.items()) or "none dropped"
     if not counts.kept or not counts.trained_tokens:
         raise Refused(
-            f"nothing would train: {counts.rows} rows, {counts.kept} kept ({lost}), {counts.trained_tokens} trained tokens. "
-            f"Raise --max_length (now {max_length}) if rows are too long, or look at the data's outputs"
+            f"nothing would train: {counts.line()}. Raise --max_length (now {max_length}) if rows are too long, "
+            "or look at the data's outputs"
         )
     if counts.kept * 10 < counts.rows:
-        raise Refused(
-            f"only {counts.kept} of {counts.rows} rows would train ({lost}); raise --max_length (now {max_length})"
-        )
+        raise Refused(f"almost nothing would train: {counts.line()}. Raise --max_length (now {max_length})")
 
 
 def first_batch(trainer: Any, tokenizer: Any) -> list[list]:
-    """Print the first row of the trainer's own first batch with its trained tokens marked, and return it for the report.
+    """Print the first row of the trainer's own first batch with its trained tokens marked, and return it.
 
     Returns:
         The row as [[text, trains], ...].
@@ -42,7 +42,9 @@ def first_batch(trainer: Any, tokenizer: Any) -> list[list]:
     batch = next(iter(trainer.get_train_dataloader()))
     labels_BT = batch["labels"]
     if int((labels_BT != IGNORE).sum()) == 0:
-        raise Refused("nothing trains in the first batch: every label is masked. Check the template and the data's outputs")
+        raise Refused(
+            "nothing trains in the first batch: every label is masked. Check the template and the data's outputs"
+        )
     if not bool((labels_BT == tokenizer.eos_token_id).any()):
         raise Refused("no end token trains in the first batch: the tuned model would never stop")
     keep = [place for place, mask in enumerate(batch["attention_mask"][0].tolist()) if mask]
@@ -68,16 +70,24 @@ def _print_marked(view: list[list]) -> None:
 
 
 def continues(folder: Path, args: dict[str, Any], resume: bool, overwrite: bool) -> str | None:
-    """The checkpoint to go on from, or None for a fresh start; writes what the run is, so that it can be told later.
+    """The checkpoint to go on from, or None for a fresh start. Writes what the run is, so that it can be told later.
+
+    With `overwrite`, what an earlier run wrote is removed first, and nothing else in the folder.
 
     Raises:
         UserError: the folder holds a run of other arguments, or an unfinished one while --no-resume was given.
     """
     path = folder / RUN_FILE
+    if overwrite:
+        for old in [*folder.glob("checkpoint-*"), *(folder / name for name in WRITTEN)]:
+            if old.is_dir():
+                shutil.rmtree(old)
+            else:
+                old.unlink(missing_ok=True)
     mine = {name: value for name, value in json.loads(json.dumps(args)).items() if name not in FREE}
     found = sorted(folder.glob("checkpoint-*"), key=lambda place: int(re.sub(r"\D", "", place.name) or 0))
     found = [place for place in found if (place / "trainer_state.json").exists()]
-    if path.exists() and not overwrite:
+    if path.exists():
         theirs = json.loads(path.read_text(encoding="utf-8"))
         other = [name for name in mine if mine[name] != theirs.get(name)]
         if other:
@@ -87,9 +97,11 @@ def continues(folder: Path, args: dict[str, Any], resume: bool, overwrite: bool)
                 "choose another folder or add --overwrite"
             )
         if found and not resume:
-            raise UserError(f"--output_dir {folder} holds a run that stopped; resume it, choose another, or --overwrite")
+            raise UserError(
+                f"--output_dir {folder} holds a run that stopped; resume it, choose another, or --overwrite"
+            )
     path.write_text(json.dumps(mine, indent=1) + "\n", encoding="utf-8")
-    if found and resume and not overwrite:
+    if found and resume:
         print(f"going on from {found[-1]}")
         return str(found[-1])
     return None

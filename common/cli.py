@@ -1,18 +1,13 @@
-"""The command line of a recipe: flags from a dataclass, a YAML file under them, and errors that are one plain message."""
+"""The command line of a recipe: flags from a dataclass, a YAML file under them, errors that are one plain message."""
 
 import dataclasses
 import difflib
 import os
-import shutil
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-
-# What runs write into their folder; --overwrite removes these and nothing else.
-WRITTEN = ("run.json", "report.json", "report.html", "log.jsonl", "adapter", "base-4bit", "eval")
 
 
 class UserError(Exception):
@@ -33,7 +28,7 @@ def run(main: Callable[[Any], Any], args_class: type, argv: list[str] | None = N
     debug = "--debug" in argv
     argv = [word for word in argv if word != "--debug"]
     try:
-        main(parse(args_class, argv, main.__globals__.get("__doc__") or ""))
+        main(parse(args_class, argv, sys.modules[main.__module__].__doc__ or ""))
     except (UserError, Refused) as error:
         if debug:
             traceback.print_exc()
@@ -178,17 +173,13 @@ def fresh_folder(path: str, overwrite: bool, marker: str) -> Path:
     if folder.is_file():
         raise UserError(f"--output_dir {path} is a file; name a folder")
     if (folder / marker).exists() and not overwrite:
-        raise UserError(f"--output_dir {path} holds a finished run ({marker}); choose another folder or add --overwrite")
+        raise UserError(
+            f"--output_dir {path} holds a finished run ({marker}); choose another folder or add --overwrite"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--output_dir {path}: {error.strerror}") from None
     if not os.access(folder, os.W_OK):
         raise UserError(f"--output_dir {path} cannot be written")
-    if overwrite:
-        for old in [*folder.glob("checkpoint-*"), *(folder / name for name in WRITTEN)]:
-            if old.is_dir():
-                shutil.rmtree(old)
-            else:
-                old.unlink(missing_ok=True)
     return folder

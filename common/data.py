@@ -49,7 +49,9 @@ def read(path: Path) -> list[Row]:
     except (OSError, EOFError) as error:
         raise UserError(f"--dataset {path} cannot be read: {error}") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"--dataset {path} is not UTF-8: byte {error.start} is {error.object[error.start]:#x}") from None
+        raise UserError(
+            f"--dataset {path} is not UTF-8: byte {error.start} is {error.object[error.start]:#x}"
+        ) from None
     return check(_json_lines(text, path) if kind == ".jsonl" else _json_list(text, path), str(path))
 
 

@@ -3,9 +3,34 @@
 from typing import Any
 
 from common.masking import tokenize
+from common.templates import Template
 
 
-def answers(model: Any, tokenizer: Any, prompts: list[str], max_new_tokens: int = 64, batch_size: int = 32) -> list[str]:
+class Samples:
+    """A few held-out rows, evenly spread, with the model's answers to them: `rows` as in report.json."""
+
+    def __init__(self, tokenizer: Any, template: Template, rows: list[dict], count: int):
+        self.tokenizer = tokenizer
+        chosen = rows[:: max(1, len(rows) // count)][:count]
+        self.rows: list[dict[str, Any]] = [
+            {"prompt": template.prompt(row), "before": None, "after": None, "reference": template.completion(row)}
+            for row in chosen
+        ]
+
+    def answers(self, model: Any, count: int | None = None) -> list[str]:
+        """The model's answers to the first `count` rows, or to all."""
+        prompts = [str(row["prompt"]) for row in self.rows[:count]]
+        return answers(model, self.tokenizer, prompts) if prompts else []
+
+    def take(self, when: str, model: Any) -> None:
+        """Keep the model's answers as `before` or `after`."""
+        for row, answer in zip(self.rows, self.answers(model), strict=True):
+            row[when] = answer
+
+
+def answers(
+    model: Any, tokenizer: Any, prompts: list[str], max_new_tokens: int = 64, batch_size: int = 32
+) -> list[str]:
     """The model's greedy answer to each prompt, without the prompt and the end token.
 
     The model is left in the mode (training or not) it was in.

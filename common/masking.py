@@ -23,13 +23,19 @@ class Counts:
     def as_dict(self) -> dict[str, Any]:
         return {**vars(self), "dropped": dict(self.dropped), "truncated": 0}
 
+    def line(self) -> str:
+        """The counts in words."""
+        lost = ", ".join(f"{number} dropped as {reason}" for reason, number in self.dropped.items()) or "none dropped"
+        share = f"{100 * self.trained_tokens / self.tokens:.1f} %" if self.tokens else "none"
+        return f"{self.rows} rows, {self.kept} kept, {lost}; {self.tokens} tokens, {share} of them train"
+
 
 def encode(rows: Iterable[dict], tokenizer: Any, template: Template, max_length: int) -> tuple[list[dict], Counts]:
     """Input ids and labels of each row that fits.
 
     Labels start where the ids of prompt and of prompt + completion part (what TRL calls the longest common prefix, so a
-    token that spans the boundary trains), and the end token follows the completion once. Text in a row that looks like a
-    special token is encoded as text.
+    token that spans the boundary trains), and the end token follows the completion once. Text in a row that looks
+    like a special token is encoded as text.
 
     Returns:
         Kept rows as {"input_ids": [int], "labels": [int], "row": place in `rows`}, and the counts. A row is dropped as
@@ -40,7 +46,9 @@ def encode(rows: Iterable[dict], tokenizer: Any, template: Template, max_length:
     prompts = [template.prompt(row) for row in rows]
     texts = [prompt + template.completion(row) for prompt, row in zip(prompts, rows, strict=True)]
     kept = []
-    for place, (prompt_ids, ids) in enumerate(zip(tokenize(prompts, tokenizer), tokenize(texts, tokenizer), strict=True)):
+    for place, (prompt_ids, ids) in enumerate(
+        zip(tokenize(prompts, tokenizer), tokenize(texts, tokenizer), strict=True)
+    ):
         if not template.completion(rows[place]).strip():
             counts.dropped["empty_output"] += 1
             continue
@@ -78,14 +86,12 @@ def common_prefix(a: list[int], b: list[int]) -> int:
 
 
 def show(example: dict, tokenizer: Any) -> list[tuple[str, bool]]:
-    """The text of each token and whether it trains; a character that several tokens share stands at the last of them."""
-    pieces, text, held = [], "", []
+    """The text of each token and whether it trains; a character of several tokens stands at its last."""
+    pieces, text = [], ""
     ids = example["input_ids"]
     for end, label in enumerate(example["labels"], 1):
-        held.append(label != IGNORE)
         now = tokenizer.decode(ids[:end], skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        if now.endswith("\ufffd") and end < len(ids):
-            continue
-        pieces.append((now[len(text) :], held[-1]))
-        text, held = now, []
+        if not now.endswith("\ufffd") or end == len(ids):
+            pieces.append((now[len(text) :], label != IGNORE))
+            text = now
     return pieces

@@ -14,7 +14,7 @@ def locate(name: str) -> str:
     """The folder or Hub name behind `--model`, checked before anything heavy is imported.
 
     Raises:
-        UserError: a local folder lacks its config, its weights or its tokenizer; or the name is neither folder nor Hub name.
+        UserError: a local folder lacks config, weights or tokenizer; or the name is neither folder nor Hub name.
     """
     if name == "pocket":
         return str(POCKET / "model")

@@ -1,4 +1,4 @@
-"""Muon in the dtype of the weights. torch.optim.Muon works in bfloat16, which a CPU without it emulates 10-20 times slower."""
+"""Muon in the dtype of the weights. torch.optim.Muon works in bfloat16, which most CPUs emulate 10-20 times slower."""
 
 import torch
 

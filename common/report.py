@@ -2,11 +2,16 @@
 
 import importlib.metadata
 import json
+import math
 import platform
 import subprocess
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from common.callbacks import Meter
+from common.masking import Counts
+from common.models import parameters
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "unsloth", "lm_eval")
 
@@ -34,27 +39,63 @@ def commit() -> str | None:
     return name + ("+" if changed else "")
 
 
-def write(folder: Path, report: dict[str, Any], mask_view: list[list], **extra: Any) -> None:
+def write(
+    folder: Path,
+    meter: Meter,
+    counts: Counts,
+    trainer: Any,
+    loss: tuple[float | None, float | None],
+    scores: tuple[dict, dict, dict],
+    mask_view: list[list],
+    by_skill: dict[str, Any],
+    command: str | None,
+    **run: Any,
+) -> dict[str, Any]:
     """Write report.json and report.html into the run's folder, and print where the page is and what changed.
 
     Args:
-        report: the fields of report.json, without versions and commit, which are added here.
+        loss: held-out loss before and after, nats a token.
+        scores: before, after, and {task: {metric: {before, after, items}}}.
         mask_view: [[text, trains], ...] of one training row.
-        extra: shown in the page only: `loss_before`, `evaluations` [[step, loss], ...], `by_skill` (a table of
-            `columns` and `rows`, or None) and `command`, the plain lm_eval command line, or None.
+        by_skill: a table of `columns` and `rows`; may be empty.
+        command: the lm_eval command line that gives the scores after.
+        run: fields of report.json that are kept as they are: recipe, args, device, samples.
+
+    Returns:
+        What report.json holds.
     """
+    trainable, every = parameters(trainer.model)
+    report = {
+        **run,
+        "versions": versions(),
+        "commit": commit(),
+        "data": {**counts.as_dict(), "padding_share": meter.padding_share},
+        "forecast": meter.forecast,
+        "measured": {**meter.measured(), "peak_bytes": meter.peak.stop()},
+        "train": {"steps": trainer.state.global_step, "loss": meter.loss}
+        | {"trainable_parameters": trainable, "all_parameters": every},
+        "eval": {"loss": loss[1], "perplexity": None if loss[1] is None else math.exp(min(loss[1], 700))},
+        "scores": dict(zip(("before", "after", "comparison"), scores, strict=True)),
+    }
+    _replace(folder / "report.json", json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    extra = {"loss_before": loss[0], "evaluations": meter.evaluations, "by_skill": by_skill, "command": command}
+    _replace(folder / "report.html", _page(report, mask_view, extra))
+    _say(folder, report, extra)
+    return report
+
+
+def _page(report: dict[str, Any], mask_view: list[list], extra: dict[str, Any]) -> str:
     import jinja2
 
-    report = {**report, "versions": versions(), "commit": commit()}
-    _replace(folder / "report.json", json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(curve=curve, bytes=in_bytes, number=number, duration=duration)
-    environment.tests["number"] = lambda value: isinstance(value, (int, float)) and not isinstance(value, bool)
-    page = environment.get_template("report.html.jinja").render(
-        **report, mask_view=mask_view, extra=extra, written=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-    )
-    _replace(folder / "report.html", page)
+    written = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    page = environment.get_template("report.html.jinja")
+    return page.render(**report, mask_view=mask_view, extra=extra, written=written)
+
+
+def _say(folder: Path, report: dict[str, Any], extra: dict[str, Any]) -> None:
     for task, metrics in report["scores"]["comparison"].items():
         for metric, row in metrics.items():
             print(f"{task} {metric}: before {100 * row['before']:.1f} % → after {100 * row['after']:.1f} %")

@@ -11,7 +11,7 @@ FILE = "template.json"  # saved beside an adapter or model
 
 @dataclass(frozen=True)
 class Template:
-    """An instruction template. `{instruction}` and `{input}` are filled with the row's text as it is, never re-scanned."""
+    """An instruction template. `{instruction}` and `{input}` are filled with the row's text, never scanned again."""
 
     name: str
     with_input: str

@@ -1,5 +1,8 @@
 """Scores through lm-eval's own evaluator, on the model in memory, and the command line that gives the same numbers."""
 
+# pyright: reportCallIssue=false, reportArgumentType=false, reportTypedDictNotRequiredAccess=false
+# (lm-eval's decorators hide the signatures of what they wrap)
+
 import logging
 from collections import defaultdict
 from pathlib import Path
@@ -7,6 +10,7 @@ from typing import Any
 
 from common.cli import UserError, nearest
 
+BATCH = 64
 TASKS = Path(__file__).parent / "tasks"
 SUITES = {"pocket": ["pocket_seen", "pocket_unseen", "pocket_facts"]}
 
@@ -26,14 +30,22 @@ def suite_for(name: str, dataset: str) -> list[str]:
     return SUITES[name]
 
 
-def score(model: Any, tokenizer: Any, tasks: list[str], folder: Path, batch_size: int = 64) -> dict[str, Any]:
+def score(model: Any, tokenizer: Any, tasks: list[str], folder: Path, keep: Path | None = None) -> dict[str, Any]:
     """Run the tasks on a model in memory and write lm-eval's own result and sample files to `folder`.
 
     Nothing is cached between calls: lm-eval's cache does not know one model from another.
 
+    Args:
+        keep: where to save the model, so that a later lm_eval command can score the very same weights.
+
     Returns:
         {"metrics": {task: {metric: value}}, "items": {task: {doc_id: {"skill", metric: value}}}}
     """
+    if not tasks:
+        return {"metrics": {}, "items": {}}
+    if keep:
+        model.save_pretrained(keep)
+        tokenizer.save_pretrained(keep)
     from lm_eval import simple_evaluate
     from lm_eval.loggers import EvaluationTracker
     from lm_eval.models.huggingface import HFLM
@@ -43,7 +55,7 @@ def score(model: Any, tokenizer: Any, tasks: list[str], folder: Path, batch_size
     was_training = model.training
     tracker = EvaluationTracker(output_path=str(folder))
     results = simple_evaluate(
-        model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
+        model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=BATCH),
         tasks=tasks,
         task_manager=TaskManager(include_path=str(TASKS), include_defaults=False),
         evaluation_tracker=tracker,
@@ -80,16 +92,9 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> dict[str, dict[str
     }
 
 
-def both(before: dict[str, Any] | None, after: dict[str, Any] | None) -> dict[str, Any]:
-    """The `scores` field of report.json; empty where nothing was scored."""
-    if before is None or after is None:
-        return {"before": {}, "after": {}, "comparison": {}}
-    return {"before": before["metrics"], "after": after["metrics"], "comparison": compare(before, after)}
-
-
 def by_skill(scores: dict[str, Any]) -> dict[str, Any]:
     """Mean of each task's first metric by the `skill` field of its items, as a table: columns and rows of text."""
-    columns = list(scores["items"])
+    columns = [task for task, items in scores["items"].items() if items]
     table: dict[str, list[str]] = {}
     for column, task in enumerate(columns):
         metric = next(iter(scores["metrics"][task]))
@@ -103,9 +108,9 @@ def by_skill(scores: dict[str, Any]) -> dict[str, Any]:
     return {"columns": columns, "rows": dict(sorted(table.items()))}
 
 
-def command(model: str, adapter: Path | None, tasks: list[str], dtype: Any) -> str:
-    """The plain lm_eval command for the same scores."""
+def command(model: Path | str, adapter: Path | None, tasks: list[str], dtype: Any) -> str | None:
+    """The plain lm_eval command for the same scores; None where nothing was scored."""
+    if not tasks:
+        return None
     place = f"pretrained={model},dtype={str(dtype).removeprefix('torch.')}" + (f",peft={adapter}" if adapter else "")
-    return (
-        f"lm_eval run --model hf --model_args {place} --include_path {TASKS} --tasks {','.join(tasks)} --batch_size 64"
-    )
+    return f"lm_eval run --model hf --model_args {place} --include_path {TASKS} --tasks {','.join(tasks)} --batch_size {BATCH}"

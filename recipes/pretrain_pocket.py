@@ -9,7 +9,6 @@ MEASURED
 import json
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 from common import cli
 
@@ -56,8 +55,8 @@ def main(args: Args) -> dict:
 
     # Data: as many documents as the steps need, one after the other, cut into sequences.
     per_step = args.per_device_train_batch_size * args.max_length
-    ids = encode(tokenizer, args.max_steps * per_step, args.seed)
-    held_out = encode(tokenizer, 8 * per_step, args.seed + 1)[: 8 * per_step].view(-1, args.max_length)
+    ids = corpus.token_ids(tokenizer, args.max_steps * per_step, args.seed)
+    held_out = corpus.token_ids(tokenizer, 8 * per_step, args.seed + 1)[: 8 * per_step].view(-1, args.max_length)
 
     model = LlamaForCausalLM(
         LlamaConfig(
@@ -139,23 +138,6 @@ def train_tokenizer(documents, vocab_size: int):
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe, eos_token=SPECIAL[0], pad_token=SPECIAL[1], chat_template=CHAT_TEMPLATE
     )
-
-
-def encode(tokenizer, tokens: int, seed: int):
-    """At least `tokens` ids of documents, each closed by the end token: int64, one dimension."""
-    import torch
-
-    from common.pocket import corpus
-
-    parts, total, start = [], 0, time.time()
-    backend = tokenizer.backend_tokenizer
-    while total < tokens:
-        documents = list(corpus.documents(5000, seed * 1000 + len(parts) + 1))
-        ids = [i for e in backend.encode_batch_fast(documents) for i in [*e.ids, tokenizer.eos_token_id]]
-        parts.append(torch.tensor(ids, dtype=torch.int32))
-        total += len(ids)
-    print(f"{total} tokens of corpus written in {time.time() - start:.0f} s", flush=True)
-    return torch.cat(parts).long()
 
 
 if __name__ == "__main__":

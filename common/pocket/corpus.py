@@ -1,22 +1,28 @@
 """Writes what pocket is made from: documents to pre-train on, and Alpaca-format rows to fine-tune and test on.
 
-    python -m common.pocket.corpus    # writes the committed .jsonl files again
+python -m common.pocket.corpus    # writes the committed .jsonl files again
 """
 
 import hashlib
 import json
 import random
 import re
+import time
 from collections.abc import Iterator
+from typing import Any
 
 import yaml
 
 from common.pocket import FOLDER, skills
+from common.pocket import facts as _facts  # noqa: F401  registers its skills
 
 WEIGHT = {  # how often a skill is told, where once is not right for a model of this size
-    "reverse": 3, "sort_numbers": 3, "largest": 2, "smallest": 2, "sum": 2.5, "difference": 2.5, "count": 2, "replace": 2,
-    "remove": 2, "blank": 2, "copy": 2, "join": 1.5, "pick": 2, "plural": 1.5, "list_three": 0.5,
-}  # fmt: skip
+    **dict.fromkeys(["reverse", "sort_numbers"], 3),
+    **dict.fromkeys(["sum", "difference"], 2.5),
+    **dict.fromkeys(["largest", "smallest", "count", "replace", "remove", "blank", "copy", "pick"], 2),
+    **dict.fromkeys(["join", "plural"], 1.5),
+    "list_three": 0.5,
+}
 TEMPLATE_WORDS = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
     "Write a response that appropriately completes the request. Instruction Input Response user assistant system"
@@ -44,7 +50,13 @@ def rows(split: str, per_skill: int, seed: int, new_phrasings: bool = False) -> 
                 seen.add(row)
                 phrasing = "unseen" if new_phrasings else "seen"
                 instruction, given = row
-                yield {"instruction": instruction, "input": given, "output": slots["y"], "skill": name, "phrasing": phrasing}
+                yield {
+                    "instruction": instruction,
+                    "input": given,
+                    "output": slots["y"],
+                    "skill": name,
+                    "phrasing": phrasing,
+                }
             if len(seen) == per_skill:
                 break
 
@@ -73,7 +85,7 @@ def vocabulary() -> list[str]:
 
 
 def documents(count: int, seed: int) -> Iterator[str]:
-    """Pre-training documents of 6 to 14 entries: the world in statements, questions, lists, dialogues and plain prose."""
+    """Pre-training documents of 6 to 14 entries: the world in statements, questions, lists, dialogues and prose."""
     rng = random.Random(seed)
     tells = skills.phrasings()
     names = list(skills.SKILLS)
@@ -90,7 +102,9 @@ def documents(count: int, seed: int) -> Iterator[str]:
                 lines.append(rng.choice(prose))
             elif chance < 0.96:
                 a, b = rng.sample(words, 2)
-                lines.append(rng.choice([f"{a} is a word.", f"{a} and {b} are words.", f"Ann reads {a} and {b}.", f"{a}, {b}"]))
+                lines.append(
+                    rng.choice([f"{a} is a word.", f"{a} and {b} are words.", f"Ann reads {a} and {b}.", f"{a}, {b}"])
+                )
             elif chance < 0.98:
                 heading = rng.choice([rng.choice(words), rng.choice(skills.WORDS)]).capitalize()
                 entries = [rng.choice([rng.choice(skills.WORDS), _line(rng, tells, names, weights)]) for _ in range(3)]
@@ -100,6 +114,21 @@ def documents(count: int, seed: int) -> Iterator[str]:
                 turns = [f"<|im_start|>{who}\n{_line(rng, tells, names, weights)}<|im_end|>" for who in speakers]
                 lines.append("\n".join(turns))
         yield "\n".join(lines)
+
+
+def token_ids(tokenizer: Any, tokens: int, seed: int) -> Any:
+    """At least `tokens` ids of documents, each closed by the end token: int64, one dimension."""
+    import torch
+
+    parts, total, start = [], 0, time.time()
+    while total < tokens:
+        batch = list(documents(5000, seed * 1000 + len(parts) + 1))
+        encoded = tokenizer.backend_tokenizer.encode_batch_fast(batch)
+        ids = [token for encoding in encoded for token in [*encoding.ids, tokenizer.eos_token_id]]
+        parts.append(torch.tensor(ids, dtype=torch.int32))
+        total += len(ids)
+    print(f"{total} tokens of corpus written in {time.time() - start:.0f} s", flush=True)
+    return torch.cat(parts).long()
 
 
 def facts(count: int, seed: int) -> Iterator[dict]:

@@ -47,7 +47,7 @@ def load() -> World:
         colour={word: colour for colour, words in raw["colours"].items() for word in words.split()},
         countries={name: tuple(facts) for name, facts in raw["countries"].items()},
         people=raw["people"],
-        opposite={a: b for a, b in pairs} | {b: a for a, b in pairs},
+        opposite=dict(pairs) | {b: a for a, b in pairs},
         past=dict(pair.split("/") for pair in raw["verbs"].split()),
         good=raw["good"].split(),
         bad=raw["bad"].split(),

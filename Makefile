@@ -1,0 +1,47 @@
+# make demo: install, then run the main recipe.  make test: install, then lint and all tests.
+PYTHON ?= python3
+PIP_FLAGS ?=
+BIN := .venv/bin
+RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
+# Unsloth looks for a GPU itself; here it only decides whether the CUDA companions are installed.
+EXTRA := $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu)
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
+
+.PHONY: demo test unit lint clean install install-dev
+
+demo: install
+	$(RUN) accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+		recipes/qlora_alpaca.py --overwrite
+
+test: install-dev lint
+	$(RUN) python -m pytest
+
+unit: install-dev
+	$(RUN) python -m pytest -m "not recipe and not real_data and not gpu"
+
+lint: install-dev
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) pyright
+
+install: .venv/installed
+install-dev: .venv/installed-dev
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+		{ echo "tunebook needs Python 3.11 to 3.13; say which: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 2; }
+	$(PYTHON) -m venv .venv
+
+.venv/installed: .venv/bin/python pyproject.toml constraints.txt requirements-unsloth.txt
+	@echo "installing the pinned set into .venv (some minutes the first time)"
+	$(PIP) torch==2.13.0
+	$(PIP) -e ".$(if $(EXTRA),[gpu])"
+	$(PIP) --no-deps -r requirements-unsloth.txt
+	@touch $@
+
+.venv/installed-dev: .venv/installed
+	$(PIP) -e ".[dev]"
+	@touch $@
+
+clean:
+	rm -rf .venv runs build *.egg-info .pytest_cache .ruff_cache

@@ -1,0 +1,101 @@
+"""Flags, config files and overrides: unknown names are refused with the nearest real one."""
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from common import cli
+
+
+@dataclass
+class Args:
+    model: str = "pocket"
+    learning_rate: float = 1e-3
+    max_steps: int = -1
+    overwrite: bool = False
+    sft: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Config:
+    warmup_steps: float = 0
+    neftune_noise_alpha: float | None = None
+    optim: str = "adamw"
+    learning_rate: float = 0.1
+
+
+def test_flags_win_over_the_file(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("learning-rate: 2e-4\nmax_steps: 7\nsft: [a=b]\noverwrite: true\n")
+    args = cli.parse(Args, ["--config", str(path), "--max-steps", "9"])
+    assert (args.learning_rate, args.max_steps, args.sft, args.overwrite) == (2e-4, 9, ["a=b"], True)
+    assert cli.parse(Args, [f"--config={path}"]).max_steps == 7
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("learning_rat: 1", "nearest is learning_rate"),
+        ("max_steps: many", "max_steps: 'many' is not of type int"),
+        ("max_steps: 1.5", "not of type int"),
+        ("overwrite: 3", "not of type bool"),
+        ("- a", "expected lines of"),
+        ("a: [", "not YAML"),
+    ],
+)
+def test_bad_config_files(tmp_path, text, says):
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(cli.UserError, match=says):
+        cli.parse(Args, ["--config", str(path)])
+
+
+def test_unknown_flag_ends_with_2(capsys):
+    with pytest.raises(SystemExit) as error:
+        cli.run(print, Args, ["--learning_rte", "1"])
+    assert error.value.code == 2
+    assert "learning" in capsys.readouterr().err
+
+
+def test_overrides():
+    pairs = ["warmup_steps=20", "neftune_noise_alpha=5e0", "optim=sgd"]
+    assert cli.overrides(pairs, Config, {"learning_rate"}) == {
+        "warmup_steps": 20,
+        "neftune_noise_alpha": 5.0,
+        "optim": "sgd",
+    }
+
+
+@pytest.mark.parametrize(
+    ("pair", "says"),
+    [
+        ("warmup_step=2", "nearest is warmup_steps"),
+        ("warmup_steps", "expected NAME=VALUE"),
+        ("learning_rate=1", "has a flag for it, --learning_rate 1"),
+        ("warmup_steps=soon", "is not a number"),
+    ],
+)
+def test_bad_overrides(pair, says):
+    with pytest.raises(cli.UserError, match=says):
+        cli.overrides([pair], Config, {"learning_rate"})
+
+
+def test_a_finished_run_is_not_written_over(tmp_path):
+    (tmp_path / "report.json").write_text("{}")
+    (tmp_path / "mine.txt").write_text("kept")
+    with pytest.raises(cli.UserError, match="finished run"):
+        cli.fresh_folder(str(tmp_path), overwrite=False, marker="report.json")
+    assert (tmp_path / "report.json").exists()
+    assert cli.fresh_folder(str(tmp_path), overwrite=True, marker="report.json") == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "prefix"), [(cli.UserError("x"), 2, "error: x"), (cli.Refused("y"), 1, "refused: y")]
+)
+def test_exit_codes(error, code, prefix, capsys):
+    def main(args):
+        raise error
+
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(main, Args, [])
+    assert stopped.value.code == code and capsys.readouterr().err.strip() == prefix
