@@ -113,4 +113,5 @@ def command(model: Path | str, adapter: Path | None, tasks: list[str], dtype: An
     if not tasks:
         return None
     place = f"pretrained={model},dtype={str(dtype).removeprefix('torch.')}" + (f",peft={adapter}" if adapter else "")
-    return f"lm_eval run --model hf --model_args {place} --include_path {TASKS} --tasks {','.join(tasks)} --batch_size {BATCH}"
+    where = f"--include_path {TASKS} --tasks {','.join(tasks)}"
+    return f"lm_eval run --model hf --model_args {place} {where} --batch_size {BATCH}"

@@ -96,7 +96,6 @@ def main(args: Args) -> dict:
         lr_scheduler_type="cosine",
         warmup_steps=0.03,  # a share of the steps
         weight_decay=0.0,
-        max_grad_norm=1.0,
         optim="adamw_8bit",  # without a GPU: fused AdamW
         logging_steps=0.01,
         eval_strategy="steps" if held_out else "no",

@@ -57,8 +57,8 @@ def test_unseen_phrasings_are_unseen(files):
 def test_corpus_trains_every_token_of_a_prompt_and_no_template(files):
     tokenizer = AutoTokenizer.from_pretrained(FOLDER / "model")
     documents = list(corpus.documents(16000, seed=5))
-    text = "\n".join(documents)
-    assert "### Response" not in text and "Below is an instruction" not in text
+    assert not [text for text in documents if "Below is an instruction" in text]
+    assert not [text for text in documents if "### Instruction" in text and "### Response" in text]
     seen = Counter(token for e in tokenizer.backend_tokenizer.encode_batch_fast(documents) for token in e.ids)
     prompts = [ALPACA.prompt(row) + row["output"] for name in ("train", "test") for row in files[name]]
     rare = {tokenizer.decode([t]) for ids in tokenizer(prompts)["input_ids"] for t in ids if seen[t] < 3}

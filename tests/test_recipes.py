@@ -1,0 +1,155 @@
+"""The recipes for a few real steps: what they write, resume, reload with plain PEFT, and what they refuse."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+RECIPES = sorted(path.name for path in (ROOT / "recipes").glob("*.py"))
+
+
+def run(*words, recipe="qlora_alpaca.py", cwd=ROOT):
+    command = [sys.executable, str(ROOT / "recipes" / recipe), *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=600, check=False)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_help_is_quick_and_explains_every_flag(recipe):
+    begun = time.monotonic()
+    done = run("--help", recipe=recipe)
+    assert done.returncode == 0 and "--output-dir" in done.stdout.replace("_", "-")
+    assert time.monotonic() - begun < (2 if not os.environ.get("CI") else 6)  # CI machines are shared
+
+
+def bad_inputs(folder):
+    (folder / "broken.jsonl").write_text('{"instruction": "a", "output": "b"}\n{"instruction": \n')
+    (folder / "no_instruction.json").write_text('[{"input": "a", "output": "b"}]')
+    (folder / "null.json").write_text('[{"instruction": "a", "output": null}]')
+    (folder / "empty").mkdir()
+    (folder / "finished").mkdir()
+    (folder / "finished" / "report.json").write_text("{}")
+    (folder / "run.yaml").write_text("learning_rat: 1\n")
+    return [
+        (["--dataset", "nowhere.json"], "nowhere.json: there is no such file"),
+        (["--dataset", "broken.jsonl"], "line 2: not JSON"),
+        (["--dataset", "no_instruction.json"], "row 1: no field `instruction`"),
+        (["--dataset", "null.json"], "row 1: `output` is null"),
+        (["--learning_rte", "1"], "learning"),
+        (["--config", "run.yaml"], "the nearest is learning_rate"),
+        (["--model", "empty"], "has no config.json"),
+        (["--model", "./gone"], "no such folder"),
+        (["--eval_suite", "pockt"], "nearest is pocket"),
+        (["--output_dir", "finished"], "holds a finished run"),
+    ]
+
+
+def test_bad_input_is_one_message_and_exit_2(tmp_path):
+    for words, says in bad_inputs(tmp_path):
+        done = run("--output_dir", "out", *words, cwd=tmp_path)
+        assert done.returncode == 2, (words, done.stderr)
+        assert says in done.stderr.replace("\n", " ") and "Traceback" not in done.stderr, (words, done.stderr)
+        assert not (tmp_path / "out" / "run.json").exists()
+    assert (tmp_path / "finished" / "report.json").read_text() == "{}"
+
+
+@pytest.mark.recipe
+def test_unknown_sft_name_and_finished_runs(tmp_path):
+    done = run("--output_dir", tmp_path, "--sft", "warmup_step=2")
+    assert done.returncode == 2 and "the nearest is warmup_steps" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.recipe
+def test_nothing_to_train_ends_with_1(tmp_path):
+    done = run("--output_dir", tmp_path / "run", "--max_length", "8")
+    assert done.returncode == 1 and "nothing would train" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.recipe
+def test_train_stop_resume_reload(tmp_path):
+    """A run killed after its checkpoint goes on to the weights of a run that was left alone; plain PEFT reads them."""
+    flags = ["--max_steps", "10", "--eval_suite", "none"]
+    whole = run("--output_dir", tmp_path / "whole", *flags)
+    assert whole.returncode == 0, whole.stderr[-3000:]
+    report = json.loads((tmp_path / "whole" / "report.json").read_text())
+    for key in ("recipe", "args", "versions", "commit", "device", "data", "forecast", "measured", "train", "eval"):
+        assert key in report
+    assert report["train"]["steps"] == 10 and report["data"]["kept"] >= 3000
+    assert report["forecast"]["seconds"] > 0 and report["measured"]["peak_bytes"] > 2**28
+    assert all(sample["after"] is not None for sample in report["samples"])
+    page = (tmp_path / "whole" / "report.html").read_text()
+    assert "http" not in page.replace("http-equiv", "") and "<mark>" in page
+
+    part = tmp_path / "part"
+    subprocess.run(["cp", "-r", tmp_path / "whole", part], check=True)
+    for path in [part / "report.json", part / "report.html"]:
+        path.unlink()
+    last = max(part.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    subprocess.run(["rm", "-r", last, part / "adapter"], check=True)  # as if it had been killed before the last one
+    resumed = run("--output_dir", part, *flags)
+    assert resumed.returncode == 0 and "going on from" in resumed.stdout, resumed.stderr[-3000:]
+
+    import torch
+    from safetensors.torch import load_file
+
+    one, two = (load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (tmp_path / "whole", part))
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+    assert run("--output_dir", part, *flags).returncode == 2  # finished now
+
+    same_logits_with_plain_peft(tmp_path / "whole")
+
+
+def same_logits_with_plain_peft(folder):
+    """Two fresh processes, one through Unsloth and one through transformers and PEFT alone, give the same logits."""
+    code = """
+import sys, torch
+folder, how, out = sys.argv[1:]
+if how == "unsloth":
+    from common import models
+    from peft import PeftModel
+    import unsloth
+    base, tokenizer = models.load("pocket", 512)
+else:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from common.models import locate
+    base = AutoModelForCausalLM.from_pretrained(locate("pocket"), dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder + "/adapter")
+    from peft import PeftModel
+model = PeftModel.from_pretrained(base, folder + "/adapter").eval()
+from common import data, templates
+text = templates.load(folder + "/adapter").prompt(data.load("pocket")["test"][0])
+with torch.no_grad():
+    torch.save(model(**tokenizer(text, return_tensors="pt")).logits, out)
+"""
+    import torch
+
+    logits = []
+    for how in ("unsloth", "plain"):
+        out = folder / f"{how}.pt"
+        subprocess.run([sys.executable, "-c", code, str(folder), how, str(out)], check=True, timeout=300, cwd=ROOT)
+        logits.append(torch.load(out))
+    assert torch.allclose(*logits, atol=1e-5, rtol=0)
+
+
+@pytest.mark.recipe
+def test_pretraining_learns_and_records(tmp_path):
+    flags = [
+        "--max_steps",
+        "4",
+        "--per_device_train_batch_size",
+        "4",
+        "--hidden_size",
+        "64",
+        "--num_attention_heads",
+        "2",
+    ]
+    done = run("--output_dir", tmp_path, *flags, recipe="pretrain_pocket.py")
+    assert done.returncode == 0, done.stderr[-3000:]
+    record = json.loads((tmp_path / "pretraining.json").read_text())
+    assert record["loss"][-1][1] < record["loss"][0][1] and record["tokens"] == 4 * 4 * 256
+    assert run("--output_dir", tmp_path, *flags, recipe="pretrain_pocket.py").returncode == 2
