@@ -44,11 +44,14 @@ def _environment() -> None:
     for name, value in {
         "UNSLOTH_DISABLE_STATISTICS": "1",  # no telemetry
         "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
         "UNSLOTH_COMPILE_LOCATION": str(Path.home() / ".cache" / "tunebook" / "unsloth"),  # not the working directory
         "TOKENIZERS_PARALLELISM": "true",
         "PYTHONWARNINGS": "ignore::FutureWarning",
     }.items():
         os.environ.setdefault(name, value)
+    if not sys.stderr.isatty():  # bars that others draw fill a log file
+        os.environ.setdefault("TQDM_DISABLE", "1")
 
 
 def parse(args_class: type, argv: list[str], doc: str = "") -> Any:

@@ -94,8 +94,10 @@ def load(name: str, max_length: int, four_bit: bool = False, full: bool = False)
     Raises:
         UserError: the model cannot be loaded, has no end token, or takes fewer tokens than max_length.
     """
-    from unsloth import FastLanguageModel
+    from unsloth import FastLanguageModel  # noqa: I001  first: it patches transformers
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     use_all_cores()
     place = locate(name)
     try:

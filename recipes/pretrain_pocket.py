@@ -23,8 +23,8 @@ CHAT_TEMPLATE = (
 
 @dataclass
 class Args:
-    output_dir: str = "runs/pretrain_pocket"
-    max_steps: int = 3000
+    output_dir: str = "runs/pretrain_pocket"  # gets model/ and pretraining.json
+    max_steps: int = 3000  # of per_device_train_batch_size x max_length tokens
     learning_rate: float = 5e-3  # peak; the linear decay to zero takes the last 40 % of the steps
     per_device_train_batch_size: int = 16  # sequences a step
     max_length: int = 256  # tokens a sequence

@@ -19,12 +19,12 @@ STARTED = time.time()
 class Args:
     model: str = "pocket"  # Hub name, folder, or the bundled model
     dataset: str = "pocket"  # Hub name, .json or .jsonl file, or the bundled rows: instruction, input, output
-    output_dir: str = "runs/qlora_alpaca"
+    output_dir: str = "runs/qlora_alpaca"  # what the run leaves behind
     max_length: int = 512  # tokens of prompt and answer; longer rows are dropped, and counted
     learning_rate: float = 3e-3  # 3e-3 suits pocket; 2e-4 is usual from a billion parameters up
-    per_device_train_batch_size: int = 16
-    gradient_accumulation_steps: int = 1
-    num_train_epochs: float = 3
+    per_device_train_batch_size: int = 16  # rows a device takes at once
+    gradient_accumulation_steps: int = 1  # batches to one step of the optimiser
+    num_train_epochs: float = 3  # times over the training rows
     max_steps: int = -1  # stop after so many steps; -1: after the epochs
     eval_suite: str = "auto"  # lm-eval suite before and after; auto: pocket's own; none: skip
     report_to: str = "none"  # none, tensorboard, wandb or trackio
