@@ -1,6 +1,8 @@
 # make demo: install, then run the main recipe.  make test: install, then lint and all tests.
 PYTHON ?= python3
 PIP_FLAGS ?=
+# Without it `accelerate launch` gives a process on the CPU one thread, however many cores there are.
+export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || sysctl -n hw.physicalcpu)
 BIN := .venv/bin
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 # Unsloth looks for a GPU itself; here it only decides whether the CUDA companions are installed.
@@ -43,5 +45,6 @@ install-dev: .venv/installed-dev
 	$(PIP) -e ".[dev]"
 	@touch $@
 
+# runs/ stays: it holds what people have trained.
 clean:
-	rm -rf .venv runs build *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache unsloth_compiled_cache
