@@ -31,6 +31,7 @@ class Meter(TrainerCallback):
         self.forecast: dict[str, float | None] = {"peak_bytes": None, "seconds": None}
         self.seconds = self.seconds_to_first_step = self.waited = 0.0
         self.positions = self.tokens = self.trained = self._steps_here = 0
+        self._next_line, self._ended = 0.0, False
         self._bar: Any = None
         self._fetch, trainer.get_batch_samples = trainer.get_batch_samples, self._timed_fetch
         trainer.remove_callback(ProgressCallback)
@@ -88,14 +89,17 @@ class Meter(TrainerCallback):
             file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
         if "eval_loss" in logs:
             self.evaluations.append([state.global_step, logs["eval_loss"]])
-            self._say(f"step {state.global_step}/{state.max_steps}  held-out loss {logs['eval_loss']:.4f}")
+            place = "after training" if self._ended else f"step {state.global_step}/{state.max_steps}"
+            place = place if state.global_step else "before training"
+            self._say(f"{place}  held-out loss {logs['eval_loss']:.4f}")
         if "loss" in logs:
             self.loss.append([state.global_step, logs["loss"]])
             speed = self.trained / max(self.seconds, 1e-9)
             rate = logs.get("learning_rate", 0.0)
             if self._bar is not None and not self._bar.disable:
                 self._bar.set_postfix_str(f"loss {logs['loss']:.3f}, rate {rate:.1e}, {speed:.0f} trained tokens/s")
-            elif len(self.loss) == 1 or state.global_step % max(1, state.max_steps // 10) < args.logging_steps:
+            elif state.global_step >= self._next_line:
+                self._next_line = state.global_step + state.max_steps / 10
                 self._say(
                     f"step {state.global_step}/{state.max_steps}  loss {logs['loss']:.4f}  rate {rate:.1e}  "
                     f"{speed:.0f} trained tokens/s"
@@ -103,6 +107,7 @@ class Meter(TrainerCallback):
 
     def on_train_end(self, args, state, control, **kwargs):
         self._bar.close()
+        self._ended = True
 
     def _say(self, text: str) -> None:
         if self._bar is not None and not self._bar.disable:
@@ -125,12 +130,18 @@ class Watchdog(TrainerCallback):
 
 
 class ShowSamples(TrainerCallback):
-    """Prints the answers to the first two held-out prompts at every evaluation."""
+    """Prints the answers to the first two held-out prompts at every evaluation while training."""
 
     def __init__(self, samples: Samples):
-        self.samples = samples
+        self.samples, self.training = samples, False
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.training = True
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.training = False
 
     def on_evaluate(self, args, state, control, model=None, **kwargs):
-        if state.is_world_process_zero and state.global_step > 0:
+        if state.is_world_process_zero and self.training:
             for answer, row in zip(self.samples.answers(model, 2), self.samples.rows[:2], strict=True):
                 print(f"    answer {answer[:100]!r}, reference {row['reference'][:100]!r}", flush=True)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import logging
 import os
 import sys
 import traceback
@@ -50,6 +51,8 @@ def _environment() -> None:
         "PYTHONWARNINGS": "ignore::FutureWarning",
     }.items():
         os.environ.setdefault(name, value)
+    # It would like a kernel from the Hub for the CPU; without one it uses its own, and the result is the same.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     if not sys.stderr.isatty():  # bars that others draw fill a log file
         os.environ.setdefault("TQDM_DISABLE", "1")
 

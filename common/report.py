@@ -7,11 +7,13 @@ import platform
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from common.callbacks import Meter
 from common.masking import Counts
 from common.models import parameters
+
+if TYPE_CHECKING:  # callbacks load transformers, which must wait for Unsloth
+    from common.callbacks import Meter
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "unsloth", "lm_eval")
 
@@ -41,7 +43,7 @@ def commit() -> str | None:
 
 def write(
     folder: Path,
-    meter: Meter,
+    meter: "Meter",
     counts: Counts,
     trainer: Any,
     loss: tuple[float | None, float | None],

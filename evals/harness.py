@@ -4,6 +4,7 @@
 # (lm-eval's decorators hide the signatures of what they wrap)
 
 import logging
+import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -48,14 +49,13 @@ def score(model: Any, tokenizer: Any, tasks: list[str], folder: Path, keep: Path
         tokenizer.save_pretrained(keep)
     from lm_eval import simple_evaluate
     from lm_eval.loggers import EvaluationTracker
-    from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     was_training = model.training
     tracker = EvaluationTracker(output_path=str(folder))
     results = simple_evaluate(
-        model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=BATCH),
+        model=_in_memory(model, tokenizer),
         tasks=tasks,
         task_manager=TaskManager(include_path=str(TASKS), include_defaults=False),
         evaluation_tracker=tracker,
@@ -79,6 +79,20 @@ def score(model: Any, tokenizer: Any, tasks: list[str], folder: Path, keep: Path
             values = {metric: sample[metric] for metric in metrics[task]}
             items[task][sample["doc_id"]] = {"skill": sample["doc"].get("skill"), **values}
     return {"metrics": dict(metrics), "items": dict(items)}
+
+
+def _in_memory(model: Any, tokenizer: Any) -> Any:
+    """lm-eval's own model class over a loaded model; its bars are drawn on a terminal only."""
+    from lm_eval.models.huggingface import HFLM
+
+    class InMemory(HFLM):
+        def loglikelihood(self, requests, disable_tqdm=False):
+            return super().loglikelihood(requests, disable_tqdm or not sys.stderr.isatty())
+
+        def generate_until(self, requests, disable_tqdm=False):
+            return super().generate_until(requests, disable_tqdm or not sys.stderr.isatty())
+
+    return InMemory(pretrained=model, tokenizer=tokenizer, batch_size=BATCH)
 
 
 def compare(before: dict[str, Any], after: dict[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
