@@ -1,0 +1,87 @@
+"""Duplicates: identical texts, near-duplicates, and the groups that they form."""
+
+from collections.abc import Iterable, Sequence
+from hashlib import blake2b
+
+import numpy as np
+
+from common import similarity
+
+
+def normal(text: str) -> str:
+    """Casefolded, with every run of white space as one space."""
+    return " ".join(text.casefold().split())
+
+
+def digests(texts: Iterable[str], normalized: bool = True) -> np.ndarray:
+    """A 64-bit number for each text (uint64); equal for equal texts, after `normal` where `normalized`."""
+    change = normal if normalized else str
+    found = (blake2b(change(text).encode("utf-8", "surrogatepass"), digest_size=8).digest() for text in texts)
+    return np.frombuffer(b"".join(found), dtype="<u8").astype(np.uint64)
+
+
+def exact(texts: Iterable[str], normalized: bool = False) -> list[list[int]]:
+    """The groups of two or more identical texts, as places from 0, in the order of their first member."""
+    found = digests(texts, normalized)
+    order = np.argsort(found, kind="stable")
+    cuts = np.flatnonzero(np.diff(found[order])) + 1
+    return sorted(group.tolist() for group in np.split(order, cuts) if len(group) > 1)
+
+
+def near(texts: Sequence[str], threshold: float = 0.8) -> list[tuple[int, int, float]]:
+    """Pairs (i, j, similarity) with i < j and similarity >= threshold, sorted.
+
+    Of texts that are identical once normalised, only the first takes part; each later one is paired with that first
+    one (similarity 1.0), so that a text that occurs a thousand times gives 999 pairs and not half a million.
+    """
+    firsts, inverse = distinct(texts)
+    pairs = [(int(firsts[group]), place, 1.0) for place, group in enumerate(inverse.tolist()) if firsts[group] != place]
+    for i, j, alike in similarity.join(_normals(texts, firsts), threshold):
+        a, b = firsts[i], firsts[j]
+        pairs += zip(np.minimum(a, b).tolist(), np.maximum(a, b).tolist(), alike.tolist(), strict=True)
+    return sorted(pairs)
+
+
+def _normals(texts: Sequence[str], places: np.ndarray) -> list[str]:
+    chosen: list[int] = places.tolist()
+    return [normal(texts[place]) for place in chosen]
+
+
+def distinct(texts: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Places of the first of each distinct text (ascending), and for each text which of those it equals (int64)."""
+    _, firsts, inverse = np.unique(digests(texts), return_index=True, return_inverse=True)
+    order = np.argsort(firsts)
+    rank = np.empty(len(order), dtype=np.int64)
+    rank[order] = np.arange(len(order))
+    return firsts[order], rank[inverse]
+
+
+def groups(texts: Sequence[str], threshold: float | None = 0.8) -> np.ndarray:
+    """For each text the number of its group (int64, from 0): texts joined by a chain of near-duplicates share one.
+
+    With `threshold` None only texts that are identical once normalised are grouped.
+    """
+    firsts, inverse = distinct(texts)
+    if threshold is None:
+        return inverse
+    root = np.arange(len(firsts))
+    kept = _normals(texts, firsts)
+    for found in similarity.candidates(kept, threshold, lambda i, j: root[i] != root[j]):
+        for start in range(0, len(found[0]), similarity.PART_TEXTS):
+            i, j = (part[start : start + similarity.PART_TEXTS] for part in found)
+            still = root[i] != root[j]  # what this block joined before needs no second proof
+            i, j, _ = similarity.verified(kept, i[still], j[still], threshold)
+            _union(root, i, j)
+    return np.unique(root, return_inverse=True)[1][inverse]
+
+
+def _union(root: np.ndarray, i: np.ndarray, j: np.ndarray) -> None:
+    """Join the pairs in place; afterwards every member again names the smallest of its group."""
+    for a, b in zip(i.tolist(), j.tolist(), strict=True):
+        while a != root[a]:
+            a = root[a]
+        while b != root[b]:
+            b = root[b]
+        root[max(a, b)] = min(a, b)
+    while len(i) and not np.array_equal(root, root[root]):
+        root[:] = root[root]
