@@ -1,0 +1,189 @@
+"""What is wrong with a row's text: names of problems, cheap to find, for a report and for a gate; nothing is dropped.
+
+The rules look at one row at a time (`examine`); repeats and, on request, near-duplicates and languages need the set.
+"""
+
+import re
+import zlib
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from typing import Any
+
+from common.columns import kind
+
+Row = dict[str, Any]
+SHORTEST, LONGEST = 2, 20_000  # characters of an instruction; of a whole row
+LOOP_LENGTH, LOOP_RATIO = 200, 0.12  # a long answer that compresses this well says one thing over and over
+EXPLAIN = {
+    "empty_instruction": "no question: the instruction, the prompt or a user turn is blank",
+    "empty_output": "no answer: the output, the completion or an assistant turn is blank",
+    "null_text": "a field holds a word for nothing, such as null, NaN or <noinput>, as text",
+    "control_characters": "characters that no text needs: C0 and C1 controls other than tab and line ends",
+    "encoding_damage": "wrongly decoded text: U+FFFD, lone surrogates, or UTF-8 read as Latin-1 (such as Ã©)",
+    "too_short": f"the question has fewer than {SHORTEST} characters",
+    "too_long": f"the row has more than {LONGEST:,} characters",
+    "repeated_text": "the answer says one thing over and over",
+    "open_code_fence": "the answer opens a ``` block that it does not close",
+    "echo": "the answer repeats the question",
+    "repeated_row": "question and answer are those of an earlier row",
+    "near_duplicate": "the question is nearly that of an earlier row",
+}
+NULLS = {"null", "none", "nan", "n/a", "undefined", "nil", "<noinput>", "<no input>", "<nooutput>", "<no output>"}
+CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffe\uffff]")
+# UTF-8 bytes read as Latin-1 or Windows-1252: a lead byte, then what a continuation byte became. Only leads and runs
+# that real text does not have: a capital before Ã or Â is an ordinary word (MAÇÃ»), and French has «à » with U+00A0.
+_TAIL = "\x80-\xbf€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ"
+_TIGHT = _TAIL.replace("\x80-\xbf", "\x80-\x9f\xa1-\xbf")
+DAMAGE = re.compile(
+    "[\ufffd\ud800-\udfff]"
+    f"|(?<![A-ZÀ-Þ])[ÂÃ][{_TAIL}]"
+    f"|â[\x80-\x82€‚†ˆ‰][{_TAIL}]"
+    f"|ðŸ[{_TAIL}]{{2}}"
+    f"|(?:[ÐÑ][{_TIGHT}]){{2}}|(?:[ã-é][{_TIGHT}]{{2}}){{2}}"
+)
+
+
+def texts(row: Row) -> Iterator[tuple[str, str, str]]:
+    """(role, field, text) of each text of a canonical row; role is `ask`, `answer` or `aside` (system, tool)."""
+    if kind(row) == "instruction":
+        yield "ask", "instruction", row["instruction"]
+        yield "ask", "input", row.get("input", "")
+        yield "answer", "output", row["output"]
+    elif kind(row) == "pair":
+        yield "ask", "prompt", row["prompt"]
+        yield "answer", "completion", row["completion"]
+    else:
+        for place, turn in enumerate(row["messages"], 1):
+            role = {"user": "ask", "assistant": "answer"}.get(turn["role"], "aside")
+            yield role, f"turn {place}", turn.get("content") or ("" if "tool_calls" not in turn else "(tool call)")
+    if row.get("system"):
+        yield "aside", "system", row["system"]
+
+
+def examine(row: Row, shortest: int = SHORTEST, longest: int = LONGEST) -> list[str]:
+    """The problems of a canonical row (keys of EXPLAIN), each once; an empty list for a good row.
+
+    Args:
+        shortest: characters that a question must have.
+        longest: characters that the whole row may have.
+    """
+    found: dict[str, None] = {}  # a set that keeps its order
+    asks, answers, length = [], [], 0
+    for role, field, text in texts(row):
+        length += len(text)
+        stripped = text.strip()
+        if stripped:
+            found.update(dict.fromkeys(_characters(text)))
+            if len(stripped) <= 11 and stripped.casefold() in NULLS:
+                found["null_text"] = None
+        if role == "ask":
+            asks.append(stripped)
+            if not stripped and field != "input":
+                found["empty_instruction"] = None
+        elif role == "answer":
+            answers.append(stripped)
+            found.update(dict.fromkeys(_answer(stripped)))
+    question = "\n".join(part for part in asks if part)
+    if 0 < len(question) < shortest:
+        found["too_short"] = None
+    if length > longest:
+        found["too_long"] = None
+    if answers and answers[-1] and answers[-1] in (question, *asks[-1:]):
+        found["echo"] = None
+    return list(found)
+
+
+def _characters(text: str) -> Iterator[str]:
+    if not text.isprintable() and CONTROL.search(text):
+        yield "control_characters"
+    if not text.isascii() and DAMAGE.search(text):
+        yield "encoding_damage"
+
+
+def _answer(text: str) -> Iterator[str]:
+    if not text:
+        yield "empty_output"
+    if text.count("```") % 2:
+        yield "open_code_fence"
+    if len(text) >= LOOP_LENGTH:
+        data = text.encode("utf-8", "surrogatepass")
+        if len(zlib.compress(data, 1)) < LOOP_RATIO * len(data):
+            yield "repeated_text"
+
+
+def report(
+    rows: Iterable[Row],
+    shortest: int = SHORTEST,
+    longest: int = LONGEST,
+    near: bool = False,
+    language: str | None = None,
+) -> dict[str, list[int]]:
+    """{problem: numbers of the rows that have it}, in the order of EXPLAIN; a problem that no row has is left out.
+
+    Args:
+        rows: canonical rows, read once.
+        near: also compare all questions; holds them in memory.
+        language: also name the rows that are not in this language (an ISO 639-1 code), under `not_<code>`.
+    """
+    from common.columns import question
+    from common.duplicates import digests
+    from common.duplicates import near as near_pairs
+
+    found: dict[str, list[int]] = {name: [] for name in EXPLAIN}
+    other: list[int] = []
+    seen: set[int] = set()
+    numbers, questions = [], []
+    for place, row in enumerate(rows, 1):
+        number = row.get("row", place)
+        for problem in examine(row, shortest, longest):
+            found[problem].append(number)
+        digest = int(digests(["\0".join(text for _, _, text in texts(row))], normalized=False)[0])
+        if digest in seen:
+            found["repeated_row"].append(number)
+        seen.add(digest)
+        if language and not speaks(row, language):
+            other.append(number)
+        if near:
+            numbers.append(number)
+            questions.append(question(row))
+    found["near_duplicate"] = [numbers[later] for later in sorted({j for _, j, _ in near_pairs(questions)})]
+    return {name: places for name, places in (found | {f"not_{language}": other}).items() if places}
+
+
+@lru_cache(maxsize=1)
+def _identifier() -> Any:
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier  # half a second: the model comes with the package
+
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+
+
+def language(text: str) -> tuple[str, float]:
+    """The likeliest language of a text (ISO 639 code) and its probability; under 20 characters it is a guess."""
+    code, probability = _identifier().classify(text.encode("utf-8", "replace"))
+    return str(code), float(probability)
+
+
+CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`|https?://\S+", re.DOTALL)
+
+
+def speaks(row: Row, code: str, least: float = 0.9, shortest: int = 40) -> bool:
+    """Whether question and answer, without code and addresses, are in the language `code` or cannot be told.
+
+    A text counts as another language only where that is at least `least` likely and `shortest` characters support it.
+    A translation into another language is named, too: whether it is wanted is the user's to say.
+
+    Raises:
+        UserError: a code that the identifier does not know.
+    """
+    from common.cli import UserError
+
+    known = set(_identifier().nb_classes)
+    if code not in known:
+        raise UserError(f"language {code!r} is not known; these are: {', '.join(sorted(known))}")
+    for side in ("ask", "answer"):
+        text = CODE.sub(" ", "\n".join(text for role, _, text in texts(row) if role == side)).strip()
+        if len(text) >= shortest:
+            found, probability = language(text)
+            if found != code and probability >= least:
+                return False
+    return True
