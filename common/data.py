@@ -1,145 +1,232 @@
-"""Rows to train on: from the bundled set, a local file or the Hub, checked in one go, and split without leakage."""
+"""Rows to train on, from the bundled set, files, folders or the Hub: checked in one go and split without leakage."""
 
-import gzip
-import hashlib
-import json
+import itertools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from common.cli import UserError
+from common import columns, hub, sources
+from common.cli import UserError, nearest
+from common.columns import Row, Table
 from common.pocket import FOLDER as POCKET
 
-Row = dict[str, str]
-FIELDS = ("instruction", "input", "output")
-SHOWN = 10  # problems that a message lists; the rest are counted
-EXPECTED = 'expected {"instruction": ..., "input": ..., "output": ...}, input may be missing'
+NAMES = ("train", "validation", "test")
+SIZES = {"train": 85, "validation": 10, "test": 5}  # percent
+HELD = 64 << 20  # bytes: a source of this size is kept in memory, a larger one is read again each time
+TEXTS = 200_000  # rows whose questions are compared as texts; of more, only equal ones are kept together
 
 
-def load(name: str, seed: int = 0) -> dict[str, list[Row]]:
-    """The train, validation and test rows of a data set.
+class Rows(Sequence):
+    """The rows of one side. They can be gone through any number of times; a slice is a list.
+
+    Large sources are not in memory: iterating reads the file again, and an index costs reading up to that row.
+    """
+
+    def __init__(self, parts: "list[list[Row] | _Picked]"):
+        self._parts = parts
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self._parts)
+
+    def __iter__(self) -> Iterator[Row]:
+        return itertools.chain.from_iterable(self._parts)
+
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            start, stop, step = place.indices(len(self))
+            return list(itertools.islice(self, start, stop, step) if step > 0 else list(self)[place])
+        place = place + len(self) if place < 0 else place
+        for part in self._parts:
+            if 0 <= place < len(part):
+                return part[place] if isinstance(part, list) else next(itertools.islice(part, place, None))
+            place -= len(part)
+        raise IndexError("there is no such row")
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} rows>"
+
+
+class _Picked:
+    """Rows of a table that is not in memory: all, or those at `places` (int64, rising, from 0)."""
+
+    def __init__(self, table: Table, count: int, places: Any = None):
+        self.table, self.count, self.places = table, count, places
+
+    def __len__(self) -> int:
+        return self.count if self.places is None else len(self.places)
+
+    def __iter__(self) -> Iterator[Row]:
+        if self.places is None:
+            yield from self.table
+            return
+        rows, at = iter(self.table), 0
+        for start in range(0, len(self.places), 10_000):  # a part at a time: plain ints are quick to compare
+            for place in self.places[start : start + 10_000].tolist():
+                yield next(itertools.islice(rows, place - at, None))
+                at = place + 1
+
+
+class Sides(dict[str, Rows]):
+    """{"train", "validation", "test"} -> Rows.
+
+    `shares`: source -> its share (below 1.0) or rows (an int) as typed after the colon, or None. `by`: what shares
+    count, "rows" or "tokens". `notes`: what a user should be told about how the data was read.
+    """
+
+    def __init__(self, rows: dict[str, Rows], shares: dict[str, float | int | None], by: str, notes: list[str]):
+        super().__init__(rows)
+        self.shares, self.by, self.notes = shares, by, notes
+
+
+def load(words: str | list[str], seed: int = 0) -> Sides:
+    """The train, validation and test rows of one or several data sets.
 
     Args:
-        name: `pocket`, a local .json or .jsonl file (also .gz), or a Hub name.
-        seed: of the split, where the data set has none of its own.
-
-    Returns:
-        {"train": [...], "validation": [...], "test": [...]}; rows hold at least instruction, input and output.
+        words: each is `pocket`, a .json, .jsonl, .csv, .tsv (also .gz) or .parquet file, a folder of them, or a Hub
+            name. `:0.7` after it gives its share of the mix, `:5000` a number of rows. Words of the form NAME=COLUMN
+            after it say what its columns mean (instruction=question output=answer), header=no that a csv has none.
+            `shares=tokens` makes shares count tokens, not rows. One text may hold several words.
+        seed: of the split. Sides that a source has of its own (train.jsonl, test.jsonl, ...) are kept.
 
     Raises:
-        UserError: the file or name does not exist, or rows are wrong: all of them in one message, with row numbers.
+        UserError: a file or name does not exist, a word means nothing, or rows are wrong: all rows of a source in one
+            message, with their numbers.
     """
+    wanted, by = parse([words] if isinstance(words, str) and Path(words).exists() else words)
+    notes: list[str] = []
+    parts: dict[str, list] = {side: [] for side in NAMES}
+    whole: dict[tuple[int, ...], list[_Checked]] = {}
+    for name, want in wanted.items():
+        checked = {side: _Checked(source, name, want.mapping) for side, source in _sides(name, want, notes).items()}
+        rest = checked.pop("", None) or checked.pop("train")  # what the sides that are missing are taken from
+        for side, table in checked.items():
+            parts[side].append(table.rows())
+        missing = [0 if side in checked else SIZES[side] for side in NAMES[1:]]
+        if any(missing):
+            whole.setdefault((100 - sum(missing), *missing), []).append(rest)
+        else:
+            parts["train"].append(rest.rows())
+    for sizes, tables in whole.items():
+        _split(tables, sizes, seed, parts, notes)
+    rows = {side: Rows(parts[side]) for side in NAMES}
+    if not len(rows["train"]):
+        raise UserError(f"--dataset {' '.join(wanted)}: {sum(map(len, rows.values()))} rows are too few to split")
+    return Sides(rows, {name: want.share for name, want in wanted.items()}, by, notes)
+
+
+class Want:
+    """What was asked of a source: its share, and what its columns mean."""
+
+    def __init__(self, share: float | int | None):
+        self.share, self.mapping, self.header = share, {}, True
+
+
+def parse(words: str | list[str]) -> tuple[dict[str, Want], str]:
+    """The sources that the words of --dataset name, and what shares count ("rows" or "tokens")."""
+    wanted: dict[str, Want] = {}
+    by, last = "rows", None
+    for word in words.split() if isinstance(words, str) else words:
+        name, equals, value = word.partition("=")
+        if not equals or not name.isidentifier() or Path(word).exists():
+            source, share = _share(word)
+            if source in wanted:
+                raise UserError(f"--dataset {source} is named twice; give it one share")
+            wanted[source] = last = Want(share)
+        elif name == "shares":
+            if value not in ("rows", "tokens"):
+                raise UserError(f"--dataset {word}: shares count rows or tokens")
+            by = value
+        elif last is None:
+            raise UserError(f"--dataset {word}: name the file before what its columns mean")
+        elif name == "header":
+            if value not in ("yes", "no"):
+                raise UserError(f"--dataset {word}: header is yes or no")
+            last.header = value == "yes"
+        elif name in columns.NAMES:
+            last.mapping[name] = value
+        else:
+            known = sorted({*columns.NAMES, "header", "shares"})
+            raise UserError(f"--dataset {word}: {name} is none of {', '.join(known)}{nearest(name, known)}")
+    if not wanted:
+        raise UserError("--dataset needs a file, a folder, a Hub name or pocket")
+    return wanted, by
+
+
+def _share(word: str) -> tuple[str, float | int | None]:
+    name, colon, tail = word.rpartition(":")
+    if not colon or Path(word).exists() or "/" in tail:
+        return word, None
+    try:
+        share = int(tail) if tail.isdecimal() else float(tail)
+    except ValueError:
+        raise UserError(f"--dataset {word}: after the colon comes a share (0.7) or rows (5000), not {tail!r}") from None
+    if not (share > 0 and (isinstance(share, int) or share <= 1)):
+        raise UserError(f"--dataset {word}: a share is above 0 and at most 1.0, a number of rows is whole, from 1")
+    return name, share
+
+
+def _sides(name: str, want: Want, notes: list[str]) -> dict[str, Any]:
+    """The sources of a name by side; {"": source} where it has no sides of its own."""
+    path = Path(name)
     if name == "pocket":
-        return {part: read(POCKET / f"{part}.jsonl") for part in ("train", "validation", "test")}
-    if Path(name).exists() or Path(name).suffix in (".json", ".jsonl", ".gz"):
-        return split(read(Path(name)), seed=seed)
-    return _from_hub(name, seed)
-
-
-def read(path: Path) -> list[Row]:
-    """The checked rows of a .json file (a list of objects) or .jsonl file (an object a line)."""
+        return {side: sources.read(POCKET / f"{side}.jsonl") for side in NAMES}
     if path.is_dir():
-        raise UserError(f"--dataset {path} is a folder; name a .json or .jsonl file in it")
-    kind = path.suffixes[-2] if path.suffix == ".gz" and len(path.suffixes) > 1 else path.suffix
-    if kind not in (".json", ".jsonl"):
-        raise UserError(f"--dataset {path}: expected a .json or .jsonl file (also .gz), or a Hub name")
-    try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        text = data.decode("utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(f"--dataset {path}: there is no such file") from None
-    except (OSError, EOFError) as error:
-        raise UserError(f"--dataset {path} cannot be read: {error}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"--dataset {path} is not UTF-8: byte {error.start} is {error.object[error.start]:#x}"
-        ) from None
-    return check(_json_lines(text, path) if kind == ".jsonl" else _json_list(text, path), str(path))
+        own, others = sources.sides(path, want.header)
+        if not own:
+            return {"": sources.read(path, want.header)}
+        if others:
+            notes.append(f"{name}: not read, as their names are no side: {', '.join(others)}")
+        return dict(own)
+    kind = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+    if path.exists() or kind in sources.KINDS or name.startswith(("/", "./", "../", "~")) or name.count("/") > 1:
+        return {"": sources.read(path.expanduser(), want.header)}
+    return hub.sides(name, notes)
 
 
-def _json_lines(text: str, path: Path) -> list:
-    values, problems = [], []
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                values.append(json.loads(line))
-            except ValueError as error:
-                problems.append(f"line {number}: not JSON ({error})")
-    _raise(problems, str(path), "every line must be one JSON object")
-    return values
+class _Checked:
+    """A table of which every row has been checked, counted, and asked for its question."""
+
+    def __init__(self, source: Any, name: str, mapping: dict[str, str]):
+        self.table = Table(source, name, mapping)
+        self.held = list(self.table) if source.size <= HELD else None
+        self.count, self.texts = 0, []
+        for row in self.held if self.held is not None else self.table:
+            self.count += 1
+            self.texts.append(columns.question(row))
+            if self.count == TEXTS + 1:
+                self.texts = [_key(text) for text in self.texts]
+            elif self.count > TEXTS:
+                self.texts[-1] = _key(self.texts[-1])
+
+    def rows(self, places: Any = None) -> "list[Row] | _Picked":
+        if self.held is None:
+            return _Picked(self.table, self.count, places)
+        return self.held if places is None else [self.held[place] for place in places.tolist()]
 
 
-def _json_list(text: str, path: Path) -> list:
-    try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
-        hint = "; one object a line is .jsonl: rename the file" if error.msg == "Extra data" else ""
-        raise UserError(
-            f"--dataset {path}: not JSON at line {error.lineno}, column {error.colno}: {error.msg}{hint}"
-        ) from None
-    if not isinstance(values, list):
-        raise UserError(f"--dataset {path}: expected a list of rows, found {_kind(values)}")
-    return values
+def _key(text: str) -> str:
+    """Stands for a question among very many: equal for equal questions, whatever their case and spaces."""
+    import hashlib
+
+    return hashlib.blake2b(" ".join(text.casefold().split()).encode(), digest_size=12).hexdigest()
 
 
-def _from_hub(name: str, seed: int) -> dict[str, list[Row]]:
-    import datasets
+def _split(tables: list[_Checked], sizes: tuple[int, ...], seed: int, parts: dict[str, list], notes: list[str]) -> None:
+    """Adds the rows of the tables to `parts`. They are split together, so that no question is on two sides."""
+    import numpy as np
 
-    try:
-        parts = datasets.load_dataset(name)
-    except Exception as error:
-        # The Hub client raises many kinds; what a user needs is which name failed and that a file works, too.
-        raise UserError(f"--dataset {name}: no such file, and the Hub says: {type(error).__name__}: {error}") from None
-    rows = {part: check(list(values), f"{name} ({part})") for part, values in parts.items()}
-    if {"train", "validation", "test"} <= rows.keys():
-        return {part: rows[part] for part in ("train", "validation", "test")}
-    return split(rows["train"] if "train" in rows else [row for part in rows.values() for row in part], seed=seed)
+    from common import split
 
-
-def check(values: list, source: str) -> list[Row]:
-    """The rows, with a missing input as ''. Other fields are kept.
-
-    Raises:
-        UserError: names every wrong row (the first ten in full), counted from 1.
-    """
-    problems, rows = [], []
-    for number, value in enumerate(values, 1):
-        if not isinstance(value, dict):
-            problems.append(f"row {number}: expected an object, found {_kind(value)}")
-            continue
-        row = {**value, "input": "" if value.get("input") is None else value["input"]}
-        for field in FIELDS:
-            if field not in row:
-                problems.append(f"row {number}: no field `{field}` (it has {', '.join(map(str, value)) or 'none'})")
-            elif not isinstance(row[field], str):
-                problems.append(f"row {number}: `{field}` is {_kind(row[field])}, expected text")
-        rows.append(row)
-    _raise(problems, source, EXPECTED)
-    if not rows:
-        raise UserError(f"--dataset {source} has no rows")
-    return rows
-
-
-def _kind(value: object) -> str:
-    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
-    return names.get(type(value), "null")
-
-
-def _raise(problems: list[str], source: str, expected: str) -> None:
-    if problems:
-        more = f"\n  and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-        raise UserError(f"--dataset {source}: {expected}\n  " + "\n  ".join(problems[:SHOWN]) + more)
-
-
-def split(rows: list[Row], sizes: tuple[int, int, int] = (85, 10, 5), seed: int = 0) -> dict[str, list[Row]]:
-    """Train, validation and test rows by percentage. Rows that ask the same thing stay on one side.
-
-    The side depends only on the text of instruction and input and on the seed, so rows added later move no other row.
-    """
-    parts: dict[str, list[Row]] = {"train": [], "validation": [], "test": []}
-    for row in rows:
-        text = f"{seed}\x00{row['instruction'].strip()}\x00{row['input'].strip()}"
-        place = int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big") / 2**64 * 100
-        side = "train" if place < sizes[0] else "validation" if place < sizes[0] + sizes[1] else "test"
-        parts[side].append(row)
-    if not parts["train"]:
-        raise UserError(f"the data set has {len(rows)} rows, too few to split")
-    return parts
+    texts = [text for table in tables for text in table.texts]
+    if len(texts) > TEXTS:
+        texts = [text if len(table.texts) > TEXTS else _key(text) for table in tables for text in table.texts]
+        notes.append(f"{len(texts)} rows: equal questions are kept on one side; similar ones were not looked for")
+    strata = [str(place) for place, table in enumerate(tables) for _ in range(table.count)] if tables[1:] else None
+    sides = split.sides(texts, sizes=sizes, seed=seed, strata=strata)
+    start = 0
+    for table in tables:
+        of_table, start = sides[start : start + table.count], start + table.count
+        for code, side in enumerate(NAMES):
+            places = np.flatnonzero(of_table == code)
+            if len(places):
+                parts[side].append(table.rows(places))

@@ -1,0 +1,183 @@
+"""JSON with messages for people: a value, or a file that is one long list, parsed a piece at a time."""
+
+import codecs
+import json
+import re
+from collections.abc import Iterator
+from typing import Any, BinaryIO, Protocol
+
+CHUNK = 1 << 20  # bytes read at once
+LONGEST = 64 << 20  # characters of one row
+NEAR = 16  # a fault this close to the end of what was read may be a value that is not all there yet
+
+
+class Wrong(ValueError):
+    """Why a text is no JSON value that can be kept."""
+
+
+class _Sink(Protocol):
+    def add(self, text: str) -> None: ...
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):  # the json module keeps the last one and says nothing
+        names = [name for name, _ in pairs]
+        raise Wrong(f"the key {next(name for name in names if names.count(name) > 1)!r} is there twice in one object")
+    return found
+
+
+_STRICT = json.JSONDecoder(object_pairs_hook=_object)
+_PLAIN = json.JSONDecoder()
+_SPACE = re.compile(r"[ \t\n\r]*")
+
+
+def value(text: str) -> Any:
+    """The value of a whole text.
+
+    Raises:
+        Wrong: not JSON, a key twice in one object, nested too deeply, a number with thousands of digits.
+    """
+    try:
+        return _STRICT.decode(text)
+    except json.JSONDecodeError as error:
+        raise Wrong(f"not JSON ({error.msg} at character {error.pos + 1})") from None
+    except RecursionError:
+        raise Wrong("nested too deeply") from None
+    except Wrong:
+        raise
+    except ValueError as error:  # an integer of more digits than Python converts
+        raise Wrong(str(error)) from None
+
+
+class _Window:
+    """The part of a UTF-8 stream that is being looked at, and where that is."""
+
+    def __init__(self, binary: BinaryIO):
+        self.binary, self.text, self.at, self.ended = binary, "", 0, False
+        self.line, self.column, self.offset = 1, 0, 0  # of self.text[0]; offset: bytes fed to the decoder
+        self.decoder = codecs.getincrementaldecoder("utf-8")()
+
+    def more(self) -> bool:
+        """Reads on, and forgets what lies before `at`. False at the end of the file."""
+        done, self.text, self.at = self.text[: self.at], self.text[self.at :], 0
+        if newlines := done.count("\n"):
+            self.line, self.column = self.line + newlines, len(done) - done.rindex("\n") - 1
+        else:
+            self.column += len(done)
+        # As much again as there is: a long row is not scanned once for each small piece of it.
+        data = self.binary.read(max(CHUNK, len(self.text)))
+        if self.offset == 0:
+            if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+                raise Wrong("the file is UTF-16; save it as UTF-8")
+            if data.startswith(codecs.BOM_UTF8):
+                data, self.offset = data[3:], 3
+        held = len(self.decoder.getstate()[0])
+        try:
+            self.text += self.decoder.decode(data, final=not data)
+        except UnicodeDecodeError as error:
+            byte = self.offset - held + error.start
+            raise Wrong(f"not UTF-8: byte {byte} is {error.object[error.start]:#x}") from None
+        self.offset += len(data)
+        self.ended = not data
+        return bool(data)
+
+    def peek(self) -> str:
+        """The next character that is no space, or '' at the end."""
+        while True:
+            self.at = _SPACE.match(self.text, self.at).end()  # type: ignore[union-attr]  # it matches nothing, too
+            if self.at < len(self.text):
+                return self.text[self.at]
+            if not self.more():
+                return ""
+
+    def where(self, at: int | None = None) -> str:
+        before = self.text[: self.at if at is None else at]
+        line = self.line + before.count("\n")
+        column = len(before) - before.rindex("\n") if "\n" in before else self.column + len(before) + 1
+        return f"line {line}, column {column}"
+
+
+def array(binary: BinaryIO, problems: _Sink) -> Iterator[Any]:
+    """The values of the list that a JSON file is. One fault in its syntax ends it; where that is goes to `problems`."""
+    window = _Window(binary)
+    try:
+        yield from _values(window, problems)
+    except Wrong as error:
+        problems.add(str(error))
+
+
+def _values(window: _Window, problems: _Sink) -> Iterator[Any]:
+    first = window.peek()
+    if first != "[":
+        raise Wrong(_not_a_list(window, first))
+    window.at += 1
+    number, expected = 0, "a row or ]"
+    while True:
+        character = window.peek()
+        if character == "]" and expected != "a row":
+            break
+        if not character:
+            raise Wrong(f"the file ends in the middle of the list, after row {number} ({window.where()})")
+        if expected == ", or ]":
+            if character != ",":
+                raise Wrong(f"not JSON at {window.where()}, after row {number}: expected , or ]")
+            window.at, expected = window.at + 1, "a row"
+            continue
+        number += 1
+        try:
+            yield _next(window, number)
+        except _Kept as error:
+            problems.add(f"row {number}: {error}")
+        expected = ", or ]"
+    window.at += 1
+    if window.peek():
+        raise Wrong(f"not JSON at {window.where()}: there is more after the end of the list")
+
+
+class _Kept(Wrong):
+    """A fault in a value whose end is known: the values after it can still be read."""
+
+
+def _next(window: _Window, number: int) -> Any:
+    """The value at the window's place, which is then behind it."""
+    decoder, fault = _STRICT, None
+    while True:
+        try:
+            found, end = decoder.raw_decode(window.text, window.at)
+        except json.JSONDecodeError as error:
+            unfinished = error.msg.startswith("Unterminated string") or error.pos + NEAR > len(window.text)
+            if not unfinished or window.ended:
+                raise Wrong(f"not JSON at {window.where(error.pos)}, in row {number}: {error.msg}") from None
+        except Wrong as error:  # a key twice: what remains is to find the row's end
+            decoder, fault = _PLAIN, error
+            continue
+        except RecursionError:
+            raise Wrong(f"row {number} ({window.where()}): nested too deeply") from None
+        except ValueError as error:
+            raise Wrong(f"row {number} ({window.where()}): {error}") from None
+        else:
+            if end < len(window.text) or window.ended:  # a number at the very end may go on
+                window.at = end
+                if fault:
+                    raise _Kept(str(fault))
+                return found
+        if len(window.text) - window.at > LONGEST:
+            raise Wrong(f"row {number} ({window.where()}) is longer than {LONGEST >> 20} MB; is a quote missing?")
+        window.more()
+
+
+def _not_a_list(window: _Window, first: str) -> str:
+    if not first:
+        return "the file is empty"
+    try:
+        found, window.at = _PLAIN.raw_decode(window.text, window.at)
+    except (ValueError, RecursionError):
+        return f"expected a list of rows, found {'an object' if first == '{' else 'something else'} at {window.where()}"
+    if window.peek():
+        more = "there is more after the first value; one object a line is .jsonl: rename the file"
+        return f"not JSON at {window.where()}: {more}"
+    if isinstance(found, dict):
+        keys = ", ".join(list(found)[:10])
+        return f"expected a list of rows, found an object ({keys or 'empty'}); put [ and ] around a single row"
+    return "expected a list of rows, found one value"

@@ -1,0 +1,24 @@
+"""What is wrong with a source of rows: collected, and raised once."""
+
+from common.cli import UserError
+
+SHOWN = 10  # problems that a message lists; the rest are counted
+
+
+class Problems:
+    """What is wrong in a source: the first ten in full, the rest as a count, all in one error."""
+
+    def __init__(self, source: str):
+        self.source, self.first, self.count, self.expected = source, [], 0, "it cannot be read as rows"
+
+    def add(self, text: str) -> None:
+        self.count += 1
+        if len(self.first) < SHOWN:
+            self.first.append(text)
+
+    def stop(self) -> None:
+        """Raises UserError if there were any."""
+        if self.count:
+            more = f"\n  and {self.count - SHOWN} more" if self.count > SHOWN else ""
+            listed = "\n  ".join(self.first)
+            raise UserError(f"--dataset {self.source}: {self.expected}\n  {listed}{more}")
