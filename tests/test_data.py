@@ -224,6 +224,6 @@ def test_importing_is_instant():
     import subprocess
     import sys
 
-    code = "import sys, common.data; print({'numpy', 'pyarrow', 'datasets', 'torch'} & set(sys.modules))"
+    code = "import sys, common.data, common.mix; print({'numpy', 'pyarrow', 'datasets', 'torch'} & set(sys.modules))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "set()"
