@@ -52,10 +52,11 @@ def chat(found: dict, columns: dict[str, str], faults: list[Fault], tree: bool =
     if not faults:
         _order(messages, field, faults)
     row: dict[str, Any] = {"messages": messages}
-    if found.get("tools") not in (None, "", []):
-        row["tools"] = _parsed(found["tools"])
-        if not isinstance(row["tools"], list):
-            faults.append((columns["tools"], f"is {sort(found['tools'])}, expected a list of tools or its JSON text"))
+    tools = _parsed(found.get("tools"))
+    if tools not in (None, "", []):
+        row["tools"] = tools
+        if not isinstance(tools, list):
+            faults.append((columns["tools"], f"is {sort(tools)}, expected a list of tools or its JSON text"))
     return row
 
 

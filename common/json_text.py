@@ -66,7 +66,8 @@ class _Window:
         else:
             self.column += len(done)
         # As much again as there is: a long row is not scanned once for each small piece of it.
-        data = self.binary.read(max(CHUNK, len(self.text)))
+        data = self.binary.read(max(CHUNK, 3, len(self.text)))
+        self.ended = not data
         if self.offset == 0:
             if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
                 raise Wrong("the file is UTF-16; save it as UTF-8")
@@ -74,13 +75,12 @@ class _Window:
                 data, self.offset = data[3:], 3
         held = len(self.decoder.getstate()[0])
         try:
-            self.text += self.decoder.decode(data, final=not data)
+            self.text += self.decoder.decode(data, final=self.ended)
         except UnicodeDecodeError as error:
             byte = self.offset - held + error.start
             raise Wrong(f"not UTF-8: byte {byte} is {error.object[error.start]:#x}") from None
         self.offset += len(data)
-        self.ended = not data
-        return bool(data)
+        return not self.ended
 
     def peek(self) -> str:
         """The next character that is no space, or '' at the end."""
@@ -157,7 +157,8 @@ def _next(window: _Window, number: int) -> Any:
         except ValueError as error:
             raise Wrong(f"row {number} ({window.where()}): {error}") from None
         else:
-            if end < len(window.text) or window.ended:  # a number at the very end may go on
+            # A bare number may go on: of -1.5e-7 the start -1 is one, too.
+            if window.ended or isinstance(found, (dict, list, str)) or end + NEAR < len(window.text):
                 window.at = end
                 if fault:
                     raise _Kept(str(fault))
