@@ -1,0 +1,52 @@
+"""The `tunebook` console script: one module a command, loaded when it is asked for, so that every --help is quick."""
+
+import importlib
+import importlib.metadata
+import os
+import sys
+
+# name -> (module with `Args` and `main(args)`, one line of help). Modules are named, not imported: a command of evals
+# can stand here although common knows nothing of evals.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "ls": ("common.commands.ls", "the recipes, one line each"),
+    "cp": ("common.commands.cp", "copy a recipe to a file of your own"),
+    "inspect": ("common.commands.inspect", "what is in a data set, what is wrong with it, and which tokens train"),
+    "split": ("common.commands.split", "train, validation and test files, with the proof that nothing leaks"),
+    "augment": ("common.commands.augment", "more rows from the ones you have; the originals stay, marked"),
+    "doctor": ("common.commands.doctor", "versions, device, what will be used and what is wrong"),
+}
+BROKEN_PIPE = 141  # what a shell reports for a command whose reader went away
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run one command, given as words (default: those of the process), and end the process with its exit code."""
+    from common import cli
+
+    name, *words = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    if name == "help":
+        name, words = (words[0], ["--help"]) if words else ("--help", [])
+    if name in ("-h", "--help"):
+        print(usage())
+        return
+    if name == "--version":
+        print(f"tunebook {importlib.metadata.version('tunebook')}")
+        return
+    if name not in COMMANDS:
+        known = f"there is {', '.join(COMMANDS)}"
+        print(f"error: tunebook {name}: no such command; {known}{cli.nearest(name, COMMANDS)}", file=sys.stderr)
+        sys.exit(2)
+    module = importlib.import_module(COMMANDS[name][0])
+    sys.argv[0] = f"tunebook {name}"  # what --help and messages about flags call it
+    try:
+        cli.run(module.main, module.Args, words)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `tunebook inspect ... | head`: not an error of ours, and Python must not print again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(BROKEN_PIPE)
+
+
+def usage() -> str:
+    """The commands, one line each."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {line}" for name, (_, line) in COMMANDS.items()]
+    return "\n".join(["usage: tunebook COMMAND ...", "", *lines, "", "tunebook COMMAND --help says what it takes."])

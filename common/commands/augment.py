@@ -1,0 +1,92 @@
+"""More training rows from the ones you have. Originals stay; each row says what it was made by and from.
+
+    tunebook augment my_split/train.jsonl --output more.jsonl
+    tunebook augment my_split/train.jsonl --output more.jsonl --methods templates fold_input --share 0.3
+    tunebook augment my_split/train.jsonl --output more.jsonl --methods paraphrase --model http://localhost:8000/v1 \\
+        --model_name my-model
+
+Augment after the split, or copies of a row land on two sides. Look at what was made: tunebook inspect more.jsonl
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from common.cli import UserError, nearest
+
+
+@dataclass
+class Args:
+    # Files, folders, a Hub name or pocket; words like output=COLUMN after a file name its columns.
+    data: Annotated[tyro.conf.Positional[list[str]], tyro.conf.arg(metavar="DATA ...", help_behavior_hint="")] = field(
+        default_factory=list
+    )
+    output: str = ""  # the new file, one row a line (.jsonl)
+    # Need no model: templates, fold_input, drop_input. Need one: paraphrase, responses, back_translation.
+    methods: list[str] = field(default_factory=lambda: ["templates"])
+    share: float = 1.0  # of the rows that each method takes
+    copies: int = 1  # rows that a method tries to make of one
+    seed: int = 0  # which rows, which wordings; the same seed gives the same file
+    model: str = ""  # http://host:port/v1 (key: OPENAI_API_KEY), a folder, a Hub name or pocket
+    model_name: str = ""  # the name under which an endpoint serves it
+    max_new_tokens: int = 512  # tokens of a model's answer
+    temperature: float = 0.8  # of a model's answers; 0 always takes the likeliest word
+    language: str = "German"  # that back_translation goes through
+    overwrite: bool = False  # write over the file of an earlier call
+    json: str = ""  # also write the counts to this file
+
+
+def main(args: Args) -> dict[str, Any]:
+    from common import augment, text_models
+    from common.commands import reading
+    from common.commands.split import line
+
+    check(args)
+    needed = [method for method in args.methods if method in augment.NEEDS_MODEL]
+    reading.writable({"--output": args.output, "--json": args.json}, args.data)
+    with reading.plain_names():
+        rows = list(reading.rows(args.data, "augment", only_train=True))
+    model = text_models.load(args.model, args.model_name, args.max_new_tokens) if needed else None
+    new, counts = augment.augment(
+        rows, args.methods, args.seed, args.share, args.copies, model, args.language, args.temperature
+    )
+    path = Path(args.output)
+    part = path.with_name(path.name + ".part")
+    with part.open("wb") as file:
+        file.writelines(line(row) for row in new)
+    part.replace(path)
+    report = {"output": args.output, "written": len(new), "seed": args.seed, **counts.as_dict()}
+    if args.json:
+        Path(args.json).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print(counts.line())
+    print(f"written: {len(new):,} rows in {args.output}")
+    return report
+
+
+def check(args: Args) -> None:
+    """Refuse arguments that cannot work, before anything is read."""
+    from common import augment
+
+    for method in args.methods:
+        if method not in augment.METHODS:
+            known = f"there is {', '.join(augment.METHODS)}{nearest(method, augment.METHODS)}"
+            raise UserError(f"--methods {method}: no such method; {known}")
+        if method in augment.NEEDS_MODEL and not args.model:
+            raise UserError(f"--methods {method} needs a model: --model http://host:port/v1, a folder or pocket")
+    if args.model.startswith("http") and not args.model_name:
+        raise UserError("--model_name says which model the endpoint is to use; it is missing")
+    if not args.output:
+        raise UserError("name the new file: --output more.jsonl")
+    if not args.output.endswith(".jsonl"):
+        raise UserError(f"--output {args.output}: rows are written one a line; name a .jsonl file")
+    if Path(args.output).exists() and not args.overwrite:
+        raise UserError(f"--output {args.output} exists; choose another file or add --overwrite")
+    if not 0 < args.share <= 1 or args.copies < 1:
+        raise UserError(f"--share {args.share} --copies {args.copies}: expected over 0 to 1, and 1 or more")
+    if not 0 <= args.temperature <= 5:
+        raise UserError(f"--temperature {args.temperature}: expected 0 to 5")
+    if args.max_new_tokens < 1:
+        raise UserError(f"--max_new_tokens {args.max_new_tokens}: expected 1 or more")

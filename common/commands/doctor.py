@@ -1,0 +1,64 @@
+"""Versions, device, what will be used, and what is wrong, each with its remedy. Changes nothing, asks no network.
+
+    tunebook doctor
+
+Ends with 1 where something is wrong.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.cli import Refused, UserError
+
+GOOD, NOTE, WRONG = "ok", "note", "wrong"
+
+
+@dataclass
+class Args:
+    json: str = ""  # also write what was found to this file
+
+
+@dataclass
+class Finding:
+    """One line of the answer. `remedy` is what to do where the state is not ok."""
+
+    topic: str
+    state: str
+    found: str
+    remedy: str = ""
+
+
+def main(args: Args) -> None:
+    from common.commands import machine, packages
+
+    found = [*packages.examine(), *machine.examine()]
+    show(found)
+    if args.json:
+        try:
+            text = json.dumps([dataclasses.asdict(finding) for finding in found], indent=1, ensure_ascii=False)
+            Path(args.json).write_text(text + "\n", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"--json {args.json}: {error.strerror}") from None
+    wrong = [finding.topic for finding in found if finding.state == WRONG]
+    if wrong:
+        raise Refused(f"{len(wrong)} wrong: {', '.join(wrong)}. The lines above say what to do")
+    notes = sum(finding.state == NOTE for finding in found)
+    print("\nNothing is wrong" + (f"; {notes} to know about, marked note." if notes else "."))
+
+
+def show(found: list[Finding]) -> None:
+    """Print the findings, one a line, the remedy under those that need one."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console, width = Console(highlight=False, soft_wrap=True), max(len(finding.topic) for finding in found)
+    styles = {GOOD: "green", NOTE: "yellow", WRONG: "bold red"}
+    for finding in found:
+        line = Text.assemble(
+            (f"{finding.state:5}", styles[finding.state]), f"  {finding.topic:{width}}  {finding.found}"
+        )
+        console.print(line)
+        if finding.remedy:
+            console.print(" " * (width + 9) + "→ " + finding.remedy, style=styles[finding.state])

@@ -1,0 +1,93 @@
+"""What is in a data set, what is wrong with it by row, and every token of chosen rows with whether it trains.
+
+    tunebook inspect my_rows.json
+    tunebook inspect my_rows.json --tokenizer my_model/ --template chatml --max_length 1024 --html look.html
+    tunebook inspect my_rows.csv instruction=question output=answer --rows 1 5 9
+
+Ends with 1 where training would refuse the set, with 2 where the data cannot be read.
+"""
+
+import json
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from common.cli import Refused, UserError
+
+BATCH = 2000  # rows held as Python lists while --tokens writes
+
+
+@dataclass
+class Args:
+    # Files, folders, a Hub name or pocket; words like output=COLUMN after a file name its columns.
+    data: Annotated[tyro.conf.Positional[list[str]], tyro.conf.arg(metavar="DATA ...", help_behavior_hint="")] = field(
+        default_factory=list
+    )
+    tokenizer: str = "pocket"  # a folder, a Hub name, or the bundled one
+    template: str = "auto"  # alpaca, chatml, llama2, llama3, tokenizer, FILE.jinja; auto: by the rows
+    max_length: int = 0  # tokens; 0: no limit
+    too_long: Literal["drop", "truncate"] = "drop"  # what becomes of rows over max_length
+    train_on: Literal["answers", "last", "all"] = "answers"  # every answer of a chat, the last one, or the prompt, too
+    rows: list[int] = field(default_factory=list)  # row numbers whose tokens are shown; default: the first three
+    packed: bool = False  # also pack to max_length, and show the first pack
+    html: str = ""  # write one page that opens offline
+    json: str = ""  # write all figures for programs
+    tokens: str = ""  # write {"row", "input_ids", "labels"} of each kept row, a line each
+
+
+def main(args: Args) -> dict[str, Any]:
+    from common import inspection, templates, tokenizers
+    from common.commands import listing, reading
+
+    started = time.time()
+    if args.max_length < 0:
+        raise UserError(f"--max_length {args.max_length}: expected a number of tokens, or 0 for no limit")
+    reading.writable({"--html": args.html, "--json": args.json, "--tokens": args.tokens}, args.data)
+    with reading.plain_names():
+        rows = reading.rows(args.data, "inspect")
+        tokenizer, warnings = tokenizers.load(args.tokenizer)
+        template = templates.get(reading.template(args.template, rows), tokenizer)
+        report, kept = inspection.look(
+            rows, tokenizer, template, args.max_length or None, args.too_long, args.train_on, args.rows, args.packed
+        )
+    report = {
+        "data": " ".join(args.data), "tokenizer": args.tokenizer, "template": template.name, "too_long": args.too_long,
+        "warnings": warnings, **report, "seconds": round(time.time() - started, 1),
+    }  # fmt: skip
+    listing.show(report, bool(args.rows))
+    write(report, kept, args)
+    if report["refused"]:
+        raise Refused(report["refused"])
+    return report
+
+
+def write(report: dict[str, Any], kept: Any, args: Args) -> None:
+    """The files that were asked for, each whole or not at all."""
+    from common import inspection
+
+    if args.html:
+        _replace(args.html, [inspection.page(report)])
+    if args.json:
+        _replace(args.json, [json.dumps(report, indent=1, ensure_ascii=False) + "\n"])
+    if args.tokens:
+        _replace(args.tokens, _lines(kept))
+    for path in filter(None, (args.html, args.json, args.tokens)):
+        print(f"written: {path}", file=sys.stderr)
+
+
+def _lines(kept: Any) -> Any:
+    for batch in kept.select_columns(["row", "input_ids", "labels"]).iter(batch_size=BATCH):
+        for row, ids, labels in zip(batch["row"], batch["input_ids"], batch["labels"], strict=True):
+            yield json.dumps({"row": row, "input_ids": ids, "labels": labels}) + "\n"
+
+
+def _replace(name: str, texts: Any) -> None:
+    path = Path(name)
+    part = path.with_name(path.name + ".part")
+    with part.open("w", encoding="utf-8", errors="backslashreplace") as file:
+        file.writelines(texts)
+    part.replace(path)

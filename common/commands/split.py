@@ -1,0 +1,170 @@
+"""Train, validation and test files from a data set. Near-duplicates stay on one side, and the result is checked anew.
+
+    tunebook split my_rows.json --output_dir my_split
+    tunebook split my_rows.json --output_dir my_split --sizes 90 10 --stratify category --seed 1
+    tunebook split my_rows.json --output_dir my_folds --folds 5
+
+Ends with 1 where the check finds questions on two sides.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from common.cli import Refused, UserError
+
+NAMES = ("train", "validation", "test")
+
+
+@dataclass
+class Args:
+    # Files, folders, a Hub name or pocket; words like output=COLUMN after a file name its columns.
+    data: Annotated[tyro.conf.Positional[list[str]], tyro.conf.arg(metavar="DATA ...", help_behavior_hint="")] = field(
+        default_factory=list
+    )
+    output_dir: str = ""  # gets train.jsonl, validation.jsonl and test.jsonl, or a folder a fold
+    sizes: list[float] = field(default_factory=lambda: [85.0, 10.0, 5.0])  # of train, validation and, if given, test
+    seed: int = 0  # another seed, another split; the same seed, the same split
+    stratify: Literal["no", "category", "length"] = "no"  # each kind of question, or each length, on every side alike
+    folds: int = 0  # cross-validation: so many folders with a train and a validation file each; sizes do not matter
+    near: Literal["auto", "yes", "no"] = "auto"  # keep near-duplicates together; auto: up to 200,000 rows
+    threshold: float = 0.8  # similarity from which two questions are near-duplicates
+    overwrite: bool = False  # write over files of an earlier split
+    json: str = ""  # also write the counts to this file
+
+
+def main(args: Args) -> dict[str, Any]:
+    from common.commands import reading
+
+    check(args)
+    reading.writable({"--json": args.json}, args.data)
+    with reading.plain_names():
+        rows = reading.rows(args.data, "split")
+        if len(rows.tables) > 1:
+            print(f"{len(rows.tables)} parts are read as one and split anew")
+        report = divide(rows, args)
+    show(report)
+    if args.json:
+        Path(args.json).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    if report["leaks"]:
+        raise Refused(f"{report['leaks']} pairs of like questions are on different sides; the files are written")
+    return report
+
+
+def check(args: Args) -> None:
+    """Refuse arguments that cannot work, before anything is read."""
+    if not args.output_dir:
+        raise UserError("name the folder for the files: --output_dir my_split")
+    if len(args.sizes) not in (2, 3) or min(args.sizes) < 0 or args.sizes[0] <= 0 or not sum(args.sizes) < 1e9:
+        raise UserError(f"--sizes {' '.join(map(str, args.sizes))}: expected train, validation and test, like 85 10 5")
+    if args.folds and args.folds < 2:
+        raise UserError(f"--folds {args.folds}: expected 2 or more")
+    if not 0.5 <= args.threshold <= 1:
+        raise UserError(f"--threshold {args.threshold}: expected 0.5 to 1")
+    there = [path for name in targets(args).values() for path in name.values() if path.exists()]
+    if there and not args.overwrite:
+        raise UserError(f"{there[0]} exists; choose another --output_dir or add --overwrite")
+
+
+def targets(args: Args) -> dict[int, dict[str, Path]]:
+    """Where the rows go: fold (0 where there are none) -> side -> file."""
+    folder = Path(args.output_dir)
+    if args.folds:
+        return {
+            fold: {name: folder / f"fold-{fold + 1}" / f"{name}.jsonl" for name in NAMES[:2]}
+            for fold in range(args.folds)
+        }
+    return {0: {name: folder / f"{name}.jsonl" for name, size in zip(NAMES, args.sizes, strict=False) if size}}
+
+
+def divide(rows: Iterable[dict], args: Args) -> dict[str, Any]:
+    """Assign, prove, write; what came of it as counts."""
+    from common import columns, split
+
+    near = {"auto": None, "yes": True, "no": False}[args.near]
+    texts = [columns.question(row) for row in rows]
+    strata = stratify(rows, texts, args.stratify)
+    if args.folds:
+        found = split.folds(texts, args.folds, args.seed, strata)
+        method = split.method(len(texts))
+    else:
+        found = split.sides(texts, args.sizes, args.seed, strata, near, args.threshold)
+        method = split.method(len(texts), near)
+    together = "near" if method.startswith("near") else "equal"
+    pairs = split.leaks(texts, found, args.threshold) if together == "near" else across(texts, found)
+    files = write(rows, found, args)
+    return {
+        "rows": len(texts),
+        "files": files,
+        "method": method,
+        "seed": args.seed,
+        "stratify": args.stratify,
+        "checked": together,
+        "threshold": args.threshold,
+        "leaks": len(pairs),
+        "first_leaks": [[int(i) + 1, int(j) + 1] for i, j, *_ in pairs[:10]],
+    }
+
+
+def stratify(rows: Iterable[dict], texts: Sequence[str], how: str) -> list[str] | None:
+    """A name for each row by --stratify, or None."""
+    from common import categories, split, statistics
+
+    if how == "category":
+        return [categories.of(statistics.instruction(row)) for row in rows]
+    return split.length_strata(texts) if how == "length" else None
+
+
+def across(texts: Sequence[str], found: Any) -> list[tuple[int, int]]:
+    """Pairs of rows on different sides whose texts are equal but for case and white space, from the result alone."""
+    first: dict[str, int] = {}
+    pairs = []
+    for place, text in enumerate(texts):
+        earlier = first.setdefault(" ".join(text.casefold().split()), place)
+        if found[earlier] != found[place]:
+            pairs.append((earlier, place))
+    return pairs
+
+
+def write(rows: Iterable[dict], found: Any, args: Args) -> dict[str, int]:
+    """Write the files, each whole or not at all. Returns file -> rows."""
+    counts = {str(path): 0 for files in targets(args).values() for path in files.values()}
+    for fold, files in targets(args).items():
+        parts = {name: path.with_name(path.name + ".part") for name, path in files.items()}
+        try:
+            for path in parts.values():
+                path.parent.mkdir(parents=True, exist_ok=True)
+            handles = {name: path.open("wb") for name, path in parts.items()}
+        except OSError as error:
+            raise UserError(f"--output_dir {args.output_dir} cannot be written: {error.strerror}") from None
+        for row, side in zip(rows, found.tolist(), strict=True):
+            name = NAMES[side] if not args.folds else NAMES[side == fold]
+            handles[name].write(line(row))
+            counts[str(files[name])] += 1
+        for name, handle in handles.items():
+            handle.close()
+            parts[name].replace(files[name])
+    return counts
+
+
+def line(row: dict) -> bytes:
+    """The row as a line of JSON. Dates and the like become text; half a surrogate pair is escaped."""
+    try:
+        return (json.dumps(row, ensure_ascii=False, default=str) + "\n").encode()
+    except UnicodeEncodeError:
+        return (json.dumps(row, default=str) + "\n").encode()
+
+
+def show(report: dict[str, Any]) -> None:
+    """Print where the rows went and what the proof says."""
+    for file, rows in report["files"].items():
+        print(f"{rows:>10,}  {100 * rows / report['rows']:5.2f} %  {file}")
+    alike = f"alike ({report['threshold']} or more)" if report["checked"] == "near" else "equal"
+    print(f"{report['method']}; seed {report['seed']}")
+    print(f"checked on the result: {report['leaks']} pairs of rows whose questions are {alike} are on different sides")
+    for i, j in report["first_leaks"]:
+        print(f"  rows {i} and {j} of all that were read")
