@@ -45,7 +45,7 @@ class Overlap:
 
 @dataclass
 class Found:
-    """What `find` says: the overlaps in the order of the rows, and how much was compared."""
+    """The overlaps in the order of the rows, and how much was compared."""
 
     rows: int = 0
     items: int = 0
@@ -127,8 +127,7 @@ def find(rows: Iterable[Row], items: Iterable[Item | str], n: int = WORDS) -> Fo
     that is mostly numbers and single letters does not count. Every item that a row overlaps is named once.
 
     Args:
-        rows: canonical rows, read once.
-        items: from `read`, or texts.
+        rows: canonical rows, read once; items: from `read`, or texts.
     """
     index = _Index(items, n)
     found = Found(items=index.items, template_runs=index.template_runs, incomparable=index.incomparable)
