@@ -1,13 +1,20 @@
 """Rows to token ids and labels: the prompt is -100, the answer and its end token train, every lost row is counted."""
 
-from collections import Counter
-from collections.abc import Iterable
+from array import array
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
-from common.templates import Template
+from common import rendering
+from common.cli import UserError
+from common.templates import AnyTemplate
 
 IGNORE = -100
+CHUNK = 8192  # rows that are held as Python objects at once
+SHOWN = 10  # rows named for each reason of a drop
 
 
 @dataclass
@@ -17,81 +24,177 @@ class Counts:
     rows: int = 0
     kept: int = 0
     dropped: Counter = field(default_factory=Counter)  # reason -> rows
+    truncated: int = 0
     tokens: int = 0
     trained_tokens: int = 0
+    special_text: int = 0  # rows whose text holds what looks like a special token; it was encoded as text
+    dropped_rows: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))  # the first of each reason
 
     def as_dict(self) -> dict[str, Any]:
-        return {**vars(self), "dropped": dict(self.dropped), "truncated": 0}
+        return {**vars(self), "dropped": dict(self.dropped), "dropped_rows": dict(self.dropped_rows)}
 
     def line(self) -> str:
         """The counts in words."""
         lost = ", ".join(f"{number} dropped as {reason}" for reason, number in self.dropped.items()) or "none dropped"
         share = f"{100 * self.trained_tokens / self.tokens:.1f} %" if self.tokens else "none"
-        return f"{self.rows} rows, {self.kept} kept, {lost}; {self.tokens} tokens, {share} of them train"
+        cut = f", {self.truncated} truncated" if self.truncated else ""
+        special = f"; special-token text in {self.special_text} rows, kept as text" if self.special_text else ""
+        return f"{self.rows} rows, {self.kept} kept{cut}, {lost}; {self.tokens} tokens, {share} of them train{special}"
+
+    def drop(self, reason: str, number: int) -> None:
+        self.dropped[reason] += 1
+        if len(self.dropped_rows[reason]) < SHOWN:
+            self.dropped_rows[reason].append(number)
 
 
-def encode(rows: Iterable[dict], tokenizer: Any, template: Template, max_length: int) -> tuple[list[dict], Counts]:
+def encode(
+    rows: Iterable[dict],
+    tokenizer: Any,
+    template: AnyTemplate,
+    max_length: int,
+    too_long: str = "drop",
+    train_on: str = "answers",
+    folder: Path | None = None,
+) -> tuple[Any, Counts]:
     """Input ids and labels of each row that fits.
 
-    Labels start where the ids of prompt and of prompt + completion part (what TRL calls the longest common prefix, so a
-    token that spans the boundary trains), and the end token follows the completion once. Text in a row that looks
-    like a special token is encoded as text.
+    For a text template, labels start where the ids of prompt and of prompt + answer part (what TRL calls the longest
+    common prefix, so a token that spans the boundary trains), and the end token follows once. For a chat template,
+    every token of an assistant turn and of its end trains. Text in a row that looks like a special token is encoded as
+    text.
+
+    Args:
+        too_long: `drop` rows of more than max_length tokens, or `truncate` them; a cut answer trains no end token.
+        train_on: `answers` (every assistant turn), `last` (the last one), or `all` (the prompt, too).
+        folder: keeps the result there for the next run with the same rows, tokenizer and template (common/cache.py).
 
     Returns:
-        Kept rows as {"input_ids": [int], "labels": [int], "row": place in `rows`}, and the counts. A row is dropped as
-        `too_long` (more than max_length tokens) or `empty_output`.
+        A datasets.Dataset with int32 lists `input_ids` and `labels`, `row` (its place in its source, from 1) and
+        `source`; and the counts. Reasons for a drop: `empty_output`, `too_long`, `nothing_trains` (the cut took all of
+        the answer).
+
+    Raises:
+        UserError: rows that the template cannot render, all of them in one message.
     """
-    rows = list(rows)
-    counts = Counts(rows=len(rows))
-    prompts = [template.prompt(row) for row in rows]
-    texts = [prompt + template.completion(row) for prompt, row in zip(prompts, rows, strict=True)]
-    kept = []
-    for place, (prompt_ids, ids) in enumerate(
-        zip(tokenize(prompts, tokenizer), tokenize(texts, tokenizer), strict=True)
+    for name, value, allowed in (
+        ("too_long", too_long, ("drop", "truncate")),
+        ("train_on", train_on, ("answers", "last", "all")),
     ):
-        if not template.completion(rows[place]).strip():
-            counts.dropped["empty_output"] += 1
-            continue
-        ids = [*ids, tokenizer.eos_token_id]
-        if len(ids) > max_length:
-            counts.dropped["too_long"] += 1
-            continue
-        start = common_prefix(prompt_ids, ids)
-        kept.append({"input_ids": ids, "labels": [IGNORE] * start + ids[start:], "row": place})
-        counts.tokens += len(ids)
-        counts.trained_tokens += len(ids) - start
-    counts.kept = len(kept)
-    return kept, counts
+        if value not in allowed:
+            raise UserError(f"{name} is {value!r}; it can be {' or '.join(allowed)}")
+    settings = {"max_length": max_length, "too_long": too_long, "train_on": train_on}
+    if folder is not None:
+        from common import cache
+
+        return cache.encode(rows, tokenizer, template, settings, folder)
+    counts = Counts()
+    return _dataset(list(batches(rows, tokenizer, template, counts, **settings))), counts
 
 
-def tokenize(texts: list[str], tokenizer: Any) -> list[list[int]]:
-    """Ids of each text, with the tokenizer's own beginning token but no end token; special-token text stays text."""
-    backend = tokenizer.backend_tokenizer
-    as_text, backend.encode_special_tokens = backend.encode_special_tokens, True
-    try:
-        encoded = [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=True)]
-    finally:
-        backend.encode_special_tokens = as_text
-    closes = backend.encode("", add_special_tokens=True).ids[-1:] == [tokenizer.eos_token_id]
-    if closes and tokenizer.eos_token_id != tokenizer.bos_token_id:
-        encoded = [ids[:-1] for ids in encoded]  # a tokenizer that closes every text: the end is added once, by encode
-    return encoded
+def batches(
+    rows: Iterable[dict],
+    tokenizer: Any,
+    template: AnyTemplate,
+    counts: Counts,
+    max_length: int,
+    too_long: str,
+    train_on: str,
+) -> Iterator[Any]:
+    """The encoded rows as Arrow record batches of at most CHUNK rows; `counts` grows on the way."""
+    render = rendering.renderer(tokenizer, template, train_on)
+    remaining = iter(rows)
+    problems: list[str] = []
+    while chunk := list(islice(remaining, CHUNK)):
+        numbers = [row.get("row", counts.rows + place) for place, row in enumerate(chunk, 1)]
+        counts.rows += len(chunk)
+        keep = []
+        for number, row in zip(numbers, chunk, strict=True):
+            if rendering.answers_nothing(row):
+                counts.drop("empty_output", number)
+            else:
+                keep.append((number, row))
+        encoded, bad, special = render([row for _, row in keep])
+        counts.special_text += special
+        problems += [f"row {keep[place][0]}: {reason}" for place, reason in bad.items()]
+        if not problems:
+            yield _batch(keep, encoded, counts, max_length, too_long == "truncate")
+    if problems:
+        more = f"\n  and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+        raise UserError(
+            f"the template {template.name} cannot take these rows:\n  " + "\n  ".join(problems[:SHOWN]) + more
+        )
 
 
-def common_prefix(a: list[int], b: list[int]) -> int:
-    """The number of leading ids that two sequences share."""
-    if b[: len(a)] == a:
-        return len(a)
-    return next(place for place, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
+def _batch(
+    keep: list[tuple[int, dict]], encoded: list[tuple[list[int], list[tuple[int, int]]]], counts: Counts, limit: int,
+    truncate: bool,
+) -> Any:  # fmt: skip
+    import numpy
+    import pyarrow
+
+    ids, ends, numbers, sources = array("i"), array("q", [0]), [], []
+    turns = array("i"), array("i")  # +1 and -1 places of the trained stretches
+    for (number, row), (tokens, spans) in zip(keep, encoded, strict=True):
+        if len(tokens) > limit:
+            if not truncate:
+                counts.drop("too_long", number)
+                continue
+            tokens = tokens[:limit]
+            spans = [(start, min(end, limit)) for start, end in spans if start < limit]
+            if not spans:
+                counts.drop("nothing_trains", number)
+                continue
+            counts.truncated += 1
+        for start, end in spans:
+            turns[0].append(ends[-1] + start)
+            turns[1].append(ends[-1] + end)
+        ids.extend(tokens)
+        ends.append(len(ids))
+        numbers.append(number)
+        sources.append(str(row.get("source", "")))
+    values = numpy.frombuffer(ids, dtype=numpy.int32) if ids else numpy.empty(0, numpy.int32)
+    edges = numpy.zeros(len(values) + 1, numpy.int8)
+    numpy.add.at(edges, numpy.asarray(turns[0], dtype=numpy.int64), 1)
+    numpy.add.at(edges, numpy.asarray(turns[1], dtype=numpy.int64), -1)
+    trains = numpy.cumsum(edges[:-1], dtype=numpy.int8) > 0
+    counts.kept += len(numbers)
+    counts.tokens += len(values)
+    counts.trained_tokens += int(trains.sum())
+    offsets = pyarrow.array(numpy.asarray(ends, dtype=numpy.int32))
+    labels = numpy.where(trains, values, numpy.int32(IGNORE))
+    lists = [pyarrow.ListArray.from_arrays(offsets, pyarrow.array(flat)) for flat in (values, labels)]
+    columns = [*lists, pyarrow.array(numbers, pyarrow.int64()), pyarrow.array(sources, pyarrow.string())]
+    return pyarrow.RecordBatch.from_arrays(columns, schema=schema())
+
+
+def schema() -> Any:
+    """The Arrow schema of encoded rows."""
+    import pyarrow
+
+    ids = pyarrow.list_(pyarrow.int32())
+    return pyarrow.schema([("input_ids", ids), ("labels", ids), ("row", pyarrow.int64()), ("source", pyarrow.string())])
+
+
+def _dataset(parts: list[Any]) -> Any:
+    import datasets
+    import pyarrow
+
+    return datasets.Dataset(pyarrow.Table.from_batches(parts, schema=schema()))
+
+
+def tokens(example: dict, tokenizer: Any) -> list[tuple[int, str, bool]]:
+    """Id, text and whether it trains of each token; a character of several tokens stands at its last."""
+    found, text = [], ""
+    ids = example["input_ids"]
+    for end, label in enumerate(example["labels"], 1):
+        begin = max(0, end - 24)  # a window is enough to know the last token's text, and keeps long rows quick
+        now = tokenizer.decode(ids[begin:end], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        before = tokenizer.decode(ids[begin : end - 1], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        text = now[len(before.rstrip("\ufffd")) :] if not now.endswith("\ufffd") or end == len(ids) else ""
+        found.append((ids[end - 1], text, label != IGNORE))
+    return found
 
 
 def show(example: dict, tokenizer: Any) -> list[tuple[str, bool]]:
-    """The text of each token and whether it trains; a character of several tokens stands at its last."""
-    pieces, text = [], ""
-    ids = example["input_ids"]
-    for end, label in enumerate(example["labels"], 1):
-        now = tokenizer.decode(ids[:end], skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        if not now.endswith("\ufffd") or end == len(ids):
-            pieces.append((now[len(text) :], label != IGNORE))
-            text = now
-    return pieces
+    """The text of each token and whether it trains, without the tokens that only begin a character."""
+    return [(text, trains) for _, text, trains in tokens(example, tokenizer) if text]

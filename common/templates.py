@@ -1,12 +1,17 @@
 """Prompt templates: one object that renders a row for training, evaluation and generation, byte for byte the same."""
 
 import json
-from dataclasses import asdict, dataclass
+import re
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+from common import chats
 from common.cli import UserError, nearest
 
 FILE = "template.json"  # saved beside an adapter or model
+FIELD = re.compile(r"\{(instruction|input)\}")
 
 
 @dataclass(frozen=True)
@@ -17,20 +22,57 @@ class Template:
     with_input: str
     without_input: str
 
+    def parts(self, row: dict) -> tuple[list[str], list[str]]:
+        """The prompt's constant texts and the row's own texts between them: constants[0] + texts[0] + constants[1] ...
+
+        A row's `system` text, where it has one, stands before everything.
+        """
+        fields = fields_of(row)
+        constants, names = self._split[bool(fields["input"])]
+        texts = [fields[name] for name in names]
+        if row.get("system"):
+            return ["", "\n\n" + constants[0], *constants[1:]], [row["system"], *texts]
+        return constants, texts
+
     def prompt(self, row: dict) -> str:
         """What the model is given, up to where its answer begins."""
-        given = row.get("input") or ""
-        parts = (self.with_input if given else self.without_input).split("{instruction}")
-        return row["instruction"].join(part.replace("{input}", given) for part in parts)
+        constants, texts = self.parts(row)
+        return "".join(a + b for a, b in zip(constants, [*texts, ""], strict=True))
 
     def completion(self, row: dict) -> str:
         """What the model is to say. The end token is not part of it; masking adds its id."""
-        return row["output"]
+        return fields_of(row)["output"]
+
+    @cached_property
+    def _split(self) -> tuple[tuple[list[str], list[str]], ...]:
+        halves = (FIELD.split(text) for text in (self.without_input, self.with_input))
+        return tuple((half[::2], half[1::2]) for half in halves)
 
     def save(self, folder: str | Path) -> None:
-        text = json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
-        (Path(folder) / FILE).write_text(text, encoding="utf-8")
+        _save(folder, {"kind": "text", **asdict(self)})
 
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """A Jinja chat template, bound to the beginning and end tokens of the tokenizer that it is used with."""
+
+    name: str
+    jinja: str
+    tokens: dict[str, str] = field(default_factory=dict)  # bos_token, eos_token, ... as the template names them
+
+    def prompt(self, row: dict) -> str:
+        """The conversation before its last assistant turn, and the header of that turn."""
+        return chats.render(self, chats.messages(row)[:-1], row.get("tools"), open_turn=True)
+
+    def completion(self, row: dict) -> str:
+        """The last assistant turn's text."""
+        return chats.messages(row)[-1]["content"]
+
+    def save(self, folder: str | Path) -> None:
+        _save(folder, {"kind": "chat", **asdict(self)})
+
+
+AnyTemplate = Template | ChatTemplate
 
 ALPACA = Template(
     name="alpaca",
@@ -45,20 +87,54 @@ ALPACA = Template(
         "### Instruction:\n{instruction}\n\n### Response:\n"
     ),
 )
-TEMPLATES = {template.name: template for template in (ALPACA,)}
+PLAIN = Template(name="plain", with_input="{instruction}\n{input}", without_input="{instruction}")
+TEXT = {template.name: template for template in (ALPACA, PLAIN)}
+NAMES = (*TEXT, *chats.JINJA, "tokenizer")
 
 
-def get(name: str) -> Template:
-    """The template of that name."""
-    if name not in TEMPLATES:
-        raise UserError(f"--template {name}: there is {', '.join(TEMPLATES)}{nearest(name, TEMPLATES)}")
-    return TEMPLATES[name]
+def fields_of(row: dict) -> dict[str, str]:
+    """instruction, input and output of an instruction row or a prompt/completion pair."""
+    if "prompt" in row and "instruction" not in row:
+        return {"instruction": row["prompt"], "input": "", "output": row["completion"]}
+    if "messages" in row:
+        raise UserError("these rows are conversations; choose a chat template: chatml, llama2, llama3 or tokenizer")
+    return {"instruction": row["instruction"], "input": row.get("input") or "", "output": row["output"]}
 
 
-def load(folder: str | Path) -> Template:
+def get(name: str, tokenizer: Any = None) -> AnyTemplate:
+    """The template of that name: alpaca, plain, chatml, llama2, llama3, tokenizer (its own), or a .jinja file.
+
+    Raises:
+        UserError: there is no such template, the tokenizer has none of its own, or the file is not Jinja.
+    """
+    if name in TEXT:
+        return TEXT[name]
+    if name in chats.JINJA:
+        jinja = chats.JINJA[name]
+    elif name == "tokenizer":
+        jinja = getattr(tokenizer, "chat_template", None)
+        if not isinstance(jinja, str):
+            raise UserError("--template tokenizer: this tokenizer has no chat template; use chatml, llama2 or llama3")
+    elif Path(name).suffix in (".jinja", ".j2"):
+        try:
+            jinja = Path(name).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"--template {name} cannot be read: {error}") from None
+    else:
+        raise UserError(f"--template {name}: there is {', '.join(NAMES)} and FILE.jinja{nearest(name, NAMES)}")
+    return ChatTemplate(name, jinja, chats.tokens_of(tokenizer, jinja, name))
+
+
+def load(folder: str | Path) -> AnyTemplate:
     """The template that was saved with an adapter or model."""
     path = Path(folder) / FILE
     try:
-        return Template(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return {"text": Template, "chat": ChatTemplate}[values.pop("kind", "text")](**values)
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path}: no template can be read here ({error})") from None
+
+
+def _save(folder: str | Path, values: dict) -> None:
+    text = json.dumps(values, indent=1, ensure_ascii=False) + "\n"
+    (Path(folder) / FILE).write_text(text, encoding="utf-8")

@@ -28,7 +28,7 @@ def test_only_the_answer_and_one_end_token_train(tokenizer):
     kept, counts = masking.encode(ROWS, tokenizer, ALPACA, 512)
     assert counts.kept == len(ROWS) and not counts.dropped
     for example in kept:
-        row = ROWS[example["row"]]
+        row = ROWS[example["row"] - 1]
         trained = [label for label in example["labels"] if label != masking.IGNORE]
         assert tokenizer.decode(trained[:-1]) == row["output"]
         assert trained[-1] == tokenizer.eos_token_id

@@ -1,0 +1,57 @@
+"""Encoded rows on disk: a second run of the same rows, tokenizer and template reads them; a changed one never does."""
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from common import cuts, masking, rendering, templates, tokenizers
+from common.masking import Counts
+from common.templates import AnyTemplate
+
+CODE = (cuts, masking, rendering, templates, templates.chats, tokenizers)  # whose text is part of the key
+
+
+def key_of(rows: Iterable[dict], tokenizer: Any, template: AnyTemplate, settings: dict[str, Any]) -> str:
+    """A name for the result: the hash of the rows, the tokenizer, the template, the settings and the code."""
+    digest = hashlib.sha256()
+    for module in CODE:
+        digest.update(Path(str(module.__file__)).read_bytes())
+    digest.update(tokenizer.backend_tokenizer.to_str().encode("utf-8", "surrogatepass"))
+    digest.update(json.dumps([tokenizer.eos_token, repr(template), settings], sort_keys=True).encode())
+    for row in rows:
+        digest.update(json.dumps(row, ensure_ascii=True, separators=(",", ":"), default=str).encode())
+    return digest.hexdigest()[:32]
+
+
+def encode(
+    rows: Iterable[dict], tokenizer: Any, template: AnyTemplate, settings: dict[str, Any], folder: Path
+) -> tuple[Any, Counts]:
+    """What masking.encode returns, from `folder` where it is already there, else made and kept there.
+
+    The rows pass through in parts and the result is read from disk as it is used, so memory does not grow with them.
+    """
+    import datasets
+    import pyarrow
+
+    path = folder / f"{key_of(rows, tokenizer, template, settings)}.arrow"
+    record = path.with_suffix(".json")
+    if path.exists() and record.exists():
+        counts = Counts(**json.loads(record.read_text(encoding="utf-8")))
+        counts.dropped = Counter(counts.dropped)
+        print(f"tokens: read from {path}")
+        return datasets.Dataset.from_file(str(path)), counts
+    folder.mkdir(parents=True, exist_ok=True)
+    counts, part = Counts(), path.with_suffix(f".{os.getpid()}.part")
+    try:
+        with pyarrow.OSFile(str(part), "wb") as file, pyarrow.ipc.new_stream(file, masking.schema()) as writer:
+            for batch in masking.batches(rows, tokenizer, template, counts, **settings):
+                writer.write_batch(batch)
+        record.write_text(json.dumps(counts.as_dict()) + "\n", encoding="utf-8")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    return datasets.Dataset.from_file(str(path)), counts

@@ -1,0 +1,43 @@
+"""Packing: rows put together into sequences of at most max_length tokens, with little room left over."""
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def pack(lengths: Sequence[int] | Any, max_length: int) -> list[list[int]]:
+    """Places of rows by bin, by best-fit decreasing: the longest row first, each into the fullest bin that takes it.
+
+    Memory and time grow with the number of rows alone (Johnson 1973; at most 11/9 of the fewest bins + 4).
+
+    Args:
+        lengths: tokens of each row.
+        max_length: tokens that a bin takes.
+
+    Raises:
+        ValueError: a row is longer than max_length, or has no token.
+    """
+    import numpy
+
+    sizes = numpy.asarray(lengths, dtype=numpy.int64)
+    if len(sizes) and (sizes.max() > max_length or sizes.min() < 1):
+        raise ValueError(f"rows have {sizes.min()} to {sizes.max()} tokens; a bin takes 1 to {max_length}")
+    bins: list[list[int]] = []
+    with_room: list[list[int]] = [[] for _ in range(max_length)]  # room -> bins that have it
+    rooms = 0  # bit r is set where with_room[r] holds a bin
+    for place in numpy.argsort(-sizes, kind="stable").tolist():
+        size = int(sizes[place])
+        fits = rooms >> size
+        if fits:
+            room = size + (fits & -fits).bit_length() - 1  # the least room that is enough
+            chosen = with_room[room].pop()
+            if not with_room[room]:
+                rooms ^= 1 << room
+        else:
+            room, chosen = max_length, len(bins)
+            bins.append([])
+        bins[chosen].append(place)
+        left = room - size
+        if left:
+            with_room[left].append(chosen)
+            rooms |= 1 << left
+    return bins
