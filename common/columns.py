@@ -104,7 +104,9 @@ class Table:
         peeked = list(itertools.islice(source.rows(Problems(name)), PEEKED))
         values = [value for _, value in peeked if isinstance(value, dict)]
         self.layout = _mapped(mapping, values, name) if mapping and values else _detect(values, name)
-        # One kind for all rows: where any row has turns before it, every row is a chat.
+        # One kind for all rows: prompts that are turns make chats, and so does a history of any one row.
+        turns = sum(isinstance(value.get(self.layout.columns.get("prompt")), list) for value in values)
+        self.turns = self.layout.kind == "pair" and 2 * turns > len(values)
         self.history = self.layout.kind == "instruction" and self._any(self.layout.columns["history"], values)
 
     def __iter__(self) -> Iterator[Row]:
@@ -154,7 +156,7 @@ class Table:
         if self.layout.kind == "chat":
             return dialogue.chat(found, columns, faults, self.layout.tree)
         if self.layout.kind == "pair":
-            if isinstance(found["prompt"], list):
+            if self.turns:
                 return dialogue.joined(found, columns, faults)
             return _texts(found, ("prompt", "completion"), columns, faults)
         history = found.pop("history", None)

@@ -21,4 +21,6 @@ class Problems:
         if self.count:
             more = f"\n  and {self.count - SHOWN} more" if self.count > SHOWN else ""
             listed = "\n  ".join(self.first)
-            raise UserError(f"--dataset {self.source}: {self.expected}\n  {listed}{more}")
+            message = f"--dataset {self.source}: {self.expected}\n  {listed}{more}"
+            # A name that is quoted may hold half a character, which a terminal refuses.
+            raise UserError(message.encode("utf-8", "backslashreplace").decode())

@@ -237,5 +237,16 @@ def test_texts_that_are_none():
         assert says in found
 
 
+def test_one_source_has_one_kind():
+    text, turns = {"prompt": "a", "completion": "b"}, {"prompt": HELLO[:1], "completion": HELLO[1:]}
+    assert "row 2: `prompt` is a list, expected text" in fault(text, turns, text)
+    assert "row 1: `prompt` is text, expected a list of turns" in fault(text, turns, turns)
+
+
+def test_messages_can_be_printed():
+    fault({"instruction": "a", "\ud800": "b"}).encode("utf-8")
+    fault({"\ud800": "b"}).encode("utf-8")
+
+
 def test_no_rows():
     assert "has no rows" in fault()

@@ -2,10 +2,12 @@
 
 import gzip
 import json
+import os
+from pathlib import Path
 
 import pytest
 
-from common import columns, data, split
+from common import columns, data, sources, split
 from common.cli import UserError
 
 TOPICS = ["rain", "bread", "music", "trains", "glass", "otters", "maps", "winter", "paint", "rope", "salt", "kites"]
@@ -227,3 +229,51 @@ def test_importing_is_instant():
     code = "import sys, common.data, common.mix; print({'numpy', 'pyarrow', 'datasets', 'torch'} & set(sys.modules))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "set()"
+
+
+ROOT = Path(__file__).parent.parent
+SHARED = Path(os.environ.get("TUNEBOOK_SHARED", ROOT.parent / "shared")) / "data"
+real_data = [
+    pytest.mark.real_data,
+    pytest.mark.skipif(not SHARED.exists(), reason="no shared/data beside the checkout (or in TUNEBOOK_SHARED)"),
+]
+MADE = {
+    "alpaca/alpaca_52k_en.json": ("instruction", 52002),
+    "alpaca/gsm8k_train_alpaca_format.json": ("instruction", 7473),
+    "alpaca/unsloth_alpaca.json": ("instruction", 257),
+    "chat/fastchat_dummy_conversation.json": ("chat", 500),
+    "chat/llamafactory_glaive_toolcall_en_demo.json": ("chat", 300),
+    "chat/openassistant_en_100_tree.jsonl": ("chat", 100),
+    "multilingual/llamafactory_alpaca_zh_demo.json": ("instruction", 1000),
+    "multilingual/mgsm": ("pair", 2750),
+    "multilingual/unicode_stress_rows.jsonl": ("instruction", 91),
+    "preference/rasbt_instruction_data_with_preference.json": ("instruction", 1100),
+    "sft/dolly_151_prompt_answer.jsonl": ("pair", 151),
+    "sft/t0_train_50k_prompt_completion.jsonl.gz": ("pair", 55185),
+}
+REFUSED = {
+    "chat/axolotl_conversation.json": "found an object",
+    "chat/mt_bench_question_80.jsonl": "'turns'",
+    "multilingual/mgsm/mgsm_en.tsv": "header=no",
+    "preference/hh_rlhf_harmless_base_test.jsonl.gz": "preferences",
+    "preference/llamafactory_dpo_en_demo.json": "the last turn is user",
+    "sft/c4_demo.jsonl": "pre-training",
+    "sft/self_instruct_seed_tasks.jsonl": "`output` is missing",
+}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=real_data) for name in MADE])
+def test_real_files_are_read(name):
+    kind, count = MADE[name]
+    tabs = name.endswith("mgsm")
+    source = sources.read(SHARED / name, header=not tabs)
+    table = columns.Table(source, name, {"prompt": "1", "completion": "2"} if tabs else None)
+    kinds = [columns.kind(row) for row in table]
+    assert len(kinds) == count and set(kinds) == {kind}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=real_data) for name in REFUSED])
+def test_real_files_without_an_answer_say_what_they_are(name):
+    with pytest.raises(UserError) as error:
+        data.load(str(SHARED / name))
+    assert REFUSED[name] in str(error.value)

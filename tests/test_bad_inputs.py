@@ -1,0 +1,47 @@
+"""Malformed inputs, each a file in bad_inputs: a message that names the place, and never a traceback."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from common import data
+from common.cli import UserError
+
+FOLDER = Path(__file__).parent / "bad_inputs"
+EXPECTED = yaml.safe_load((FOLDER / "expected.yaml").read_text(encoding="utf-8"))
+LOADING = [name for name, expected in EXPECTED.items() if expected["exit"] == 2]  # the others load, and are refused
+AS_PROCESS = ["broken_lines.jsonl", "cut.jsonl.gz", "folder_of_two_kinds", "every_output_empty.jsonl"]
+
+
+@pytest.mark.parametrize("name", LOADING)
+def test_the_message_names_the_place(name):
+    expected = EXPECTED[name]
+    with pytest.raises(UserError) as error:
+        data.load([str(FOLDER / name), *expected.get("words", [])])
+    message = str(error.value)
+    for words in (*expected["says"], name.rpartition(":")[0] or name):
+        assert words in message
+    assert len(message) < 4000 and "Traceback" not in message
+
+
+@pytest.mark.parametrize("name", LOADING)
+def test_streaming_says_the_same(name, monkeypatch):
+    monkeypatch.setattr(data, "HELD", 0)
+    test_the_message_names_the_place(name)
+
+
+def test_every_file_is_expected_and_there_are_enough():
+    there = {path.name for path in FOLDER.iterdir()} - {"expected.yaml"}
+    assert there <= EXPECTED.keys() and len(EXPECTED) >= 60
+    assert {name for name in EXPECTED if name not in LOADING} <= set(AS_PROCESS)
+
+
+@pytest.mark.parametrize("name", AS_PROCESS)
+def test_inspect_ends_with_the_exit_code(name):
+    command = [sys.executable, "-m", "common.commands", "inspect", str(FOLDER / name)]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=FOLDER.parent.parent)
+    assert found.returncode == EXPECTED[name]["exit"], found.stderr
+    assert "Traceback" not in found.stderr and all(words in found.stderr for words in EXPECTED[name]["says"])
