@@ -28,6 +28,7 @@ class Counts:
     tokens: int = 0
     trained_tokens: int = 0
     special_text: int = 0  # rows whose text holds what looks like a special token; it was encoded as text
+    sources: dict[str, dict] = field(default_factory=dict)  # what each source gives to a mix, set by mix.mix
     dropped_rows: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))  # the first of each reason
 
     def as_dict(self) -> dict[str, Any]:

@@ -16,14 +16,14 @@ TASKS = Path(__file__).parent / "tasks"
 SUITES = {"pocket": ["pocket_seen", "pocket_unseen", "pocket_facts"]}
 
 
-def suite_for(name: str, dataset: str) -> list[str]:
+def suite_for(name: str, dataset: list[str]) -> list[str]:
     """The tasks of `--eval_suite`: `auto` is the pocket suite for the pocket rows, and nothing for other data.
 
     Raises:
         UserError: there is no such suite.
     """
     if name == "auto":
-        name = "pocket" if dataset == "pocket" else "none"
+        name = "pocket" if dataset == ["pocket"] else "none"
     if name == "none":
         return []
     if name not in SUITES:

@@ -18,7 +18,7 @@ STARTED = time.time()
 @dataclass
 class Args:
     model: str = "pocket"  # Hub name, folder, or the bundled model
-    dataset: str = "pocket"  # Hub name, .json or .jsonl file, or the bundled rows: instruction, input, output
+    dataset: list[str] = field(default_factory=lambda: ["pocket"])  # files or Hub names; a.json:0.7 b.csv:0.3 mixes
     output_dir: str = "runs/qlora_alpaca"  # what the run leaves behind
     max_length: int = 512  # tokens of prompt and answer; longer rows are dropped, and counted
     learning_rate: float = 2e-3  # 2e-3 suits pocket; 2e-4 is usual from a billion parameters up
@@ -36,7 +36,7 @@ class Args:
 
 
 def main(args: Args) -> dict:
-    from common import checks, data, masking, memory, models, report, templates
+    from common import checks, data, masking, memory, mix, models, report, templates
     from evals import harness
 
     models.locate(args.model)
@@ -61,8 +61,9 @@ def main(args: Args) -> dict:
     template = templates.ALPACA
     train, counts = masking.encode(sides["train"], tokenizer, template, args.max_length, folder=folder / "tokens")
     held_out, _ = masking.encode(sides["validation"][:300], tokenizer, template, args.max_length)
-    print(f"{args.dataset}: {counts.line()}; {len(held_out)} held-out rows")
+    print(f"{' '.join(args.dataset)}: {counts.line()}; {len(held_out)} held-out rows", *sides.notes, sep="\n")
     checks.gate(counts, args.max_length)
+    train, counts.sources = mix.mix(train, sides.shares, sides.by, args.seed)
 
     # What the base answers and scores; it is kept, so that lm-eval's own command can score the very same weights.
     samples = generation.Samples(tokenizer, template, sides["test"] or sides["validation"], count=4)

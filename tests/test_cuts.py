@@ -12,7 +12,8 @@ from common.pocket import FOLDER
 from common.templates import ALPACA
 from common.tokenizers import encoder
 
-GPT4 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+# Letters with the sign before them, digits in threes, signs with the newlines after them, white space by look-ahead.
+WORDS = r"'\p{L}{1,2}|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 TEXTS = [
     "What is it?\n\n### Response:\nIt isn't 12345 things!\n",
     "Say: one, two\n### Input:\nred  blue\n\n\tgreen caf\u00e9",
@@ -40,7 +41,7 @@ def bytewise(pattern, normalizer=None):
 def sentencepiece(prefix):
     pieces = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256))]
     plain = sorted({char for text in TEXTS for char in text.replace(" ", "\u2581") if char != "\n"} | {"\u2581"})
-    pieces += plain + ["\u2581i", "\u2581is", "it", "on", "\u2581\u2581", "##", "###", "\u2581t"]
+    pieces += [*plain, "\u2581i", "\u2581is", "it", "on", "\u2581\u2581", "##", "###", "\u2581t"]
     merges = [("\u2581", "i"), ("\u2581i", "s"), ("i", "t"), ("o", "n"), ("\u2581", "\u2581"), ("#", "#"), ("##", "#")]
     merges += [("\u2581", "t")]
     vocab = {piece: place for place, piece in enumerate(pieces)}
@@ -59,8 +60,8 @@ def sentencepiece(prefix):
 
 TOKENIZERS = {
     "pocket": lambda: AutoTokenizer.from_pretrained(FOLDER / "model"),
-    "gpt4": lambda: bytewise(GPT4),
-    "gpt4_nfc": lambda: bytewise(GPT4, normalizers.NFC()),
+    "words": lambda: bytewise(WORDS),
+    "words_nfc": lambda: bytewise(WORDS, normalizers.NFC()),
     "prepend": lambda: sentencepiece("normalizer"),
     "metaspace": lambda: sentencepiece("first"),
 }
@@ -69,8 +70,24 @@ TOKENIZERS = {
 def rows(count, seed):
     """Rows whose texts begin and end with anything."""
     rng = random.Random(seed)
-    pieces = ["it", " is", "on", "?", "!", "\n", "\n\n", "  ", "\t", "1", "2345", "caf\u00e9", "e\u0301", "\u0301", "'s", "</s>",
-              "\u4e2d", "\U0001f600", "### Response:", "<s>", "<|im_end|>", "\r\n", "\u200d", "#", "_", "^"]  # fmt: skip
+    pieces = [
+        "it",
+        " is",
+        "on",
+        "?",
+        "!",
+        "\n",
+        "\n\n",
+        "  ",
+        "\t",
+        "1",
+        "2345",
+        "caf\u00e9",
+        "e\u0301",
+        "\u0301",
+        "'s",
+    ]
+    pieces += ["</s>", "\u4e2d", "\U0001f600", "### Response:", "<s>", "<|im_end|>", "\r\n", "\u200d", "#", "_", "^"]
     for _ in range(count):
         texts = ("".join(rng.choices(pieces, k=rng.randint(1, 6))) for _ in range(3))
         yield dict(zip(("instruction", "input", "output"), texts, strict=True)) | (

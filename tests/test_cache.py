@@ -1,0 +1,53 @@
+"""The token cache: equal input is read back, changed input never is."""
+
+import pytest
+from transformers import AutoTokenizer
+
+from common import masking
+from common.pocket import FOLDER
+from common.templates import ALPACA, PLAIN
+
+ROWS = [{"instruction": f"Say {n}.", "input": "", "output": str(n), "row": n, "source": "mine"} for n in range(1, 40)]
+
+
+@pytest.fixture
+def tokenizer():
+    return AutoTokenizer.from_pretrained(FOLDER / "model")
+
+
+def encode(folder, tokenizer, rows=ROWS, template=ALPACA, **options):
+    return masking.encode(rows, tokenizer, template, options.pop("max_length", 64), folder=folder, **options)
+
+
+def test_read_back_equal(tmp_path, tokenizer, capsys):
+    first, counts = encode(tmp_path, tokenizer)
+    again, counts_again = encode(tmp_path, tokenizer)
+    assert "tokens: read from" in capsys.readouterr().out
+    plain, plain_counts = masking.encode(ROWS, tokenizer, ALPACA, 64)
+    assert first.to_dict() == again.to_dict() == plain.to_dict()
+    assert counts == counts_again == plain_counts
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_anything_else_is_made_anew(tmp_path, tokenizer, capsys):
+    encode(tmp_path, tokenizer)
+    encode(tmp_path, tokenizer, rows=[*ROWS[:-1], {**ROWS[-1], "output": "x"}])
+    encode(tmp_path, tokenizer, rows=ROWS[::-1])
+    encode(tmp_path, tokenizer, template=PLAIN)
+    encode(tmp_path, tokenizer, max_length=63)
+    encode(tmp_path, tokenizer, train_on="all")
+    encode(tmp_path, tokenizer, too_long="truncate")
+    tokenizer.add_tokens(["Say"])
+    encode(tmp_path, tokenizer)
+    assert "read from" not in capsys.readouterr().out
+    assert len(list(tmp_path.glob("*.arrow"))) == 8
+
+
+def test_a_run_that_breaks_leaves_nothing(tmp_path, tokenizer):
+    def broken():
+        yield from ROWS
+        raise RuntimeError("disk")
+
+    with pytest.raises(RuntimeError):
+        encode(tmp_path, tokenizer, rows=broken())
+    assert not list(tmp_path.glob("*"))
