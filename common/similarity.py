@@ -17,6 +17,7 @@ PART_TEXTS = 1 << (64 - ID_BITS)  # a text's place in its part and a gram's hash
 PART_CHARACTERS = 2_000_000
 BUCKETS = 22  # bits: how often a gram occurs is counted in 4 million buckets
 BLOCK = 1 << 19  # candidate pairs looked at in one go
+ENTRIES = 1 << 21  # rare grams of texts that are joined in one go
 EPSILON = 1e-9  # so that 0.8 / 1.8 * 18 counts as 8
 
 Wanted = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -159,16 +160,19 @@ def candidates(
     rank[order] = np.arange(len(texts))
     sizes = index.sizes[order]
     smallest = np.searchsorted(sizes, np.ceil(threshold * sizes - EPSILON))  # the least rank that can be similar
-    key = np.unique(keys, return_inverse=True)[1]
-    at = key * len(texts) + rank[text]
-    sort = np.argsort(at, kind="stable")
-    at, text, place, key = at[sort], text[sort], place[sort], key[sort]
     # The smaller text of a pair needs fewer of its rare grams than the larger one.
     few = index.sizes - np.ceil(2 * threshold / (1 + threshold) * index.sizes - EPSILON).astype(np.int64) + 1
-    short = np.flatnonzero(place < few[text])
-    low = np.searchsorted(at[short], key * len(texts) + smallest[rank[text]])
-    high = np.searchsorted(at[short], at)
-    yield from _expanded(index, threshold, wanted, (text, place, short, low, high))
+    parts = np.uint64(len(keys) // ENTRIES + 1)
+    for part in range(int(parts)):
+        chosen = np.flatnonzero(keys % parts == part)
+        key = np.unique(keys[chosen], return_inverse=True)[1]
+        at = key * len(texts) + rank[text[chosen]]
+        sort = np.argsort(at, kind="stable")
+        at, key, chosen = at[sort], key[sort], chosen[sort]
+        short = np.flatnonzero(place[chosen] < few[text[chosen]])
+        low = np.searchsorted(at[short], key * len(texts) + smallest[rank[text[chosen]]])
+        high = np.searchsorted(at[short], at)
+        yield from _expanded(index, threshold, wanted, (text[chosen], place[chosen], short, low, high))
 
 
 def _expanded(

@@ -76,6 +76,7 @@ def test_near_in_small_blocks_and_parts(monkeypatch):
     texts = _mutated(250, 2)
     whole = duplicates.near(texts, 0.6)
     monkeypatch.setattr(similarity, "BLOCK", 7)
+    monkeypatch.setattr(similarity, "ENTRIES", 50)
     monkeypatch.setattr(similarity, "PART_TEXTS", 3)
     monkeypatch.setattr(similarity, "PART_CHARACTERS", 100)
     assert duplicates.near(texts, 0.6) == whole
