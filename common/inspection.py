@@ -31,7 +31,7 @@ def look(
         max_length: tokens; None cuts nothing. Lengths are counted over all rows either way.
         too_long: drop or truncate, for rows over max_length.
         chosen: row numbers whose tokens are shown; none: the first few that are kept.
-        packed: also pack the kept rows to max_length and show the first pack.
+        packed: also pack the kept rows to max_length and show the pack of the first row shown.
 
     Returns:
         A dict of plain values for JSON and the page, and the kept rows as a datasets.Dataset.
@@ -57,10 +57,10 @@ def look(
         "histograms": {"Tokens a row": statistics.histogram(total), "Of which train": statistics.histogram(trained)},
         "counts": counts.as_dict(),
         "line": counts.line(),
-        "refused": refusal(counts, max_length or NO_LIMIT),
+        "refused": refusal(counts, max_length),
         "rows": views,
         "absent": absent,
-        "packed": pack(kept, tokenizer, max_length) if packed and max_length and len(kept) else None,
+        "packed": pack(kept, tokenizer, max_length, views) if packed and max_length and len(kept) else None,
     }
     return report, kept
 
@@ -85,12 +85,12 @@ def without_long(encoded: Any, counts: Any, total: Any, trained: Any, max_length
     return encoded, counts
 
 
-def refusal(counts: Any, max_length: int) -> str | None:
+def refusal(counts: Any, max_length: int | None) -> str | None:
     """Why training would refuse these rows, or None."""
     try:
-        checks.gate(counts, max_length)
+        checks.gate(counts, max_length or NO_LIMIT)
     except Refused as error:
-        return str(error)
+        return str(error) if max_length else f"nothing would train: {counts.line()}. Look at the data's outputs"
     return None
 
 
@@ -123,22 +123,22 @@ def view(example: dict, tokenizer: Any) -> dict[str, Any]:
     return {"row": int(example["row"]), "source": example["source"], "tokens": tokens}
 
 
-def pack(kept: Any, tokenizer: Any, max_length: int) -> dict[str, Any]:
-    """How the kept rows pack, and the rows of the first pack with each of their tokens."""
+def pack(kept: Any, tokenizer: Any, max_length: int, views: list[dict]) -> dict[str, Any]:
+    """How the kept rows pack, and each token of the pack that holds the first row of `views`."""
     from common import packing
 
     total, _ = statistics.lengths(kept)
     bins = packing.pack(total, max_length)
-    first = [view(kept[int(place)], tokenizer) for place in bins[0]]
-    fill = int(total.sum()) / (len(bins) * max_length)
-    padded = int(total.sum()) / (len(total) * int(total.max()))
+    wanted = {(view["source"], view["row"]) for view in views[:1]}
+    names = list(zip(kept["source"], kept["row"], strict=True))
+    chosen = next((one for one in bins if any(names[int(place)] in wanted for place in one)), bins[0])
     return {
         "packs": len(bins),
         "rows": len(total),
         "max_length": max_length,
-        "fill_share": fill,
-        "padded_share": 1 - padded,
-        "first": first,
+        "fill_share": int(total.sum()) / (len(bins) * max_length),
+        "padded_share": 1 - int(total.sum()) / (len(total) * int(total.max())),
+        "shown": [view(kept[int(place)], tokenizer) for place in chosen],
     }
 
 

@@ -227,7 +227,7 @@ def histogram(values: Any, bins: int = 40) -> dict[str, Any]:
     if not numbers.size:
         return {"step": 1, "counts": [], "beyond": 0}
     top = max(float(np.percentile(numbers, 99.5)), 1.0)
-    step = max(1, int(np.ceil(top / bins)))
+    step = int(top) // bins + 1
     places = np.minimum(numbers // step, bins - 1)
     counts = np.bincount(places, minlength=1)
     return {"step": step, "counts": counts.tolist(), "beyond": int((numbers >= step * bins).sum())}

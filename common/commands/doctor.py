@@ -50,10 +50,11 @@ def main(args: Args) -> None:
 
 def show(found: list[Finding]) -> None:
     """Print the findings, one a line, the remedy under those that need one."""
-    from rich.console import Console
     from rich.text import Text
 
-    console, width = Console(highlight=False, soft_wrap=True), max(len(finding.topic) for finding in found)
+    from common.commands.printing import printer
+
+    console, width = printer(), max(len(finding.topic) for finding in found)
     styles = {GOOD: "green", NOTE: "yellow", WRONG: "bold red"}
     for finding in found:
         line = Text.assemble(

@@ -33,7 +33,7 @@ class Args:
     too_long: Literal["drop", "truncate"] = "drop"  # what becomes of rows over max_length
     train_on: Literal["answers", "last", "all"] = "answers"  # every answer of a chat, the last one, or the prompt, too
     rows: list[int] = field(default_factory=list)  # row numbers whose tokens are shown; default: the first three
-    packed: bool = False  # also pack to max_length, and show the first pack
+    packed: bool = False  # also pack to max_length, and show the pack that the first row shown is in
     html: str = ""  # write one page that opens offline
     json: str = ""  # write all figures for programs
     tokens: str = ""  # write {"row", "input_ids", "labels"} of each kept row, a line each

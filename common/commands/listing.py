@@ -2,15 +2,14 @@
 
 from typing import Any
 
+from common.commands.printing import printer
 from common.inspection import percent, places, short_names, visible
 from common.quality import EXPLAIN
 
 
 def show(report: dict[str, Any], asked: bool) -> None:
     """Print the whole report; of the rows' tokens the first row's, or those of all rows that were asked for."""
-    from rich.console import Console
-
-    console = Console(highlight=False, soft_wrap=True)
+    console = printer()
     say = console.print
     say(f"[bold]{_plain(report['data'])}[/] · tokenizer {_plain(report['tokenizer'])} · template {report['template']}")
     for sentence in report["warnings"]:
@@ -31,14 +30,14 @@ def show(report: dict[str, Any], asked: bool) -> None:
         say(sentence, markup=False, style="yellow")
     for row in report["rows"] if asked else report["rows"][:1]:
         _tokens(console, row)
-    if not asked:
+    if not asked and len(report["rows"]) > 1:
         say("\n--rows 7 12 shows others", style="dim")
     if packed := report["packed"]:
         say(
             f"\n[bold]Packed[/]: {packed['rows']:,} rows make {packed['packs']:,} packs of {packed['max_length']:,} "
-            f"tokens, {percent(packed['fill_share'])} full; the first holds {len(packed['first'])} rows:"
+            f"tokens, {percent(packed['fill_share'])} full; this one holds {len(packed['shown'])} rows:"
         )
-        for row in packed["first"]:
+        for row in packed["shown"]:
             _tokens(console, row)
     say(f"\n{_plain(report['line'])} · {report['seconds']} s")
 
