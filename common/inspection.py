@@ -22,37 +22,36 @@ def look(
     train_on: str = "answers",
     chosen: Sequence[int] = (),
     packed: bool = False,
+    more: dict[str, Any] | None = None,
 ) -> tuple[dict[str, Any], Any]:
     """Everything there is to say about the rows, and the encoded rows that training would keep.
 
     Args:
         rows: canonical rows, iterated twice.
-        tokenizer, template: as tokenizers.load and templates.get give them.
+        tokenizer, template: of tokenizers.load and templates.get.
         max_length: tokens; None cuts nothing. Lengths are counted over all rows either way.
         too_long: drop or truncate, for rows over max_length.
         chosen: row numbers whose tokens are shown; none: the first few that are kept.
         packed: also pack the kept rows to max_length and show the pack of the first row shown.
+        more: further problems, as findings.search gives them.
 
     Returns:
         A dict of plain values for JSON and the page, and the kept rows as a datasets.Dataset.
     """
     if packed and not max_length:
         raise UserError("--packed needs --max_length N: the tokens that a pack holds")
-    survey = statistics.survey(rows, quality.examine)
+    survey = surveyed(rows, more or {})
     encoded, counts = masking.encode(rows, tokenizer, template, NO_LIMIT, train_on=train_on)
     total, trained = statistics.lengths(encoded)
-    kept = encoded
     if max_length and too_long == "truncate" and (total > max_length).any():
         kept, counts = masking.encode(rows, tokenizer, template, max_length, too_long="truncate", train_on=train_on)
-    elif max_length:
-        kept, counts = without_long(encoded, counts, total, trained, max_length)
+    else:
+        kept, counts = without_long(encoded, counts, total, trained, max_length or NO_LIMIT)
     views, absent = shown(kept, tokenizer, chosen, counts, list(survey["sources"]))
     report = {
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "max_length": max_length,
         "statistics": survey,
-        "category_method": categories.METHOD,
-        "alpaca": beside_quoted(survey) if survey["looks_like_alpaca"] else [],
         "tokens": statistics.tokens(total, trained),
         "histograms": {"Tokens a row": statistics.histogram(total), "Of which train": statistics.histogram(trained)},
         "counts": counts.as_dict(),
@@ -63,6 +62,16 @@ def look(
         "packed": pack(kept, tokenizer, max_length, views) if packed and max_length and len(kept) else None,
     }
     return report, kept
+
+
+def surveyed(rows: Iterable[dict], more: dict[str, Any]) -> dict[str, Any]:
+    """statistics.survey with the problems of each row's text and `more`, each with `why`: what its name means."""
+    survey = statistics.survey(rows, quality.examine)
+    survey["problems"].update(more)
+    for name, problem in survey["problems"].items():
+        problem["why"] = problem.get("why") or quality.EXPLAIN[name]
+    survey["category_method"] = categories.METHOD
+    return {**survey, "alpaca": beside_quoted(survey) if survey["looks_like_alpaca"] else []}
 
 
 def without_long(encoded: Any, counts: Any, total: Any, trained: Any, max_length: int) -> tuple[Any, Any]:
@@ -113,7 +122,7 @@ def shown(
         for source in [name for name in sources if name not in {one["source"] for one in found}]:
             reasons = [reason for reason, rows in counts.dropped_rows.items() if number in rows and len(sources) == 1]
             why = f"was dropped as {reasons[0]}" if reasons else "is not among the rows that are kept"
-            absent.append(f"row {number} of {short_names(sources)[source]} {why}")
+            absent.append(f"row {number} of {statistics.short_names(sources)[source]} {why}")
     return views, absent
 
 
@@ -165,13 +174,13 @@ def page(report: dict[str, Any]) -> str:
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(number=number, percent=percent, bars=bars, visible=visible, places=places)
     return environment.get_template("inspection.html.jinja").render(
-        **report, explain=quality.EXPLAIN, short=short_names(report["statistics"]["sources"])
+        **report, short=statistics.short_names(report["statistics"]["sources"])
     )
 
 
 def places(problem: dict[str, Any], sources: Iterable[str]) -> str:
     """Where a problem is: row numbers, under the short name of each source where there are several."""
-    short = short_names(sources)
+    short = statistics.short_names(sources)
     found: dict[str, list[str]] = {}
     for at in problem["first"]:
         found.setdefault(at["source"], []).append(f"{at['row']:,}")
@@ -181,22 +190,20 @@ def places(problem: dict[str, Any], sources: Iterable[str]) -> str:
     return "; ".join(parts) + more
 
 
-def short_names(sources: Iterable[str]) -> dict[str, str]:
-    """Each source's last part as its name, or the whole where two would be called the same."""
-    last = {name: name.rstrip("/").rpartition("/")[2] for name in sources}
-    return {name: short if list(last.values()).count(short) == 1 else name for name, short in last.items()}
-
-
 def percent(share: float) -> str:
     """0.5432 -> 54.3 %; small shares keep two digits."""
+    if 0 < share < 0.0001:
+        return "<0.01 %"
     return f"{100 * share:.1f} %" if share >= 0.001 or share == 0 else f"{100 * share:.2g} %"
 
 
 def visible(text: str) -> str:
-    """A token's text with its white space made visible."""
+    """A token's text with what cannot be seen written out, so that it commands neither a terminal nor the eye."""
     for plain, sign in ((" ", "·"), ("\n", "⏎"), ("\t", "⇥"), ("\r", "␍")):
         text = text.replace(plain, sign)
-    return text
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
 
 
 def bars(histogram: dict[str, Any]) -> dict[str, Any]:

@@ -158,6 +158,12 @@ def spread(values: Any) -> dict[str, float | int]:
     }
 
 
+def short_names(sources: Iterable[str]) -> dict[str, str]:
+    """Each source's last part as its name, or the whole where two would be called the same."""
+    last = {name: name.rstrip("/").rpartition("/")[2] for name in sources}
+    return {name: short if list(last.values()).count(short) == 1 else name for name, short in last.items()}
+
+
 def lengths(dataset: Any) -> tuple[Any, Any]:
     """Tokens of each encoded row and how many of them train, as two int64 arrays in the rows' order.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from common import inspection, masking, templates, tokenizers
+from common import findings, inspection, masking, statistics, templates, tokenizers
 
 ROOT = Path(__file__).parent.parent
 SHARED = Path(os.environ.get("TUNEBOOK_SHARED", ROOT.parent / "shared")) / "data"
@@ -97,7 +97,14 @@ class Page(html.parser.HTMLParser):
 
 
 def page(report):
-    words = {"data": "a.json", "tokenizer": "pocket", "template": "alpaca", "too_long": "drop", "warnings": ["odd"]}
+    words = {
+        "data": "a.json",
+        "tokenizer": "pocket",
+        "template": "alpaca",
+        "too_long": "drop",
+        "warnings": ["odd"],
+        "overlaps": [],
+    }
     return inspection.page({**words, **report})
 
 
@@ -141,9 +148,40 @@ def test_chats_and_short_names(tokenizer):
     chats = [{"messages": talk, "row": 1, "source": "x/a.json"}, {"messages": talk, "row": 1, "source": "y/a.json"}]
     report, _ = inspection.look(chats, tokenizer, templates.get("chatml", tokenizer))
     assert report["statistics"]["exact_duplicates"] == 1
-    assert inspection.short_names(["x/a.json", "y/a.json", "y/b.json"])["x/a.json"] == "x/a.json"
-    assert inspection.short_names(["x/a.json", "y/b.json"]) == {"x/a.json": "a.json", "y/b.json": "b.json"}
+    assert statistics.short_names(["x/a.json", "y/a.json", "y/b.json"])["x/a.json"] == "x/a.json"
+    assert statistics.short_names(["x/a.json", "y/b.json"]) == {"x/a.json": "a.json", "y/b.json": "b.json"}
     Page().feed(page(report))
+
+
+def test_what_is_looked_for_on_request(tokenizer, tmp_path):
+    item = "How many apples does Nina have after she gives seven of them to her brother?"
+    (tmp_path / "bench.jsonl").write_text(json.dumps({"question": item, "answer": "3"}) + "\n", encoding="utf-8")
+    texts = [
+        "Describe in one long sentence how a water mill turns grain into flour.",
+        "Describe in one long sentence how a water mill turns grains into flour.",
+        "Erkläre bitte ausführlich, wie eine alte Wassermühle am Fluss das Getreide zu Mehl mahlt.",
+        f"Solve this. {item}",
+    ]
+    asked = [{**rows(1)[0], "instruction": text, "row": n} for n, text in enumerate(texts, 1)]
+    more, overlaps = findings.search(asked, True, "en", [str(tmp_path / "bench.jsonl")])
+    assert {name: [at["row"] for at in problem["first"]] for name, problem in more.items()} == {
+        "not_en": [3], "near_duplicate": [2], "benchmark_overlap": [4]
+    }  # fmt: skip
+    assert overlaps[0]["item"] == "bench.jsonl:1" and overlaps[0]["row"] == "4 of a.json"
+    report, _ = inspection.look(asked, tokenizer, ALPACA, more=more)
+    text = page({**report, "overlaps": overlaps})
+    assert "Not en" in text and "bench.jsonl:1" in text
+    assert findings.search(asked) == ({}, [])
+
+
+def test_what_cannot_be_seen_is_written_out():
+    assert inspection.visible(" a\n\t") == "·a⏎⇥"
+    assert inspection.visible("\x1b[31m\u202e\u00a0é中") == "\\x1b[31m\\u202e\\xa0é中"
+    assert (inspection.percent(0.5432), inspection.percent(0.00079), inspection.percent(0.00002)) == (
+        "54.3 %",
+        "0.079 %",
+        "<0.01 %",
+    )
 
 
 @pytest.mark.real_data
@@ -159,7 +197,7 @@ def test_alpaca_in_full():
     begin = int(report["rows"][0]["tokens"][0][0] != llama.bos_token_id)
     assert (counted["rows"], counted["unique_instructions"], counted["with_input"]) == (52_002, 52_002, 20_074)
     assert (counted["empty_outputs"], counted["exact_duplicates"]) == (49, 0)
-    assert report["alpaca"] and counted["characters"]["instruction"]["mean"] == pytest.approx(59.8, abs=0.05)
+    assert counted["alpaca"] and counted["characters"]["instruction"]["mean"] == pytest.approx(59.8, abs=0.05)
     assert round(spread["mean"] + begin, 1) == 103.7
     assert [spread[name] + begin for name in ("median", "p95", "longest")] == [90, 199, 1022]
     assert next(cut["rows_over"] for cut in tokens["cuts"] if cut["max_length"] == 512) == 41

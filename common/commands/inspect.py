@@ -34,29 +34,38 @@ class Args:
     train_on: Literal["answers", "last", "all"] = "answers"  # every answer of a chat, the last one, or the prompt, too
     rows: list[int] = field(default_factory=list)  # row numbers whose tokens are shown; default: the first three
     packed: bool = False  # also pack to max_length, and show the pack that the first row shown is in
+    near: bool = False  # also name rows whose question is nearly that of an earlier one
+    language: str = ""  # also name rows that are not in it: en, de, zh, ...
+    benchmarks: list[str] = field(default_factory=list)  # files or folders of items that no row should share words with
     html: str = ""  # write one page that opens offline
     json: str = ""  # write all figures for programs
     tokens: str = ""  # write {"row", "input_ids", "labels"} of each kept row, a line each
 
 
 def main(args: Args) -> dict[str, Any]:
-    from common import inspection, templates, tokenizers
+    from common import findings, inspection, templates, tokenizers
     from common.commands import listing, reading
 
     started = time.time()
     if args.max_length < 0:
         raise UserError(f"--max_length {args.max_length}: expected a number of tokens, or 0 for no limit")
+    if args.packed and not args.max_length:
+        raise UserError("--packed needs --max_length N: the tokens that a pack holds")
     reading.writable({"--html": args.html, "--json": args.json, "--tokens": args.tokens}, args.data)
     with reading.plain_names():
         rows = reading.rows(args.data, "inspect")
         tokenizer, warnings = tokenizers.load(args.tokenizer)
+        if args.tokenizer == "pocket" and args.data != ["pocket"]:
+            warnings = [*warnings, "it is the bundled one; name your model's with --tokenizer for its counts"]
         template = templates.get(reading.template(args.template, rows), tokenizer)
+        more, overlaps = findings.search(rows, args.near, args.language, args.benchmarks)
+        limit = args.max_length or None
         report, kept = inspection.look(
-            rows, tokenizer, template, args.max_length or None, args.too_long, args.train_on, args.rows, args.packed
+            rows, tokenizer, template, limit, args.too_long, args.train_on, args.rows, args.packed, more
         )
     report = {
         "data": " ".join(args.data), "tokenizer": args.tokenizer, "template": template.name, "too_long": args.too_long,
-        "warnings": warnings, **report, "seconds": round(time.time() - started, 1),
+        "warnings": warnings, "overlaps": overlaps, **report, "seconds": round(time.time() - started, 1),
     }  # fmt: skip
     listing.show(report, bool(args.rows))
     write(report, kept, args)

@@ -3,8 +3,8 @@
 from typing import Any
 
 from common.commands.printing import printer
-from common.inspection import percent, places, short_names, visible
-from common.quality import EXPLAIN
+from common.inspection import percent, places, visible
+from common.statistics import short_names
 
 
 def show(report: dict[str, Any], asked: bool) -> None:
@@ -16,11 +16,11 @@ def show(report: dict[str, Any], asked: bool) -> None:
         say(f"tokenizer: {_plain(sentence)}", style="yellow")
     for title, lines in (
         ("", _rows(report)),
-        ("Beside what is quoted for Alpaca", _quoted(report["alpaca"])),
+        ("Beside what is quoted for Alpaca", _quoted(report["statistics"]["alpaca"])),
         ("Lengths", _lengths(report)),
         ("What a length costs", _cuts(report["tokens"])),
         ("What is asked", _categories(report)),
-        ("Problems", _problems(report["statistics"])),
+        ("Problems", _problems(report["statistics"], report["overlaps"])),
     ):
         if lines:
             say(f"\n[bold]{title}[/]" if title else "")
@@ -95,18 +95,18 @@ def _cuts(tokens: dict[str, Any]) -> list[str]:
 def _categories(report: dict[str, Any]) -> list[str]:
     found = report["statistics"]
     lines = [f"{name:16}{rows:>8,}{percent(rows / found['rows']):>10}" for name, rows in found["categories"].items()]
-    return [*lines, f"(told by {report['category_method']})"]
+    return [*lines, f"(told by {found['category_method']})"]
 
 
-def _problems(found: dict[str, Any]) -> list[str]:
+def _problems(found: dict[str, Any], overlaps: list[dict[str, str]]) -> list[str]:
     if not found["problems"]:
         return ["none were found"]
     lines = []
     for name, problem in found["problems"].items():
-        where = ("row " if len(found["sources"]) == 1 else "") + places(problem, found["sources"])
+        where = ("row " if len(found["sources"]) == 1 and problem["rows"] else "") + places(problem, found["sources"])
         lines.append(f"{name.replace('_', ' '):32}{problem['rows']:>8,}  {where}")
-        lines.append(f"{'':4}{EXPLAIN[name]}")
-    return lines
+        lines.append(f"{'':4}{problem['why']}")
+    return [*lines, *(f"{'':4}row {one['row']} and {one['item']}: {one['words']}" for one in overlaps)]
 
 
 def _tokens(console: Any, row: dict[str, Any]) -> None:
