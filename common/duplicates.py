@@ -67,11 +67,15 @@ def groups(texts: Sequence[str], threshold: float | None = 0.8) -> np.ndarray:
     root = np.arange(len(firsts))
     kept = _normals(texts, firsts)
     for found in similarity.candidates(kept, threshold, lambda i, j: root[i] != root[j]):
-        for start in range(0, len(found[0]), similarity.PART_TEXTS):
-            i, j = (part[start : start + similarity.PART_TEXTS] for part in found)
-            still = root[i] != root[j]  # what this block joined before needs no second proof
-            i, j, _ = similarity.verified(kept, i[still], j[still], threshold)
-            _union(root, i, j)
+        order = np.lexsort((found[0], found[1]))
+        i, j = found[0][order], found[1][order]
+        each = 1
+        while len(i):
+            # First one pair for each j: in a cluster these join it, and its other pairs need no proof.
+            now = np.arange(len(j)) - np.searchsorted(j, j) < each
+            _union(root, *similarity.verified(kept, i[now], j[now], threshold)[:2])
+            left = ~now & (root[i] != root[j])
+            i, j, each = i[left], j[left], 4 * each
     return np.unique(root, return_inverse=True)[1][inverse]
 
 

@@ -45,16 +45,38 @@ def verified(
     texts: list[str], i: np.ndarray, j: np.ndarray, threshold: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Those of the pairs (texts[i], texts[j]) whose similarity reaches the threshold, with it."""
+    order = np.lexsort((j, i))
+    i, j = i[order], j[order]
     similarity = np.zeros(len(i))
     lengths = np.array([len(texts[a]) + len(texts[b]) for a, b in zip(i.tolist(), j.tolist(), strict=True)])
-    for part in _parts(lengths):
-        left, right = (_grams([texts[place] for place in side[part].tolist()]) for side in (i, j))
-        both = np.sort(np.concatenate([left, right]))
-        size = part.stop - part.start
-        shared = _counts(both[1:][both[1:] == both[:-1]], size)
-        similarity[part] = shared / (_counts(left, size) + _counts(right, size) - shared)
+    for part in _parts(lengths // 4):  # few of the texts of so many pairs are distinct
+        similarity[part] = _similarity(texts, i[part], j[part])
     kept = similarity >= threshold - EPSILON
     return i[kept], j[kept], similarity[kept]
+
+
+def _similarity(texts: list[str], i: np.ndarray, j: np.ndarray) -> np.ndarray:
+    """The Jaccard similarity of each pair; i is ascending."""
+    chosen, place = np.unique(np.concatenate([i, j]), return_inverse=True)
+    names: list[int] = chosen.tolist()
+    found = [
+        (_grams([texts[name] for name in names[part]]), part.stop - part.start)
+        for part in _parts(np.array([len(texts[name]) for name in names]))
+    ]
+    sizes = np.concatenate([_counts(grams, count) for grams, count in found])
+    # Small numbers in the place of hashes, so that a text's grams can be marked in a table.
+    distinct, grams = np.unique(np.concatenate([grams & ID_MASK for grams, _ in found]), return_inverse=True)
+    of = np.split(grams, np.cumsum(sizes)[:-1])
+    marked = np.zeros(len(distinct), dtype=bool)
+    left, right = place[: len(i)].tolist(), place[len(i) :].tolist()
+    shared = np.zeros(len(i))
+    starts = np.flatnonzero(np.append(True, i[1:] != i[:-1])).tolist()
+    for start, stop in zip(starts, [*starts[1:], len(i)], strict=True):
+        marked[of[left[start]]] = True
+        for pair in range(start, stop):
+            shared[pair] = np.count_nonzero(marked[of[right[pair]]])
+        marked[of[left[start]]] = False
+    return shared / (sizes[left] + sizes[right] - shared)
 
 
 def _parts(lengths: np.ndarray) -> Iterator[slice]:
@@ -100,23 +122,30 @@ class _Index:
     """Of each text the number of grams, a bitmap of them, and of all texts how often a gram's bucket occurs."""
 
     sizes: np.ndarray  # int64 (texts,)
-    bitmaps: np.ndarray  # uint64 (texts, 4): the parity of the number of grams that fall on each of 256 bits
+    bitmaps: np.ndarray  # uint64 (texts, words): the parity of the number of grams that fall on each bit
     often: np.ndarray  # uint64 (buckets,): about 128 * log2 of the count, 12 bits
 
 
 def _index(texts: list[str]) -> _Index:
-    sizes, bitmaps = np.zeros(len(texts), dtype=np.int64), np.zeros((len(texts), 4), dtype=np.uint64)
+    sizes = np.zeros(len(texts), dtype=np.int64)
+    bitmaps = np.zeros((len(texts), _bitmap_words(texts)), dtype=np.uint64)
     often = np.zeros(1 << BUCKETS, dtype=np.int64)
     for part in _parts(np.array([len(text) for text in texts])):
         grams = _grams(texts[part])
         sizes[part] = _counts(grams, part.stop - part.start)
         starts = np.cumsum(sizes[part]) - sizes[part]
         bit = np.uint64(1) << (grams & np.uint64(63))
-        word = grams >> np.uint64(6) & np.uint64(3)
-        for column in range(4):
+        word = grams >> np.uint64(6) & np.uint64(bitmaps.shape[1] - 1)
+        for column in range(bitmaps.shape[1]):
             bitmaps[part, column] = np.bitwise_xor.reduceat(np.where(word == column, bit, np.uint64(0)), starts)
         often += np.bincount(_bucket(grams), minlength=len(often))
     return _Index(sizes, bitmaps, (128 * np.log2(np.maximum(often, 1))).astype(np.uint64))
+
+
+def _bitmap_words(texts: list[str]) -> int:
+    """A power of two: 4 for short texts, more for long ones, whose grams would fill a small bitmap; 256 MB at most."""
+    wanted = min(3 * sum(map(len, texts)) / max(len(texts), 1) / 64, (1 << 25) / max(len(texts), 1))
+    return 1 << int(np.clip(np.ceil(np.log2(max(wanted, 1))), 2, 6))
 
 
 def _bucket(grams: np.ndarray) -> np.ndarray:
