@@ -28,12 +28,10 @@ class Cutter:
 
     def __init__(self, backend: Any):
         self.backend = backend
-        data = json.loads(backend.to_str())
-        normalizer = data["normalizer"] or {"type": "Sequence", "normalizers": []}
+        normalizer = state(backend.normalizer) or {"type": "Sequence", "normalizers": []}
         self._composes_only = normalizer["type"] in ("NFC", "NFKC") or normalizer.get("normalizers") == []
-        pre = data["pre_tokenizer"] or {}
+        pre = state(backend.pre_tokenizer)
         self._parts = pre.get("pretokenizers", [pre] if pre else [])
-        self._vocabulary = data["model"]
         self._known: dict[tuple[str, str, str], int | None] = {}
 
     @cached_property
@@ -55,12 +53,12 @@ class Cutter:
         """Whether nothing splits the text, and no token of the vocabulary holds a newline beside something else."""
         kinds = {part["type"] for part in self._parts}
         whole = not self._parts or (kinds == {"Metaspace"} and not any(part["split"] for part in self._parts))
-        model = self._vocabulary
-        return (
-            whole
-            and model["type"] == "BPE"
-            and not any("\n" in token and token != "\n" for token in model["vocab"])
-            and bool(model.get("byte_fallback") or "\n" in model["vocab"])
+        model = self.backend.model
+        if not whole or type(model).__name__ != "BPE":
+            return False
+        vocabulary = self.backend.get_vocab(with_added_tokens=False)
+        return not any("\n" in token and token != "\n" for token in vocabulary) and (
+            model.byte_fallback or "\n" in vocabulary
         )
 
     def after(self, text: str, constant: str) -> int | None:
@@ -99,3 +97,8 @@ class Cutter:
         if self.backend.normalizer is not None and self.backend.normalizer.normalize_str(text) != text:
             return None
         return [end for _, (_, end) in self.backend.pre_tokenizer.pre_tokenize_str(text)]
+
+
+def state(part: Any) -> dict[str, Any]:
+    """The settings of a tokenizer's normalizer or pre-tokenizer; {} where it has none."""
+    return {} if part is None else json.loads(part.__getstate__())

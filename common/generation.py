@@ -2,16 +2,17 @@
 
 from typing import Any
 
-from common.masking import tokenize
-from common.templates import Template
+from common import rendering
+from common.templates import AnyTemplate
 
 
 class Samples:
     """A few held-out rows, evenly spread, with the model's answers to them: `rows` as in report.json."""
 
-    def __init__(self, tokenizer: Any, template: Template, rows: list[dict], count: int):
+    def __init__(self, tokenizer: Any, template: AnyTemplate, rows: list[dict], count: int):
         self.tokenizer = tokenizer
         chosen = rows[:: max(1, len(rows) // count)][:count]
+        self._prompts = rendering.prompts(tokenizer, template, chosen)
         self.rows: list[dict[str, Any]] = [
             {"prompt": template.prompt(row), "before": None, "after": None, "reference": template.completion(row)}
             for row in chosen
@@ -19,7 +20,7 @@ class Samples:
 
     def answers(self, model: Any, count: int | None = None) -> list[str]:
         """The model's answers to the first `count` rows, or to all."""
-        prompts = [str(row["prompt"]) for row in self.rows[:count]]
+        prompts = self._prompts[:count]
         return answers(model, self.tokenizer, prompts) if prompts else []
 
     def take(self, when: str, model: Any) -> None:
@@ -29,9 +30,9 @@ class Samples:
 
 
 def answers(
-    model: Any, tokenizer: Any, prompts: list[str], max_new_tokens: int = 64, batch_size: int = 32
+    model: Any, tokenizer: Any, prompts: list[list[int]], max_new_tokens: int = 64, batch_size: int = 32
 ) -> list[str]:
-    """The model's greedy answer to each prompt, without the prompt and the end token.
+    """The model's greedy answer to each prompt (its ids), without the prompt and the end token.
 
     The model is left in the mode (training or not) it was in.
     """
@@ -42,7 +43,7 @@ def answers(
     texts = []
     try:
         for start in range(0, len(prompts), batch_size):
-            ids = tokenize(prompts[start : start + batch_size], tokenizer)
+            ids = prompts[start : start + batch_size]
             width = max(map(len, ids))
             pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
             input_ids = torch.tensor([[pad] * (width - len(row)) + row for row in ids], device=model.device)

@@ -1,8 +1,10 @@
 """Rows to token ids and labels: the prompt is -100, the answer and its end token train, every lost row is counted."""
 
+import gc
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -114,16 +116,30 @@ def batches(
                 counts.drop("empty_output", number)
             else:
                 keep.append((number, row))
-        encoded, bad, special = render([row for _, row in keep])
+        with _no_collection():
+            encoded, bad, special = render([row for _, row in keep])
+            batch = None if bad else _batch(keep, encoded, counts, max_length, too_long == "truncate")
         counts.special_text += special
         problems += [f"row {keep[place][0]}: {reason}" for place, reason in bad.items()]
-        if not problems:
-            yield _batch(keep, encoded, counts, max_length, too_long == "truncate")
+        if batch is not None:
+            yield batch
     if problems:
         more = f"\n  and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
         raise UserError(
             f"the template {template.name} cannot take these rows:\n  " + "\n  ".join(problems[:SHOWN]) + more
         )
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Garbage collection off: a chunk makes lists by the hundred thousand, and each collection walks all rows held."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _batch(

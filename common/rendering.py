@@ -20,6 +20,15 @@ def renderer(tokenizer: Any, template: AnyTemplate, train_on: str) -> Callable[[
     return ChatRenderer(encoder(tokenizer, chats.turn_tokens(template, tokenizer)), template, train_on)
 
 
+def prompts(tokenizer: Any, template: AnyTemplate, rows: list[dict]) -> list[list[int]]:
+    """Ids of what the model is given for each row, as in training: everything up to the (last) answer."""
+    if isinstance(template, Template):
+        encode = encoder(tokenizer)
+        return [[*encode.begin, *ids] for ids in encode.text([template.prompt(row) for row in rows])]
+    render = ChatRenderer(encoder(tokenizer, chats.turn_tokens(template, tokenizer)), template, "answers")
+    return [render.prompt(row) for row in rows]
+
+
 def answers_nothing(row: dict) -> bool:
     """Whether no assistant turn of the row says or calls anything."""
     if "messages" in row:
@@ -52,7 +61,7 @@ class TextRenderer:
             else:
                 pieces += plan.pop()
             plans.append(plan)
-        ids = self.encoder.inside(pieces)
+        ids = self.encoder.pieces(pieces)
         results = [self._join(plan, ids) if plan is not None else None for plan in plans]
         for place, encoded in zip(whole, self._whole([rows[place] for place in whole]), strict=True):
             results[place] = encoded
@@ -122,18 +131,9 @@ class ChatRenderer:
         plain: list[tuple[int, str, list[chats.Span]]] = []
         special = 0
         for place, row in enumerate(rows):
-            turns, tools = chats.messages(row), row.get("tools")
-            looks = self.encoder.special is not None and _holds(self.encoder.special, [turns, tools])
-            special += looks
-            # A token that swallows the white space after it must not swallow the conversation's.
-            swallows = bool(self.encoder.strips) and any((t.get("content") or "")[:1].isspace() for t in turns)
-            mark = next((m for m in MARKS if not _holds_text(m, [turns, tools])), "") if looks or swallows else ""
-            if mark:
-                turns, tools = (self._guarded(value, mark) for value in (turns, tools))
-            elif looks or swallows:
-                bad[place] = f"it holds special-token text and all of {', '.join(map(ascii, MARKS))}"
-                continue
             try:
+                turns, tools, mark, looks = self._marked(chats.messages(row), row.get("tools"))
+                special += looks
                 text, spans = chats.spans(self.template, turns, tools or None, self.encoder.special)
             except chats.Unstable as error:
                 bad[place] = str(error)
@@ -156,6 +156,25 @@ class ChatRenderer:
             start, end = spans[-1]
             return [*ids[:end], self.encoder.end], [*spans[:-1], (start, end + 1)]
         return ids, spans
+
+    def prompt(self, row: dict) -> list[int]:
+        """Ids of the conversation before the last answer, with that turn's header."""
+        turns, tools, mark, _ = self._marked(chats.messages(row)[:-1], row.get("tools"))
+        text = chats.render(self.template, turns, tools or None, open_turn=True)
+        return self._stretches(text, [], mark)[0] if mark else self.encoder.control([text])[0].ids
+
+    def _marked(self, turns: list[dict], tools: Any) -> tuple[list[dict], Any, str, bool]:
+        """The conversation with its special-token text broken by a mark, the mark ('' where none is needed), and
+        whether it holds such text."""
+        looks = self.encoder.special is not None and _holds(self.encoder.special, [turns, tools])
+        # A token that swallows the white space after it must not swallow the conversation's.
+        swallows = bool(self.encoder.strips) and any((turn.get("content") or "")[:1].isspace() for turn in turns)
+        if not looks and not swallows:
+            return turns, tools, "", looks
+        mark = next((m for m in MARKS if not _holds_text(m, [turns, tools])), None)
+        if mark is None:
+            raise chats.Unstable(f"it holds special-token text and all of {', '.join(map(ascii, MARKS))}")
+        return self._guarded(turns, mark), self._guarded(tools, mark), mark, looks
 
     def _guarded(self, value: Any, mark: str) -> Any:
         """The value with the mark inside special-token text, and before white space that a token would swallow."""

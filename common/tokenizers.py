@@ -6,6 +6,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+from common import words
 from common.cli import UserError
 from common.pocket import FOLDER as POCKET
 
@@ -36,9 +37,11 @@ def load(name: str) -> tuple[Any, list[str]]:
 
 
 def check(tokenizer: Any, what: str) -> None:
-    """Raise UserError where exact labels cannot be made: a slow tokenizer, or no end token."""
+    """Raise UserError where exact labels cannot be made: a slow tokenizer, an empty one, or one without an end."""
     if not tokenizer.is_fast:
         raise UserError(f"{what}: only a slow tokenizer could be loaded; exact labels need its tokenizer.json")
+    if not tokenizer.backend_tokenizer.encode("a", add_special_tokens=False).ids:
+        raise UserError(f"{what}: it loads with no vocabulary ({len(tokenizer)} tokens); is its tokenizer.json there?")
     if tokenizer.eos_token_id is None:
         raise UserError(f"{what}: it has no end token (eos_token); set one in its tokenizer_config.json")
 
@@ -114,6 +117,20 @@ class Encoder:
     def inside(self, texts: list[str]) -> list[list[int]]:
         """Ids of texts that go on from an earlier one: as `text`, but with no space put before the first word."""
         return _as_text(self._inside, texts)
+
+    def pieces(self, texts: list[str]) -> list[list[int]]:
+        """What `inside` gives for texts that hold no added token, by words where that is quicker."""
+        if self._words is None:
+            return self.inside(texts)
+        found = [self._words.encode(text) for text in texts]
+        rest = [place for place, ids in enumerate(found) if ids is None]
+        for place, ids in zip(rest, self.inside([texts[place] for place in rest]), strict=True):
+            found[place] = ids
+        return found  # pyright: ignore[reportReturnType]
+
+    @cached_property
+    def _words(self) -> words.Words | None:
+        return words.of(self.backend)
 
     @cached_property
     def _inside(self) -> Any:

@@ -92,7 +92,9 @@ def _in_memory(model: Any, tokenizer: Any) -> Any:
         def generate_until(self, requests, disable_tqdm=False):
             return super().generate_until(requests, disable_tqdm or not sys.stderr.isatty())
 
-    return InMemory(pretrained=model, tokenizer=tokenizer, batch_size=BATCH)
+    return InMemory(  # pyright: ignore[reportAbstractUsage]
+        pretrained=model, tokenizer=tokenizer, batch_size=BATCH
+    )
 
 
 def compare(before: dict[str, Any], after: dict[str, Any]) -> dict[str, dict[str, dict[str, float]]]:

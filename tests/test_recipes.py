@@ -37,7 +37,7 @@ def bad_inputs(folder):
     return [
         (["--dataset", "nowhere.json"], "nowhere.json: there is no such file"),
         (["--dataset", "broken.jsonl"], "line 2: not JSON"),
-        (["--dataset", "no_instruction.json"], "row 1: no field `instruction`"),
+        (["--dataset", "no_instruction.json"], "row 1: `instruction` is missing"),
         (["--dataset", "null.json"], "row 1: `output` is null"),
         (["--learning_rte", "1"], "learning"),
         (["--config", "run.yaml"], "the nearest is learning_rate"),
