@@ -11,7 +11,7 @@ from common.masking import IGNORE, Counts, show
 
 RUN_FILE = "run.json"
 # What runs write into their folder; --overwrite removes these and nothing else.
-WRITTEN = (RUN_FILE, "report.json", "report.html", "log.jsonl", "adapter", "base-4bit", "eval")
+WRITTEN = (RUN_FILE, "report.json", "report.html", "log.jsonl", "adapter", "base", "eval")
 FREE = {"output_dir", "overwrite", "resume", "report_to", "dry_run", "eval_suite"}  # may differ when a run goes on
 
 

@@ -1,6 +1,7 @@
 """Rows to token ids and labels: the prompt is -100, the answer and its end token train, every lost row is counted."""
 
 import gc
+import secrets
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
@@ -196,7 +197,8 @@ def _dataset(parts: list[Any]) -> Any:
     import datasets
     import pyarrow
 
-    return datasets.Dataset(pyarrow.Table.from_batches(parts, schema=schema()))
+    # Without a name for it, datasets would hash the whole table in a copy of it.
+    return datasets.Dataset(pyarrow.Table.from_batches(parts, schema=schema()), fingerprint=secrets.token_hex(8))
 
 
 def tokens(example: dict, tokenizer: Any) -> list[tuple[int, str, bool]]:

@@ -119,6 +119,49 @@ def load(name: str, max_length: int, four_bit: bool = False, full: bool = False)
     return model, tokenizer
 
 
+def save(model: Any, tokenizer: Any, folder: str | Path) -> None:
+    """Save a base so that plain transformers computes with it what it computes here.
+
+    On a CPU, 4-bit weights are written as the float32 values they stand for: bitsandbytes has a kernel of its own for
+    4-bit layers there, which computes in bfloat16 and gives other answers.
+    """
+    import torch
+
+    if getattr(model, "is_loaded_in_4bit", False) and model.device.type == "cpu":
+        from bitsandbytes.functional import dequantize_4bit
+        from transformers import AutoModelForCausalLM
+
+        packed = {
+            f"{name}.weight": module.weight for name, module in model.named_modules() if hasattr(module, "weight")
+        }
+        weights = {
+            name: dequantize_4bit(packed[name].data, packed[name].quant_state).to(dtype())
+            if hasattr(packed.get(name), "quant_state")
+            else value
+            for name, value in model.state_dict().items()
+            if ".weight." not in name  # the parts of a quantised weight
+        }
+        config = type(model.config).from_dict(
+            {name: value for name, value in model.config.to_dict().items() if name != "quantization_config"}
+        )
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype())
+        model.load_state_dict(weights, assign=True)
+        model.tie_weights()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def train_in_float32(model: Any) -> None:
+    """Weights that train in float32, whatever computes: TRL makes the adapters of a 4-bit base bfloat16, where small
+    updates are lost and a checkpoint does not hold what the optimiser would go on from."""
+    import torch
+
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(torch.float32)
+
+
 def parameters(model: Any) -> tuple[int, int]:
     """Trainable and all parameters. A 4-bit weight counts as the values it stands for, not as its packed bytes."""
     trainable = total = 0

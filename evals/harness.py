@@ -9,6 +9,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from common import models
 from common.cli import UserError, nearest
 
 BATCH = 64
@@ -45,8 +46,7 @@ def score(model: Any, tokenizer: Any, tasks: list[str], folder: Path, keep: Path
     if not tasks:
         return {"metrics": {}, "items": {}}
     if keep:
-        model.save_pretrained(keep)
-        tokenizer.save_pretrained(keep)
+        models.save(model, tokenizer, keep)
     from lm_eval import simple_evaluate
     from lm_eval.loggers import EvaluationTracker
     from lm_eval.tasks import TaskManager

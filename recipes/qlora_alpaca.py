@@ -69,7 +69,7 @@ def main(args: Args) -> dict:
     samples = generation.Samples(tokenizer, template, sides["test"] or sides["validation"], count=4)
     if not args.dry_run:
         samples.take("before", model)
-        scores_before = harness.score(model, tokenizer, tasks, folder / "eval" / "before", keep=folder / "base-4bit")
+        scores_before = harness.score(model, tokenizer, tasks, folder / "eval" / "before", keep=folder / "base")
 
     model = FastLanguageModel.get_peft_model(
         model,
@@ -113,14 +113,14 @@ def main(args: Args) -> dict:
         train_dataset=train,
         eval_dataset=held_out if len(held_out) else None,
         args=SFTConfig(**{**config, **overrides}),
+        callbacks=[callbacks.Watchdog(), callbacks.ShowSamples(samples)],
     )
+    models.train_in_float32(trainer.model)
     mask_view = checks.first_batch(trainer, tokenizer)
     if args.dry_run:
         return counts.as_dict()
 
     meter = callbacks.Meter(trainer, folder / "log.jsonl", STARTED, peak)
-    for callback in (callbacks.Watchdog(), callbacks.ShowSamples(samples)):
-        trainer.add_callback(callback)
     loss_before = trainer.evaluate()["eval_loss"] if len(held_out) else None
     trainer.train(resume_from_checkpoint=checkpoint)
     loss_after = trainer.evaluate()["eval_loss"] if len(held_out) else None
@@ -138,7 +138,7 @@ def main(args: Args) -> dict:
         scores=(scores_before["metrics"], scores_after["metrics"], harness.compare(scores_before, scores_after)),
         mask_view=mask_view,
         by_skill=harness.by_skill(scores_after),
-        command=harness.command(folder / "base-4bit", folder / "adapter", tasks, models.dtype()),
+        command=harness.command(folder / "base", folder / "adapter", tasks, models.dtype()),
         recipe="qlora_alpaca",
         args=vars(args),
         device=models.device(),
