@@ -97,7 +97,7 @@ def load(words: str | list[str], seed: int = 0) -> Sides:
     parts: dict[str, list] = {side: [] for side in NAMES}
     whole: dict[tuple[int, ...], list[_Checked]] = {}
     for name, want in wanted.items():
-        checked = {side: _Checked(source, name, want.mapping) for side, source in _sides(name, want, notes).items()}
+        checked = {side: _Checked(source, name, want.mapping) for side, source in sides_of(name, want, notes).items()}
         rest = checked.pop("", None) or checked.pop("train")  # what the sides that are missing are taken from
         for side, table in checked.items():
             parts[side].append(table.rows())
@@ -165,7 +165,7 @@ def _share(word: str) -> tuple[str, float | int | None]:
     return name, share
 
 
-def _sides(name: str, want: Want, notes: list[str]) -> dict[str, Any]:
+def sides_of(name: str, want: Want, notes: list[str]) -> dict[str, Any]:
     """The sources of a name by side; {"": source} where it has no sides of its own."""
     path = Path(name)
     if name == "pocket":

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from common import categories, checks, masking, quality, statistics
+from common import categories, checks, masking, quality, statistics, tokenizers
 from common.cli import Refused, UserError
 
 NO_LIMIT = 2**31 - 1
@@ -53,6 +53,7 @@ def look(
         "max_length": max_length,
         "statistics": survey,
         "tokens": statistics.tokens(total, trained),
+        "tokens_with_begin": with_begin(tokenizer, total, trained),
         "histograms": {"Tokens a row": statistics.histogram(total), "Of which train": statistics.histogram(trained)},
         "counts": counts.as_dict(),
         "line": counts.line(),
@@ -62,6 +63,16 @@ def look(
         "packed": pack(kept, tokenizer, max_length, views) if packed and max_length and len(kept) else None,
     }
     return report, kept
+
+
+def with_begin(tokenizer: Any, total: Any, trained: Any) -> dict[str, Any] | None:
+    """statistics.tokens with a beginning token a row, for a tokenizer that names one and leaves it out by itself.
+
+    Other programs add it to such a tokenizer's rows, so their counts are one higher.
+    """
+    if tokenizer.bos_token_id is None or not len(total) or tokenizers.affixes(tokenizer)[0]:
+        return None
+    return statistics.tokens(total + 1, trained)
 
 
 def surveyed(rows: Iterable[dict], more: dict[str, Any]) -> dict[str, Any]:

@@ -194,14 +194,14 @@ def test_alpaca_in_full():
     found = reading.rows([str(SHARED / "alpaca" / "alpaca_52k_en.json")], "inspect")
     llama = tokenizers.load(str(SHARED / "tokenizers" / "llama3"))[0]
     report, _ = inspection.look(found, llama, ALPACA, 512)
-    counted, tokens, spread = report["statistics"], report["tokens"], report["tokens"]["spread"]
-    # The figures count a beginning and an end token; this tokenizer may leave the first to whoever uses it.
-    begin = int(report["rows"][0]["tokens"][0][0] != llama.bos_token_id)
+    # The figures count a beginning and an end token; this tokenizer leaves the first to whoever uses it.
+    counted, tokens = report["statistics"], report["tokens_with_begin"] or report["tokens"]
+    spread = tokens["spread"]
     assert (counted["rows"], counted["unique_instructions"], counted["with_input"]) == (52_002, 52_002, 20_074)
     assert (counted["empty_outputs"], counted["exact_duplicates"]) == (49, 0)
     assert counted["alpaca"] and counted["characters"]["instruction"]["mean"] == pytest.approx(59.8, abs=0.05)
-    assert round(spread["mean"] + begin, 1) == 103.7
-    assert [spread[name] + begin for name in ("median", "p95", "longest")] == [90, 199, 1022]
+    assert round(spread["mean"], 1) == 103.7
+    assert [spread[name] for name in ("median", "p95", "longest")] == [90, 199, 1022]
     assert next(cut["rows_over"] for cut in tokens["cuts"] if cut["max_length"] == 512) == 41
-    assert round(100 * tokens["trained_tokens"] / (tokens["tokens"] + begin * tokens["rows"])) == 54
+    assert round(100 * tokens["trained_share"]) == 54
     assert report["counts"]["dropped"]["too_long"] == 41

@@ -75,13 +75,20 @@ def _quoted(rows: list[list[str]]) -> list[str]:
 
 def _lengths(report: dict[str, Any]) -> list[str]:
     found, tokens = report["statistics"], report["tokens"]
+    more = report["tokens_with_begin"]
     spreads = {"tokens": tokens["spread"], "tokens that train": tokens["trained_spread"]}
+    spreads |= {"tokens with a beginning token": more["spread"]} if more else {}
     spreads |= {f"characters of {name}": values for name, values in found["characters"].items()}
     spreads |= {"turns": found["turns"]} if found["turns"] else {}
     lines = [f"{'':32}{'mean':>10}{'median':>10}{'95 % up to':>12}{'longest':>10}"]
     for name, of in spreads.items():
         lines.append(f"{name:32}{of['mean']:>10,.1f}{of['median']:>10,.0f}{of['p95']:>12,.0f}{of['longest']:>10,}")
-    return [*lines, f"{percent(tokens['trained_share'])} of {tokens['tokens']:,} tokens train (rows of every length)"]
+    lines.append(f"{percent(tokens['trained_share'])} of {tokens['tokens']:,} tokens train (rows of every length)")
+    if more:
+        lines.append(
+            f"{percent(more['trained_share'])} with a beginning token, which this tokenizer names and does not add"
+        )
+    return lines
 
 
 def _cuts(tokens: dict[str, Any]) -> list[str]:

@@ -45,7 +45,7 @@ def rows(words: list[str], command: str, only_train: bool = False) -> Everything
     for name, want in wanted.items():
         if want.share is not None:
             notes.append(f"{name}: a share is for training; all its rows are read here")
-        sides = data._sides(name, want, notes)
+        sides = data.sides_of(name, want, notes)
         if only_train and sides.keys() - {"train", ""}:
             notes.append(f"{name}: its train side alone is read")
             sides = {"train": sides["train"]}
