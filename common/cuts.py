@@ -14,7 +14,7 @@ Everything else is encoded whole.
 
 import json
 import re
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 CONTEXT = 2  # characters of a row's text beside a cut that the proof is asked for
@@ -33,6 +33,7 @@ class Cutter:
         pre = state(backend.pre_tokenizer)
         self._parts = pre.get("pretokenizers", [pre] if pre else [])
         self._known: dict[tuple[str, str, str], int | None] = {}
+        self._ends = lru_cache(maxsize=1000)(self._find_ends)  # a template's constant texts come again and again
 
     @cached_property
     def by_regex(self) -> bool:
@@ -92,7 +93,7 @@ class Cutter:
             return False
         return joint == first + [end + len(left) for end in second]
 
-    def _ends(self, text: str) -> list[int] | None:
+    def _find_ends(self, text: str) -> list[int] | None:
         """Where the pre-tokenizer's pieces of a text end; None where normalisation changes the text."""
         if self.backend.normalizer is not None and self.backend.normalizer.normalize_str(text) != text:
             return None

@@ -8,6 +8,7 @@ from typing import Any
 
 from common import words
 from common.cli import UserError
+from common.cuts import state
 from common.pocket import FOLDER as POCKET
 
 PROBES = (
@@ -194,19 +195,18 @@ def without_prefix(backend: Any) -> Any:
     """The same tokenizer without the space that SentencePiece puts before a text; itself where there is none."""
     from tokenizers import Tokenizer
 
-    data = json.loads(backend.to_str())
-    changed = False
-    normalizer = data["normalizer"] or {}
-    if normalizer.get("type") == "Prepend":
-        data["normalizer"], changed = None, True
-    parts = normalizer.get("normalizers", [])
+    normalizer, pre = state(backend.normalizer), state(backend.pre_tokenizer)
+    parts = normalizer.get("normalizers", [normalizer] if normalizer else [])
     kept = [part for part in parts if part["type"] != "Prepend"]
-    if len(kept) < len(parts):
-        data["normalizer"], changed = {**normalizer, "normalizers": kept}, True
-    pre = data["pre_tokenizer"] or {}
+    changed = len(kept) < len(parts)
     for part in pre.get("pretokenizers", [pre]):
         if part.get("type") == "Metaspace" and part["prepend_scheme"] != "never":
             part["prepend_scheme"], changed = "never", True
         if part.get("type") == "ByteLevel" and part["add_prefix_space"]:
             part["add_prefix_space"], changed = False, True
-    return Tokenizer.from_str(json.dumps(data)) if changed else backend
+    if not changed:
+        return backend
+    data = json.loads(backend.to_str())  # slow for a large vocabulary
+    data["normalizer"] = {"type": "Sequence", "normalizers": kept} if kept else None
+    data["pre_tokenizer"] = pre or None
+    return Tokenizer.from_str(json.dumps(data))
