@@ -24,6 +24,7 @@ SETS = {name: chars + MORE.get(name, "") for name, chars in ASCII.items()}
 # All characters of a text that is encoded by words: no control, no unusual space, nothing that NFC would change.
 PLAIN_ASCII = re.compile(r"[\t\n\r -~]*")
 PLAIN = re.compile(rf"[\t\n\r -~{''.join(MORE.values())}]*")
+MOST = 500_000  # words that are kept at once, so that memory does not grow with the data
 CLASS = re.compile(r"\[(?:\\.|[^\]\\])*\]")
 PROPERTY = re.compile(r"\\p\{(\w+)\}")
 
@@ -37,6 +38,8 @@ class Words(dict[str, tuple[int, ...]]):
         self._byte = byte_characters()
 
     def __missing__(self, word: str) -> tuple[int, ...]:
+        if len(self) >= MOST:
+            self.clear()
         ids = tuple(token.id for token in self._tokenize("".join(self._byte[byte] for byte in word.encode())))
         self[word] = ids
         return ids
