@@ -16,7 +16,9 @@ pytestmark = [
 ROWS = 1500
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama2", "llama3", "qwen3"])
+@pytest.mark.parametrize(
+    "name", ["deepseek", "gpt-neox-20b", "gpt2", "llama2", "llama3", "mistral-v3", "phi-3-mini", "qwen2.5", "qwen3"]
+)
 def test_labels_equal_trl(name, tmp_path):
     import unsloth  # noqa: F401
     from datasets import Dataset
