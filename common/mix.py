@@ -54,6 +54,7 @@ def mix(
         if isinstance(share, int) and share > len(places[source]):
             report[source]["asked"] = share
     chosen = generator.permutation(np.concatenate(list(taken.values())))
+    print(line(report))
     return dataset.select(chosen), report
 
 

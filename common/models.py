@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from common import tokenizers
 from common.cli import UserError
 from common.pocket import FOLDER as POCKET
 
@@ -111,11 +112,12 @@ def load(name: str, max_length: int, four_bit: bool = False, full: bool = False)
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"--model {name} cannot be loaded: {error}") from error
+    for line in tokenizers.problems(tokenizer, Path(place)):
+        print(f"tokenizer of {name}: {line}")
     limit = getattr(model.config, "max_position_embeddings", None)
     if limit is not None and limit < max_length:
         raise UserError(f"--max_length {max_length}: {name} takes {limit} tokens at most")
-    if tokenizer.eos_token_id is None:
-        raise UserError(f"--model {name}: its tokenizer has no end token (eos_token); set one in tokenizer_config.json")
+    tokenizers.check(tokenizer, f"--model {name}")
     return model, tokenizer
 
 
