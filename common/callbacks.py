@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
+from common.batches import real
 from common.cli import Refused
 from common.generation import Samples
 from common.masking import IGNORE
@@ -45,7 +46,7 @@ class Meter(TrainerCallback):
         self.waited += time.monotonic() - begun
         for batch in samples:
             self.positions += batch["input_ids"].numel()
-            self.tokens += int(batch["attention_mask"].sum())
+            self.tokens += int(real(batch).sum())
             self.trained += int((batch["labels"] != IGNORE).sum())
         return samples, items
 

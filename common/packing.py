@@ -41,3 +41,33 @@ def pack(lengths: Sequence[int] | Any, max_length: int) -> list[list[int]]:
             with_room[left].append(chosen)
             rooms |= 1 << left
     return bins
+
+
+def packed(dataset: Any, max_length: int) -> Any:
+    """The encoded rows of masking.encode in bins of at most max_length tokens.
+
+    Returns:
+        A datasets.Dataset with int32 lists `input_ids` and `labels`, the documents of a bin one after the other, and
+        `seq_lengths`, their lengths.
+    """
+    import secrets
+
+    import datasets
+    import numpy
+    import pyarrow
+
+    table = dataset.with_format("arrow")[:]
+    ids = table["input_ids"].combine_chunks()
+    lengths = ids.value_lengths().to_numpy()
+    bins = pack(lengths, max_length)
+    order = numpy.array([place for members in bins for place in members], dtype=numpy.int64)
+    rows = numpy.concatenate([[0], numpy.cumsum([len(members) for members in bins], dtype=numpy.int64)])
+    tokens = numpy.concatenate([[0], numpy.cumsum(lengths[order], dtype=numpy.int64)])[rows]
+    ends = pyarrow.array(tokens.astype(numpy.int32))
+    columns = {
+        name: pyarrow.ListArray.from_arrays(ends, table[name].combine_chunks().take(pyarrow.array(order)).flatten())
+        for name in ("input_ids", "labels")
+    }
+    sizes = pyarrow.array(lengths[order].astype(numpy.int32))
+    columns["seq_lengths"] = pyarrow.ListArray.from_arrays(pyarrow.array(rows.astype(numpy.int32)), sizes)
+    return datasets.Dataset(pyarrow.table(columns), fingerprint=secrets.token_hex(8))

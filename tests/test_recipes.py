@@ -71,10 +71,11 @@ def test_nothing_to_train_ends_with_1(tmp_path):
 
 
 @pytest.mark.recipe
-def test_train_stop_resume_reload(tmp_path):
+@pytest.mark.parametrize("recipe", ["packed_alpaca.py", "qlora_alpaca.py"])
+def test_train_stop_resume_reload(tmp_path, recipe):
     """A run killed after its checkpoint goes on to the weights of a run that was left alone; plain PEFT reads them."""
     flags = ["--max_steps", "10", "--eval_suite", "none"]
-    whole = run("--output_dir", tmp_path / "whole", *flags)
+    whole = run("--output_dir", tmp_path / "whole", *flags, recipe=recipe)
     assert whole.returncode == 0, whole.stderr[-3000:]
     report = json.loads((tmp_path / "whole" / "report.json").read_text())
     for key in ("recipe", "args", "versions", "commit", "device", "data", "forecast", "measured", "train", "eval"):
@@ -91,7 +92,7 @@ def test_train_stop_resume_reload(tmp_path):
         path.unlink()
     last = max(part.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     subprocess.run(["rm", "-r", last, part / "adapter"], check=True)  # as if it had been killed before the last one
-    resumed = run("--output_dir", part, *flags)
+    resumed = run("--output_dir", part, *flags, recipe=recipe)
     assert resumed.returncode == 0 and "going on from" in resumed.stdout, resumed.stderr[-3000:]
 
     import torch
@@ -99,7 +100,7 @@ def test_train_stop_resume_reload(tmp_path):
 
     one, two = (load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (tmp_path / "whole", part))
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
-    assert run("--output_dir", part, *flags).returncode == 2  # finished now
+    assert run("--output_dir", part, *flags, recipe=recipe).returncode == 2  # finished now
 
     same_logits_with_plain_peft(tmp_path / "whole")
 

@@ -1,0 +1,150 @@
+"""Packed SFT on Alpaca rows: LoRA, with rows put together into full sequences in which none sees another.
+
+    accelerate launch recipes/packed_alpaca.py
+    accelerate launch recipes/packed_alpaca.py --model unsloth/Llama-3.2-1B --dataset tatsu-lab/alpaca --max_length 2048
+
+Measured, 2 CPU cores: 98 s, 0.9 GiB; exact match 0 -> 89 % (new phrasings 0 -> 74 %), plain facts 99.0 -> 96.0 %.
+"""
+
+import time
+from dataclasses import dataclass, field
+
+from common import cli
+
+STARTED = time.time()
+
+
+@dataclass
+class Args:
+    model: str = "pocket"  # Hub name, folder, or the bundled model
+    dataset: list[str] = field(default_factory=lambda: ["pocket"])  # files or Hub names; a.json:0.7 b.csv:0.3 mixes
+    output_dir: str = "runs/packed_alpaca"  # what the run leaves behind
+    max_length: int = 256  # tokens of a packed sequence; longer rows are dropped, and counted
+    learning_rate: float = 2e-3  # 2e-3 suits pocket; 2e-4 is usual from a billion parameters up
+    per_device_train_batch_size: int = 3  # packed sequences a device takes at once
+    gradient_accumulation_steps: int = 1  # batches to one step of the optimiser
+    num_train_epochs: float = 5  # times over the training rows
+    max_steps: int = -1  # stop after so many steps; -1: after the epochs
+    eval_suite: str = "auto"  # lm-eval suite before and after; auto: pocket's own; none: skip
+    report_to: str = "none"  # none, tensorboard, wandb or trackio
+    seed: int = 0
+    resume: bool = True  # go on with a run that stopped in output_dir
+    overwrite: bool = False  # start anew over a run that is already in output_dir
+    sft: list[str] = field(default_factory=list)  # any other SFTConfig field: --sft warmup_steps=20 optim=adafactor
+    dry_run: bool = False  # prepare the data, show what trains, and stop
+
+
+def main(args: Args) -> dict:
+    from common import batches, checks, data, masking, memory, mix, models, packing, report, templates
+    from evals import harness
+
+    models.locate(args.model)
+    tasks = harness.suite_for(args.eval_suite, args.dataset)
+    folder = cli.fresh_folder(args.output_dir, args.overwrite, marker="report.json")
+    sides = data.load(args.dataset, seed=args.seed)
+
+    import unsloth  # noqa: F401  first: it patches trl, transformers and peft
+    from trl import SFTConfig, SFTTrainer
+    from unsloth import FastLanguageModel
+
+    from common import callbacks, generation
+
+    overrides = cli.overrides(args.sft, SFTConfig, written=set(vars(args)))
+    checkpoint = checks.continues(folder, vars(args), args.resume, args.overwrite)
+    peak = memory.Peak()
+
+    # Model: the base in the precision of the device.
+    model, tokenizer = models.load(args.model, args.max_length)
+
+    # Data: rows -> ids and labels, with every row that is lost counted.
+    template = templates.ALPACA
+    train, counts = masking.encode(sides["train"], tokenizer, template, args.max_length, folder=folder / "tokens")
+    held_out, _ = masking.encode(sides["validation"][:300], tokenizer, template, args.max_length)
+    print(f"{' '.join(args.dataset)}: {counts.line()}; {len(held_out)} held-out rows", *sides.notes, sep="\n")
+    checks.gate(counts, args.max_length)
+    train, counts.sources = mix.mix(train, sides.shares, sides.by, args.seed)
+
+    # What the base answers and scores.
+    samples = generation.Samples(tokenizer, template, sides["test"] or sides["validation"], count=4)
+    if not args.dry_run:
+        samples.take("before", model)
+        scores_before = harness.score(model, tokenizer, tasks, folder / "eval" / "before")
+
+    model = FastLanguageModel.get_peft_model(
+        model,
+        r=16,
+        lora_alpha=32,
+        lora_dropout=0.0,
+        target_modules="all-linear",
+        use_gradient_checkpointing=models.checkpointing(),
+        random_state=args.seed,
+    )
+    config = dict(
+        output_dir=str(folder),
+        max_length=args.max_length,
+        packing=False,  # the rows are packed already; SFTTrainer only has to leave them alone
+        padding_free=False,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        per_device_train_batch_size=args.per_device_train_batch_size,
+        per_device_eval_batch_size=args.per_device_train_batch_size,
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        gradient_checkpointing=bool(models.checkpointing()),
+        num_train_epochs=args.num_train_epochs,
+        max_steps=args.max_steps,
+        learning_rate=args.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=0.03,  # a share of the steps
+        weight_decay=0.0,
+        optim="adamw_8bit",  # without a GPU: fused AdamW
+        logging_steps=0.01,
+        eval_strategy="steps" if len(held_out) else "no",
+        eval_steps=0.2,
+        save_steps=0.2,
+        save_total_limit=2,
+        load_best_model_at_end=len(held_out) > 0,
+        report_to=args.report_to,
+        seed=args.seed,
+        **models.precision(),
+    )
+    trainer = SFTTrainer(
+        model=model,
+        processing_class=tokenizer,
+        train_dataset=packing.packed(train, args.max_length),
+        eval_dataset=packing.packed(held_out, args.max_length) if len(held_out) else None,
+        data_collator=batches.PackedCollator(tokenizer.pad_token_id or 0),
+        args=SFTConfig(**{**config, **overrides}),
+        callbacks=[callbacks.Watchdog(), callbacks.ShowSamples(samples)],
+    )
+    mask_view = checks.first_batch(trainer, tokenizer)
+    checks.isolation(trainer)
+    if args.dry_run:
+        return counts.as_dict()
+
+    meter = callbacks.Meter(trainer, folder / "log.jsonl", STARTED, peak)
+    loss_before = trainer.evaluate()["eval_loss"] if len(held_out) else None
+    trainer.train(resume_from_checkpoint=checkpoint)
+    loss_after = trainer.evaluate()["eval_loss"] if len(held_out) else None
+
+    trainer.save_model(str(folder / "adapter"))
+    template.save(folder / "adapter")
+    samples.take("after", model)
+    scores_after = harness.score(model, tokenizer, tasks, folder / "eval" / "after")
+    return report.write(
+        folder,
+        meter,
+        counts,
+        trainer,
+        loss=(loss_before, loss_after),
+        scores=(scores_before["metrics"], scores_after["metrics"], harness.compare(scores_before, scores_after)),
+        mask_view=mask_view,
+        by_skill=harness.by_skill(scores_after),
+        command=harness.command(models.locate(args.model), folder / "adapter", tasks, models.dtype()),
+        recipe="packed_alpaca",
+        args=vars(args),
+        device=models.device(),
+        samples=samples.rows,
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main, Args)
