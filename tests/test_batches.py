@@ -1,5 +1,8 @@
 """Packed batches: the same losses and gradients as the rows alone, and contamination is noticed."""
 
+import json
+import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +15,7 @@ from common.batches import PackedCollator, documents, real
 from common.cli import Refused
 from common.packing import packed
 
+SHARED = Path(os.environ.get("TUNEBOOK_SHARED", Path(__file__).parent.parent.parent / "shared")) / "data"
 SIZES = dict(vocab_size=60, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
 
 
@@ -91,3 +95,45 @@ def test_contamination_is_noticed():
     batch = PackedCollator(0)(list(packed(Dataset.from_list(rows()), 32)))
     with pytest.raises(Refused, match="see each other with sdpa"):
         checks.isolation(trainer({**batch, "attention_mask": torch.ones_like(batch["input_ids"])}))
+
+
+@pytest.mark.real_data
+@pytest.mark.skipif(not SHARED.exists(), reason="no shared/data beside the checkout (or in TUNEBOOK_SHARED)")
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_thousand_real_rows(attention):
+    from common import masking, tokenizers
+    from common.templates import ALPACA
+
+    rows = json.loads((SHARED / "alpaca" / "alpaca_52k_en.json").read_text(encoding="utf-8"))
+    tokenizer, _ = tokenizers.load("pocket")
+    encoded, _ = masking.encode([row for row in rows[::50] if row["output"]], tokenizer, ALPACA, 512)
+    encoded = encoded.select(range(1000))
+    batch = PackedCollator(0)(list(packed(encoded, 1024)))
+    assert 1 - real(batch).float().mean() < 0.02  # padding
+    torch.manual_seed(0)
+    config = LlamaConfig(**{**SIZES, "vocab_size": len(tokenizer)}, attn_implementation=attention)
+    one = LlamaForCausalLM(config).float()
+    total = int((batch["labels"] != -100).sum())
+    loss_of = torch.nn.functional.cross_entropy
+    together = {}
+    for row in range(len(batch["input_ids"])):
+        part = {name: value[row : row + 1] for name, value in batch.items()}
+        logits_TV = one(input_ids=part["input_ids"], position_ids=part["position_ids"], use_cache=False).logits[0]
+        values = []
+        for place in documents(part, 0):
+            ids, labels = part["input_ids"][0, place], part["labels"][0, place]
+            values.append(loss_of(logits_TV[place][:-1], labels[1:], ignore_index=-100, reduction="sum"))
+            together.setdefault(tuple(ids.tolist()), []).append(values[-1].detach())
+        (sum(values) / total).backward()
+    grads = [parameter.grad.clone() for parameter in one.parameters()]
+    one.zero_grad()
+    for example in encoded:
+        ids, labels = torch.tensor(example["input_ids"]), torch.tensor(example["labels"])
+        logits_TV = one(input_ids=ids[None], use_cache=False).logits[0]
+        value = loss_of(logits_TV[:-1], labels[1:], ignore_index=-100, reduction="sum")
+        (value / total).backward()
+        trained = int((labels[1:] != -100).sum())
+        found = together[tuple(example["input_ids"])]
+        assert min(abs((value - other).item()) for other in found) / trained < 1e-5
+    for mine, parameter in zip(grads, one.parameters(), strict=True):
+        assert (mine - parameter.grad).norm() <= 1e-4 * parameter.grad.norm()
