@@ -9,6 +9,7 @@ from typing import Any
 from common.batches import documents, real
 from common.cli import Refused, UserError
 from common.masking import IGNORE, Counts, show
+from common.models import world_size
 
 RUN_FILE = "run.json"
 # What runs write into their folder; --overwrite removes these and nothing else.
@@ -39,7 +40,9 @@ def first_batch(trainer: Any, tokenizer: Any) -> list[list]:
 
     Raises:
         Refused: no label of the batch trains, or the end token of a row that has answer tokens does not.
+        UserError: fewer processes run than were asked for.
     """
+    world_size()
     batch = next(iter(trainer.get_train_dataloader()))
     labels_BT = batch["labels"]
     if int((labels_BT != IGNORE).sum()) == 0:

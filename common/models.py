@@ -112,12 +112,12 @@ def load(name: str, max_length: int, four_bit: bool = False, full: bool = False)
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"--model {name} cannot be loaded: {error}") from error
+    tokenizers.check(tokenizer, f"--model {name}")
     for line in tokenizers.problems(tokenizer, Path(place)):
         print(f"tokenizer of {name}: {line}")
     limit = getattr(model.config, "max_position_embeddings", None)
     if limit is not None and limit < max_length:
         raise UserError(f"--max_length {max_length}: {name} takes {limit} tokens at most")
-    tokenizers.check(tokenizer, f"--model {name}")
     return model, tokenizer
 
 
@@ -133,16 +133,11 @@ def save(model: Any, tokenizer: Any, folder: str | Path) -> None:
         from bitsandbytes.functional import dequantize_4bit
         from transformers import AutoModelForCausalLM
 
-        packed = {
-            f"{name}.weight": module.weight for name, module in model.named_modules() if hasattr(module, "weight")
-        }
-        weights = {
-            name: dequantize_4bit(packed[name].data, packed[name].quant_state).to(dtype())
-            if hasattr(packed.get(name), "quant_state")
-            else value
-            for name, value in model.state_dict().items()
-            if ".weight." not in name  # the parts of a quantised weight
-        }
+        # The state holds each quantised weight with the parts of its quantisation, which have longer names.
+        weights = {name: value for name, value in model.state_dict().items() if ".weight." not in name}
+        for name, weight in model.named_parameters():
+            if hasattr(weight, "quant_state"):
+                weights[name] = dequantize_4bit(weight.data, weight.quant_state).to(dtype())
         config = type(model.config).from_dict(
             {name: value for name, value in model.config.to_dict().items() if name != "quantization_config"}
         )
