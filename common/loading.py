@@ -1,0 +1,128 @@
+"""Batches on their way to the model: how the loader works here, what a batch holds, and copies made ahead of use."""
+
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from common.batches import real
+from common.masking import IGNORE
+
+MOST_WORKERS = 4  # rows are ids already: a worker only pads, and a few of them outrun any GPU
+
+
+def workers() -> dict[str, Any]:
+    """What a torch DataLoader is given, from the device.
+
+    With a GPU: up to four workers a process that live as long as the run, and pinned memory, from which a copy to the
+    GPU does not hold up the host. On a CPU: none, for the cores that would load are those that train.
+    """
+    import torch
+
+    gpu = torch.cuda.is_available()
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    count = max(0, min(MOST_WORKERS, cores() // processes - 1)) if gpu else 0
+    return {
+        "num_workers": count,
+        "pin_memory": gpu,
+        "persistent_workers": count > 0,
+        "prefetch_factor": 2 if count else None,  # batches that each worker keeps ready
+    }
+
+
+def settings() -> dict[str, Any]:
+    """The same as SFTConfig fields."""
+    return {f"dataloader_{name}": value for name, value in workers().items()}
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def describe(batch: dict[str, Any]) -> str:
+    """What a batch holds, a line each: shape, dtype, device and bytes of a tensor, its NaN and infinite values; tokens
+    that are real; labels that train."""
+    import torch
+
+    lines, total = [], 0
+    for name, value in batch.items():
+        if not isinstance(value, torch.Tensor):
+            lines.append([name, type(value).__name__, "", "", "", ""])
+            continue
+        shape = " x ".join(map(str, value.shape)) or "one value"
+        size = value.numel() * value.element_size()
+        odd = ""
+        if value.is_floating_point():
+            odd = f"{int(value.isnan().sum())} NaN, {int(value.isinf().sum())} infinite"
+        dtype = str(value.dtype).removeprefix("torch.")
+        lines.append([name, shape, dtype, str(value.device), f"{size:,} bytes", odd])
+        total += size
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = [
+        "  " + "  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    ]
+    return "\n".join([f"{len(lines)} entries, {total:,} bytes", *text, *_tokens(batch)])
+
+
+def _tokens(batch: dict[str, Any]) -> list[str]:
+    """A line on real tokens and one on labels, for those that the batch has."""
+    found = []
+    if "attention_mask" in batch or "position_ids" in batch:
+        held = real(batch)
+        found.append(f"  {int(held.sum())} of {held.numel()} positions hold tokens ({held.float().mean():.1%})")
+    if "labels" in batch:
+        trains = batch["labels"] != IGNORE
+        by_row = trains.sum(-1)
+        found.append(f"  {int(trains.sum())} labels train, {int(by_row.min())} to {int(by_row.max())} a row")
+    return found
+
+
+class Prefetcher:
+    """Batches, each copied to the GPU while the one before it computes. On a CPU the batches are handed through.
+
+        for batch in Prefetcher(loader, model.device): ...
+
+    The copy goes from pinned memory over a stream of its own; the stream that computes waits for it when it takes the
+    batch. `loader` is any iterable of dicts of tensors; values that are no tensors stay as they are.
+    """
+
+    def __init__(self, loader: Iterable[dict[str, Any]], device: Any):
+        import torch
+
+        self.loader, self.device = loader, torch.device(device)
+
+    def __len__(self) -> int:
+        return len(self.loader)  # pyright: ignore[reportArgumentType]  as far as the loader has a length
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return self._ahead() if self.device.type == "cuda" else iter(self.loader)
+
+    def _ahead(self) -> Iterator[dict[str, Any]]:
+        import torch
+
+        copies = torch.cuda.Stream(self.device)
+        remaining = iter(self.loader)
+        coming = self._copy(next(remaining, None), copies)
+        while coming is not None:
+            batch, computes = coming, torch.cuda.current_stream(self.device)
+            computes.wait_stream(copies)  # before the next copy starts: that one need not be waited for
+            for value in batch.values():
+                if isinstance(value, torch.Tensor):
+                    value.record_stream(computes)  # its memory is not given out again before the computing is done
+            coming = self._copy(next(remaining, None), copies)
+            yield batch
+
+    def _copy(self, batch: dict[str, Any] | None, copies: Any) -> dict[str, Any] | None:
+        import torch
+
+        if batch is None:
+            return None
+        moved = {}
+        with torch.cuda.stream(copies):
+            for name, value in batch.items():
+                if isinstance(value, torch.Tensor):
+                    if value.device.type == "cpu" and not value.is_pinned():
+                        value = value.pin_memory()
+                    value = value.to(self.device, non_blocking=True)
+                moved[name] = value
+        return moved
