@@ -3,9 +3,12 @@
 import json
 import re
 import shutil
+from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from common import loading
 from common.batches import documents, real
 from common.cli import Refused, UserError
 from common.masking import IGNORE, Counts, show
@@ -13,8 +16,9 @@ from common.models import world_size
 
 RUN_FILE = "run.json"
 # What runs write into their folder; --overwrite removes these and nothing else.
-WRITTEN = (RUN_FILE, "report.json", "report.html", "log.jsonl", "adapter", "base", "eval")
-FREE = {"output_dir", "overwrite", "resume", "report_to", "dry_run", "eval_suite"}  # may differ when a run goes on
+WRITTEN = (RUN_FILE, "report.json", "report.html", "log.jsonl", "adapter", "best", "base", "eval")
+# may differ when a run goes on
+FREE = {"output_dir", "overwrite", "resume", "report_to", "dry_run", "eval_suite", "debug_batches"}
 
 
 def gate(counts: Counts, max_length: int) -> None:
@@ -32,8 +36,11 @@ def gate(counts: Counts, max_length: int) -> None:
         raise Refused(f"almost nothing would train: {counts.line()}. Raise --max_length (now {max_length})")
 
 
-def first_batch(trainer: Any, tokenizer: Any) -> list[list]:
-    """Print the first row of the trainer's own first batch with its trained tokens marked, and return it.
+def first_batch(loader: Iterable[dict[str, Any]], tokenizer: Any, debug_batches: int = 0) -> list[list]:
+    """Print the first row of the run's own first batch with its trained tokens marked, and return it.
+
+    Args:
+        debug_batches: so many batches are described: shapes, dtypes, bytes, NaN.
 
     Returns:
         The row as [[text, trains], ...].
@@ -43,7 +50,10 @@ def first_batch(trainer: Any, tokenizer: Any) -> list[list]:
         UserError: fewer processes run than were asked for.
     """
     world_size()
-    batch = next(iter(trainer.get_train_dataloader()))
+    batches = list(islice(loader, max(1, debug_batches)))
+    for place, described in enumerate(batches[:debug_batches], 1):
+        print(f"batch {place}: {loading.describe(described)}")
+    batch = batches[0]
     labels_BT = batch["labels"]
     if int((labels_BT != IGNORE).sum()) == 0:
         raise Refused(

@@ -57,6 +57,11 @@ def precision() -> dict[str, bool]:
     return {"bf16": name == "bfloat16", "fp16": name == "float16"}
 
 
+def mixed_precision() -> str:
+    """The same for accelerate: bf16, fp16 (with a loss scaler) or no."""
+    return {"bfloat16": "bf16", "float16": "fp16"}.get(str(dtype()).removeprefix("torch."), "no")
+
+
 def checkpointing() -> str | bool:
     """Unsloth's activation checkpointing on a GPU, where memory is short; none on a CPU, where time is."""
     import torch

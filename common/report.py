@@ -7,13 +7,11 @@ import platform
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from common.masking import Counts
-from common.models import parameters
-
-if TYPE_CHECKING:  # callbacks load transformers, which must wait for Unsloth
-    from common.callbacks import Meter
+from common.meter import Meter
+from common.models import device, parameters
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "unsloth", "lm_eval")
 
@@ -42,45 +40,51 @@ def commit() -> str | None:
 
 
 def write(
+    recipe: str,
     folder: Path,
-    meter: "Meter",
+    args: dict[str, Any],
+    model: Any,
     counts: Counts,
-    trainer: Any,
-    loss: tuple[float | None, float | None],
-    scores: tuple[dict, dict, dict],
     mask_view: list[list],
-    by_skill: dict[str, Any],
-    command: str | None,
-    **run: Any,
+    expected: dict[str, Any],
+    meter: Meter,
+    samples: list[dict],
+    scores: dict[str, Any],
 ) -> dict[str, Any]:
     """Write report.json and report.html into the run's folder, and print where the page is and what changed.
 
     Args:
-        loss: held-out loss before and after, nats a token.
-        scores: before, after, and {task: {metric: {before, after, items}}}.
+        recipe: the recipe's own file.
+        args: its arguments.
         mask_view: [[text, trains], ...] of one training row.
-        by_skill: a table of `columns` and `rows`; may be empty.
-        command: the lm_eval command line that gives the scores after.
-        run: fields of report.json that are kept as they are: recipe, args, device, samples.
+        expected: the forecast: peak_bytes and seconds at least.
+        scores: before, after and comparison ({task: {metric: {before, after, items}}}), by_skill (a table of `columns`
+            and `rows`) and command (the lm_eval command line that gives the scores after), as harness.Scores has them.
 
     Returns:
         What report.json holds.
     """
-    trainable, every = parameters(trainer.model)
+    trainable, every = parameters(model)
+    before, after = meter.losses
+    scores = dict(scores)
+    extra = {"loss_before": before, "evaluations": meter.evaluations}
+    extra |= {"by_skill": scores.pop("by_skill"), "command": scores.pop("command")}
     report = {
-        **run,
+        "recipe": Path(recipe).stem,
+        "args": args,
+        "device": device(),
+        "samples": samples,
         "versions": versions(),
         "commit": commit(),
         "data": {**counts.as_dict(), "padding_share": meter.padding_share},
-        "forecast": meter.forecast,
-        "measured": {**meter.measured(), "peak_bytes": meter.peak.stop()},
-        "train": {"steps": trainer.state.global_step, "loss": meter.loss}
+        "forecast": expected,
+        "measured": meter.measured(),
+        "train": {"steps": meter.steps, "loss": meter.loss}
         | {"trainable_parameters": trainable, "all_parameters": every},
-        "eval": {"loss": loss[1], "perplexity": None if loss[1] is None else math.exp(min(loss[1], 700))},
-        "scores": dict(zip(("before", "after", "comparison"), scores, strict=True)),
+        "eval": {"loss": after, "perplexity": None if after is None else math.exp(min(after, 700))},
+        "scores": scores,
     }
     _replace(folder / "report.json", json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    extra = {"loss_before": loss[0], "evaluations": meter.evaluations, "by_skill": by_skill, "command": command}
     _replace(folder / "report.html", _page(report, mask_view, extra))
     _say(folder, report, extra)
     return report

@@ -32,6 +32,33 @@ def suite_for(name: str, dataset: list[str]) -> list[str]:
     return SUITES[name]
 
 
+class Scores:
+    """What the model of a run scores before and after, on the same items of the same tasks."""
+
+    def __init__(self, tasks: list[str], folder: Path):
+        self.tasks, self.folder = tasks, folder
+        self._taken: dict[str, dict[str, Any]] = {}
+
+    def take(self, when: str, model: Any, tokenizer: Any, keep: Path | None = None) -> None:
+        """Score the model as `before` or `after`. `keep`: where to save it, for a later lm_eval command."""
+        self._taken[when] = score(model, tokenizer, self.tasks, self.folder / when, keep)
+
+    def account(self, model: Path | str, adapter: Path | None) -> dict[str, Any]:
+        """`before`, `after`, `comparison`, `by_skill` and `command` for the report.
+
+        Args:
+            model, adapter: what a plain lm_eval command has to load to get the scores after.
+        """
+        before, after = self._taken["before"], self._taken["after"]
+        return {
+            "before": before["metrics"],
+            "after": after["metrics"],
+            "comparison": compare(before, after),
+            "by_skill": by_skill(after),
+            "command": command(model, adapter, self.tasks, models.dtype()),
+        }
+
+
 def score(model: Any, tokenizer: Any, tasks: list[str], folder: Path, keep: Path | None = None) -> dict[str, Any]:
     """Run the tasks on a model in memory and write lm-eval's own result and sample files to `folder`.
 

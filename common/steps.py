@@ -1,0 +1,45 @@
+"""The batches of each optimiser step of a plain loop, over epochs, from any step on."""
+
+import math
+import time
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+from common.meter import Meter
+
+
+def count(rows: int, group: int, epochs: float, max_steps: int) -> int:
+    """Optimiser steps of a run: max_steps where it is given, else as many as the epochs take.
+
+    Args:
+        rows: rows of the training set.
+        group: rows of one step, over processes and accumulation; what an epoch leaves over is a step, too.
+    """
+    return max_steps if max_steps > 0 else math.ceil(epochs * math.ceil(rows / group))
+
+
+def batches(
+    accelerator: Any, loader: Any, order: Any, accumulation: int, done: int, last: int, meter: Meter
+) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    """(step, its batches) for the steps after `done`, up to `last`: what an undisturbed run would have got.
+
+    Args:
+        loader: prepared by the accelerator.
+        order: its sampler (sampling.Buckets), told of each epoch.
+        accumulation: batches of a step; the last step of an epoch may have fewer.
+        meter: told of each step's batches and of the time it took to get them.
+    """
+    per_epoch = math.ceil(len(loader) / accumulation)
+    while done < last:
+        epoch, inside = divmod(done, per_epoch)
+        order.set_epoch(epoch)
+        loader.set_epoch(epoch)  # a loader for several processes shuffles nothing, but counts its epochs
+        rest = iter(accelerator.skip_first_batches(loader, inside * accumulation) if inside else loader)
+        for step in range(done + 1, min(last, (epoch + 1) * per_epoch) + 1):
+            begun = time.monotonic()
+            parts = list(islice(rest, accumulation))
+            meter.batches(parts, time.monotonic() - begun)
+            yield step, parts
+            meter.step(step)
+            done = step

@@ -1,0 +1,168 @@
+"""A plain loop: what lora_alpaca.py does, with Accelerate and no Trainer. Its losses equal the Trainer's, step by step.
+
+accelerate launch recipes/loop_alpaca.py
+accelerate launch recipes/loop_alpaca.py --model unsloth/Llama-3.2-1B --dataset tatsu-lab/alpaca
+"""
+
+import math
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+
+from common import cli
+
+
+@dataclass
+class Args:
+    model: str = "pocket"  # Hub name, folder, or the bundled model
+    dataset: list[str] = field(default_factory=lambda: ["pocket"])  # files or Hub names; a.json:0.7 b.csv:0.3 mixes
+    output_dir: str = "runs/loop_alpaca"  # what the run leaves behind
+    max_length: int = 512  # tokens of prompt and answer; longer rows are dropped, and counted
+    learning_rate: float = 2e-3  # 2e-3 suits pocket; 2e-4 is usual from a billion parameters up
+    per_device_train_batch_size: int = 16  # rows a device takes at once
+    gradient_accumulation_steps: int = 1  # batches to one step of the optimiser
+    num_train_epochs: float = 5  # times over the training rows
+    max_steps: int = -1  # stop after so many steps; -1: after the epochs
+    eval_suite: str = "auto"  # lm-eval suite before and after; auto: pocket's own; none: skip
+    report_to: str = "none"  # none, tensorboard, wandb or trackio
+    seed: int = 0
+    resume: bool = True  # go on with a run that stopped in output_dir
+    overwrite: bool = False  # start anew over a run that is already in output_dir
+    dry_run: bool = False  # prepare the data, show what trains, forecast memory and time, and stop
+    debug_batches: int = 0  # print shapes, dtypes, bytes and NaN of so many batches
+
+
+def main(args: Args) -> dict:
+    from common import checks, data, loading, masking, mix, models, report, sampling, steps, templates
+    from evals import harness
+
+    models.locate(args.model)
+    tasks = harness.suite_for(args.eval_suite, args.dataset)
+    folder = cli.fresh_folder(args.output_dir, args.overwrite, marker="report.json")
+    sides = data.load(args.dataset, seed=args.seed)
+
+    import unsloth  # noqa: F401  first: it patches trl, transformers and peft
+    from accelerate import Accelerator
+    from torch.optim import AdamW
+    from torch.utils.data import DataLoader
+    from transformers import DataCollatorForSeq2Seq, get_scheduler
+    from unsloth import FastLanguageModel
+
+    from common import checkpoints, generation
+    from common.meter import Meter
+
+    checkpoint = checks.continues(folder, vars(args), args.resume, args.overwrite)
+
+    # Model: the base in the precision of the device.
+    model, tokenizer = models.load(args.model, args.max_length)
+
+    # Data: rows -> ids and labels, with every row that is lost counted.
+    template = templates.ALPACA
+    train, counts = masking.encode(sides["train"], tokenizer, template, args.max_length, folder=folder / "tokens")
+    held_out, _ = masking.encode(sides["validation"][:300], tokenizer, template, args.max_length)
+    print(f"{' '.join(args.dataset)}: {counts.line()}; {len(held_out)} held-out rows", *sides.notes, sep="\n")
+    checks.gate(counts, args.max_length)
+    train, counts.sources = mix.mix(train, sides.shares, sides.by, args.seed)
+
+    # What the base answers and scores.
+    samples = generation.Samples(tokenizer, template, sides["test"] or sides["validation"], count=4)
+    scores = harness.Scores(tasks, folder / "eval")
+    if not args.dry_run:
+        samples.take("before", model)
+        scores.take("before", model, tokenizer)
+
+    lora = dict(r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear", random_state=args.seed)
+    model = FastLanguageModel.get_peft_model(model, use_gradient_checkpointing=models.checkpointing(), **lora)
+    models.train_in_float32(model)
+    log_with = None if args.report_to == "none" else args.report_to
+    accelerator = Accelerator(mixed_precision=models.mixed_precision(), log_with=log_with, project_dir=folder)
+    accelerator.init_trackers("tunebook")
+
+    # One step of the optimiser takes `group` rows, over all processes and batches.
+    size, accumulation = args.per_device_train_batch_size, args.gradient_accumulation_steps
+    group = size * accumulation * accelerator.num_processes
+    order = sampling.Buckets(sampling.lengths_of(train), group, args.seed)
+    train, held_out = (rows.select_columns(["input_ids", "labels"]) for rows in (train, held_out))
+    collate = DataCollatorForSeq2Seq(tokenizer)
+    loader = DataLoader(train, size, sampler=order, collate_fn=collate, **loading.workers())
+    evaluation = DataLoader(held_out, size, collate_fn=collate)
+    max_steps = steps.count(len(train), group, args.num_train_epochs, args.max_steps)
+    optimizer = AdamW(model.parameters(), lr=args.learning_rate, weight_decay=0.0, fused=True)
+    schedule = get_scheduler("cosine", optimizer, math.ceil(0.03 * max_steps), max_steps)
+    model, optimizer, loader, evaluation = accelerator.prepare(model, optimizer, loader, evaluation)
+    mask_view = checks.first_batch(loader, tokenizer, args.debug_batches)
+
+    kept = checkpoints.Checkpoints(accelerator, folder, schedule)
+    meter, done = Meter(folder / "log.jsonl"), kept.load(checkpoint)
+    meter.evaluated(0, held_out_loss(accelerator, model, evaluation))
+    meter.begin(done, max_steps)
+    for step, batches in steps.batches(accelerator, loader, order, accumulation, done, max_steps, meter):
+        values = train_step(accelerator, model, optimizer, schedule, batches)
+        if step % math.ceil(max_steps / 100) == 0:
+            meter.log(step, values)
+            accelerator.log(values, step)
+        if step % math.ceil(max_steps / 5) == 0 or step == max_steps:
+            value = held_out_loss(accelerator, model, evaluation)
+            meter.evaluated(step, value)
+            kept.save(model, step, value)
+    meter.end()
+    kept.load_best(model)
+    meter.evaluated(max_steps, held_out_loss(accelerator, model, evaluation))
+
+    model = accelerator.unwrap_model(model)
+    model.save_pretrained(folder / "adapter")
+    tokenizer.save_pretrained(folder / "adapter")
+    template.save(folder / "adapter")
+    samples.take("after", model)
+    scores.take("after", model, tokenizer)
+    account = scores.account(models.locate(args.model), folder / "adapter")
+    return report.write(
+        __file__,
+        folder,
+        vars(args),
+        model,
+        counts,
+        mask_view,
+        {"peak_bytes": None, "seconds": None},
+        meter,
+        samples.rows,
+        account,
+    )
+
+
+def train_step(accelerator, model, optimizer, schedule, batches) -> dict[str, float]:
+    """One step of the optimiser: the loss is a sum over tokens divided by all tokens of the step, however split."""
+    tokens, loss = accelerator.reduce(sum(trained(batch) for batch in batches), "sum"), 0.0
+    for place, batch in enumerate(batches, 1):
+        with nullcontext() if place == len(batches) else accelerator.no_sync(model):
+            part = model(**batch, use_cache=False, num_items_in_batch=tokens).loss
+            accelerator.backward(part * accelerator.num_processes)  # whose gradients are averaged, not added
+        loss += part.detach()
+    norm = accelerator.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    rate = schedule.get_last_lr()[0]
+    schedule.step()
+    optimizer.zero_grad()
+    return {"loss": accelerator.reduce(loss, "sum").item(), "grad_norm": float(norm), "learning_rate": rate}
+
+
+def held_out_loss(accelerator, model, loader) -> float:
+    """Mean over all trained tokens of the held-out rows."""
+    import torch
+
+    sums = torch.zeros(2, device=accelerator.device)
+    model.eval()
+    with torch.no_grad():
+        for batch in loader:
+            loss = model(**batch, use_cache=False, num_items_in_batch=1).loss
+            sums += torch.stack([loss, trained(batch)])
+    model.train()
+    loss, tokens = accelerator.reduce(sums, "sum").tolist()
+    return loss / tokens
+
+
+def trained(batch):
+    return (batch["labels"][:, 1:] != -100).sum()
+
+
+if __name__ == "__main__":
+    cli.run(main, Args)
