@@ -1,17 +1,36 @@
-"""Peak memory of this process: bytes on the GPU where there is one, else resident bytes, sampled from start to end."""
+"""Memory of this process: how much it takes, its peak, and how much it may take. Bytes throughout.
 
+With a GPU that is what torch holds of it; without one it is what the process keeps resident.
+"""
+
+import ctypes
+import gc
+import sys
 import threading
+import weakref
+from pathlib import Path
+from typing import ClassVar
 
 import psutil
 
+RESET_PEAK = Path("/proc/self/clear_refs")  # Linux keeps the peak itself, and forgets it where 5 is written here
+UNLIMITED = 2**60  # control groups write no limit as a very large number
+
 
 class Peak:
-    """Samples resident memory from a thread; `bytes` is the largest value since it was made."""
+    """The largest memory since it was made or last reset: `bytes`.
+
+    On Linux the kernel keeps it, so that no short peak is missed; elsewhere a thread looks every `interval` seconds.
+    """
+
+    _all: ClassVar["weakref.WeakSet[Peak]"] = weakref.WeakSet()
+    _kernel: ClassVar[bool] = sys.platform == "linux"  # until a reset is refused, as some containers do
 
     def __init__(self, interval: float = 0.05):
         self._process = psutil.Process()
-        self._highest = self._process.memory_info().rss
-        self._stop = threading.Event()
+        self._highest, self._stop = 0, threading.Event()
+        self.reset()
+        Peak._all.add(self)
         self._thread = threading.Thread(target=self._watch, args=(interval,), daemon=True)
         self._thread.start()
 
@@ -19,15 +38,106 @@ class Peak:
         while not self._stop.wait(interval):
             self._highest = max(self._highest, self._process.memory_info().rss)
 
+    def reset(self) -> None:
+        """Begin anew from what is held now. Other Peaks of this process keep what they have seen."""
+        import torch
+
+        if Peak._kernel:
+            for other in Peak._all:
+                other._highest = max(other._highest, _high_water())
+            try:
+                RESET_PEAK.write_text("5")
+            except OSError:
+                Peak._kernel = False
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        self._highest = self._process.memory_info().rss
+
     @property
     def bytes(self) -> int:
         import torch
 
         if torch.cuda.is_available():
             return torch.cuda.max_memory_allocated()
-        return max(self._highest, self._process.memory_info().rss)
+        if not self._stop.is_set():
+            kept = _high_water() if Peak._kernel else 0
+            self._highest = max(self._highest, kept, self._process.memory_info().rss)
+        return self._highest
 
     def stop(self) -> int:
+        found = self.bytes
         self._stop.set()
         self._thread.join()
-        return self.bytes
+        return found
+
+
+def held() -> int:
+    """What is taken now."""
+    import torch
+
+    return torch.cuda.memory_allocated() if torch.cuda.is_available() else psutil.Process().memory_info().rss
+
+
+def limit() -> int:
+    """What this process may take in all: of the GPU, or else of memory, its control group, and `ulimit -v` or `-d`."""
+    import torch
+
+    if torch.cuda.is_available():
+        free, _ = torch.cuda.mem_get_info()
+        return free + torch.cuda.memory_reserved()
+    return held() + min([psutil.virtual_memory().available, *_control_groups(), *_process_limits()])
+
+
+def release() -> None:
+    """Give back what nobody refers to any more; torch keeps it of a GPU, and glibc of memory, until they are told."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if sys.platform == "linux":
+        library = ctypes.CDLL(None)
+        if hasattr(library, "malloc_trim"):  # musl has none
+            library.malloc_trim(0)
+
+
+def _high_water() -> int:
+    """Linux's own peak of resident memory since its last reset."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+
+
+def _process_limits() -> list[int]:
+    """Room left under the limits of address space and of data, where they are set."""
+    if sys.platform == "win32":
+        return []
+    import resource
+
+    now = psutil.Process().memory_info()
+    sizes = {resource.RLIMIT_AS: now.vms, resource.RLIMIT_DATA: getattr(now, "data", now.vms)}
+    soft = {which: resource.getrlimit(which)[0] for which in sizes}
+    return [max(0, soft[which] - size) for which, size in sizes.items() if soft[which] != resource.RLIM_INFINITY]
+
+
+def _control_groups(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[int]:
+    """Room left in the control groups that hold this process (a container has one); cache that can go is room."""
+    if not own.exists():
+        return []
+    rooms = []
+    for line in own.read_text().splitlines():
+        _, kinds, path = line.split(":", 2)
+        if kinds not in ("", "memory"):
+            continue
+        top = root / kinds
+        names = ("memory.max", "memory.current", "inactive_file") if kinds == "" else (
+            "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")  # fmt: skip
+        place = top / path.strip("/")
+        for folder in [place, *(parent for parent in place.parents if parent == top or top in parent.parents)]:
+            most, used, stat = folder / names[0], folder / names[1], folder / "memory.stat"
+            if not (most.exists() and used.exists() and most.read_text().strip().isdigit()):
+                continue
+            cache = dict(line.split() for line in stat.read_text().splitlines()) if stat.exists() else {}
+            if int(most.read_text()) < UNLIMITED:
+                taken = int(used.read_text()) - int(cache.get(names[2], 0))
+                rooms.append(max(0, int(most.read_text()) - taken))
+    return rooms

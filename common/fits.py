@@ -1,0 +1,68 @@
+"""What a model takes at any size of batch, by arithmetic, and what would fit into a limit."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "process")
+STEP = 8  # lengths are given in multiples of it
+
+
+@dataclass
+class Sizes:
+    """Bytes of a run as functions of the batch; `moments` come from footprint.moments.
+
+    Args:
+        process: what the process holds beside the model.
+        gradients: of all that trains.
+        accumulates: a step has several batches, so that gradients stay from one to the next.
+        labels: share of positions that train, in the longest batch.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    process: int
+    vocabulary: int
+    device: str
+    accumulates: bool
+    labels: float
+    moments: Any
+
+    def parts(self, rows: int, width: int) -> dict[str, int]:
+        """Bytes of each of PARTS at the moment at which most is held, for a batch of rows x width."""
+        from common import footprint
+
+        logits = footprint.loss_bytes(round(rows * width * self.labels), self.vocabulary, self.device)
+        moment = self.moments.peak(rows, width, logits, self.accumulates)
+        all_gradients = {"activations": 0, "gradients": self.gradients, "logits": 0}  # while the optimiser works
+        moment = max(moment, all_gradients, key=lambda found: sum(found.values()))
+        own = {"weights": self.weights, "optimizer": self.optimizer, "process": self.process, **moment}
+        return {name: own[name] for name in PARTS}
+
+    def peak(self, rows: int, width: int) -> int:
+        return sum(self.parts(rows, width).values())
+
+
+def most_rows(sizes: Sizes, width: int, limit: int, at_most: int = 4096) -> int:
+    """The largest number of rows of this width that fits; 0 where not even one does."""
+    return _largest(lambda rows: sizes.peak(rows, width) <= limit, at_most)
+
+
+def longest_width(sizes: Sizes, rows: int, limit: int, at_most: int = 2**20) -> int:
+    """The largest width, in multiples of STEP, of which so many rows fit; 0 where none does."""
+    return STEP * _largest(lambda count: sizes.peak(rows, STEP * count) <= limit, at_most // STEP)
+
+
+def _largest(fits: Callable[[int], bool], at_most: int) -> int:
+    """The largest number up to at_most that fits, of which all smaller ones fit, too; 0 where 1 does not."""
+    low, high = 0, at_most
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
+
+
+def divisor(rows: int, most: int) -> int:
+    """The largest divisor of `rows` that is not over `most`."""
+    return next(size for size in range(max(1, min(rows, most)), 0, -1) if rows % size == 0)

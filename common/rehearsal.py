@@ -1,0 +1,201 @@
+"""A few real steps before training that leave everything as it was: what they take of memory and time."""
+
+import random
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from common import memory
+from common.workload import Workload
+
+ENOUGH = 3.0  # seconds of steps after which no further one is timed
+SHARES = (0.5, 0.25, 0.75, 0.5, 0.25, 0.75)  # of the batches by size: those that are timed after the longest
+NO_MEMORY = re.compile(
+    r"can't allocate memory|not enough memory|bad_alloc|out of memory|could not create a memory", re.I
+)
+
+
+@dataclass
+class Actor:
+    """What a rehearsal does with a run: a trainer's, or a plain loop's.
+
+    Args:
+        collate: places of rows in the data set -> a batch.
+        step: forward and backward on a batch; gradients are added.
+        optimizer: makes a new optimiser for the model, whatever its rate.
+        evaluate: forward alone on a batch, as in an evaluation.
+    """
+
+    model: Any
+    collate: Callable[[list[int]], dict[str, Any]]
+    step: Callable[[dict[str, Any]], Any]
+    optimizer: Callable[[], Any]
+    evaluate: Callable[[dict[str, Any]], Any]
+    accumulation: int
+
+
+@dataclass
+class Measured:
+    """Bytes and seconds of the steps. A batch takes base + rate·positions seconds, the optimiser's step `update`."""
+
+    peak_bytes: int
+    state_bytes: int
+    base: float
+    rate: float
+    update: float
+    evaluation_rate: float  # seconds a position
+
+    def seconds(self, workload: Workload, evaluated: int = 0) -> float:
+        """Of all batches and steps of a workload, and of `evaluated` positions of evaluations."""
+        batches = self.base * len(workload.rows) + self.rate * float(workload.positions.sum())
+        return batches + self.update * workload.steps + self.evaluation_rate * evaluated
+
+
+class OutOfMemory(Exception):
+    """A step took more than there is."""
+
+
+def rehearse(actor: Actor, workload: Workload) -> Measured:
+    """Steps of rate 0 on a usual batch, on the longest, and on more usual ones until ENOUGH seconds are timed.
+
+    The first creates the optimiser's states, so that the longest batch meets them, as in training; with accumulation
+    it also meets the gradients of a batch before it. Nothing of it stays: see `undone`.
+
+    Raises:
+        OutOfMemory: with what the allocator said.
+    """
+    peak = memory.Peak()
+    try:
+        return guarded(actor.model, _steps, actor, workload, peak)
+    finally:
+        peak.stop()
+
+
+def guarded(model: Any, run: Callable, *args: Any) -> Any:
+    """run(*args), of which nothing stays but its result; running out of memory is OutOfMemory, whoever says it.
+
+    Raises:
+        OutOfMemory: with what the allocator said; the frames that held the failed step's tensors are gone by then.
+    """
+    memory.release()
+    try:
+        with undone(model), _allocation_fails():
+            return run(*args)
+    except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        if not isinstance(error, MemoryError) and not NO_MEMORY.search(str(error)):
+            raise
+        failure = str(error).splitlines()[0] if str(error) else type(error).__name__
+    memory.release()
+    raise OutOfMemory(failure)
+
+
+def _steps(actor: Actor, workload: Workload, peak: memory.Peak) -> Measured:
+    timed: list[tuple[int, float]] = []
+    optimizer = actor.optimizer()
+    try:
+        usual = actor.collate(workload.at(0.5))
+        _timed(actor.step, usual)
+        _update(optimizer)
+        if actor.accumulation == 1:
+            actor.model.zero_grad(set_to_none=True)
+        longest = actor.collate(workload.longest)
+        timed.append((longest["input_ids"].numel(), _timed(actor.step, longest)))
+        update = _update(optimizer)
+        actor.model.zero_grad(set_to_none=True)
+        begun = time.monotonic()
+        for share in SHARES:
+            batch = actor.collate(workload.at(share))
+            timed.append((batch["input_ids"].numel(), _timed(actor.step, batch)))
+            actor.model.zero_grad(set_to_none=True)
+            if time.monotonic() - begun > ENOUGH:
+                break
+        evaluated = _timed(actor.evaluate, usual) / usual["input_ids"].numel()
+        states = [value for state in optimizer.state.values() for value in state.values() if hasattr(value, "nbytes")]
+        base, rate = line(timed)
+        return Measured(peak.bytes, sum(value.nbytes for value in states), base, rate, update, evaluated)
+    finally:
+        optimizer.state.clear()
+
+
+def line(points: list[tuple[int, float]]) -> tuple[float, float]:
+    """Base and rate, neither negative, of the line through (positions, seconds) that has the least relative error."""
+    import numpy
+
+    x, y = (numpy.array(column, dtype=float) for column in zip(*points, strict=True))
+    if len(set(x)) > 1:
+        base, rate = numpy.linalg.lstsq(numpy.stack([1 / y, x / y], 1), numpy.ones(len(y)), rcond=None)[0]
+        if base >= 0 and rate >= 0:
+            return float(base), float(rate)
+        if rate < 0:
+            return float(numpy.median(y)), 0.0
+    return 0.0, float(numpy.median(y / x))
+
+
+def _timed(run: Callable, *args: Any) -> float:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    begun = time.monotonic()
+    run(*args)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.monotonic() - begun
+
+
+def _update(optimizer: Any) -> float:
+    """Seconds of a step that changes no weight: rate and decay are 0. Gradients that are no numbers are set to 0,
+    for 0 times infinity is no number."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["weight_decay"] = 0.0
+        for parameter in group["params"]:
+            if parameter.grad is not None and not bool(parameter.grad.isfinite().all()):
+                parameter.grad.zero_()
+    return _timed(optimizer.step)
+
+
+@contextmanager
+def undone(model: Any) -> Iterator[None]:
+    """Gradients, training mode and all random states are afterwards as they were."""
+    import numpy
+    import torch
+
+    mode = model.training
+    states = random.getstate(), numpy.random.get_state(), torch.get_rng_state()
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    try:
+        yield
+    finally:
+        model.zero_grad(set_to_none=True)
+        model.train(mode)
+        random.setstate(states[0])
+        numpy.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+        if devices:
+            torch.cuda.set_rng_state_all(devices)
+
+
+@contextmanager
+def _allocation_fails() -> Iterator[None]:
+    """Without a GPU: allocations past what is there fail with an error, where the kernel would end the process."""
+    import torch
+
+    if sys.platform != "linux" or torch.cuda.is_available():
+        yield
+        return
+    import resource
+
+    import psutil
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    most = psutil.Process().memory_info().vms + memory.limit() - memory.held()
+    bounds = [value for value in (soft, hard, most) if value != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_AS, (min(bounds), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

@@ -1,0 +1,116 @@
+"""The batches of a run before it runs: their rows and widths in the order of the run's own sampler."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from common.sampling import lengths_of
+
+
+@dataclass
+class Workload:
+    """All batches that one process trains on, in order.
+
+    `rows` and `widths` are int64 (N,): rows of a batch and positions of a row. `longest` are the places in the data
+    set of the rows of the batch with most positions (of those the widest), whichever epoch it is in. `members` are
+    those of the first epoch, batch after batch; batch k of it has members[starts[k] : starts[k + 1]].
+    """
+
+    rows: Any
+    widths: Any
+    longest: list[int]
+    members: Any
+    starts: Any
+    steps: int  # of the optimiser
+    dataset: Any
+
+    @property
+    def positions(self) -> Any:
+        return self.rows * self.widths
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and width of the longest batch."""
+        import numpy
+
+        place = numpy.lexsort((self.widths, self.positions))[-1]
+        return int(self.rows[place]), int(self.widths[place])
+
+    def at(self, share: float) -> list[int]:
+        """Places of the rows of the batch that has more positions than this share of the first epoch's batches."""
+        import numpy
+
+        order = numpy.argsort(self.positions[: len(self.starts) - 1], kind="stable")
+        place = int(order[min(len(order) - 1, int(share * len(order)))])
+        return self.members[self.starts[place] : self.starts[place + 1]].tolist()
+
+    def name(self) -> str:
+        """The longest row of the longest batch in words: its number and source, or its bin where rows are packed."""
+        import numpy
+
+        lengths = lengths_of(self.dataset.select(self.longest))
+        row = self.longest[int(numpy.argmax(lengths))]
+        if "row" not in self.dataset.column_names:
+            return f"bin {row + 1} of the packed rows, {lengths.max()} tokens"
+        found = self.dataset.select_columns(["row", "source"])[row]
+        return f"row {found['row']}{' of ' + found['source'] if found['source'] else ''}, {lengths.max()} tokens"
+
+
+def of_loader(
+    loader: Any, dataset: Any, accumulation: int, epochs: float, max_steps: int, multiple: int = 1
+) -> Workload:
+    """The batches that a prepared DataLoader will give, by its own batch sampler.
+
+    Args:
+        loader: made by accelerate (it can `set_epoch`); nothing is read from it but the order.
+        dataset: with lists `input_ids`.
+        accumulation: batches of a step; the last step of an epoch may have fewer.
+        max_steps: of the optimiser; below 1: as many as the epochs take.
+        multiple: widths are rounded up to one of it (pad_to_multiple_of).
+    """
+    import numpy
+
+    lengths = lengths_of(dataset)
+    per_epoch = -(-len(loader) // accumulation)
+    steps = max_steps if max_steps > 0 else -int(-(epochs * per_epoch) // 1)
+    rows, widths, members, starts, left = [], [], None, None, steps
+    longest, most = [], (0, 0)
+    for epoch in range(-(-steps // per_epoch)):
+        loader.set_epoch(epoch)
+        batches = [numpy.asarray(batch, dtype=numpy.int64) for batch in loader.batch_sampler]
+        edges = numpy.cumsum([0, *(len(batch) for batch in batches)])
+        flat = numpy.concatenate(batches)
+        widest = numpy.maximum.reduceat(lengths[flat], edges[:-1])
+        take = min(len(batches), left * accumulation)
+        left -= min(left, per_epoch)
+        rows.append(numpy.diff(edges)[:take])
+        widths.append((-(-widest // multiple) * multiple)[:take])
+        place = int(numpy.lexsort((widths[-1], rows[-1] * widths[-1]))[-1])
+        size = int(rows[-1][place] * widths[-1][place]), int(widths[-1][place])
+        if size > most:
+            most, longest = size, batches[place].tolist()
+        if members is None:
+            members, starts = flat[: edges[take]], edges[: take + 1]
+    loader.set_epoch(0)
+    return Workload(numpy.concatenate(rows), numpy.concatenate(widths), longest, members, starts, steps, dataset)
+
+
+def of_trainer(trainer: Any) -> Workload:
+    """The batches of a transformers.Trainer that has a data set of encoded rows."""
+    args = trainer.args
+    multiple = vars(args).get("pad_to_multiple_of") or 1
+    return of_loader(
+        trainer.get_train_dataloader(), trainer.train_dataset, args.gradient_accumulation_steps,
+        args.num_train_epochs, args.max_steps, multiple,
+    )  # fmt: skip
+
+
+def evaluations(args: Any, steps: int) -> int:
+    """How often a trainer with these arguments evaluates while it trains."""
+    import math
+
+    if args.eval_strategy == "epoch":
+        return math.ceil(args.num_train_epochs)
+    if args.eval_strategy == "no" or not args.eval_steps:
+        return 0
+    every = math.ceil(steps * args.eval_steps) if args.eval_steps < 1 else int(args.eval_steps)
+    return steps // max(1, every)
