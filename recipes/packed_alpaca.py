@@ -6,12 +6,9 @@
 Measured, 2 CPU cores: 98 s, 0.9 GiB; exact match 0 -> 89 % (new phrasings 0 -> 74 %), plain facts 99.0 -> 96.0 %.
 """
 
-import time
 from dataclasses import dataclass, field
 
 from common import cli
-
-STARTED = time.time()
 
 
 @dataclass
@@ -23,6 +20,7 @@ class Args:
     learning_rate: float = 2e-3  # 2e-3 suits pocket; 2e-4 is usual from a billion parameters up
     per_device_train_batch_size: int = 3  # packed sequences a device takes at once
     gradient_accumulation_steps: int = 1  # batches to one step of the optimiser
+    find_batch_size: bool = False  # halve the batch and double the accumulation until it fits
     num_train_epochs: float = 5  # times over the training rows
     max_steps: int = -1  # stop after so many steps; -1: after the epochs
     eval_suite: str = "auto"  # lm-eval suite before and after; auto: pocket's own; none: skip
@@ -31,11 +29,12 @@ class Args:
     resume: bool = True  # go on with a run that stopped in output_dir
     overwrite: bool = False  # start anew over a run that is already in output_dir
     sft: list[str] = field(default_factory=list)  # any other SFTConfig field: --sft warmup_steps=20 optim=adafactor
-    dry_run: bool = False  # prepare the data, show what trains, and stop
+    dry_run: bool = False  # prepare the data, show what trains, forecast memory and time, and stop
+    debug_batches: int = 0  # print shapes, dtypes, bytes and NaN of so many batches
 
 
 def main(args: Args) -> dict:
-    from common import batches, checks, data, masking, memory, mix, models, packing, report, templates
+    from common import batches, checks, data, forecast, loading, masking, mix, models, packing, report, templates
     from evals import harness
 
     models.locate(args.model)
@@ -51,7 +50,6 @@ def main(args: Args) -> dict:
 
     overrides = cli.overrides(args.sft, SFTConfig, written=set(vars(args)))
     checkpoint = checks.continues(folder, vars(args), args.resume, args.overwrite)
-    peak = memory.Peak()
 
     # Model: the base in the precision of the device.
     model, tokenizer = models.load(args.model, args.max_length)
@@ -66,9 +64,10 @@ def main(args: Args) -> dict:
 
     # What the base answers and scores.
     samples = generation.Samples(tokenizer, template, sides["test"] or sides["validation"], count=4)
+    scores = harness.Scores(tasks, folder / "eval")
     if not args.dry_run:
         samples.take("before", model)
-        scores_before = harness.score(model, tokenizer, tasks, folder / "eval" / "before")
+        scores.take("before", model, tokenizer)
 
     model = FastLanguageModel.get_peft_model(
         model,
@@ -84,7 +83,7 @@ def main(args: Args) -> dict:
         max_length=args.max_length,
         packing=False,  # the rows are packed already; SFTTrainer only has to leave them alone
         padding_free=False,
-        dataset_kwargs={"skip_prepare_dataset": True},
+        dataset_kwargs={"skip_prepare_dataset": True},  # ids and labels are there already
         per_device_train_batch_size=args.per_device_train_batch_size,
         per_device_eval_batch_size=args.per_device_train_batch_size,
         gradient_accumulation_steps=args.gradient_accumulation_steps,
@@ -95,7 +94,7 @@ def main(args: Args) -> dict:
         lr_scheduler_type="cosine",
         warmup_steps=0.03,  # a share of the steps
         weight_decay=0.0,
-        optim="adamw_8bit",  # without a GPU: fused AdamW
+        optim="adamw_torch_fused",
         logging_steps=0.01,
         eval_strategy="steps" if len(held_out) else "no",
         eval_steps=0.2,
@@ -105,6 +104,7 @@ def main(args: Args) -> dict:
         report_to=args.report_to,
         seed=args.seed,
         **models.precision(),
+        **loading.settings(),
     )
     trainer = SFTTrainer(
         model=model,
@@ -115,35 +115,24 @@ def main(args: Args) -> dict:
         args=SFTConfig(**{**config, **overrides}),
         callbacks=[callbacks.Watchdog(), callbacks.ShowSamples(samples)],
     )
-    mask_view = checks.first_batch(trainer, tokenizer)
+    models.train_in_float32(trainer.model)
+    mask_view = checks.first_batch(trainer.get_train_dataloader(), tokenizer, args.debug_batches)
     checks.isolation(trainer)
+    expected = forecast.rehearse(trainer, args.find_batch_size).as_dict()
     if args.dry_run:
-        return counts.as_dict()
+        return expected
 
-    meter = callbacks.Meter(trainer, folder / "log.jsonl", STARTED, peak)
-    loss_before = trainer.evaluate()["eval_loss"] if len(held_out) else None
+    meter = callbacks.measure(trainer, folder / "log.jsonl")
+    callbacks.evaluate(trainer)
     trainer.train(resume_from_checkpoint=checkpoint)
-    loss_after = trainer.evaluate()["eval_loss"] if len(held_out) else None
+    callbacks.evaluate(trainer)
 
     trainer.save_model(str(folder / "adapter"))
     template.save(folder / "adapter")
     samples.take("after", model)
-    scores_after = harness.score(model, tokenizer, tasks, folder / "eval" / "after")
-    return report.write(
-        folder,
-        meter,
-        counts,
-        trainer,
-        loss=(loss_before, loss_after),
-        scores=(scores_before["metrics"], scores_after["metrics"], harness.compare(scores_before, scores_after)),
-        mask_view=mask_view,
-        by_skill=harness.by_skill(scores_after),
-        command=harness.command(models.locate(args.model), folder / "adapter", tasks, models.dtype()),
-        recipe="packed_alpaca",
-        args=vars(args),
-        device=models.device(),
-        samples=samples.rows,
-    )
+    scores.take("after", model, tokenizer)
+    account = scores.account(models.locate(args.model), folder / "adapter")
+    return report.write(__file__, folder, vars(args), model, counts, mask_view, expected, meter, samples.rows, account)
 
 
 if __name__ == "__main__":
