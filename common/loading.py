@@ -126,3 +126,18 @@ class Prefetcher:
                     value = value.to(self.device, non_blocking=True)
                 moved[name] = value
         return moved
+
+
+def loader(rows: Any, tokenizer: Any, batch_size: int, order: Any = None) -> Any:
+    """A torch DataLoader of encoded rows (datasets.Dataset with `input_ids` and `labels`), padded to the longest of a
+    batch, with the settings of `workers`.
+
+    Args:
+        order: a sampler, such as sampling.Buckets; None: as they stand.
+    """
+    from torch.utils.data import DataLoader
+    from transformers import DataCollatorForSeq2Seq
+
+    tokenizer.padding_side = "right"  # Unsloth sets left, for generation
+    rows = rows.select_columns(["input_ids", "labels"])
+    return DataLoader(rows, batch_size, sampler=order, collate_fn=DataCollatorForSeq2Seq(tokenizer), **workers())

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
+from common.masking import IGNORE
 from common.meter import Meter
 
 
@@ -21,8 +22,9 @@ def count(rows: int, group: int, epochs: float, max_steps: int) -> int:
 
 def batches(
     accelerator: Any, loader: Any, order: Any, accumulation: int, done: int, last: int, meter: Meter
-) -> Iterator[tuple[int, list[dict[str, Any]]]]:
-    """(step, its batches) for the steps after `done`, up to `last`: what an undisturbed run would have got.
+) -> Iterator[tuple[int, list[dict[str, Any]], Any]]:
+    """(step, its batches, its trained tokens over all processes) for the steps after `done`, up to `last`: what an
+    undisturbed run would have got.
 
     Args:
         loader: prepared by the accelerator.
@@ -40,6 +42,11 @@ def batches(
             begun = time.monotonic()
             parts = list(islice(rest, accumulation))
             meter.batches(parts, time.monotonic() - begun)
-            yield step, parts
+            yield step, parts, accelerator.reduce(sum(map(trained, parts)), "sum")
             meter.step(step)
             done = step
+
+
+def trained(batch: dict[str, Any]) -> Any:
+    """int64 (): labels of a batch that train; the first of a row has nothing before it."""
+    return (batch["labels"][:, 1:] != IGNORE).sum()
