@@ -16,7 +16,7 @@ from common.models import world_size
 
 RUN_FILE = "run.json"
 # What runs write into their folder; --overwrite removes these and nothing else.
-WRITTEN = (RUN_FILE, "report.json", "report.html", "log.jsonl", "adapter", "best", "base", "eval")
+WRITTEN = (RUN_FILE, "report.json", "report.html", "log.jsonl", "adapter", "model", "best", "base", "eval")
 # may differ when a run goes on
 FREE = {"output_dir", "overwrite", "resume", "report_to", "dry_run", "eval_suite", "debug_batches"}
 

@@ -139,5 +139,9 @@ def loader(rows: Any, tokenizer: Any, batch_size: int, order: Any = None) -> Any
     from transformers import DataCollatorForSeq2Seq
 
     tokenizer.padding_side = "right"  # Unsloth sets left, for generation
-    rows = rows.select_columns(["input_ids", "labels"])
-    return DataLoader(rows, batch_size, sampler=order, collate_fn=DataCollatorForSeq2Seq(tokenizer), **workers())
+    pad = DataCollatorForSeq2Seq(tokenizer)
+
+    def collate(rows: list[dict[str, Any]]) -> Any:
+        return pad([{name: row[name] for name in ("input_ids", "labels")} for row in rows])
+
+    return DataLoader(rows, batch_size, sampler=order, collate_fn=collate, **workers())

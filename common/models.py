@@ -164,6 +164,21 @@ def train_in_float32(model: Any) -> None:
             parameter.data = parameter.data.to(torch.float32)
 
 
+def decoder_layers(model: Any) -> Any:
+    """The torch.nn.ModuleList of a model's decoder layers, whatever it is called there.
+
+    Raises:
+        UserError: no list of modules in the model is as long as its config says it has layers.
+    """
+    import torch
+
+    count = model.config.get_text_config().num_hidden_layers
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.ModuleList) and len(module) == count:
+            return module
+    raise UserError(f"no list of {count} decoder layers in {type(model).__name__}; name the layers in the recipe")
+
+
 def parameters(model: Any) -> tuple[int, int]:
     """Trainable and all parameters. A 4-bit weight counts as the values it stands for, not as its packed bytes."""
     trainable = total = 0

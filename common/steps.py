@@ -2,12 +2,13 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 
 from common.masking import IGNORE
 from common.meter import Meter
+from common.rehearsal import Actor
 
 
 def count(rows: int, group: int, epochs: float, max_steps: int) -> int:
@@ -43,10 +44,48 @@ def batches(
             parts = list(islice(rest, accumulation))
             meter.batches(parts, time.monotonic() - begun)
             yield step, parts, accelerator.reduce(sum(map(trained, parts)), "sum")
-            meter.step(step)
             done = step
 
 
 def trained(batch: dict[str, Any]) -> Any:
     """int64 (): labels of a batch that train; the first of a row has nothing before it."""
     return (batch["labels"][:, 1:] != IGNORE).sum()
+
+
+def mean_loss(accelerator: Any, model: Any, loader: Any, loss_of: Callable[[Any, dict[str, Any]], Any]) -> float:
+    """Mean over all trained tokens of a loader's rows, over all processes; `loss_of` sums over those of a batch.
+
+    The last batches of several processes repeat rows so that all have as many; those count twice.
+    """
+    import torch
+
+    model.eval()
+    with torch.no_grad():
+        parts = [(loss_of(model, batch), trained(batch)) for batch in loader]
+    model.train()
+    loss, tokens = (accelerator.reduce(torch.stack(column).sum(), "sum") for column in zip(*parts, strict=True))
+    return (loss / tokens).item()
+
+
+def actor(
+    accelerator: Any, model: Any, loader: Any, loss_of: Callable[[Any, dict[str, Any]], Any], accumulation: int
+) -> Actor:
+    """What a rehearsal does with a loop whose model and loader the accelerator has prepared."""
+    import torch
+    from accelerate.utils import send_to_device
+
+    def collate(places: list[int]) -> dict[str, Any]:
+        return send_to_device(loader.collate_fn([loader.dataset[place] for place in places]), accelerator.device)
+
+    def step(batch: dict[str, Any]) -> None:
+        model.train()
+        accelerator.backward(loss_of(model, batch) / trained(batch))
+
+    def evaluate(batch: dict[str, Any]) -> None:
+        model.eval()
+        with torch.no_grad():
+            loss_of(model, batch)
+
+    return Actor(
+        model, collate, step, lambda: torch.optim.AdamW(model.parameters(), fused=True), evaluate, accumulation
+    )

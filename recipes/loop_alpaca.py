@@ -32,7 +32,7 @@ class Args:
 
 
 def main(args: Args) -> dict:
-    from common import checks, data, loading, masking, mix, models, report, sampling, steps, templates
+    from common import checks, data, forecast, loading, masking, mix, models, report, sampling, steps, templates
     from evals import harness
 
     models.locate(args.model)
@@ -43,8 +43,8 @@ def main(args: Args) -> dict:
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
     from accelerate import Accelerator
     from torch.optim import AdamW
-    from torch.utils.data import DataLoader
-    from transformers import DataCollatorForSeq2Seq, get_scheduler
+    from transformers import get_scheduler
+    from trl.trainer import add_fused_lm_head
     from unsloth import FastLanguageModel
 
     from common import checkpoints, generation
@@ -52,8 +52,9 @@ def main(args: Args) -> dict:
 
     checkpoint = checks.continues(folder, vars(args), args.resume, args.overwrite)
 
-    # Model: the base in the precision of the device.
+    # Model: the base in the precision of the device, with TRL's head that never makes full logits.
     model, tokenizer = models.load(args.model, args.max_length)
+    add_fused_lm_head(model)
 
     # Data: rows -> ids and labels, with every row that is lost counted.
     template = templates.ALPACA
@@ -78,35 +79,37 @@ def main(args: Args) -> dict:
     accelerator.init_trackers("tunebook")
 
     # One step of the optimiser takes `group` rows, over all processes and batches.
-    size, accumulation = args.per_device_train_batch_size, args.gradient_accumulation_steps
+    accumulation, size = args.gradient_accumulation_steps, args.per_device_train_batch_size
     group = size * accumulation * accelerator.num_processes
     order = sampling.Buckets(sampling.lengths_of(train), group, args.seed)
-    train, held_out = (rows.select_columns(["input_ids", "labels"]) for rows in (train, held_out))
-    collate = DataCollatorForSeq2Seq(tokenizer)
-    loader = DataLoader(train, size, sampler=order, collate_fn=collate, **loading.workers())
-    evaluation = DataLoader(held_out, size, collate_fn=collate)
+    loader, evaluation = loading.loader(train, tokenizer, size, order), loading.loader(held_out, tokenizer, size)
     max_steps = steps.count(len(train), group, args.num_train_epochs, args.max_steps)
     optimizer = AdamW(model.parameters(), lr=args.learning_rate, weight_decay=0.0, fused=True)
     schedule = get_scheduler("cosine", optimizer, math.ceil(0.03 * max_steps), max_steps)
     model, optimizer, loader, evaluation = accelerator.prepare(model, optimizer, loader, evaluation)
     mask_view = checks.first_batch(loader, tokenizer, args.debug_batches)
+    actor = steps.actor(accelerator, model, loader, loss_of, accumulation)
+    expected = forecast.rehearse_loop(actor, loader, optimizer.optimizer, max_steps).as_dict()
+    if args.dry_run:
+        return expected
 
     kept = checkpoints.Checkpoints(accelerator, folder, schedule)
     meter, done = Meter(folder / "log.jsonl"), kept.load(checkpoint)
-    meter.evaluated(0, held_out_loss(accelerator, model, evaluation))
+    meter.evaluated(0, steps.mean_loss(accelerator, model, evaluation, loss_of))
     meter.begin(done, max_steps)
-    for step, batches in steps.batches(accelerator, loader, order, accumulation, done, max_steps, meter):
-        values = train_step(accelerator, model, optimizer, schedule, batches)
+    for step, batches, tokens in steps.batches(accelerator, loader, order, accumulation, done, max_steps, meter):
+        values = train_step(accelerator, model, optimizer, schedule, batches, tokens)
+        meter.step(step)
         if step % math.ceil(max_steps / 100) == 0:
             meter.log(step, values)
             accelerator.log(values, step)
         if step % math.ceil(max_steps / 5) == 0 or step == max_steps:
-            value = held_out_loss(accelerator, model, evaluation)
+            value = steps.mean_loss(accelerator, model, evaluation, loss_of)
             meter.evaluated(step, value)
             kept.save(model, step, value)
     meter.end()
     kept.load_best(model)
-    meter.evaluated(max_steps, held_out_loss(accelerator, model, evaluation))
+    meter.evaluated(max_steps, steps.mean_loss(accelerator, model, evaluation, loss_of))
 
     model = accelerator.unwrap_model(model)
     model.save_pretrained(folder / "adapter")
@@ -115,26 +118,20 @@ def main(args: Args) -> dict:
     samples.take("after", model)
     scores.take("after", model, tokenizer)
     account = scores.account(models.locate(args.model), folder / "adapter")
-    return report.write(
-        __file__,
-        folder,
-        vars(args),
-        model,
-        counts,
-        mask_view,
-        {"peak_bytes": None, "seconds": None},
-        meter,
-        samples.rows,
-        account,
-    )
+    return report.write(__file__, folder, vars(args), model, counts, mask_view, expected, meter, samples.rows, account)
 
 
-def train_step(accelerator, model, optimizer, schedule, batches) -> dict[str, float]:
-    """One step of the optimiser: the loss is a sum over tokens divided by all tokens of the step, however split."""
-    tokens, loss = accelerator.reduce(sum(trained(batch) for batch in batches), "sum"), 0.0
+def loss_of(model, batch):
+    """Sum over the labels of a batch that train."""
+    return -model(**batch, use_cache=False, fused_lm_head=True).log_probs.sum()
+
+
+def train_step(accelerator, model, optimizer, schedule, batches, tokens) -> dict[str, float]:
+    """One step of the optimiser: the loss is the mean over all tokens of the step, however they are split."""
+    loss = 0.0
     for place, batch in enumerate(batches, 1):
         with nullcontext() if place == len(batches) else accelerator.no_sync(model):
-            part = model(**batch, use_cache=False, num_items_in_batch=tokens).loss
+            part = loss_of(model, batch) / tokens
             accelerator.backward(part * accelerator.num_processes)  # whose gradients are averaged, not added
         loss += part.detach()
     norm = accelerator.clip_grad_norm_(model.parameters(), 1.0)
@@ -143,25 +140,6 @@ def train_step(accelerator, model, optimizer, schedule, batches) -> dict[str, fl
     schedule.step()
     optimizer.zero_grad()
     return {"loss": accelerator.reduce(loss, "sum").item(), "grad_norm": float(norm), "learning_rate": rate}
-
-
-def held_out_loss(accelerator, model, loader) -> float:
-    """Mean over all trained tokens of the held-out rows."""
-    import torch
-
-    sums = torch.zeros(2, device=accelerator.device)
-    model.eval()
-    with torch.no_grad():
-        for batch in loader:
-            loss = model(**batch, use_cache=False, num_items_in_batch=1).loss
-            sums += torch.stack([loss, trained(batch)])
-    model.train()
-    loss, tokens = accelerator.reduce(sums, "sum").tolist()
-    return loss / tokens
-
-
-def trained(batch):
-    return (batch["labels"][:, 1:] != -100).sum()
 
 
 if __name__ == "__main__":

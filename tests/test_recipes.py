@@ -71,7 +71,7 @@ def test_nothing_to_train_ends_with_1(tmp_path):
 
 
 @pytest.mark.recipe
-@pytest.mark.parametrize("recipe", ["packed_alpaca.py", "qlora_alpaca.py"])
+@pytest.mark.parametrize("recipe", [name for name in RECIPES if name != "pretrain_pocket.py"])
 def test_train_stop_resume_reload(tmp_path, recipe):
     """A run killed after its checkpoint goes on to the weights of a run that was left alone; plain PEFT reads them."""
     flags = ["--max_steps", "10", "--eval_suite", "none"]
@@ -135,6 +135,19 @@ with torch.no_grad():
         subprocess.run([sys.executable, "-c", code, str(folder), how, str(out)], check=True, timeout=300, cwd=ROOT)
         logits.append(torch.load(out))
     assert torch.allclose(*logits, atol=1e-5, rtol=0)
+
+
+@pytest.mark.recipe
+def test_the_loop_equals_the_trainer(tmp_path):
+    losses = {}
+    for name, more in (("lora_alpaca", ["--sft", "logging_steps=1"]), ("loop_alpaca", [])):
+        flags = ["--max_steps", "50", "--gradient_accumulation_steps", "2", "--per_device_train_batch_size", "8"]
+        done = run("--output_dir", tmp_path / name, "--eval_suite", "none", *flags, *more, recipe=f"{name}.py")
+        assert done.returncode == 0, done.stderr[-3000:]
+        lines = [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        losses[name] = [line["loss"] for line in lines if "loss" in line]
+    assert len(losses["loop_alpaca"]) == 50
+    assert losses["loop_alpaca"] == pytest.approx(losses["lora_alpaca"], abs=1e-5)
 
 
 @pytest.mark.recipe
