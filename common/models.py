@@ -173,7 +173,7 @@ def decoder_layers(model: Any) -> Any:
     import torch
 
     count = model.config.get_text_config().num_hidden_layers
-    for name, module in model.named_modules():
+    for module in model.modules():
         if isinstance(module, torch.nn.ModuleList) and len(module) == count:
             return module
     raise UserError(f"no list of {count} decoder layers in {type(model).__name__}; name the layers in the recipe")
