@@ -43,11 +43,11 @@ class Scores:
         """Score the model as `before` or `after`. `keep`: where to save it, for a later lm_eval command."""
         self._taken[when] = score(model, tokenizer, self.tasks, self.folder / when, keep)
 
-    def account(self, model: Path | str, adapter: Path | None) -> dict[str, Any]:
+    def account(self, model: Path | str | None, adapter: Path | None) -> dict[str, Any]:
         """`before`, `after`, `comparison`, `by_skill` and `command` for the report.
 
         Args:
-            model, adapter: what a plain lm_eval command has to load to get the scores after.
+            model, adapter: what a plain lm_eval command has to load to get the scores after; None: it cannot.
         """
         before, after = self._taken["before"], self._taken["after"]
         return {
@@ -151,9 +151,9 @@ def by_skill(scores: dict[str, Any]) -> dict[str, Any]:
     return {"columns": columns, "rows": dict(sorted(table.items()))}
 
 
-def command(model: Path | str, adapter: Path | None, tasks: list[str], dtype: Any) -> str | None:
-    """The plain lm_eval command for the same scores; None where nothing was scored."""
-    if not tasks:
+def command(model: Path | str | None, adapter: Path | None, tasks: list[str], dtype: Any) -> str | None:
+    """The plain lm_eval command for the same scores; None where nothing was scored, or it cannot load the model."""
+    if not tasks or model is None:
         return None
     place = f"pretrained={model},dtype={str(dtype).removeprefix('torch.')}" + (f",peft={adapter}" if adapter else "")
     where = f"--include_path {TASKS} --tasks {','.join(tasks)}"
