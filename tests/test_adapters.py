@@ -279,7 +279,7 @@ def test_a_save_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
     model.model.layers[0].mlp.bottlenecks.adapter_one.up.bias.data += 1
 
     def full(path, data):
-        path.touch()
+        path.open("wb").close()
         raise OSError("no space left")
 
     monkeypatch.setattr(type(tmp_path), "write_bytes", full)
