@@ -24,7 +24,6 @@ class Sizes:
     optimizer: int
     process: int
     vocabulary: int
-    device: str
     accumulates: bool
     labels: float
     moments: Any
@@ -33,8 +32,8 @@ class Sizes:
         """Bytes of each of PARTS at the moment at which most is held, for a batch of rows x width."""
         from common import footprint
 
-        logits = footprint.loss_bytes(round(rows * width * self.labels), self.vocabulary, self.device)
-        moment = self.moments.peak(rows, width, logits, self.accumulates)
+        labels = footprint.chunk(round(rows * width * self.labels), self.vocabulary)
+        moment = self.moments.peak(rows, width, labels, self.accumulates)
         all_gradients = {"activations": 0, "gradients": self.gradients, "logits": 0}  # while the optimiser works
         moment = max(moment, all_gradients, key=lambda found: sum(found.values()))
         own = {"weights": self.weights, "optimizer": self.optimizer, "process": self.process, **moment}
@@ -66,3 +65,23 @@ def _largest(fits: Callable[[int], bool], at_most: int) -> int:
 def divisor(rows: int, most: int) -> int:
     """The largest divisor of `rows` that is not over `most`."""
     return next(size for size in range(max(1, min(rows, most)), 0, -1) if rows % size == 0)
+
+
+def ways(sizes: Sizes, workload: Any, limit: int, step: int) -> list[str]:
+    """What would fit in words: fewer rows at once, or shorter ones.
+
+    Args:
+        step: rows of a step of one process, which a smaller batch has to divide.
+    """
+    from common.sampling import lengths_of
+
+    (rows, width), found = workload.shape, []
+    most = most_rows(sizes, width, limit)
+    if 0 < most < rows:
+        size = divisor(step, most)
+        found.append(f"--per_device_train_batch_size {size} --gradient_accumulation_steps {step // size}")
+    length = longest_width(sizes, rows, limit, width)
+    if 0 < length < width:
+        lost = int((lengths_of(workload.dataset) > length).sum())
+        found.append(f"--max_length {length}, which loses {lost} of {len(workload.dataset)} rows")
+    return found

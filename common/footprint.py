@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 SMALL = (16, 32, 64)  # positions a row of the small steps
+LABELS = 2  # labels a row of them
 EIGHT_BIT_FROM = 4096  # elements; bitsandbytes keeps the states of smaller tensors in 32 bits
 # Optimiser by its name in TrainingArguments -> states an element, in the dtype of the weight.
 STATES = {"adamw_torch": 2, "adamw_torch_fused": 2, "adamw_apex_fused": 2, "paged_adamw_32bit": 2, "sgd": 0,
@@ -85,142 +86,145 @@ def optimizer_states(model: Any, name: str) -> int | None:
 
 
 class Recorder(TorchDispatchMode):
-    """Notes what is held after each operation: `live`, bytes of all storages made since the start and not gone yet."""
+    """Notes every storage that comes and goes: `events` are (storage, its bytes), negative where it goes."""
 
     def __init__(self, known: Iterable[torch.Tensor]):
         super().__init__()
         self._known = {tensor.untyped_storage()._cdata for tensor in known}
-        self._sizes: dict[int, int] = {}
-        self._now = 0
-        self.live: list[int] = []
-        self.names: list[str] = []
-        self.backward: int | None = None  # the first operation of the backward pass
-        self.born: dict[int, int] = {}  # storage -> the operation that made it
+        self._alive: dict[int, tuple[int, int]] = {}
+        self.events: list[tuple[int, int]] = []
+        self.backward: int | None = None  # events before the backward pass
+        self.count = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
         if self.backward is None and torch._C._current_graph_task_id() >= 0:
-            self.backward = len(self.live)
+            self.backward = len(self.events)
+        result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor):
                 storage = tensor.untyped_storage()
                 key = storage._cdata
-                if key not in self._known and key not in self._sizes:
-                    self._sizes[key] = storage.nbytes()
-                    self._now += storage.nbytes()
-                    self.born[key] = len(self.live)
+                if key not in self._known and key not in self._alive:
+                    self._alive[key] = self.count, storage.nbytes()
+                    self.events.append(self._alive[key])
+                    self.count += 1
                     weakref.finalize(storage, self._gone, key)
-        self.live.append(self._now)
-        self.names.append(str(func))
         return result
 
     def _gone(self, key: int) -> None:
-        self._now -= self._sizes.pop(key, 0)
+        number, size = self._alive.pop(key)
+        self.events.append((number, -size))
 
-    def gradients(self, model: Any) -> list[int]:
-        """Bytes of the gradients that were there after each operation."""
-        grown = [0] * len(self.live)
-        for parameter in trainable(model):
-            if parameter.grad is not None:
-                storage = parameter.grad.untyped_storage()
-                grown[self.born.get(storage._cdata, 0)] += storage.nbytes()
-        total = 0
-        return [total := total + size for size in grown]
+    def gradients(self, model: Any) -> set[int]:
+        """Numbers of the storages that are gradients now."""
+        found = {
+            parameter.grad.untyped_storage()._cdata for parameter in trainable(model) if parameter.grad is not None
+        }
+        return {self._alive[key][0] for key in found if key in self._alive}
 
 
 @dataclass
 class Moments:
-    """What a step holds beside weights and states, at each of its moments, as a function of the batch.
+    """What a step holds beside weights and states, event by event, as a function of the batch.
 
-    held = constant + a·positions + b·positions·width for each moment, from steps of three widths; `grown` are the
-    gradients that are there by then, which do not depend on the batch.
+    An event is a storage that comes or goes. Its size is constant + a·positions + b·positions·width, from steps of
+    three widths with few labels.
     """
 
-    held: Any  # float64 (moments, 3)
-    grown: Any  # float64 (moments,)
-    loss: int  # the moment at which the loss is computed: all activations are there
+    numbers: Any  # int64 (events,): which storage
+    sizes: Any  # float64 (events, 3): of the three terms; negative where it goes
+    grown: Any  # bool (events,): a gradient that stays
+    loss: int  # the event at which the loss is computed: all activations are there
+    label_bytes: float  # what the loss takes for each label while it is computed
     largest_gradient: int
 
-    def peak(self, rows: int, width: int, logits: int, kept: bool) -> dict[str, int]:
+    def at(self, rows: int, width: int) -> Any:
+        """float64 (events,): bytes that come or go for a batch of rows x width."""
+        return self.sizes @ [1.0, rows * width, rows * width * width]
+
+    def peak(self, rows: int, width: int, labels: int, kept: bool) -> dict[str, int]:
         """The largest moment for a batch of rows x width: bytes of `activations`, `gradients` and `logits` at it.
 
         Args:
-            logits: bytes that the loss takes while it is computed.
+            labels: those that the loss computes at once.
             kept: the gradients of an earlier batch of the step are there all the time.
         """
-        positions = rows * width
-        held = self.held @ [1.0, positions, positions * width]
-        grown = self.grown
-        if kept:
-            # A new gradient stands beside the old one until it is added.
-            grown = self.grown[-1] + self.largest_gradient * (self.grown > 0)
-        total = held + grown
-        place, lost = int(total.argmax()), self.loss
-        at_loss = total[lost] + logits
-        moment, extra = (lost, logits) if at_loss >= total[place] else (place, 0)
-        gradient = float(grown[moment]) if moment < len(grown) else 0.0
-        return {"activations": round(held[moment]), "gradients": round(gradient), "logits": extra}
+        changes = self.at(rows, width)
+        held, grown = (changes * ~self.grown).cumsum(), (changes * self.grown).cumsum()
+        if kept:  # a new gradient stands beside the old one until it is added
+            grown = grown[-1] + self.largest_gradient * (grown > 0)
+        total, logits = held + grown, round(self.label_bytes * labels)
+        place = int(total.argmax())
+        if total[self.loss] + logits >= total[place]:
+            place = self.loss
+        else:
+            logits = 0
+        return {"activations": round(held[place]), "gradients": round(grown[place]), "logits": logits}
 
 
 def moments(model: Any, step: Callable[[dict[str, Any]], Any], batch: dict[str, Any]) -> Moments:
-    """Run three small steps, cut from a real batch, and note what they hold. Gradients are gone afterwards.
+    """Run small steps, cut from a real batch, and note what they hold. Gradients are gone afterwards.
 
     Args:
         step: forward and backward on one batch.
-        batch: tensors (B, T); what is cut from it has its padding, its documents and few labels.
+        batch: tensors (B, T); what is cut from it has its padding, its documents, and few labels or only labels.
+
+    Raises:
+        ValueError: the step does other operations at another width, so that its moments cannot be continued.
     """
     import numpy
 
     rows = min(2, len(batch["input_ids"]))
-    runs = []
-    for width in SMALL:
-        recorder = Recorder([*model.parameters(), *model.buffers()])
-        small = cut(batch, rows, width)
+
+    def record(width: int, few: bool = True) -> tuple[Recorder, Any, set[int]]:
+        recorder, small = Recorder([*model.parameters(), *model.buffers()]), cut(batch, rows, width, few)
         with recorder:
             step(small)
-        runs.append((recorder, recorder.gradients(model)))
+        events, gradients = numpy.array(recorder.events), recorder.gradients(model)
         model.zero_grad(set_to_none=True)
-    grown = numpy.array(runs[-1][1], dtype=float)
-    held = numpy.stack([numpy.array(recorder.live, dtype=float) - numpy.array(grads) for recorder, grads in runs]) \
-        if len({tuple(recorder.names) for recorder, _ in runs}) == 1 \
-        else numpy.array([[float(max(numpy.array(r.live) - numpy.array(g)))] for r, g in runs])  # fmt: skip
-    if held.shape[1] == 1:  # operations differ with the width: only the highest moment is known
-        grown = grown[-1:]
-    sizes = numpy.array([[1.0, rows * width, rows * width * width] for width in SMALL])
-    loss = (runs[-1][0].backward or len(grown)) - 1 if held.shape[1] > 1 else 0
-    largest = max((p.numel() * p.element_size() for p in trainable(model)), default=0)
-    return Moments(numpy.linalg.solve(sizes, held).T, grown, loss, largest)
+        return recorder, events, gradients
+
+    runs = [record(width) for width in SMALL]
+    numbers = runs[0][1][:, 0]
+    if any(len(events) != len(numbers) or (events[:, 0] != numbers).any() for _, events, _ in runs):
+        raise ValueError("the model does other operations at other widths")
+    terms = numpy.array([[1.0, rows * width, rows * width * width] for width in SMALL])
+    (few, events, gradients), (many, more_events, _) = runs[-1], record(SMALL[-1], few=False)
+    ahead = [run[: recorder.backward, 1].cumsum().max() for recorder, run in ((few, events), (many, more_events))]
+    return Moments(
+        numbers=numbers,
+        sizes=numpy.linalg.solve(terms, numpy.stack([run[:, 1] for _, run, _ in runs])).T,
+        grown=numpy.isin(numbers, list(gradients)),
+        loss=max(0, (few.backward or len(events)) - 1),
+        label_bytes=max(0, int(ahead[1] - ahead[0])) / (rows * (SMALL[-1] - 1 - LABELS)),
+        largest_gradient=max((p.numel() * p.element_size() for p in trainable(model)), default=0),
+    )
 
 
-def cut(batch: dict[str, Any], rows: int, width: int) -> dict[str, Any]:
-    """A batch of rows x width like `batch`: padded where it is, packed where it is, and two labels a row."""
-    ids = batch["input_ids"]
-    small = {}
+def cut(batch: dict[str, Any], rows: int, width: int, few: bool) -> dict[str, Any]:
+    """A batch of rows x width like `batch`: padded where it is, packed where it is, and LABELS labels a row or all."""
+    ids, small = batch["input_ids"], {}
     for name, value in batch.items():
         if torch.is_tensor(value) and value.shape[:2] == ids.shape:
             repeats = -(-width // value.shape[1])
             small[name] = value[:rows].repeat(1, repeats)[:, :width].clone()
         else:
-            small[name] = value[:rows] if hasattr(value, "__getitem__") else value
+            small[name] = value
     if "attention_mask" in small:
-        padded = bool((batch["attention_mask"] == 0).any())
         small["attention_mask"][:] = 1
-        if padded:
+        if bool((batch["attention_mask"] == 0).any()):
             small["attention_mask"][-1, -1] = 0
     if "position_ids" in small:
         small["position_ids"][:] = torch.arange(width)
         if bool((batch["position_ids"] == 0).sum() > len(ids)):
             small["position_ids"][:, width // 2 :] -= width // 2
     small["labels"][:] = -100
-    small["labels"][:, -4:-2] = small["input_ids"][:, -4:-2]
+    start = width - 2 - LABELS if few else 0
+    small["labels"][:, start : width - 2 if few else width] = small["input_ids"][:, start : width - 2 if few else width]
     return small
 
 
-def loss_bytes(rows: int, vocabulary: int, device: str) -> int:
-    """Bytes of logits and their gradient while the loss of so many labels is computed.
-
-    Unsloth computes it in chunks. On a CPU a chunk is of 16 Mi logits in float32; on a GPU it takes what is free, and
-    what it needs is counted as a chunk of the same size with its gradient.
-    """
-    chunk = min(rows, max(16, 16 * 2**20 // vocabulary))
-    return chunk * vocabulary * 4 * (1 if device == "cpu" else 2)
+def chunk(labels: int, vocabulary: int) -> int:
+    """Labels of which Unsloth computes the loss at once: 16 Mi logits on a CPU; on a GPU as many as are free, which is
+    no need, and is counted like this."""
+    return min(labels, max(16, 16 * 2**20 // vocabulary))

@@ -8,16 +8,16 @@ from common.cli import Refused, UserError
 from common.masking import IGNORE
 from common.rehearsal import Actor, OutOfMemory, guarded
 from common.rehearsal import rehearse as steps
-from common.sampling import lengths_of
-from common.workload import Workload, of_trainer
+from common.workload import Workload, of_loader, of_trainer
 
 
 @dataclass
 class Forecast:
     """What a run will take. Bytes; `parts` are the arithmetic of the moment at which most is held.
 
-    `process` is what the process holds beside the model: libraries, data, and what an allocator keeps. Without a
-    rehearsal `seconds` is None.
+    `process` is what the process holds beside the model: libraries and data. A rehearsal adds `allocator`, what was
+    taken beyond the arithmetic: glibc keeps and scatters freed blocks, so that a CPU run takes up to twice what its
+    tensors do (before glibc 2.38, and how much differs from run to run). Without a rehearsal `seconds` is None.
     """
 
     parts: dict[str, int]
@@ -32,7 +32,7 @@ class Forecast:
 
     @property
     def arithmetic_bytes(self) -> int:
-        return sum(self.parts.values())
+        return sum(size for name, size in self.parts.items() if name != "allocator")
 
     @property
     def peak_bytes(self) -> int:
@@ -45,18 +45,18 @@ class Forecast:
     def line(self) -> str:
         """The forecast in one line."""
         names = {"optimizer": "optimiser"}
-        parts = ", ".join(f"{names.get(name, name)} {gib(self.parts[name])}" for name in fits.PARTS)
+        parts = ", ".join(f"{names.get(name, name)} {gib(size)}" for name, size in self.parts.items())
         rows, width = self.longest["rows"], self.longest["width"]
         time = f", {duration(self.seconds)}" if self.seconds is not None else ""
         return (
-            f"forecast: {gib(self.peak_bytes)} GiB of {gib(self.limit_bytes)} ({parts}){time}; "
+            f"forecast: {gib(self.peak_bytes)} of {gib(self.limit_bytes)} ({parts}){time}; "
             f"longest batch {rows} x {width} ({self.longest['name']})"
         )
 
 
 def gib(size: float) -> str:
-    """2.1 for 2.1 GiB; two digits more where it is small."""
-    return f"{size / 2**30:.1f}" if size >= 0.95 * 2**30 else f"{size / 2**30:.2g}"
+    """2.1 GiB, 85 MiB."""
+    return f"{size / 2**30:.1f} GiB" if size >= 0.95 * 2**30 else f"{size / 2**20:.0f} MiB"
 
 
 def duration(seconds: float) -> str:
@@ -70,8 +70,8 @@ def duration(seconds: float) -> str:
 def rehearse(trainer: Any, find_batch_size: bool = False) -> Forecast:
     """Forecast a run by arithmetic and a few real steps that leave weights, random state and trainer as they were.
 
-    The longest real batch is run first, so that a run that cannot fit says so now. Prints the forecast. Evaluations
-    while training are in the seconds; saving and sampling are not.
+    The longest real batch is among the first, so that a run that cannot fit says so now. Prints the forecast.
+    Evaluations while training are in the seconds; saving and sampling are not.
 
     Args:
         find_batch_size: where it does not fit, take the next smaller batch size that divides the rows of a step,
@@ -81,56 +81,85 @@ def rehearse(trainer: Any, find_batch_size: bool = False) -> Forecast:
         Refused: the longest batch does not fit; names it, and what would.
         UserError: find_batch_size with DeepSpeed, which keeps sizes of its own.
     """
+    args = trainer.args
     if find_batch_size and trainer.is_deepspeed_enabled:
         raise UserError("--find_batch_size: DeepSpeed keeps its own batch sizes; set per_device_train_batch_size")
-    asked = trainer.args.per_device_train_batch_size
+    asked, expected, problem = args.per_device_train_batch_size, None, ""
     for size in trainers.candidates(trainer, find_batch_size):
-        if size != trainer.args.per_device_train_batch_size:
-            print(f"batch size {trainer.args.per_device_train_batch_size} does not fit; trying {size}", flush=True)
+        if size != args.per_device_train_batch_size:
+            print(f"{problem.partition('. ')[0]}; trying {size} rows a batch", flush=True)
             trainers.set_batch_size(trainer, size)
-        expected, problem = attempt(trainer)
-        if problem is None:
+        with trainers.kept(trainer):
+            workload = of_trainer(trainer)
+            evaluated = trainers.evaluated(trainer, workload.steps)
+            expected, problem = attempt(trainers.actor(trainer), workload, args.optim, evaluated)
+        if not problem:
             break
-    else:
-        raise Refused(problem)
+    if expected is None or problem:
+        raise Refused(problem + ("" if find_batch_size else ". --find_batch_size does that by itself"))
     if expected.batch_size != asked:
-        print(f"found: {expected.batch_size} rows a device and {expected.accumulation} batches a step, as many rows")
+        was = f"{expected.batch_size} x {expected.accumulation}, where {asked} x "
+        print(f"batch size found: {was}{expected.batch_size * expected.accumulation // asked} was asked for")
     print(expected.line(), flush=True)
     return expected
 
 
-def attempt(trainer: Any) -> tuple[Forecast, str | None]:
-    """The forecast at the trainer's batch size, and what is wrong with it, or None where it fits."""
-    with trainers.kept(trainer):
-        workload, run = of_trainer(trainer), trainers.actor(trainer)
-        sizes, problem, measured = None, None, None
-        limit = memory.limit()
-        try:
-            sizes = measure(run, workload, trainer.args.optim)
-            needed = sizes.peak(*workload.shape)
-            if needed > limit:
-                raise OutOfMemory(f"by arithmetic it needs {gib(needed)} GiB")
-            measured = steps(run, workload)
-        except OutOfMemory as error:
-            problem = str(error)
-        expected = Forecast(
-            parts=sizes.parts(*workload.shape) if sizes else {},
-            limit_bytes=limit,
-            longest={"rows": workload.shape[0], "width": workload.shape[1], "name": workload.name()},
-            batch_size=trainer.args.per_device_train_batch_size,
-            accumulation=run.accumulation,
-            steps=workload.steps,
-        )
-        if measured is None:
-            return expected, refusal(expected, sizes, workload, problem)
-        expected.rehearsed_bytes = measured.peak_bytes
-        expected.parts["optimizer"] = measured.state_bytes
-        expected.seconds = measured.seconds(workload, trainers.evaluated(trainer, workload.steps))
-        expected.timing = {name: vars(measured)[name] for name in ("base", "rate", "update", "evaluation_rate")}
-    return expected, None
+def rehearse_loop(actor: Actor, loader: Any, optimizer: Any, max_steps: int, evaluated: int = 0) -> Forecast:
+    """The same for a plain loop, whose parts are given.
+
+    Args:
+        loader: its prepared DataLoader, of rows with `input_ids`.
+        optimizer: its optimiser; another of the same kind is used.
+        max_steps: of the optimiser.
+        evaluated: positions of all evaluations of this process.
+
+    Raises:
+        Refused: as `rehearse`.
+    """
+    workload = of_loader(loader, loader.dataset, actor.accumulation, 0, max_steps)
+    kind = type(optimizer).__name__.removesuffix("W").lower()
+    expected, problem = attempt(actor, workload, {"adam": "adamw_torch", "sgd": "sgd"}.get(kind, kind), evaluated)
+    if problem:
+        raise Refused(problem)
+    print(expected.line(), flush=True)
+    return expected
 
 
-def measure(run: Actor, workload: Workload, optimizer: str) -> fits.Sizes:
+def attempt(actor: Actor, workload: Workload, optimizer: str, evaluated: int) -> tuple[Forecast, str]:
+    """The forecast of a workload as it is, and why it cannot be; empty where it fits.
+
+    Args:
+        optimizer: named as in TrainingArguments.optim.
+        evaluated: positions of all evaluations.
+    """
+    rows, width = workload.shape
+    sizes, measured, problem, limit = None, None, "", memory.limit()
+    try:
+        sizes = measure(actor, workload, optimizer)
+        if sizes.peak(rows, width) > limit:
+            raise OutOfMemory(f"by arithmetic it needs {gib(sizes.peak(rows, width))}")
+        measured = steps(actor, workload)
+    except OutOfMemory as error:
+        problem = str(error)
+    expected = Forecast(
+        parts=sizes.parts(rows, width) if sizes else {},
+        limit_bytes=limit,
+        longest={"rows": rows, "width": width, "name": workload.name()},
+        batch_size=int(workload.rows.max()),
+        accumulation=actor.accumulation,
+        steps=workload.steps,
+    )
+    if measured is None:
+        return expected, refusal(expected, sizes, workload, problem)
+    expected.rehearsed_bytes = measured.peak_bytes
+    expected.parts["optimizer"] = measured.state_bytes
+    expected.parts["allocator"] = expected.peak_bytes - expected.arithmetic_bytes
+    expected.seconds = measured.seconds(workload, evaluated)
+    expected.timing = {name: vars(measured)[name] for name in ("base", "rate", "update", "evaluation_rate")}
+    return expected, ""
+
+
+def measure(actor: Actor, workload: Workload, optimizer: str) -> fits.Sizes:
     """The arithmetic of a run. Small steps are run, which leave nothing.
 
     Raises:
@@ -138,41 +167,32 @@ def measure(run: Actor, workload: Workload, optimizer: str) -> fits.Sizes:
     """
     from common import footprint
 
-    model, batch = run.model, run.collate(workload.longest)
+    model, batch = actor.model, actor.collate(workload.longest)
     weights, states = footprint.weights(model), footprint.optimizer_states(model, optimizer)
     if states is None:
         print(f"forecast: the states of {optimizer} are not known; they are taken as those of AdamW until measured")
         states = 2 * footprint.gradients(model)
-    process = memory.held() - weights
-    moments = guarded(model, footprint.moments, model, run.step, batch)
+    moments = guarded(model, footprint.moments, model, actor.step, batch)
+    memory.release()
     return fits.Sizes(
         weights=weights,
         gradients=footprint.gradients(model),
         optimizer=states,
-        process=process,
-        vocabulary=model.get_output_embeddings().weight.shape[0],
-        device=model.device.type,
-        accumulates=run.accumulation > 1,
+        process=memory.held() - weights,  # after steps: weights that are read from a file come to memory when used
+        vocabulary=trainers.vocabulary(model),
+        accumulates=actor.accumulation > 1,
         labels=float((batch["labels"] != IGNORE).float().mean()),
         moments=moments,
     )
 
 
-def refusal(expected: Forecast, sizes: fits.Sizes | None, workload: Workload, problem: str | None) -> str:
+def refusal(expected: Forecast, sizes: fits.Sizes | None, workload: Workload, problem: str) -> str:
     """Why a run cannot go on, and what would fit."""
     rows, width = workload.shape
-    limit = expected.limit_bytes
     what = f"the longest batch, {rows} x {width} ({expected.longest['name']}),"
-    text = f"{what} does not fit into {gib(limit)} GiB: {problem}"
+    text = f"{what} does not fit into {gib(expected.limit_bytes)}: {problem}"
     if sizes is None:
-        return f"{text}. The model itself leaves no room to train: take a smaller one, or a base in 4 bits (QLoRA)"
-    ways, step = [], expected.batch_size * expected.accumulation
-    most = fits.most_rows(sizes, width, limit)
-    if most and most < rows:
-        size = fits.divisor(step, most)
-        ways.append(f"--per_device_train_batch_size {size} --gradient_accumulation_steps {step // size}")
-    length = fits.longest_width(sizes, rows, limit, width)
-    if length and length < width:
-        lost = int((lengths_of(workload.dataset) > length).sum())
-        ways.append(f"--max_length {length} (it drops {lost} rows)")
-    return f"{text}. What would fit: {'; '.join(ways) or 'nothing of this model'}. Or add --find_batch_size"
+        return f"{text}. The model itself leaves no room to train: take a smaller one, or its base in 4 bits"
+    step = expected.batch_size * expected.accumulation
+    ways = fits.ways(sizes, workload, expected.limit_bytes, step)
+    return f"{text}. What would fit: {'; '.join(ways) if ways else 'nothing with this model and method'}"

@@ -84,3 +84,8 @@ def evaluated(trainer: Any, steps: int) -> int:
     widths = numpy.maximum.reduceat(lengths, starts)
     positions = int(widths @ numpy.diff(starts, append=len(lengths)))
     return evaluations(trainer.args, steps) * positions // trainer.args.world_size
+
+
+def vocabulary(model: Any) -> int:
+    """Logits of a position."""
+    return model.get_output_embeddings().weight.shape[0]

@@ -50,7 +50,8 @@ class Workload:
         lengths = lengths_of(self.dataset.select(self.longest))
         row = self.longest[int(numpy.argmax(lengths))]
         if "row" not in self.dataset.column_names:
-            return f"bin {row + 1} of the packed rows, {lengths.max()} tokens"
+            kind = "bin of the packed rows" if "seq_lengths" in self.dataset.column_names else "row kept"
+            return f"{kind}, number {row + 1}, {lengths.max()} tokens"
         found = self.dataset.select_columns(["row", "source"])[row]
         return f"row {found['row']}{' of ' + found['source'] if found['source'] else ''}, {lengths.max()} tokens"
 
