@@ -91,7 +91,7 @@ def rehearse(trainer: Any, find_batch_size: bool = False) -> Forecast:
             trainers.set_batch_size(trainer, size)
         with trainers.kept(trainer):
             workload = of_trainer(trainer)
-            evaluated = trainers.evaluated(trainer, workload.steps)
+            evaluated = trainers.evaluated(trainer, workload)
             expected, problem = attempt(trainers.actor(trainer), workload, args.optim, evaluated)
         if not problem:
             break

@@ -7,7 +7,7 @@ from typing import Any
 
 from common.rehearsal import Actor
 from common.sampling import lengths_of
-from common.workload import evaluations
+from common.workload import Workload, evaluations
 
 
 def candidates(trainer: Any, find_batch_size: bool) -> list[int]:
@@ -73,7 +73,7 @@ def kept(trainer: Any) -> Iterator[None]:
             trainer._metrics = metrics
 
 
-def evaluated(trainer: Any, steps: int) -> int:
+def evaluated(trainer: Any, workload: Workload) -> int:
     """Positions of all evaluations while training, of one process."""
     import numpy
 
@@ -83,7 +83,7 @@ def evaluated(trainer: Any, steps: int) -> int:
     starts = numpy.arange(0, len(lengths), size)
     widths = numpy.maximum.reduceat(lengths, starts)
     positions = int(widths @ numpy.diff(starts, append=len(lengths)))
-    return evaluations(trainer.args, steps) * positions // trainer.args.world_size
+    return evaluations(trainer.args, workload) * positions // trainer.args.world_size
 
 
 def vocabulary(model: Any) -> int:

@@ -1,5 +1,6 @@
 """The batches of a run before it runs: their rows and widths in the order of the run's own sampler."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ class Workload:
     members: Any
     starts: Any
     steps: int  # of the optimiser
+    epochs: int  # begun
     dataset: Any
 
     @property
@@ -92,7 +94,9 @@ def of_loader(
         if members is None:
             members, starts = flat[: edges[take]], edges[: take + 1]
     loader.set_epoch(0)
-    return Workload(numpy.concatenate(rows), numpy.concatenate(widths), longest, members, starts, steps, dataset)
+    return Workload(
+        numpy.concatenate(rows), numpy.concatenate(widths), longest, members, starts, steps, len(rows), dataset
+    )
 
 
 def of_trainer(trainer: Any) -> Workload:
@@ -105,13 +109,12 @@ def of_trainer(trainer: Any) -> Workload:
     )  # fmt: skip
 
 
-def evaluations(args: Any, steps: int) -> int:
-    """How often a trainer with these arguments evaluates while it trains."""
-    import math
-
+def evaluations(args: Any, workload: Workload) -> int:
+    """How often a trainer with these arguments evaluates while it trains on a workload."""
     if args.eval_strategy == "epoch":
-        return math.ceil(args.num_train_epochs)
-    if args.eval_strategy == "no" or not args.eval_steps:
+        return sum(args.eval_delay <= epoch + 1 for epoch in range(workload.epochs))
+    if args.eval_strategy == "no":
         return 0
-    every = math.ceil(steps * args.eval_steps) if args.eval_steps < 1 else int(args.eval_steps)
-    return steps // max(1, every)
+    every = max(1, math.ceil(workload.steps * args.eval_steps) if args.eval_steps < 1 else int(args.eval_steps))
+    at = {*range(every, workload.steps + 1, every), workload.steps}  # always after the last step, too
+    return sum(args.eval_delay <= step for step in at)

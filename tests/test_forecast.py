@@ -1,0 +1,338 @@
+"""The forecast against what happens: bytes against tensors, moments against larger steps, and nothing left behind."""
+
+import gc
+import subprocess
+import sys
+import weakref
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+from datasets import Dataset
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
+from transformers.optimization import Adafactor
+
+from common import fits, footprint, forecast, memory, rehearsal, sampling, trainers, workload
+from common.batches import PackedCollator
+from common.cli import Refused
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def few_steps(monkeypatch):
+    monkeypatch.setattr(rehearsal, "ENOUGH", 0.0)
+
+
+def llama(**more):
+    torch.manual_seed(0)
+    sizes = dict(vocab_size=128, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2)
+    return LlamaForCausalLM(LlamaConfig(**{**sizes, "max_position_embeddings": 512, **more}))
+
+
+def dataset(rows=37, longest=60):
+    random = numpy.random.default_rng(0)
+    lengths = random.integers(5, longest, rows)
+    lengths[rows // 2] = longest
+    ids = [random.integers(1, 128, length).tolist() for length in lengths]
+    return Dataset.from_dict({"input_ids": ids, "labels": ids, "row": range(1, rows + 1), "source": ["a.json"] * rows})
+
+
+def collate(rows):
+    width = max(len(row["input_ids"]) for row in rows)
+
+    def padded(name, value):
+        return torch.tensor([row[name] + [value] * (width - len(row[name])) for row in rows])
+
+    mask = torch.tensor([[1] * len(row["input_ids"]) + [0] * (width - len(row["input_ids"])) for row in rows])
+    return {"input_ids": padded("input_ids", 0), "labels": padded("labels", -100), "attention_mask": mask}
+
+
+def trainer(folder, model=None, rows=None, **more):
+    settings = dict(
+        output_dir=str(folder), per_device_train_batch_size=4, max_steps=6, learning_rate=1e-2, use_cpu=True
+    )
+    settings |= dict(
+        report_to="none", save_strategy="no", logging_strategy="no", disable_tqdm=True, optim="adamw_torch"
+    )
+    rows = dataset() if rows is None else rows
+    args = TrainingArguments(**{**settings, **more})
+    return Trainer(model or llama(), args, train_dataset=rows, eval_dataset=dataset(10), data_collator=collate)
+
+
+# Bytes
+
+
+@pytest.mark.parametrize("name, make", [
+    ("adamw_torch", torch.optim.AdamW), ("sgd", torch.optim.SGD), ("adagrad", torch.optim.Adagrad),
+    ("rmsprop", torch.optim.RMSprop), ("adafactor", lambda parameters: Adafactor(parameters)),
+])  # fmt: skip
+def test_optimizer_states(name, make):
+    model = llama()
+    optimizer = make(model.parameters())
+    model(**collate([dataset(1)[0]])).loss.backward()
+    optimizer.step()
+    parts = [value for state in optimizer.state.values() for value in state.values()]
+    taken = sum(value.nbytes for value in parts if torch.is_tensor(value) and value.dim())
+    assert footprint.optimizer_states(model, name) == taken
+
+
+def test_eight_bit_states():
+    import bitsandbytes
+
+    model = llama()
+    optimizer = bitsandbytes.optim.AdamW8bit(model.parameters())
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+        optimizer.init_state(optimizer.param_groups[0], parameter, 0, 0)
+    tables = ("qmap1", "qmap2")  # shared by all weights
+    taken = sum(
+        value.nbytes
+        for state in optimizer.state.values()
+        for name, value in state.items()
+        if torch.is_tensor(value) and name not in tables
+    )
+    assert footprint.optimizer_states(model, "adamw_8bit") == taken
+    assert footprint.optimizer_states(model, "lomo") is None
+
+
+def test_weights_of_every_kind():
+    import bitsandbytes
+
+    model = llama(tie_word_embeddings=True)
+    assert footprint.weights(model) == 4 * model.num_parameters() + sum(part.nbytes for part in model.buffers())
+    layer = bitsandbytes.nn.Linear4bit(640, 1280, bias=False, compress_statistics=True, quant_type="nf4")
+    shape = bitsandbytes.nn.Linear4bit(640, 1280, bias=False, quant_type="nf4", device="meta")
+    quantised = footprint.weights(layer.to("cpu"))
+    assert abs(quantised - footprint.weights(shape)) <= 16 * 4 + 256 * 4 + 4  # the tables of codes, and one offset
+    assert footprint.four_bit(640 * 1280) == footprint.weights(shape)
+
+
+# Activations
+
+
+def recorded(model, step, batch):
+    recorder = footprint.Recorder([*model.parameters(), *model.buffers()])
+    with recorder:
+        step(batch)
+    model.zero_grad()
+    return max(numpy.cumsum([size for _, size in recorder.events]))
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("packed", [False, True])
+def test_moments_continue_to_larger_batches(attention, recompute, packed):
+    model = llama(attn_implementation=attention, num_hidden_layers=3).train()
+    if recompute:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    rows = dataset(4, longest=200)
+    if packed:
+        sizes = [
+            [20, len(row["input_ids"]) - 20] if len(row["input_ids"]) > 20 else [len(row["input_ids"])] for row in rows
+        ]
+        batch = PackedCollator(0)([{**row, "seq_lengths": size} for row, size in zip(rows, sizes, strict=True)])
+    else:
+        batch = collate(list(rows))
+
+    def step(some):
+        model(**some, use_cache=False).loss.backward()
+
+    moments = footprint.moments(model, step, batch)
+    found = moments.peak(4, 200, int((batch["labels"] != -100).sum()), kept=False)
+    assert sum(found.values()) == pytest.approx(recorded(model, step, batch), rel=0.02)
+
+
+def test_frozen_weights_have_no_gradients_and_kept_ones_stay():
+    model = llama()
+    batch = collate(list(dataset(4)))
+
+    def step(some):
+        model(**some, use_cache=False).loss.backward()
+
+    alone = footprint.moments(model, step, batch)
+    kept = alone.peak(4, 60, 0, kept=True)
+    assert kept["gradients"] >= footprint.gradients(model)
+    assert sum(kept.values()) > sum(alone.peak(4, 60, 0, kept=False).values())
+    model.requires_grad_(False)
+    model.model.layers[0].mlp.requires_grad_(True)
+    assert footprint.gradients(model) == 4 * 3 * 64 * 128
+    assert footprint.moments(model, step, batch).peak(4, 60, 0, kept=True)["gradients"] <= 4 * 4 * 64 * 128
+
+
+# The batches of a run
+
+
+class Seen(TrainerCallback):
+    evaluations = 0
+
+    def on_evaluate(self, *args, **kwargs):
+        self.evaluations += 1
+
+
+@pytest.mark.parametrize("bucketed", [False, True])
+@pytest.mark.parametrize("settings", [
+    {"max_steps": 7, "gradient_accumulation_steps": 2},
+    {"max_steps": -1, "num_train_epochs": 2.5, "eval_strategy": "steps", "eval_steps": 0.3},
+    {"max_steps": -1, "num_train_epochs": 2, "eval_strategy": "epoch", "dataloader_drop_last": True},
+    {"max_steps": 12, "eval_strategy": "steps", "eval_steps": 4, "eval_delay": 5},
+])  # fmt: skip
+def test_workload_is_what_the_run_does(tmp_path, bucketed, settings):
+    one, seen, batches = trainer(tmp_path, **settings), Seen(), []
+    one.add_callback(seen)
+    if bucketed:
+        sampling.bucket(one)
+    expected = workload.of_trainer(one)
+    fetch = one.get_batch_samples
+
+    def kept(*args, **kwargs):
+        found = fetch(*args, **kwargs)
+        batches.extend(batch["input_ids"].shape for batch in found[0])
+        return found
+
+    one.get_batch_samples = kept
+    one.train()
+    assert [tuple(shape) for shape in batches] == list(zip(expected.rows, expected.widths, strict=True))
+    assert expected.steps == one.state.global_step
+    assert seen.evaluations == workload.evaluations(one.args, expected)
+    assert max(rows * width for rows, width in batches) == expected.shape[0] * expected.shape[1]
+    assert expected.name().endswith("of a.json, 60 tokens") and len(expected.longest) == expected.shape[0]
+
+
+def test_line_through_times():
+    assert rehearsal.line([(100, 1.1), (200, 2.1), (300, 3.1)]) == pytest.approx((0.1, 0.01))
+    assert rehearsal.line([(100, 1.0), (100, 3.0), (100, 2.0)]) == pytest.approx((0.0, 0.02))
+    assert rehearsal.line([(100, 2.0), (300, 1.0)])[1] == 0.0  # noise: longer is never quicker
+    base, rate = rehearsal.line([(100, 0.5), (300, 2.5)])
+    assert base == 0.0 and 0.005 <= rate <= 2.5 / 300
+
+
+# Nothing is left behind
+
+
+def final(one):
+    one.train()
+    return [parameter.detach().clone() for parameter in one.model.parameters()]
+
+
+def test_a_run_after_a_rehearsal_is_the_same_bit_for_bit(tmp_path, capsys):
+    dropout = {"attention_dropout": 0.1}  # so that random numbers matter
+    plain = final(trainer(tmp_path, llama(**dropout)))
+    torch.manual_seed(0)
+    numpy.random.seed(0)
+    one = trainer(tmp_path, llama(**dropout))
+    before = dict(vars(one)), torch.get_rng_state(), numpy.random.get_state()[1].tolist()
+    weights = [parameter.detach().clone() for parameter in one.model.parameters()]
+    expected = forecast.rehearse(one)
+    assert vars(one) == before[0] and one.optimizer is None
+    assert torch.equal(torch.get_rng_state(), before[1]) and numpy.random.get_state()[1].tolist() == before[2]
+    assert all(parameter.grad is None for parameter in one.model.parameters())
+    assert all(torch.equal(*pair) for pair in zip(weights, one.model.parameters(), strict=True))
+    assert all(torch.equal(*pair) for pair in zip(plain, final(one), strict=True))
+    assert expected.peak_bytes == sum(expected.parts.values()) and expected.seconds > 0
+    assert capsys.readouterr().out.count("forecast: ") == 1
+    assert expected.as_dict()["longest"] == {"rows": 4, "width": 60, "name": "row 19 of a.json, 60 tokens"}
+
+
+def test_gradients_that_are_no_numbers_change_no_weight(tmp_path):
+    one = trainer(tmp_path)
+    with torch.no_grad():
+        one.model.model.norm.weight[0] = torch.inf
+    before = [parameter.detach().clone() for parameter in one.model.parameters()]
+    forecast.rehearse(one)
+    assert all(torch.equal(*pair) for pair in zip(before, one.model.parameters(), strict=True))
+
+
+# Running out of memory
+
+
+class Limited:
+    """A step that fails where a batch has more than so many positions, holding much, as a real one would."""
+
+    def __init__(self, one, positions):
+        self.step, self.positions, self.held, one.training_step = one.training_step, positions, [], self
+
+    def __call__(self, model, inputs, *more):
+        if inputs["input_ids"].numel() > self.positions:
+            activations = model(**inputs).loss * torch.ones(1_000_000)
+            self.held.append(weakref.ref(activations))
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you")
+        return self.step(model, inputs, *more)
+
+
+@pytest.mark.parametrize(
+    "size, accumulation, limit, found", [(8, 1, 130, (2, 4)), (6, 1, 200, (3, 2)), (9, 2, 130, (2, 9))]
+)
+def test_batch_size_is_found_and_the_run_is_as_if_started_with_it(tmp_path, capsys, size, accumulation, limit, found):
+    settings = dict(max_steps=4, per_device_eval_batch_size=size)
+    one = trainer(tmp_path, per_device_train_batch_size=size, gradient_accumulation_steps=accumulation, **settings)
+    sampling.bucket(one)
+    limited = Limited(one, limit)
+    expected = forecast.rehearse(one, find_batch_size=True)
+    gc.collect()
+    assert len(limited.held) >= 1 and not any(ref() is not None for ref in limited.held)
+    assert (expected.batch_size, expected.accumulation) == found
+    assert f"batch size found: {found[0]} x {found[1]}" in capsys.readouterr().out
+    one.training_step = limited.step
+    settings["per_device_eval_batch_size"] = found[0]
+    other = trainer(tmp_path, per_device_train_batch_size=found[0], gradient_accumulation_steps=found[1], **settings)
+    sampling.bucket(other)
+    assert {**one.args.to_dict(), "x": one._train_batch_size} == {**other.args.to_dict(), "x": other._train_batch_size}
+    assert all(torch.equal(*pair) for pair in zip(final(one), final(other), strict=True))
+
+
+def test_refused_with_the_row_and_what_would_fit(tmp_path, monkeypatch):
+    one = trainer(tmp_path, llama(num_hidden_layers=6), per_device_train_batch_size=32)
+    with trainers.kept(one):
+        sizes = forecast.measure(trainers.actor(one), workload.of_trainer(one), "adamw_torch")
+    monkeypatch.setattr(memory, "limit", lambda: sizes.peak(20, 60) + 1000)
+    monkeypatch.setattr(memory, "held", lambda: sizes.process + sizes.weights)
+    with pytest.raises(Refused) as refused:
+        forecast.rehearse(one)
+    text = str(refused.value)
+    assert "32 x 60 (row 19 of a.json, 60 tokens)" in text and "by arithmetic it needs" in text
+    assert "--per_device_train_batch_size 16 --gradient_accumulation_steps 2" in text and "--max_length" in text
+    assert "--find_batch_size" in text
+    monkeypatch.setattr(memory, "limit", lambda: 2**20)
+    with pytest.raises(Refused, match="nothing with this model and method"):
+        forecast.rehearse(one, find_batch_size=True)
+
+
+def test_what_fits_is_the_most_that_fits():
+    model = llama()
+    batch = collate(list(dataset(4)))
+
+    def step(some):
+        model(**some, use_cache=False).loss.backward()
+
+    moments = footprint.moments(model, step, batch)
+    gradients = footprint.gradients(model)
+    sizes = fits.Sizes(footprint.weights(model), gradients, 2 * gradients, 0, 128, False, 1.0, moments)
+    limit = sizes.peak(30, 100) + 1
+    rows, width = fits.most_rows(sizes, 100, limit), fits.longest_width(sizes, 30, limit)
+    assert sizes.peak(rows, 100) <= limit < sizes.peak(rows + 1, 100)
+    assert sizes.peak(30, width) <= limit < sizes.peak(30, width + fits.STEP) and width % fits.STEP == 0
+    assert fits.most_rows(sizes, 100, sizes.weights) == 0
+    assert [fits.divisor(12, most) for most in (100, 5, 7, 1)] == [12, 4, 6, 1]
+
+
+def test_too_large_an_allocation_is_an_error_not_the_end_of_the_process():
+    code = """
+import resource, torch
+from common import rehearsal
+model = torch.nn.Linear(2, 2)
+before = resource.getrlimit(resource.RLIMIT_AS)
+try:
+    rehearsal.guarded(model, lambda: [torch.ones(2**28) for _ in range(10_000)])
+except rehearsal.OutOfMemory as error:
+    print("out of memory", error, resource.getrlimit(resource.RLIMIT_AS) == before)
+"""
+    command = ["bash", "-c", f"ulimit -v {6 * 2**20}; exec {sys.executable} -c '{code}'"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=60)
+    assert done.stdout.startswith("out of memory") and done.stdout.endswith("True\n"), done.stderr
+
+
+def test_other_errors_stay_errors():
+    with pytest.raises(RuntimeError, match="shapes"):
+        rehearsal.guarded(torch.nn.Linear(2, 2), lambda: torch.ones(2, 3) @ torch.ones(2, 3))

@@ -1,0 +1,104 @@
+"""Peaks that last a moment are seen and can be forgotten; limits come from control groups and ulimit, too."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy
+import psutil
+import pytest
+
+from common import memory
+
+ROOT = Path(__file__).parent.parent
+MIB = 2**20
+
+
+@pytest.fixture
+def peak():
+    made = memory.Peak()
+    yield made
+    made.stop()
+
+
+def touch(mib):
+    numpy.ones(mib * MIB, dtype=numpy.uint8)
+
+
+def test_a_short_peak_is_seen_and_forgotten(peak):
+    before = peak.bytes
+    touch(300)
+    assert 290 * MIB < peak.bytes - before < 340 * MIB
+    peak.reset()
+    assert peak.bytes - before < 50 * MIB
+
+
+def test_a_reset_leaves_other_peaks(peak):
+    before = peak.bytes
+    touch(200)
+    other = memory.Peak()
+    assert other.bytes - before < 50 * MIB
+    other.reset()
+    assert peak.bytes - before > 190 * MIB
+    other.stop()
+
+
+def test_a_stopped_peak_stays(peak):
+    peak.stop()
+    stopped = peak.bytes
+    touch(200)
+    assert peak.bytes == stopped
+
+
+def test_without_the_kernels_peak_a_thread_looks(monkeypatch, tmp_path):
+    monkeypatch.setattr(memory, "RESET_PEAK", tmp_path / "no" / "such")
+    monkeypatch.setattr(memory.Peak, "_kernel", True)
+    touch(400)  # the kernel still remembers this; it must not be taken for ours
+    peak = memory.Peak(interval=0.001)
+    before = psutil.Process().memory_info().rss
+    assert not memory.Peak._kernel and peak.bytes - before < 50 * MIB
+    held = numpy.ones(200 * MIB, dtype=numpy.uint8)
+    assert peak.stop() - before > 190 * MIB
+    del held
+
+
+def test_limit_is_what_is_left_of_an_address_space():
+    code = "import torch, psutil; from common import memory; print(memory.limit() - memory.held(), "
+    code += "4 * 2**30 - psutil.Process().memory_info().vms)"
+    command = ["bash", "-c", f"ulimit -v {4 * 2**20}; exec {sys.executable} -c '{code}'"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True, timeout=60)
+    room, expected = map(int, done.stdout.split())
+    assert abs(room - expected) < 30 * MIB and room < 4 * 2**30
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_limit_of_control_groups(tmp_path, version):
+    """The tightest of all groups above the process counts, and cache that can go is room."""
+    top = tmp_path / ("memory" if version == 1 else "")
+    names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file") if version == 1 else (
+        "memory.max", "memory.current", "inactive_file")  # fmt: skip
+    inner = top / "pod" / "job"
+    inner.mkdir(parents=True)
+    own = tmp_path / "cgroup"
+    own.write_text("3:cpu:/elsewhere\n" + ("9:memory:/pod/job\n" if version == 1 else "0::/pod/job\n"))
+    assert memory._control_groups(tmp_path, own) == []
+
+    def group(folder, most, used, cache):
+        (folder / names[0]).write_text(f"{most}\n")
+        (folder / names[1]).write_text(f"{used}\n")
+        (folder / "memory.stat").write_text(f"active_file 7\n{names[2]} {cache}\n")
+
+    group(inner, 1000 * MIB, 400 * MIB, 100 * MIB)
+    group(top / "pod", 2000 * MIB, 1900 * MIB, 50 * MIB)
+    group(top, "max" if version == 2 else 2**63 - 4096, 1, 0)
+    assert sorted(memory._control_groups(tmp_path, own)) == [150 * MIB, 700 * MIB]
+
+
+def test_release_gives_memory_back():
+    """Small blocks of a list: glibc keeps them until it is told."""
+    blocks = [bytes(1000) for _ in range(200_000)]
+    last = bytes(2000)  # on top of the heap, so that what is under it is not given back by itself
+    full = memory.held()
+    del blocks
+    memory.release()
+    assert full - memory.held() > 100 * MIB and last
