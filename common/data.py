@@ -11,6 +11,7 @@ from common.columns import Row, Table
 from common.pocket import FOLDER as POCKET
 
 NAMES = ("train", "validation", "test")
+BUNDLED = {"pocket": "", "pocket_chat": "chat_"}  # name of --dataset -> how the names of its files begin
 SIZES = {"train": 85, "validation": 10, "test": 5}  # percent
 HELD = 64 << 20  # bytes: a source of this size is kept in memory, a larger one is read again each time
 TEXTS = 200_000  # rows whose questions are compared as texts; of more, only equal ones are kept together
@@ -82,10 +83,10 @@ def load(words: str | list[str], seed: int = 0) -> Sides:
     """The train, validation and test rows of one or several data sets.
 
     Args:
-        words: each is `pocket`, a .json, .jsonl, .csv, .tsv (also .gz) or .parquet file, a folder of them, or a Hub
-            name. `:0.7` after it gives its share of the mix, `:5000` a number of rows. Words of the form NAME=COLUMN
-            after it say what its columns mean (instruction=question output=answer), header=no that a csv has none.
-            `shares=tokens` makes shares count tokens, not rows. One text may hold several words.
+        words: each is `pocket`, `pocket_chat`, a .json, .jsonl, .csv, .tsv (also .gz) or .parquet file, a folder of
+            them, or a Hub name. `:0.7` after it gives its share of the mix, `:5000` a number of rows. Words of the form
+            NAME=COLUMN after it say what its columns mean (instruction=question output=answer), header=no that a csv
+            has none. `shares=tokens` makes shares count tokens, not rows. One text may hold several words.
         seed: of the split. Sides that a source has of its own (train.jsonl, test.jsonl, ...) are kept.
 
     Raises:
@@ -168,8 +169,8 @@ def _share(word: str) -> tuple[str, float | int | None]:
 def sides_of(name: str, want: Want, notes: list[str]) -> dict[str, Any]:
     """The sources of a name by side; {"": source} where it has no sides of its own."""
     path = Path(name)
-    if name == "pocket":
-        return {side: sources.read(POCKET / f"{side}.jsonl") for side in NAMES}
+    if name in BUNDLED:
+        return {side: sources.read(POCKET / f"{BUNDLED[name]}{side}.jsonl") for side in NAMES}
     if path.is_dir():
         own, others = sources.sides(path, want.header)
         if not own:
