@@ -58,7 +58,7 @@ def _environment() -> None:
 
 
 def parse(args_class: type, argv: list[str], doc: str = "") -> Any:
-    """The dataclass, filled from --config and flags.
+    """The dataclass, filled from --config and flags. Unknown flags go into its field `rest`, where it has one.
 
     Raises:
         UserError: for a config file that is missing, is not YAML, or names a field that does not exist.
@@ -67,7 +67,11 @@ def parse(args_class: type, argv: list[str], doc: str = "") -> Any:
 
     config, argv = _take_config(argv)
     description = doc + "\n\n--config FILE.yaml sets any of these; flags win over it. --debug shows tracebacks."
-    return tyro.cli(args_class, args=argv, description=description, default=_defaults(args_class, config))
+    default = _defaults(args_class, config)
+    if not hasattr(default, "rest"):
+        return tyro.cli(args_class, args=argv, description=description, default=default)
+    found, rest = tyro.cli(args_class, args=argv, description=description, default=default, return_unknown_args=True)
+    return dataclasses.replace(found, rest=rest)
 
 
 def _take_config(argv: list[str]) -> tuple[str | None, list[str]]:

@@ -110,6 +110,7 @@ class Meter:
             "seconds": self.seconds,
             "tokens_per_second": self.tokens / seconds,
             "trained_tokens_per_second": self.trained / seconds,
+            "trained_tokens": self.trained,
             "data_wait_share": self.waited / seconds,
             "seconds_to_first_step": self.seconds_to_first_step,
         }

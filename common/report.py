@@ -79,7 +79,7 @@ def write(
         "data": {**counts.as_dict(), "padding_share": meter.padding_share},
         "forecast": expected,
         "measured": meter.measured(),
-        "train": {"steps": meter.steps, "loss": meter.loss}
+        "train": {"steps": meter.steps, "loss": meter.loss, "evaluations": meter.evaluations}
         | {"trainable_parameters": trainable, "all_parameters": every},
         "eval": {"loss": after, "perplexity": None if after is None else math.exp(min(after, 700))},
         "scores": scores,

@@ -74,7 +74,7 @@ def actor(
     import torch
     from accelerate.utils import send_to_device
 
-    def collate(places: list[int]) -> dict[str, Any]:
+    def collate(places: list[int]) -> Any:
         return send_to_device(loader.collate_fn([loader.dataset[place] for place in places]), accelerator.device)
 
     def step(batch: dict[str, Any]) -> None:

@@ -1,0 +1,188 @@
+"""The methods beside each other on your model and data: the recipes run one after the other, each in its own process.
+
+    tunebook table
+    tunebook table --recipes sft_alpaca lora_alpaca lora_alpaca:use_dora=True,r=8 my_recipe.py --dataset rows.jsonl
+
+Any flag of the recipes may follow and is given to all of them; `RECIPE:NAME=VALUE,NAME=VALUE` gives one recipe a flag
+of its own, or changes a keyword that is written in it (in a copy, which is kept beside its run). All runs see the same
+rows as often, and the same evaluation. What was finished is not run again.
+"""
+
+import ast
+import re
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from common import table
+from common.cli import Refused, UserError, nearest
+from common.commands import ls
+
+METHODS = ["sft_alpaca", "lora_alpaca", "lora_alpaca:use_dora=True", "qlora_alpaca", "adapters_alpaca",
+           "soft_prompts_alpaca", "prefix_alpaca"]  # fmt: skip
+OWN = ("output_dir", "overwrite", "dry_run")  # flags of a recipe that the table sets itself
+
+
+@dataclass
+class Args:
+    recipes: list[str] = field(default_factory=lambda: list(METHODS))  # names of `tunebook ls`, or files
+    output_dir: str = "runs/table"  # gets table.html, table.md, table.csv, and a folder for each run
+    overwrite: bool = False  # run again what is finished
+    rest: list[str] = field(default_factory=list)  # flags that go to every recipe
+
+
+@dataclass
+class Method:
+    """One line of the table: a recipe file, its flags, and the keywords that are changed in a copy of it."""
+
+    name: str
+    recipe: str
+    file: Path
+    flags: list[str]
+    changes: dict[str, str]
+
+
+def main(args: Args) -> None:
+    methods = [method(word) for word in args.recipes]
+    folder = Path(args.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    for word in args.rest:
+        name = word.partition("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_")
+        if word.startswith("--") and name in OWN:
+            raise UserError(f"--{name} cannot be given to the recipes of a table; it gives each a folder of its own")
+    failed = []
+    for place, one in enumerate(methods, 1):
+        print(f"[{place}/{len(methods)}] {one.name}", flush=True)
+        if not finished(one, folder, args):
+            failed.append(one.name)
+    rows, curves = collect(methods, folder)
+    if rows:
+        write(folder, rows, curves, args.rest)
+    if failed:
+        raise Refused(f"these did not end well and are not in the table: {', '.join(failed)}; see their .log files")
+
+
+def method(word: str) -> Method:
+    """What a word of --recipes means.
+
+    Raises:
+        UserError: there is no such recipe, or it has no such flag or keyword.
+    """
+    start, _, edits = word.partition(":")
+    found = ls.recipes()
+    if start in found:
+        file = found[start]
+    elif Path(start).suffix == ".py" and Path(start).exists():
+        file = Path(start)
+    else:
+        raise UserError(f"--recipes {word}: there is no recipe {start}{nearest(start, found)}")
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    fields = {node.target.id for node in ast.walk(tree)
+              if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)}  # fmt: skip
+    flags, changes = [], {}
+    for edit in filter(None, edits.split(",")):
+        name, equals, value = edit.partition("=")
+        if not equals:
+            raise UserError(f"--recipes {word}: expected NAME=VALUE, found {edit!r}")
+        if name in fields:
+            flags += [f"--{name}", value]
+        else:
+            changes[name] = value
+    changed(file, changes, word)
+    name = " ".join([file.stem, *edits.replace(",", " ").split()])
+    return Method(name, file.stem, file, flags, changes)
+
+
+def changed(file: Path, changes: dict[str, str], word: str) -> str:
+    """The text of a recipe with the values of keyword arguments changed.
+
+    Raises:
+        UserError: a keyword is not written exactly once in it.
+    """
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    for name, value in changes.items():
+        found = [node for node in ast.walk(ast.parse("".join(lines)))
+                 if isinstance(node, ast.keyword) and node.arg == name]  # fmt: skip
+        if len(found) != 1:
+            where = "is not in it" if not found else f"is in it {len(found)} times"
+            raise UserError(f"--recipes {word}: {name} is no flag of {file.name}, and as a keyword it {where}")
+        old = found[0].value
+        line = lines[old.lineno - 1]
+        text = value if _literal(value) else repr(value)
+        lines[old.lineno - 1] = line[: old.col_offset] + text + line[old.end_col_offset :]
+    return "".join(lines)
+
+
+def _literal(text: str) -> bool:
+    try:
+        ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return False
+    return True
+
+
+def place_of(one: Method, folder: Path) -> Path:
+    return folder / re.sub(r"[^\w.=-]+", "_", one.name)
+
+
+def finished(one: Method, folder: Path, args: Args) -> bool:
+    """Run a method unless it is finished; its output goes to a log file and, in short, to the terminal."""
+    place = place_of(one, folder)
+    if table.read(place) is not None and not args.overwrite:
+        print("  finished before", flush=True)
+        return True
+    file = one.file
+    if one.changes:
+        file = folder / f"{place.name}.py"
+        file.write_text(changed(one.file, one.changes, one.name), encoding="utf-8")
+    command = [sys.executable, str(file), "--output_dir", str(place), *one.flags, *args.rest]
+    command += ["--overwrite"] if args.overwrite else []
+    with (folder / f"{place.name}.log").open("w", encoding="utf-8") as log:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        assert process.stdout is not None
+        last = ""
+        for line in process.stdout:
+            log.write(line)
+            log.flush()
+            last = line.strip() or last
+            if line.startswith(("forecast:", "step ", "refused:", "error:")) or "→" in line:
+                print(f"  {line.rstrip()}", flush=True)
+    if process.wait():
+        print(f"  exit code {process.returncode}: {last}", flush=True)
+    return process.returncode == 0
+
+
+def collect(methods: list[Method], folder: Path) -> tuple[list[dict], dict[str, list]]:
+    """Rows of the table and held-out curves of the methods that are finished."""
+    rows, curves = [], {}
+    for one in methods:
+        report = table.read(place_of(one, folder))
+        if report is not None:
+            rows.append(table.row(one.name, one.file.stem if not one.changes else one.recipe, report))
+            curves[one.name] = report["train"]["evaluations"]
+    return rows, curves
+
+
+def write(folder: Path, rows: list[dict], curves: dict[str, list], rest: list[str]) -> None:
+    """table.md, table.csv, table.html, and the table on the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    seen = [found["trained_tokens"] for found in rows]
+    notes = []
+    if max(seen) > 1.01 * min(seen):
+        notes.append(f"The runs did not see the same number of trained tokens: {min(seen):,} to {max(seen):,}.")
+    keys = table.columns(rows)
+    shown = Table(*[table.COLUMNS.get(key, f"{key}, %") for key in keys])
+    for found in rows:
+        shown.add_row(*[table.cell(found.get(key)) for key in keys])
+    Console().print(shown, *notes)
+    about = {"flags": " ".join(rest) or "the recipes' own defaults"}
+    for name, text in (
+        ("table.md", table.markdown(rows)),
+        ("table.csv", table.comma_separated(rows)),
+        ("table.html", table.page(rows, curves, notes, about)),
+    ):
+        (folder / name).write_text(text, encoding="utf-8")
+    print(f"table: {folder / 'table.html'}, table.md, table.csv")
