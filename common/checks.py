@@ -49,17 +49,20 @@ def first_batch(loader: Iterable[dict[str, Any]], tokenizer: Any, debug_batches:
         Refused: no label of the batch trains, or the end token of a row that has answer tokens does not.
         UserError: fewer processes run than were asked for.
     """
+    import torch
+
     world_size()
     batches = list(islice(loader, max(1, debug_batches)))
     for place, described in enumerate(batches[:debug_batches], 1):
         print(f"batch {place}: {loading.describe(described)}")
     batch = batches[0]
-    labels_BT = batch["labels"]
+    labels_BT = batch["labels"].cpu()
     if int((labels_BT != IGNORE).sum()) == 0:
         raise Refused(
             "nothing trains in the first batch: every label is masked. Check the template and the data's outputs"
         )
-    if not bool((labels_BT == tokenizer.eos_token_id).any()):
+    # Text of the data never becomes a special token, so one that trains is the end of an answer or of a turn.
+    if not bool(torch.isin(labels_BT, torch.tensor(tokenizer.all_special_ids)).any()):
         raise Refused("no end token trains in the first batch: the tuned model would never stop")
     keep = real(batch)[0].nonzero().flatten().tolist()
     example = {name: [batch[name][0].tolist()[place] for place in keep] for name in ("input_ids", "labels")}

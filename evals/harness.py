@@ -14,17 +14,17 @@ from common.cli import UserError, nearest
 
 BATCH = 64
 TASKS = Path(__file__).parent / "tasks"
-SUITES = {"pocket": ["pocket_seen", "pocket_unseen", "pocket_facts"]}
+SUITES = {"pocket": ["pocket_seen", "pocket_unseen", "pocket_facts"], "pocket_chat": ["pocket_chat", "pocket_facts"]}
 
 
 def suite_for(name: str, dataset: list[str]) -> list[str]:
-    """The tasks of `--eval_suite`: `auto` is the pocket suite for the pocket rows, and nothing for other data.
+    """The tasks of `--eval_suite`: `auto` is pocket's own suite for pocket's own rows, and nothing for other data.
 
     Raises:
         UserError: there is no such suite.
     """
     if name == "auto":
-        name = "pocket" if dataset == ["pocket"] else "none"
+        name = dataset[0] if len(dataset) == 1 and dataset[0] in SUITES else "none"
     if name == "none":
         return []
     if name not in SUITES:

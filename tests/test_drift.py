@@ -1,0 +1,71 @@
+"""The recipes' common blocks are the same words in all of them: a reader of one has read most of the others."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SFT = [path for path in sorted((ROOT / "recipes").glob("*.py")) if "SFTTrainer(" in path.read_text(encoding="utf-8")]
+FIRST = ROOT / "recipes" / "lora_alpaca.py"
+# What may differ from recipe to recipe: the value, and what is said of it.
+OWN_DEFAULT = {"output_dir", "learning_rate", "max_length", "per_device_train_batch_size", "dataset", "max_steps"}
+OWN_CONFIG = {"optim", "packing"}
+
+
+def fields(path):
+    """Name -> its line in Args, in order."""
+    found = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        match = re.match(r"    (\w+): [\w\[\]]+ = .*", line)
+        if match:
+            found[match[1]] = line
+    return found
+
+
+def config(path):
+    """Name -> its line in the SFTConfig values, in order."""
+    text = path.read_text(encoding="utf-8")
+    block = text[text.index("config = dict(") : text.index("    trainer = ")]
+    return {match[1]: match[0] for match in re.finditer(r"^        (\w+)=.*$", block, re.MULTILINE)}
+
+
+def calls(path):
+    """What main calls of common and evals, in order."""
+    wanted = set("suite_for fresh_folder overrides continues load encode gate mix Samples Scores first_batch rehearse "
+                 "measure evaluate train take account write".split())  # fmt: skip
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)]
+    found.sort(key=lambda node: (node.lineno, node.col_offset))
+    return [node.func.attr for node in found if node.func.attr in wanted]
+
+
+@pytest.mark.parametrize("path", SFT, ids=lambda path: path.name)
+def test_args_are_the_same_fields_in_the_same_order_with_the_same_words(path):
+    mine, first = fields(path), fields(FIRST)
+    assert list(mine) == list(first) and len(mine) <= 18
+    for name in set(first) - OWN_DEFAULT:
+        assert mine[name] == first[name]
+
+
+@pytest.mark.parametrize("path", SFT, ids=lambda path: path.name)
+def test_config_has_the_same_values_but_for_the_method(path):
+    mine, first = config(path), config(FIRST)
+    assert list(mine) == list(first)
+    for name in set(first) - OWN_CONFIG:
+        assert mine[name] == first[name]
+
+
+@pytest.mark.parametrize("path", SFT, ids=lambda path: path.name)
+def test_main_goes_the_same_way(path):
+    assert calls(path) == calls(FIRST)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.py")), ids=lambda path: path.name)
+def test_output_and_launch_lines_name_the_recipe(path):
+    text = path.read_text(encoding="utf-8")
+    assert f'output_dir: str = "runs/{path.stem}"' in text
+    doc = ast.get_docstring(ast.parse(text))
+    launched = re.findall(r"(?:accelerate launch|python) (\S+)", doc)
+    assert launched and set(launched) == {f"recipes/{path.name}"}
