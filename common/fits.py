@@ -65,23 +65,3 @@ def _largest(fits: Callable[[int], bool], at_most: int) -> int:
 def divisor(rows: int, most: int) -> int:
     """The largest divisor of `rows` that is not over `most`."""
     return next(size for size in range(max(1, min(rows, most)), 0, -1) if rows % size == 0)
-
-
-def ways(sizes: Sizes, workload: Any, limit: int, step: int) -> list[str]:
-    """What would fit in words: fewer rows at once, or shorter ones.
-
-    Args:
-        step: rows of a step of one process, which a smaller batch has to divide.
-    """
-    from common.sampling import lengths_of
-
-    (rows, width), found = workload.shape, []
-    most = most_rows(sizes, width, limit)
-    if 0 < most < rows:
-        size = divisor(step, most)
-        found.append(f"--per_device_train_batch_size {size} --gradient_accumulation_steps {step // size}")
-    length = longest_width(sizes, rows, limit, width)
-    if 0 < length < width:
-        lost = int((lengths_of(workload.dataset) > length).sum())
-        found.append(f"--max_length {length}, which loses {lost} of {len(workload.dataset)} rows")
-    return found

@@ -145,12 +145,12 @@ def attempt(actor: Actor, workload: Workload, optimizer: str, evaluated: int) ->
         parts=sizes.parts(rows, width) if sizes else {},
         limit_bytes=limit,
         longest={"rows": rows, "width": width, "name": workload.name()},
-        batch_size=int(workload.rows.max()),
+        batch_size=actor.batch_size,
         accumulation=actor.accumulation,
         steps=workload.steps,
     )
     if measured is None:
-        return expected, refusal(expected, sizes, workload, problem)
+        return expected, refusal(actor, expected, sizes, workload, problem)
     expected.rehearsed_bytes = measured.peak_bytes
     expected.parts["optimizer"] = measured.state_bytes
     expected.parts["allocator"] = expected.peak_bytes - expected.arithmetic_bytes
@@ -179,20 +179,22 @@ def measure(actor: Actor, workload: Workload, optimizer: str) -> fits.Sizes:
         gradients=footprint.gradients(model),
         optimizer=states,
         process=memory.held() - weights,  # after steps: weights that are read from a file come to memory when used
-        vocabulary=trainers.vocabulary(model),
+        vocabulary=model.get_output_embeddings().weight.shape[0],
         accumulates=actor.accumulation > 1,
         labels=float((batch["labels"] != IGNORE).float().mean()),
         moments=moments,
     )
 
 
-def refusal(expected: Forecast, sizes: fits.Sizes | None, workload: Workload, problem: str) -> str:
+def refusal(actor: Actor, expected: Forecast, sizes: fits.Sizes | None, workload: Workload, problem: str) -> str:
     """Why a run cannot go on, and what would fit."""
+    from common import remedies
+
     rows, width = workload.shape
     what = f"the longest batch, {rows} x {width} ({expected.longest['name']}),"
     text = f"{what} does not fit into {gib(expected.limit_bytes)}: {problem}"
     if sizes is None:
         return f"{text}. The model itself leaves no room to train: take a smaller one, or its base in 4 bits"
     step = expected.batch_size * expected.accumulation
-    ways = fits.ways(sizes, workload, expected.limit_bytes, step)
+    ways = remedies.find(actor, sizes, workload, expected.limit_bytes, step)
     return f"{text}. What would fit: {'; '.join(ways) if ways else 'nothing with this model and method'}"

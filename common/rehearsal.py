@@ -28,6 +28,8 @@ class Actor:
         step: forward and backward on a batch; gradients are added.
         optimizer: makes a new optimiser for the model, whatever its rate.
         evaluate: forward alone on a batch, as in an evaluation.
+        batch_size: rows of a batch.
+        accumulation: batches of a step.
     """
 
     model: Any
@@ -35,6 +37,7 @@ class Actor:
     step: Callable[[dict[str, Any]], Any]
     optimizer: Callable[[], Any]
     evaluate: Callable[[dict[str, Any]], Any]
+    batch_size: int
     accumulation: int
 
 
@@ -68,6 +71,7 @@ def rehearse(actor: Actor, workload: Workload) -> Measured:
     Raises:
         OutOfMemory: with what the allocator said.
     """
+    memory.release()
     peak = memory.Peak()
     try:
         return guarded(actor.model, _steps, actor, workload, peak)
@@ -81,7 +85,6 @@ def guarded(model: Any, run: Callable, *args: Any) -> Any:
     Raises:
         OutOfMemory: with what the allocator said; the frames that held the failed step's tensors are gone by then.
     """
-    memory.release()
     try:
         with undone(model), _allocation_fails():
             return run(*args)

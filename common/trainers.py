@@ -48,29 +48,51 @@ def actor(trainer: Any) -> Actor:
     def optimizer() -> Any:
         given, trainer.optimizer = trainer.optimizer, None
         if given is not None:
-            return type(given)(given.param_groups, **given.defaults)
+            return type(given)([{"params": group["params"]} for group in given.param_groups], **given.defaults)
         made, trainer.optimizer = trainer.create_optimizer(), None
         return made
 
     rows = loader.dataset
     return Actor(
-        trainer.model, lambda places: loader.collate_fn([rows[place] for place in places]), step, optimizer, evaluate,
-        trainer.args.gradient_accumulation_steps,
-    )  # fmt: skip
+        model=trainer.model,
+        collate=lambda places: loader.collate_fn([rows[place] for place in places]),
+        step=step,
+        optimizer=optimizer,
+        evaluate=evaluate,
+        batch_size=trainer.args.train_batch_size,
+        accumulation=trainer.args.gradient_accumulation_steps,
+    )
 
 
 @contextmanager
 def kept(trainer: Any) -> Iterator[None]:
-    """The trainer's own fields are afterwards what they were; the metrics that it gathers, too."""
-    before = dict(vars(trainer))
+    """The trainer's own fields are afterwards what they were, and so are the metrics that it gathers.
+
+    Inside, activations are recomputed where `train` would do so.
+    """
+    before, args = dict(vars(trainer)), trainer.args
     metrics = copy.deepcopy(before.get("_metrics"))
     try:
-        yield
+        with recomputed(trainer.model, args.gradient_checkpointing, args.gradient_checkpointing_kwargs):
+            yield
     finally:
         vars(trainer).clear()
         vars(trainer).update(before)
         if metrics is not None:
             trainer._metrics = metrics
+
+
+@contextmanager
+def recomputed(model: Any, wanted: bool = True, settings: dict[str, Any] | None = None) -> Iterator[bool]:
+    """Activation checkpointing where it is wanted and off; off again afterwards. Gives whether it was turned on."""
+    turn = wanted and not model.is_gradient_checkpointing
+    if turn:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings or {"use_reentrant": False})
+    try:
+        yield turn
+    finally:
+        if turn:
+            model.gradient_checkpointing_disable()
 
 
 def evaluated(trainer: Any, workload: Workload) -> int:
@@ -84,8 +106,3 @@ def evaluated(trainer: Any, workload: Workload) -> int:
     widths = numpy.maximum.reduceat(lengths, starts)
     positions = int(widths @ numpy.diff(starts, append=len(lengths)))
     return evaluations(trainer.args, workload) * positions // trainer.args.world_size
-
-
-def vocabulary(model: Any) -> int:
-    """Logits of a position."""
-    return model.get_output_embeddings().weight.shape[0]

@@ -13,11 +13,18 @@ from datasets import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 from transformers.optimization import Adafactor
 
-from common import fits, footprint, forecast, memory, rehearsal, sampling, trainers, workload
+from common import fits, footprint, forecast, memory, rehearsal, remedies, sampling, trainers, workload
 from common.batches import PackedCollator
 from common.cli import Refused
 
 ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_collection():
+    gc.freeze()  # the libraries' half a million objects are looked at no more
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)
@@ -297,6 +304,29 @@ def test_refused_with_the_row_and_what_would_fit(tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "limit", lambda: 2**20)
     with pytest.raises(Refused, match="nothing with this model and method"):
         forecast.rehearse(one, find_batch_size=True)
+
+
+@pytest.mark.parametrize("words", ["gradient_checkpointing=true", "4 bits", "4 bits with adapters"])
+def test_other_methods_that_would_fit(tmp_path, words):
+    model = llama(num_hidden_layers=4, hidden_size=320, intermediate_size=640)
+    if words == "4 bits":
+        model.model.layers[:3].requires_grad_(False)
+    one = trainer(tmp_path, model, rows=dataset(4, 400), per_device_train_batch_size=4)
+    with trainers.kept(one):
+        run, load = trainers.actor(one), workload.of_trainer(one)
+        sizes = forecast.measure(run, load, "adamw_torch")
+        other = remedies.recomputed(run, sizes, load) if "check" in words else remedies.in_four_bits(model, sizes)
+        assert other.peak(*load.shape) < sizes.peak(*load.shape)
+        assert any(words in way for way in remedies.find(run, sizes, load, other.peak(*load.shape), 4))
+        assert not any(words in way for way in remedies.find(run, sizes, load, other.peak(*load.shape) - 1, 4))
+    assert not model.is_gradient_checkpointing
+
+
+def test_checkpointing_is_on_while_it_is_rehearsed(tmp_path):
+    plain = forecast.rehearse(trainer(tmp_path))
+    one = trainer(tmp_path, gradient_checkpointing=True)
+    assert forecast.rehearse(one).parts["activations"] < plain.parts["activations"] / 1.5
+    assert not one.model.is_gradient_checkpointing
 
 
 def test_what_fits_is_the_most_that_fits():
