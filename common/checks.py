@@ -62,7 +62,8 @@ def first_batch(loader: Iterable[dict[str, Any]], tokenizer: Any, debug_batches:
             "nothing trains in the first batch: every label is masked. Check the template and the data's outputs"
         )
     # Text of the data never becomes a special token, so one that trains is the end of an answer or of a turn.
-    if not bool(torch.isin(labels_BT, torch.tensor(tokenizer.all_special_ids)).any()):
+    special = [number for number, token in tokenizer.added_tokens_decoder.items() if token.special]
+    if not bool(torch.isin(labels_BT, torch.tensor([tokenizer.eos_token_id, *special])).any()):
         raise Refused("no end token trains in the first batch: the tuned model would never stop")
     keep = real(batch)[0].nonzero().flatten().tolist()
     example = {name: [batch[name][0].tolist()[place] for place in keep] for name in ("input_ids", "labels")}
