@@ -145,7 +145,7 @@ def attempt(actor: Actor, workload: Workload, optimizer: str, evaluated: int) ->
         parts=sizes.parts(rows, width) if sizes else {},
         limit_bytes=limit,
         longest={"rows": rows, "width": width, "name": workload.name()},
-        batch_size=actor.batch_size,
+        batch_size=workload.batch_size,
         accumulation=actor.accumulation,
         steps=workload.steps,
     )

@@ -28,7 +28,6 @@ class Actor:
         step: forward and backward on a batch; gradients are added.
         optimizer: makes a new optimiser for the model, whatever its rate.
         evaluate: forward alone on a batch, as in an evaluation.
-        batch_size: rows of a batch.
         accumulation: batches of a step.
     """
 
@@ -37,7 +36,6 @@ class Actor:
     step: Callable[[dict[str, Any]], Any]
     optimizer: Callable[[], Any]
     evaluate: Callable[[dict[str, Any]], Any]
-    batch_size: int
     accumulation: int
 
 

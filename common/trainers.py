@@ -59,7 +59,6 @@ def actor(trainer: Any) -> Actor:
         step=step,
         optimizer=optimizer,
         evaluate=evaluate,
-        batch_size=trainer.args.train_batch_size,
         accumulation=trainer.args.gradient_accumulation_steps,
     )
 

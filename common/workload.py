@@ -23,6 +23,7 @@ class Workload:
     starts: Any
     steps: int  # of the optimiser
     epochs: int  # begun
+    batch_size: int  # rows of a whole batch
     dataset: Any
 
     @property
@@ -95,7 +96,15 @@ def of_loader(
             members, starts = flat[: edges[take]], edges[: take + 1]
     loader.set_epoch(0)
     return Workload(
-        numpy.concatenate(rows), numpy.concatenate(widths), longest, members, starts, steps, len(rows), dataset
+        numpy.concatenate(rows),
+        numpy.concatenate(widths),
+        longest,
+        members,
+        starts,
+        steps,
+        len(rows),
+        loader.batch_sampler.batch_size,
+        dataset,
     )
 
 
