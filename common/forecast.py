@@ -1,12 +1,13 @@
 """The forecast of a run: peak memory and time, before it trains; whether it fits, and what would."""
 
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
 from common import fits, memory, trainers
 from common.cli import Refused, UserError
 from common.masking import IGNORE
-from common.rehearsal import Actor, OutOfMemory, guarded
+from common.rehearsal import Actor, OutOfMemory, guarded, worst
 from common.rehearsal import rehearse as steps
 from common.workload import Workload, of_loader, of_trainer
 
@@ -54,6 +55,12 @@ class Forecast:
         )
 
 
+def say(text: str) -> None:
+    """Print it, in the first process alone."""
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(text, flush=True)
+
+
 def gib(size: float) -> str:
     """2.1 GiB, 85 MiB."""
     return f"{size / 2**30:.1f} GiB" if size >= 0.95 * 2**30 else f"{size / 2**20:.0f} MiB"
@@ -87,7 +94,7 @@ def rehearse(trainer: Any, find_batch_size: bool = False) -> Forecast:
     asked, expected, problem = args.per_device_train_batch_size, None, ""
     for size in trainers.candidates(trainer, find_batch_size):
         if size != args.per_device_train_batch_size:
-            print(f"{problem.partition('. ')[0]}; trying {size} rows a batch", flush=True)
+            say(f"{problem.partition('. ')[0]}; trying {size} rows a batch")
             trainers.set_batch_size(trainer, size)
         with trainers.kept(trainer):
             workload = of_trainer(trainer)
@@ -99,8 +106,8 @@ def rehearse(trainer: Any, find_batch_size: bool = False) -> Forecast:
         raise Refused(problem + ("" if find_batch_size else ". --find_batch_size does that by itself"))
     if expected.batch_size != asked:
         was = f"{expected.batch_size} x {expected.accumulation}, where {asked} x "
-        print(f"batch size found: {was}{expected.batch_size * expected.accumulation // asked} was asked for")
-    print(expected.line(), flush=True)
+        say(f"batch size found: {was}{expected.batch_size * expected.accumulation // asked} was asked for")
+    say(expected.line())
     return expected
 
 
@@ -121,7 +128,7 @@ def rehearse_loop(actor: Actor, loader: Any, optimizer: Any, max_steps: int, eva
     expected, problem = attempt(actor, workload, {"adam": "adamw_torch", "sgd": "sgd"}.get(kind, kind), evaluated)
     if problem:
         raise Refused(problem)
-    print(expected.line(), flush=True)
+    say(expected.line())
     return expected
 
 
@@ -136,7 +143,7 @@ def attempt(actor: Actor, workload: Workload, optimizer: str, evaluated: int) ->
     sizes, measured, problem, limit = None, None, "", memory.limit()
     try:
         sizes = measure(actor, workload, optimizer)
-        if sizes.peak(rows, width) > limit:
+        if worst(sizes.peak(rows, width) - limit) > 0:
             raise OutOfMemory(f"by arithmetic it needs {gib(sizes.peak(rows, width))}")
         measured = steps(actor, workload)
     except OutOfMemory as error:
@@ -167,10 +174,10 @@ def measure(actor: Actor, workload: Workload, optimizer: str) -> fits.Sizes:
     """
     from common import footprint
 
-    model, batch = actor.model, actor.collate(workload.longest)
+    model, batch = unwrapped(actor.model), actor.collate(workload.longest)
     weights, states = footprint.weights(model), footprint.optimizer_states(model, optimizer)
     if states is None:
-        print(f"forecast: the states of {optimizer} are not known; they are taken as those of AdamW until measured")
+        say(f"forecast: the states of {optimizer} are not known; they are taken as those of AdamW until measured")
         states = 2 * footprint.gradients(model)
     moments = guarded(model, footprint.moments, model, actor.step, batch)
     memory.release()
@@ -184,6 +191,13 @@ def measure(actor: Actor, workload: Workload, optimizer: str) -> fits.Sizes:
         labels=float((batch["labels"] != IGNORE).float().mean()),
         moments=moments,
     )
+
+
+def unwrapped(model: Any) -> Any:
+    """The model inside what wraps it for several processes."""
+    from torch.nn.parallel import DistributedDataParallel
+
+    return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 def refusal(actor: Actor, expected: Forecast, sizes: fits.Sizes | None, workload: Workload, problem: str) -> str:

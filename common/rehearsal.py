@@ -112,14 +112,28 @@ def _steps(actor: Actor, workload: Workload, peak: memory.Peak) -> Measured:
             batch = actor.collate(workload.at(share))
             timed.append((batch["input_ids"].numel(), _timed(actor.step, batch)))
             actor.model.zero_grad(set_to_none=True)
-            if time.monotonic() - begun > ENOUGH:
+            if worst(time.monotonic() - begun) > ENOUGH:  # as many steps in every process: they wait for each other
                 break
         evaluated = _timed(actor.evaluate, usual) / usual["input_ids"].numel()
         states = [value for state in optimizer.state.values() for value in state.values() if hasattr(value, "nbytes")]
         base, rate = line(timed)
-        return Measured(peak.bytes, sum(value.nbytes for value in states), base, rate, update, evaluated)
+        numbers = map(worst, (peak.bytes, sum(value.nbytes for value in states), base, rate, update, evaluated))
+        peak_bytes, state_bytes, *times = numbers
+        return Measured(int(peak_bytes), int(state_bytes), *times)
     finally:
         optimizer.state.clear()
+
+
+def worst(value: float) -> float:
+    """The largest value of all processes."""
+    import torch
+
+    if not torch.distributed.is_initialized():
+        return value
+    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+    found = torch.tensor(float(value), dtype=torch.float64, device=device)
+    torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
+    return found.item()
 
 
 def line(points: list[tuple[int, float]]) -> tuple[float, float]:
