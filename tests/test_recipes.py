@@ -80,7 +80,7 @@ def test_train_stop_resume_reload(tmp_path, recipe):
     report = json.loads((tmp_path / "whole" / "report.json").read_text())
     for key in ("recipe", "args", "versions", "commit", "device", "data", "forecast", "measured", "train", "eval"):
         assert key in report
-    assert report["train"]["steps"] == 10 and report["data"]["kept"] >= 3000
+    assert report["train"]["steps"] == 10 and report["data"]["kept"] >= 1000
     assert report["forecast"]["seconds"] > 0 and report["measured"]["peak_bytes"] > 2**28
     assert all(sample["after"] is not None for sample in report["samples"])
     page = (tmp_path / "whole" / "report.html").read_text()
@@ -91,18 +91,21 @@ def test_train_stop_resume_reload(tmp_path, recipe):
     for path in [part / "report.json", part / "report.html"]:
         path.unlink()
     last = max(part.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    subprocess.run(["rm", "-r", last, part / "adapter"], check=True)  # as if it had been killed before the last one
+    result = "model" if recipe == "sft_alpaca.py" else "adapter"
+    subprocess.run(["rm", "-r", last, part / result], check=True)  # as if it had been killed before the last one
     resumed = run("--output_dir", part, *flags, recipe=recipe)
     assert resumed.returncode == 0 and "going on from" in resumed.stdout, resumed.stderr[-3000:]
 
     import torch
     from safetensors.torch import load_file
 
-    one, two = (load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (tmp_path / "whole", part))
+    (file,) = (path.name for path in (tmp_path / "whole" / result).glob("*.safetensors"))
+    one, two = (load_file(folder / result / file) for folder in (tmp_path / "whole", part))
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
     assert run("--output_dir", part, *flags, recipe=recipe).returncode == 2  # finished now
 
-    same_logits_with_plain_peft(tmp_path / "whole")
+    if recipe in ("packed_alpaca.py", "qlora_alpaca.py"):
+        same_logits_with_plain_peft(tmp_path / "whole")
 
 
 def same_logits_with_plain_peft(folder):
