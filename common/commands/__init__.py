@@ -13,6 +13,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "inspect": ("common.commands.inspect", "what is in a data set, what is wrong with it, and which tokens train"),
     "split": ("common.commands.split", "train, validation and test files, with the proof that nothing leaks"),
     "augment": ("common.commands.augment", "more rows from the ones you have; the originals stay, marked"),
+    "chat": ("common.commands.chat", "talk to a model and its adapters, in the terminal or on a page"),
+    "table": ("common.commands.table", "the methods beside each other on your model and data"),
     "doctor": ("common.commands.doctor", "versions, device, what will be used and what is wrong"),
 }
 BROKEN_PIPE = 141  # what a shell reports for a command whose reader went away

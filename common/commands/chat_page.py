@@ -1,0 +1,92 @@
+"""The chat as a page in the browser, on this machine alone (127.0.0.1), through Gradio."""
+
+import importlib.util
+import os
+import threading
+from typing import Any
+
+from common.cli import UserError
+from common.decoding import Decoding
+
+NO_ADAPTER = "none"
+
+
+def check(decoding: Decoding) -> None:
+    """Raise UserError where no page can be made."""
+    if importlib.util.find_spec("gradio") is None:
+        raise UserError('--page needs gradio, which is not installed: pip install "gradio>=5,<7"')
+
+
+def serve(adapted: Any, decoding: Decoding, system: str, port: int) -> None:
+    """Show the page until Ctrl-C."""
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # no telemetry
+    build(adapted, decoding, system).launch(server_name="127.0.0.1", server_port=port, share=False, inbrowser=False)
+
+
+def build(adapted: Any, decoding: Decoding, system: str) -> Any:
+    """The page: a conversation of its own for each visitor, one model for all, one answer at a time."""
+    import gradio
+
+    from common.commands import chat
+    from common.conversation import Conversation
+
+    one_at_a_time = threading.Lock()
+
+    def put_on(name: str) -> None:
+        wanted = None if name == NO_ADAPTER else name
+        if wanted != adapted.current:
+            adapted.use(wanted)
+
+    def answer(question: str, shown: list[dict], system: str, name: str):
+        """Yields the emptied question field and the messages shown, the last one growing."""
+        if not question.strip():
+            yield question, shown
+            return
+        shown = [*shown, {"role": "user", "content": question.strip()}, {"role": "assistant", "content": ""}]
+        with one_at_a_time:
+            try:
+                put_on(name)
+                conversation = Conversation(adapted.tokenizer, adapted.template, system.strip())
+                conversation.turns = [said(turn) for turn in shown[:-2]]
+                prompt, left_out = chat.prompt_within(adapted, conversation, decoding, question.strip())
+                if left_out:
+                    gradio.Info(f"The first {left_out} questions no longer fit and are left out.")
+                for piece in chat.pieces(adapted, prompt, decoding):
+                    if isinstance(piece, str):
+                        shown[-1]["content"] += piece
+                        yield "", shown
+                    elif piece.note:
+                        gradio.Info(piece.note)
+                        yield "", shown
+            except UserError as error:
+                gradio.Warning(str(error))
+                yield question, shown[:-2]
+
+    def head(name: str) -> str:
+        with one_at_a_time:
+            put_on(name)
+            return chat.line(adapted, decoding)
+
+    with gradio.Blocks(title="tunebook chat", analytics_enabled=False) as page:
+        status = gradio.Markdown(chat.line(adapted, decoding))
+        messages = gradio.Chatbot(label="Conversation", height=480)
+        question = gradio.Textbox(label="Question", placeholder="Enter sends, Shift+Enter begins a new line")
+        with gradio.Row():
+            stop, reset = gradio.Button("Stop"), gradio.Button("Reset")
+        with gradio.Row():
+            system_text = gradio.Textbox(system, label="System text")
+            names = [*adapted.folders, NO_ADAPTER]
+            adapter = gradio.Dropdown(names, value=adapted.current or NO_ADAPTER, label="Adapter")
+        asked = question.submit(answer, [question, messages, system_text, adapter], [question, messages])
+        stop.click(None, cancels=[asked])
+        reset.click(list, None, messages, cancels=[asked])
+        adapter.change(head, adapter, status)
+    return page
+
+
+def said(turn: dict) -> dict[str, str]:
+    """A shown message as a turn; the page gives its text as text or in parts."""
+    content = turn["content"]
+    if not isinstance(content, str):
+        content = "".join(part["text"] for part in content if part.get("type") == "text")
+    return {"role": turn["role"], "content": content}
