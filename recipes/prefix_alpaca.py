@@ -15,7 +15,7 @@ class Args:
     dataset: list[str] = field(default_factory=lambda: ["pocket"])  # files or Hub names; a.json:0.7 b.csv:0.3 mixes
     output_dir: str = "runs/prefix_alpaca"  # what the run leaves behind
     max_length: int = 512  # tokens of prompt and answer; longer rows are dropped, and counted
-    learning_rate: float = 3e-2  # vectors take far larger steps than weights
+    learning_rate: float = 5e-2  # vectors take far larger steps than weights
     per_device_train_batch_size: int = 16  # rows a device takes at once
     gradient_accumulation_steps: int = 1  # batches to one step of the optimiser
     find_batch_size: bool = False  # halve the batch and double the accumulation until it fits
