@@ -19,8 +19,9 @@ SMALL = (16, 32, 64)  # positions a row of the small steps
 LABELS = 2  # labels a row of them
 EIGHT_BIT_FROM = 4096  # elements; bitsandbytes keeps the states of smaller tensors in 32 bits
 # Optimiser by its name in TrainingArguments -> states an element, in the dtype of the weight.
-STATES = {"adamw_torch": 2, "adamw_torch_fused": 2, "adamw_apex_fused": 2, "paged_adamw_32bit": 2, "sgd": 0,
-          "rmsprop": 1, "adagrad": 1, "lion_32bit": 1, "paged_lion_32bit": 1}  # fmt: skip
+STATES = {"adamw_torch": 2, "adamw_torch_fused": 2, "adamw_apex_fused": 2, "sgd": 0, "rmsprop": 1, "adagrad": 1}
+# The same in float32, whatever the weight is.
+FLOAT_STATES = {"paged_adamw_32bit": 2, "lion_32bit": 1, "paged_lion_32bit": 1}
 # The same with states of 8 bits and a float32 scale for every 256 of them.
 EIGHT_BIT = {"adamw_bnb_8bit": 2, "adamw_8bit": 2, "paged_adamw_8bit": 2, "lion_8bit": 1, "paged_lion_8bit": 1}
 
@@ -74,6 +75,8 @@ def optimizer_states(model: Any, name: str) -> int | None:
     parameters = trainable(model)
     if name in STATES:
         return STATES[name] * gradients(model)
+    if name in FLOAT_STATES:
+        return 4 * FLOAT_STATES[name] * sum(parameter.numel() for parameter in parameters)
     if name in EIGHT_BIT:
         sizes = [(EIGHT_BIT[name], parameter.numel()) for parameter in parameters]
         return sum(
@@ -162,43 +165,56 @@ class Moments:
         return {"activations": round(held[place]), "gradients": round(grown[place]), "logits": logits}
 
 
-def moments(model: Any, step: Callable[[dict[str, Any]], Any], batch: dict[str, Any]) -> Moments:
-    """Run small steps, cut from a real batch, and note what they hold. Gradients are gone afterwards.
+def moments(model: Any, step: Callable[[int, bool], Any], rows: int, label_bytes: float | None = None) -> Moments:
+    """Run small steps and note what they hold. Gradients are gone afterwards.
 
     Args:
-        step: forward and backward on one batch.
-        batch: tensors (B, T); what is cut from it has its padding, its documents, and few labels or only labels.
+        step: forward and backward on `rows` rows of so many positions, with LABELS labels each or, at False, with
+            nothing but labels.
+        label_bytes: what the loss takes for each label; measured where it is not given.
 
     Raises:
         ValueError: the step does other operations at another width, so that its moments cannot be continued.
     """
     import numpy
 
-    rows = min(2, len(batch["input_ids"]))
-
-    def record(width: int, few: bool = True) -> tuple[Recorder, Any, set[int]]:
-        recorder, small = Recorder([*model.parameters(), *model.buffers()]), cut(batch, rows, width, few)
+    def record(width: int, few: bool) -> tuple[int, Any, set[int]]:
+        recorder = Recorder([*model.parameters(), *model.buffers()])
         with recorder:
-            step(small)
+            step(width, few)
         events, gradients = numpy.array(recorder.events), recorder.gradients(model)
         model.zero_grad(set_to_none=True)
-        return recorder, events, gradients
+        return recorder.backward or len(events), events, gradients
 
-    runs = [record(width) for width in SMALL]
+    runs = [record(width, True) for width in SMALL]
     numbers = runs[0][1][:, 0]
     if any(len(events) != len(numbers) or (events[:, 0] != numbers).any() for _, events, _ in runs):
         raise ValueError("the model does other operations at other widths")
     terms = numpy.array([[1.0, rows * width, rows * width * width] for width in SMALL])
-    (few, events, gradients), (many, more_events, _) = runs[-1], record(SMALL[-1], few=False)
-    ahead = [run[: recorder.backward, 1].cumsum().max() for recorder, run in ((few, events), (many, more_events))]
+    loss, events, gradients = runs[-1]
+    if label_bytes is None:
+        other, more, _ = record(SMALL[-1], False)
+        taken = more[:other, 1].cumsum().max() - events[:loss, 1].cumsum().max()
+        label_bytes = max(0.0, float(taken)) / (rows * (SMALL[-1] - 1 - LABELS))
     return Moments(
         numbers=numbers,
         sizes=numpy.linalg.solve(terms, numpy.stack([run[:, 1] for _, run, _ in runs])).T,
         grown=numpy.isin(numbers, list(gradients)),
-        loss=max(0, (few.backward or len(events)) - 1),
-        label_bytes=max(0, int(ahead[1] - ahead[0])) / (rows * (SMALL[-1] - 1 - LABELS)),
+        loss=loss - 1,
+        label_bytes=label_bytes,
         largest_gradient=max((p.numel() * p.element_size() for p in trainable(model)), default=0),
     )
+
+
+def moments_of(model: Any, step: Callable[[dict[str, Any]], Any], batch: dict[str, Any]) -> Moments:
+    """The same, by small batches cut from a real one.
+
+    Args:
+        step: forward and backward on a batch.
+        batch: tensors (B, T); what is cut from it has its padding and its documents.
+    """
+    rows = min(2, len(batch["input_ids"]))
+    return moments(model, lambda width, few: step(cut(batch, rows, width, few)), rows)
 
 
 def cut(batch: dict[str, Any], rows: int, width: int, few: bool) -> dict[str, Any]:

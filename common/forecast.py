@@ -179,7 +179,7 @@ def measure(actor: Actor, workload: Workload, optimizer: str) -> fits.Sizes:
     if states is None:
         say(f"forecast: the states of {optimizer} are not known; they are taken as those of AdamW until measured")
         states = 2 * footprint.gradients(model)
-    moments = guarded(model, footprint.moments, model, actor.step, batch)
+    moments = guarded(model, footprint.moments_of, model, actor.step, batch)
     memory.release()
     return fits.Sizes(
         weights=weights,

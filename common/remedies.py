@@ -43,7 +43,7 @@ def recomputed(actor: Actor, sizes: fits.Sizes, workload: Workload) -> fits.Size
             return None
         try:
             batch = actor.collate(workload.longest)
-            moments = guarded(actor.model, footprint.moments, actor.model, actor.step, batch)
+            moments = guarded(actor.model, footprint.moments_of, actor.model, actor.step, batch)
         except OutOfMemory:
             return None
     return dataclasses.replace(sizes, moments=moments)

@@ -146,7 +146,7 @@ def test_moments_continue_to_larger_batches(attention, recompute, packed):
     def step(some):
         model(**some, use_cache=False).loss.backward()
 
-    moments = footprint.moments(model, step, batch)
+    moments = footprint.moments_of(model, step, batch)
     found = moments.peak(4, 200, int((batch["labels"] != -100).sum()), kept=False)
     assert sum(found.values()) == pytest.approx(recorded(model, step, batch), rel=0.02)
 
@@ -158,14 +158,14 @@ def test_frozen_weights_have_no_gradients_and_kept_ones_stay():
     def step(some):
         model(**some, use_cache=False).loss.backward()
 
-    alone = footprint.moments(model, step, batch)
+    alone = footprint.moments_of(model, step, batch)
     kept = alone.peak(4, 60, 0, kept=True)
     assert kept["gradients"] >= footprint.gradients(model)
     assert sum(kept.values()) > sum(alone.peak(4, 60, 0, kept=False).values())
     model.requires_grad_(False)
     model.model.layers[0].mlp.requires_grad_(True)
     assert footprint.gradients(model) == 4 * 3 * 64 * 128
-    assert footprint.moments(model, step, batch).peak(4, 60, 0, kept=True)["gradients"] <= 4 * 4 * 64 * 128
+    assert footprint.moments_of(model, step, batch).peak(4, 60, 0, kept=True)["gradients"] <= 4 * 4 * 64 * 128
 
 
 # The batches of a run
@@ -336,7 +336,7 @@ def test_what_fits_is_the_most_that_fits():
     def step(some):
         model(**some, use_cache=False).loss.backward()
 
-    moments = footprint.moments(model, step, batch)
+    moments = footprint.moments_of(model, step, batch)
     gradients = footprint.gradients(model)
     sizes = fits.Sizes(footprint.weights(model), gradients, 2 * gradients, 0, 128, False, 1.0, moments)
     limit = sizes.peak(30, 100) + 1
