@@ -46,7 +46,7 @@ def main(args: Args) -> dict:
     from trl import SFTConfig, SFTTrainer
     from unsloth import FastLanguageModel
 
-    from common import callbacks, generation
+    from common import attention, callbacks, generation
 
     overrides = cli.overrides(args.sft, SFTConfig, written=set(vars(args)))
     checkpoint = checks.continues(folder, vars(args), args.resume, args.overwrite)
@@ -117,6 +117,7 @@ def main(args: Args) -> dict:
     )
     models.train_in_float32(trainer.model)
     mask_view = checks.first_batch(trainer.get_train_dataloader(), tokenizer, args.debug_batches)
+    attention.by_document(trainer.model)  # on a CPU: no mask over a whole bin
     checks.isolation(trainer)
     expected = forecast.rehearse(trainer, args.find_batch_size).as_dict()
     if args.dry_run:
