@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 from common.cli import UserError
@@ -23,35 +24,40 @@ def serve(adapted: Any, decoding: Decoding, system: str, port: int) -> None:
     build(adapted, decoding, system).launch(server_name="127.0.0.1", server_port=port, share=False, inbrowser=False)
 
 
-def build(adapted: Any, decoding: Decoding, system: str) -> Any:
-    """The page: a conversation of its own for each visitor, one model for all, one answer at a time."""
-    import gradio
+class Room:
+    """One model for all visitors, one answer at a time."""
 
-    from common.commands import chat
-    from common.conversation import Conversation
+    def __init__(self, adapted: Any, decoding: Decoding):
+        self.adapted, self.decoding, self.one_at_a_time = adapted, decoding, threading.Lock()
 
-    one_at_a_time = threading.Lock()
+    def head(self, name: str) -> str:
+        """The line of what answers, with that adapter on."""
+        from common.commands import chat
 
-    def put_on(name: str) -> None:
-        wanted = None if name == NO_ADAPTER else name
-        if wanted != adapted.current:
-            adapted.use(wanted)
+        with self.one_at_a_time:
+            self._put_on(name)
+            return chat.line(self.adapted, self.decoding)
 
-    def answer(question: str, shown: list[dict], system: str, name: str):
+    def answer(self, question: str, shown: list[dict], system: str, name: str) -> Iterator[tuple[str, list[dict]]]:
         """Yields the emptied question field and the messages shown, the last one growing."""
+        import gradio  # pyright: ignore[reportMissingImports]  an extra: rating
+
+        from common.commands import chat
+        from common.conversation import Conversation
+
         if not question.strip():
             yield question, shown
             return
         shown = [*shown, {"role": "user", "content": question.strip()}, {"role": "assistant", "content": ""}]
-        with one_at_a_time:
+        with self.one_at_a_time:
             try:
-                put_on(name)
-                conversation = Conversation(adapted.tokenizer, adapted.template, system.strip())
+                self._put_on(name)
+                conversation = Conversation(self.adapted.tokenizer, self.adapted.template, system.strip())
                 conversation.turns = [said(turn) for turn in shown[:-2]]
-                prompt, left_out = chat.prompt_within(adapted, conversation, decoding, question.strip())
+                prompt, left_out = chat.prompt_within(self.adapted, conversation, self.decoding, question.strip())
                 if left_out:
                     gradio.Info(f"The first {left_out} questions no longer fit and are left out.")
-                for piece in chat.pieces(adapted, prompt, decoding):
+                for piece in chat.pieces(self.adapted, prompt, self.decoding):
                     if isinstance(piece, str):
                         shown[-1]["content"] += piece
                         yield "", shown
@@ -62,11 +68,19 @@ def build(adapted: Any, decoding: Decoding, system: str) -> Any:
                 gradio.Warning(str(error))
                 yield question, shown[:-2]
 
-    def head(name: str) -> str:
-        with one_at_a_time:
-            put_on(name)
-            return chat.line(adapted, decoding)
+    def _put_on(self, name: str) -> None:
+        wanted = None if name == NO_ADAPTER else name
+        if wanted != self.adapted.current:
+            self.adapted.use(wanted)
 
+
+def build(adapted: Any, decoding: Decoding, system: str) -> Any:
+    """The page: a conversation of its own for each visitor."""
+    import gradio
+
+    from common.commands import chat
+
+    room = Room(adapted, decoding)
     with gradio.Blocks(title="tunebook chat", analytics_enabled=False) as page:
         status = gradio.Markdown(chat.line(adapted, decoding))
         messages = gradio.Chatbot(label="Conversation", height=480)
@@ -77,10 +91,10 @@ def build(adapted: Any, decoding: Decoding, system: str) -> Any:
             system_text = gradio.Textbox(system, label="System text")
             names = [*adapted.folders, NO_ADAPTER]
             adapter = gradio.Dropdown(names, value=adapted.current or NO_ADAPTER, label="Adapter")
-        asked = question.submit(answer, [question, messages, system_text, adapter], [question, messages])
+        asked = question.submit(room.answer, [question, messages, system_text, adapter], [question, messages])
         stop.click(None, cancels=[asked])
         reset.click(list, None, messages, cancels=[asked])
-        adapter.change(head, adapter, status)
+        adapter.change(room.head, adapter, status)
     return page
 
 
