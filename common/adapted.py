@@ -3,6 +3,7 @@
 import gc
 import json
 from pathlib import Path
+from typing import Any
 
 from common import models, templates, tokenizers
 from common.cli import UserError, nearest
@@ -34,11 +35,12 @@ class Adapted:
         self.notes: list[str] = []
         self.name = _model_of(model) or next(map(base_of, self.folders.values()), "") or "pocket"
         self.place = models.locate(self.name)
+        self.name = "pocket" if self.place == models.locate("pocket") else self.name  # a run's adapter names its folder
         self._wanted, self.current, self._ours = template, None, False
         self.tokenizer, problems = tokenizers.load(self.place)
         self._own_tokenizer = self.tokenizer
         self.notes += [f"tokenizer of {self.name}: {problem}" for problem in problems]
-        self.model = models.load_plain(self.name)
+        self.model: Any = models.load_plain(self.name)
         self.template = self._template(Path(self.place))
         if self.folders:
             self.use(next(iter(self.folders)))

@@ -76,7 +76,7 @@ class Room:
 
 def build(adapted: Any, decoding: Decoding, system: str) -> Any:
     """The page: a conversation of its own for each visitor."""
-    import gradio
+    import gradio  # pyright: ignore[reportMissingImports]  an extra
 
     from common.commands import chat
 

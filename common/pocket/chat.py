@@ -15,12 +15,16 @@ import yaml
 
 from common.pocket import FOLDER, skills
 from common.pocket.corpus import pool
-from common.pocket.follow_ups import FOLLOW_UPS, UPPER, WORLD, Said, opened
+from common.pocket.follow_ups import FOLLOW_UPS, LISTS, UPPER, WORLD, Said, opened
 
-SIZES = {"train": 1500, "validation": 150, "test": 200}  # rows; half of the test rows have new phrasings
+SIZES = {"train": 2400, "validation": 150, "test": 200}  # rows; half of the test rows have new phrasings
 TURNS = {2: 25, 3: 35, 4: 40}  # questions of a conversation, in percent
 NEW_TOPIC = 0.25  # of the questions after the second
 PLAIN_SYSTEM, CAPITALS = 0.1, 0.5  # chance of a system turn; the second only where answers are known in capitals
+WEIGHT = {"backwards": 4, "instead": 4, "without": 3, "and_of": 3, "plus": 3, "minus": 2, "one_more": 2} | {
+    **dict.fromkeys(("and_in_shop", "its_letter", "commas"), 2)
+}
+LONGEST = 3  # words of a list that is asked about again
 TRIES = 100  # draws of one turn
 Turn = tuple[str, Said, str, str]  # question, answer, call and system turn ("" where there is none)
 
@@ -68,7 +72,8 @@ def rows(split: str, count: int, seed: int, new_phrasings: bool = False) -> Iter
     of words or numbers of these rows. A fact that an opening gives away may be one of the training rows.
     """
     rng = random.Random(f"chat {split} {seed} {new_phrasings}")
-    names = list(phrasings()["follow_ups"])
+    weights = WEIGHT if split == "train" else {}  # what a small model learns slowly is told more often
+    names = [name for name in phrasings()["follow_ups"] for _ in range(weights.get(name, 1))]
     phrasing = "unseen" if new_phrasings else "seen"
     seen: set[str] = set()
     for name in itertools.cycle(names):  # some follow-ups find no fact in a small split: those are passed over
@@ -99,7 +104,11 @@ def _talk(split: str, rng: random.Random, asks: str, opening: str, name: str, tu
     while len(talk.keys) < turns:
         fitting = [other for other, make in FOLLOW_UPS.items() if make(talk.said, rng) and not talk.capitals]
         go_on = bool(fitting) and rng.random() > NEW_TOPIC
-        other = rng.choice(fitting) if go_on else rng.choice(list(skills.SKILLS))
+        other = (
+            rng.choices(fitting, [WEIGHT.get(name, 1) for name in fitting])[0]
+            if go_on
+            else rng.choice(list(skills.SKILLS))
+        )
         if talk.capitals or not _try(talk, lambda: _follow(talk, other) if go_on else _open(talk, other, False)):  # noqa: B023
             return None
     return talk
@@ -134,9 +143,11 @@ def _open(talk: Talk, skill: str, upper: bool) -> Turn | None:
     if skill == "me":
         who = talk.rng.choice(list(WORLD.people))
         system = talk.rng.choice(own["me"]["system"]).format(x=who)
-        said = Said(WORLD.people[who], f"job {who}", relation="me")
+        said = Said(WORLD.people[who], f"job {who}", relation="me", it=who)
         return talk.rng.choice(own["me"][talk.asks]), said, "", system
     slots = skills.draw(skill, talk.rng)
+    while skill in LISTS and len(slots["y"].split()) > LONGEST:
+        slots = skills.draw(skill, talk.rng)
     if upper:
         words = talk.rng.sample(UPPER, talk.rng.randint(2, 3))
         x = " ".join(words)
@@ -163,9 +174,9 @@ def _follow(talk: Talk, name: str) -> Turn | None:
 
 def _stock(talk: Talk, ask: str) -> Turn:
     """A question about the shop, with the call of the tool that counts there."""
-    thing = talk.rng.choice([many for one, many in WORLD.plural.items() if one != many])
+    thing = talk.rng.choice([many for one, many in WORLD.plural.items() if one != many and many != talk.said.it])
     number = talk.rng.randint(1, 30)
-    said = Said(str(number), f"stock {thing}", relation="stock", number=number)
+    said = Said(str(number), f"stock {thing}", relation="stock", it=thing, number=number)
     return ask.format(x=thing), said, phrasings()["stock"]["call"].format(x=thing), ""
 
 

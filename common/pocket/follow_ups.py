@@ -193,7 +193,7 @@ def and_of(said, rng):
 def and_person(said, rng):
     if said.relation != "me":
         return None
-    x = rng.choice(list(WORLD.people))
+    x = rng.choice([name for name in WORLD.people if name != said.it])
     return {"x": x}, _fact("job", x)
 
 
