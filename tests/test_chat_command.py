@@ -221,15 +221,25 @@ def test_an_interrupt_stops_the_answer_and_no_more(monkeypatch, capsys):
 @pytest.mark.recipe
 def test_ctrl_c_as_a_signal(tmp_path):
     command = [sys.executable, "-m", "common.commands", "chat", "--template", "alpaca", "--max_new_tokens", "400"]
-    process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, text=True, bufsize=1
-    )
-    process.stdin.write(f"{ASK}\n")
-    process.stdin.flush()
-    assert process.stdout.read(1)  # it has begun
-    os.kill(process.pid, signal.SIGINT)
-    out, err = process.communicate("/quit\n", timeout=120)
-    assert process.returncode == 0 and "(stopped)" in err and "Traceback" not in err and out
+    for _ in range(4):  # a busy machine may bring the signal after a short answer has ended
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=ROOT,
+            text=True,
+            bufsize=1,
+        )
+        process.stdin.write(f"{ASK}\n")
+        process.stdin.flush()
+        assert process.stdout.read(1)  # it has begun
+        os.kill(process.pid, signal.SIGINT)
+        out, err = process.communicate("/quit\n", timeout=120)
+        assert "Traceback" not in err
+        if process.returncode == 0 and "(stopped)" in err:
+            break
+    assert process.returncode == 0 and "(stopped)" in err and out
 
 
 # --- adapters of PEFT
