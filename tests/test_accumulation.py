@@ -132,5 +132,30 @@ def test_splits_under_adam(tmp_path):
     assert found["wrong"]["share"] > 1e-2
 
 
+@pytest.mark.recipe
+def test_splits_by_the_flags_of_the_loop(tmp_path):
+    """The plain loop as it is run, with its AdamW; tests/test_loop.py has its step under plain gradient descent."""
+    from safetensors.torch import load_file
+
+    losses, adapters = [], []
+    for per_device, steps in SPLITS:
+        folder = tmp_path / f"{per_device}x{steps}"
+        sizes = ["--per_device_train_batch_size", str(per_device), "--gradient_accumulation_steps", str(steps)]
+        words = [*sizes, "--max_steps", "10", "--learning_rate", "1e-3", "--eval_suite", "none"]
+        command = [sys.executable, str(ROOT / "recipes" / "loop_alpaca.py"), "--output_dir", str(folder), *words]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        lines = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
+        losses.append([line["loss"] for line in lines if "loss" in line])
+        adapters.append(load_file(folder / "adapter" / "adapter_model.safetensors"))
+    assert len(losses[0]) == 10 and len(set(map(len, losses))) == 1
+    for mine, adapter in zip(losses[1:], adapters[1:], strict=True):
+        assert mine == pytest.approx(losses[0], rel=1e-5)
+        for name, value in adapters[0].items():
+            if "lora_B" in name:  # 0 at the start: what it holds is what was learnt
+                assert (adapter[name] - value).norm() < 1e-3 * value.norm()
+    print("losses differ by", [max(abs(a - b) for a, b in zip(one, losses[0], strict=True)) for one in losses])
+
+
 if __name__ == "__main__":
     main(sys.argv[1], json.loads(sys.argv[2]), sys.argv[3])

@@ -43,7 +43,7 @@ def ours(case: Case, results: str) -> Any:
     from trl import SFTConfig, SFTTrainer
     from unsloth import FastLanguageModel
 
-    from common import loading, models, packing, sampling
+    from common import attention, loading, models, packing, sampling
 
     model, tokenizer = models.load(case.folder, WIDTH, four_bit=case.method == "QLoRA", full=case.method == "full")
     if case.method != "full":
@@ -76,7 +76,9 @@ def ours(case: Case, results: str) -> Any:
     )
     if case.method != "full":
         models.train_in_float32(trainer.model)
-    if not case.packed:
+    if case.packed:
+        attention.by_document(trainer.model)
+    else:
         sampling.bucket(trainer)
     return trainer
 
