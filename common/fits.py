@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "process")
+MOST_ROWS = 4096  # more are not looked for
 STEP = 8  # lengths are given in multiples of it
 
 
@@ -43,7 +44,7 @@ class Sizes:
         return sum(self.parts(rows, width).values())
 
 
-def most_rows(sizes: Sizes, width: int, limit: int, at_most: int = 4096) -> int:
+def most_rows(sizes: Sizes, width: int, limit: int, at_most: int = MOST_ROWS) -> int:
     """The largest number of rows of this width that fits; 0 where not even one does."""
     return _largest(lambda rows: sizes.peak(rows, width) <= limit, at_most)
 

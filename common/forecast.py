@@ -124,12 +124,17 @@ def rehearse_loop(actor: Actor, loader: Any, optimizer: Any, max_steps: int, eva
         Refused: as `rehearse`.
     """
     workload = of_loader(loader, loader.dataset, actor.accumulation, 0, max_steps)
-    kind = type(optimizer).__name__.removesuffix("W").lower()
-    expected, problem = attempt(actor, workload, {"adam": "adamw_torch", "sgd": "sgd"}.get(kind, kind), evaluated)
+    expected, problem = attempt(actor, workload, name(optimizer), evaluated)
     if problem:
         raise Refused(problem)
     say(expected.line())
     return expected
+
+
+def name(optimizer: Any) -> str:
+    """An optimiser as TrainingArguments.optim names its kind."""
+    kind = type(optimizer).__name__.lower()
+    return {"adam": "adamw_torch", "adamw": "adamw_torch"}.get(kind, kind)
 
 
 def attempt(actor: Actor, workload: Workload, optimizer: str, evaluated: int) -> tuple[Forecast, str]:

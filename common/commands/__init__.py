@@ -14,6 +14,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "split": ("common.commands.split", "train, validation and test files, with the proof that nothing leaks"),
     "augment": ("common.commands.augment", "more rows from the ones you have; the originals stay, marked"),
     "chat": ("common.commands.chat", "talk to a model and its adapters, in the terminal or on a page"),
+    "plan": ("common.commands.plan", "memory and time of a recipe before it runs, and what would fit"),
     "table": ("common.commands.table", "the methods beside each other on your model and data"),
     "doctor": ("common.commands.doctor", "versions, device, what will be used and what is wrong"),
 }

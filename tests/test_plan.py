@@ -1,0 +1,220 @@
+"""Plans on shapes alone: counts and bytes that are known, arithmetic as with weights, and the command itself."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from common import footprint, planning, shapes
+from common.cli import UserError
+from common.commands import ls, plan
+from common.models import locate
+
+ROOT = Path(__file__).parent.parent
+LLAMA_2_7B = dict(hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32)
+LLAMA_3_8B = dict(vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32,
+                  num_attention_heads=32, num_key_value_heads=8)  # fmt: skip
+SMALL = dict(vocab_size=1024, hidden_size=128, intermediate_size=320, num_hidden_layers=3, num_attention_heads=4)
+SEVEN = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def folder_of(place, sizes, weights=False):
+    """A folder with a config and pocket's tokenizer, and weights where they are asked for."""
+    config = LlamaConfig(**sizes)
+    if weights:
+        torch.manual_seed(0)
+        LlamaForCausalLM(config).save_pretrained(place)
+    config.architectures = ["LlamaForCausalLM"]
+    config.save_pretrained(place)
+    AutoTokenizer.from_pretrained(locate("pocket")).save_pretrained(place)
+    return place
+
+
+# Shapes
+
+
+@pytest.mark.parametrize("rank, targets, count", [(8, ["q_proj", "v_proj"], 4_194_304), (16, SEVEN, 39_976_960)])
+def test_what_is_quoted_for_llama_2_7b(tmp_path, rank, targets, count):
+    from peft import LoraConfig, get_peft_model
+
+    for four_bit in (False, True):
+        model, _ = shapes.shape(str(folder_of(tmp_path, LLAMA_2_7B)), torch.bfloat16, four_bit, full=False)
+        assert sum(parameter.numel() for parameter in model.parameters()) == 6_738_415_616
+        # 2 bytes a parameter, or 0.516 bytes of what is in 4 bits; the embeddings and the head stay at 2.
+        linear = 32 * (4 * 4096**2 + 3 * 4096 * 11008)
+        rest = 6_738_415_616 - linear
+        expected = 2 * rest + linear * (0.5 + 1 / 64 + 4 / 64 / 256) if four_bit else 2 * 6_738_415_616
+        assert footprint.weights(model) == pytest.approx(expected, rel=1e-4)
+        model = get_peft_model(model, LoraConfig(r=rank, target_modules=targets))
+        assert sum(parameter.numel() for parameter in footprint.trainable(model)) == count
+        assert footprint.gradients(model) == count * footprint.trainable(model)[0].element_size()
+
+
+def adapted(model):
+    from peft import LoraConfig, get_peft_model
+
+    return get_peft_model(model, LoraConfig(r=8, target_modules=SEVEN, lora_dropout=0.0)).train()
+
+
+def real(place, four_bit):
+    from transformers import BitsAndBytesConfig
+
+    if not four_bit:
+        return LlamaForCausalLM.from_pretrained(place)
+    settings = dict(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+    config = BitsAndBytesConfig(**settings, bnb_4bit_compute_dtype=torch.float32, llm_int8_skip_modules=["lm_head"])
+    return LlamaForCausalLM.from_pretrained(place, quantization_config=config, device_map="cpu")
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+def test_a_shape_holds_what_the_model_holds(tmp_path, method, recompute):
+    """Weights, gradients and every moment of a step, from a config, equal those of real weights."""
+    place, four_bit = str(folder_of(tmp_path, SMALL, weights=True)), method == "qlora"
+    without, _ = shapes.shape(place, torch.float32, four_bit, full=method == "full")
+    found = real(place, four_bit)
+    if method != "full":
+        without, found = adapted(without), adapted(found)
+    for model in (without, found):
+        model.train()
+        if recompute:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    tables = 3 * 7 * (16 + 256 + 1) * 4 if four_bit else 0  # codes and an offset, of every quantised weight
+    assert footprint.weights(without) == pytest.approx(footprint.weights(found), abs=tables + 4096)
+    assert footprint.gradients(without) == footprint.gradients(found)
+
+    def step(width, few):
+        given = {"input_ids": torch.ones((2, width), dtype=torch.long)}
+        given["attention_mask"] = torch.ones((2, 1, width, width), dtype=torch.bool)
+        found(**given, use_cache=False, logits_to_keep=footprint.LABELS).logits.float().sum().backward()
+
+    expected = footprint.moments(found, step, 2, label_bytes=4 * 1024)
+    planned = shapes.moments(without, padded=True, gpu=False)
+    for rows, width in ((2, 16), (8, 64), (16, 512)):
+        mine, theirs = (sum(one.peak(rows, width, 1, False).values()) for one in (planned, expected))
+        assert mine == pytest.approx(theirs, rel=0.01, abs=2**15), (rows, width)
+
+
+def test_shallow_copies(tmp_path):
+    config = LlamaConfig(**SMALL)
+    config.layer_types = ["full_attention"] * 3
+    config.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(locate("pocket")).save_pretrained(tmp_path)
+    shapes.shallow(str(tmp_path), 1, tmp_path / "copy")
+    assert len(LlamaForCausalLM.from_pretrained(tmp_path / "copy").model.layers) == 1
+    assert planning._continued([5.0, 9.0], 10) == 5 + 9 * 2
+    assert planning._continued([5.0], 4) == planning._continued([5.0, 4.0], 10) == 5.0
+
+
+# Words
+
+
+@pytest.mark.parametrize("words, size", [("16 GB", 16), ("24gib", 24), (" 80 ", 80), ("7.5 G", 7.5)])
+def test_gpu_words(words, size):
+    assert plan.gigabytes(words) == size * 2**30
+
+
+@pytest.mark.parametrize("words", ["big", "16 MB", "0 GB", "-4", "A100", "16 GB x 2"])
+def test_other_gpu_words(words):
+    with pytest.raises(UserError, match="expected the memory of the GPU, like"):
+        plan.gigabytes(words)
+
+
+def test_which_recipe(tmp_path):
+    assert plan.find("lora_alpaca") == ls.recipes()["lora_alpaca"]
+    with pytest.raises(UserError, match="nearest is lora_alpaca"):
+        plan.find("lora_alpac")
+    with pytest.raises(UserError, match="name a recipe first"):
+        plan.find("")
+    copy = tmp_path / "mine.py"
+    copy.write_text("")
+    assert plan.find(str(copy)) == copy
+
+
+def test_this_device(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert planning.device() == ("this device (CPU)", None)
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 'NVIDIA H100 80GB HBM3, 81000'\necho 'NVIDIA H100 80GB HBM3, 500'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    assert planning.device() == ("this device (NVIDIA H100 80GB HBM3)", 81000 * 2**20)
+    tool.write_text("#!/bin/sh\necho 'No devices were found'\nexit 6\n")
+    assert planning.device() == ("this device (CPU)", None)
+
+
+# The command
+
+
+def run(*words, cwd):
+    command = [sys.executable, "-m", "common.commands", "plan", *map(str, words)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=600, check=False)
+
+
+def test_what_it_says_of_bad_words_is_quick(tmp_path):
+    for words, says in ((["lora_alpaca", "--gpu", "huge"], "expected the memory of the GPU"), (["nothing"], "no such")):
+        done = run(*words, cwd=tmp_path)
+        assert done.returncode == 2 and says in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+@pytest.mark.recipe
+@pytest.mark.parametrize("recipe", [name for name in ls.recipes() if name != "pretrain_pocket"])
+def test_every_recipe_is_planned(tmp_path, recipe):
+    done = run(recipe, "--no-time", "--json", "plan.json", "--max_steps", "50", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((tmp_path / "plan.json").read_text())
+    assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]  # nothing else was written
+    assert found["fits"] and found["steps"] == 50 and found["peak_bytes"] == sum(found["parts"].values())
+    assert {"full", "LoRA", "QLoRA"} <= {row["method"] for row in found["table"]}
+    assert sum(row["own"] for row in found["table"]) == 1
+    for row in found["table"]:
+        assert row["rows"] >= found["longest"]["rows"] if row["fits"] else row["rows"] < found["longest"]["rows"]
+
+
+@pytest.mark.recipe
+def test_the_plan_is_what_the_rehearsal_finds(tmp_path):
+    """Arithmetic with and without weights agrees, and the time that shallow copies promise is that of the model."""
+    done = run("qlora_alpaca", "--json", "plan.json", "--max_steps", "50", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    planned = json.loads((tmp_path / "plan.json").read_text())
+    words = ["--max_steps", "50", "--dry_run", "--eval_suite", "none", "--output_dir", tmp_path / "run"]
+    code = (
+        "import json, runpy, sys; sys.argv[0] = 'qlora_alpaca.py'; from common import cli, shapes; cli._environment();"
+    )
+    code += "from pathlib import Path; module = shapes.recipe(Path(sys.argv.pop(1)));"
+    code += "print('\\n' + json.dumps(module.main(cli.parse(module.Args, sys.argv[1:]))))"
+    command = [sys.executable, "-c", code, ROOT / "recipes" / "qlora_alpaca.py", *words]
+    real = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=ROOT, timeout=600, check=False)
+    assert real.returncode == 0, real.stderr[-3000:]
+    rehearsed = json.loads(real.stdout.splitlines()[-1])
+    assert rehearsed["longest"] == planned["longest"]
+    for part in ("weights", "optimizer", "activations"):
+        assert planned["parts"][part] == pytest.approx(rehearsed["parts"][part], rel=0.05, abs=2**20), part
+    assert planned["time"]["seconds"] > 0 and planned["time"]["peak_bytes"] > 2**28
+
+
+@pytest.mark.recipe
+def test_eight_billion_from_a_config_alone(tmp_path):
+    """A copy with its own rank and targets; a card that is too small ends with 1 and says what would fit."""
+    place = folder_of(tmp_path / "llama", LLAMA_3_8B)
+    text = (ROOT / "recipes" / "lora_alpaca.py").read_text()
+    text = text.replace('target_modules="all-linear"', 'target_modules=["q_proj", "v_proj"]').replace("r=16", "r=8")
+    (tmp_path / "mine.py").write_text(text)
+    words = ["mine.py", "--model", place, "--json", "plan.json"]
+    done = run(*words, "--gpu", "12 GB", cwd=tmp_path)
+    assert done.returncode == 1 and "does not fit into a GPU of 12 GiB" in done.stderr, done.stderr[-3000:]
+    found = json.loads((tmp_path / "plan.json").read_text())
+    assert found["trainable"] == 32 * 8 * (4096 + 4096 + 4096 + 1024) and found["parameters"] > 8.03e9
+    assert found["parts"]["weights"] == pytest.approx(2 * 8.03e9, rel=0.01)
+    assert "no such GPU here" in found["time"]["unknown"] and "time: not known" in done.stdout
+    fitting = {row["method"] for row in found["table"] if row["fits"]}
+    assert fitting == {"QLoRA"} and "QLoRA" in done.stdout
+    full = max(row["peak_bytes"] for row in found["table"] if row["method"] == "full")
+    assert full > (2 + 2 + 4) * 8.03e9  # weights, gradients and the states of adamw_torch_fused, in bfloat16
+    assert run(*words, "--gpu", "80 GB", cwd=tmp_path).returncode == 0
