@@ -103,7 +103,7 @@ def rehearse(trainer: Any, find_batch_size: bool = False) -> Forecast:
         if not problem:
             break
     if expected is None or problem:
-        raise Refused(problem + ("" if find_batch_size else ". --find_batch_size does that by itself"))
+        raise Refused(problem)
     if expected.batch_size != asked:
         was = f"{expected.batch_size} x {expected.accumulation}, where {asked} x "
         say(f"batch size found: {was}{expected.batch_size * expected.accumulation // asked} was asked for")

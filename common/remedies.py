@@ -21,11 +21,13 @@ def find(actor: Actor, sizes: fits.Sizes, workload: Workload, limit: int, step: 
     most = fits.most_rows(sizes, width, limit)
     if 0 < most < rows:
         size = fits.divisor(step, most)
-        found.append(f"--per_device_train_batch_size {size} --gradient_accumulation_steps {step // size}")
+        flags = f"--per_device_train_batch_size {size} --gradient_accumulation_steps {step // size}"
+        found.append(f"{flags}, which --find_batch_size does by itself")
     length = fits.longest_width(sizes, rows, limit, width)
     if 0 < length < width:
         lost = int((lengths_of(workload.dataset) > length).sum())
-        found.append(f"--max_length {length}, which loses {lost} of {len(workload.dataset)} rows")
+        if 2 * lost < len(workload.dataset):
+            found.append(f"--max_length {length}, which loses {lost} of {len(workload.dataset)} rows")
     others = {
         "--sft gradient_checkpointing=true, which recomputes activations": recomputed(actor, sizes, workload),
         "a base in 4 bits with adapters (QLoRA)": in_four_bits(actor.model, sizes),

@@ -1,6 +1,8 @@
 """The forecast against what happens: bytes against tensors, moments against larger steps, and nothing left behind."""
 
 import gc
+import json
+import re
 import subprocess
 import sys
 import weakref
@@ -293,14 +295,16 @@ def test_refused_with_the_row_and_what_would_fit(tmp_path, monkeypatch):
     one = trainer(tmp_path, llama(num_hidden_layers=6), per_device_train_batch_size=32)
     with trainers.kept(one):
         sizes = forecast.measure(trainers.actor(one), workload.of_trainer(one), "adamw_torch")
-    monkeypatch.setattr(memory, "limit", lambda: sizes.peak(20, 60) + 1000)
+    monkeypatch.setattr(memory, "limit", lambda: sizes.peak(28, 60) + 1000)
     monkeypatch.setattr(memory, "held", lambda: sizes.process + sizes.weights)
     with pytest.raises(Refused) as refused:
         forecast.rehearse(one)
     text = str(refused.value)
     assert "32 x 60 (row 19 of a.json, 60 tokens)" in text and "by arithmetic it needs" in text
-    assert "--per_device_train_batch_size 16 --gradient_accumulation_steps 2" in text and "--max_length" in text
-    assert "--find_batch_size" in text
+    assert "--per_device_train_batch_size 16 --gradient_accumulation_steps 2, which --find_batch_size" in text
+    length, lost = map(int, re.search(r"--max_length (\d+), which loses (\d+) of 37 rows", text).groups())
+    assert sizes.peak(32, length) <= memory.limit() < sizes.peak(32, length + 8)
+    assert lost == sum(len(row["input_ids"]) > length for row in dataset())
     monkeypatch.setattr(memory, "limit", lambda: 2**20)
     with pytest.raises(Refused, match="nothing with this model and method"):
         forecast.rehearse(one, find_batch_size=True)
@@ -366,3 +370,32 @@ except rehearsal.OutOfMemory as error:
 def test_other_errors_stay_errors():
     with pytest.raises(RuntimeError, match="shapes"):
         rehearsal.guarded(torch.nn.Linear(2, 2), lambda: torch.ones(2, 3) @ torch.ones(2, 3))
+
+
+def recipe(folder, *words, kib=None):
+    limit = f"ulimit -v {kib}; " if kib else ""
+    settings = ["--output_dir", folder, "--max_steps", "1", "--eval_suite", "none", "--per_device_train_batch_size"]
+    command = " ".join([sys.executable, str(ROOT / "recipes" / "lora_alpaca.py"), *map(str, settings + list(words))])
+    return subprocess.run(["bash", "-c", limit + command], capture_output=True, text=True, check=False, timeout=600)
+
+
+@pytest.mark.recipe
+def test_a_recipe_under_a_limit_of_memory(tmp_path):
+    """It says before its first step which row does not fit; with --find_batch_size it trains as if started so."""
+    from safetensors.torch import load_file
+
+    limit = 5 * 2**20
+    refused = recipe(tmp_path / "refused", 1024, kib=limit)
+    assert refused.returncode == 1 and "Traceback" not in refused.stderr, refused.stderr[-3000:]
+    said = refused.stderr[refused.stderr.index("refused: the longest batch, 1024 x ") :]
+    assert "(row " in said and " of pocket" in said and "--per_device_train_batch_size" in said
+    assert not list((tmp_path / "refused").glob("checkpoint-*"))
+    found = recipe(tmp_path / "found", 1024, "--find_batch_size", kib=limit)
+    assert found.returncode == 0 and "batch size found: " in found.stdout, found.stderr[-3000:]
+    forecast = json.loads((tmp_path / "found" / "report.json").read_text())["forecast"]
+    size, accumulation = forecast["batch_size"], forecast["accumulation"]
+    assert size < 1024 and size * accumulation == 1024
+    started = recipe(tmp_path / "started", size, "--gradient_accumulation_steps", accumulation)
+    assert started.returncode == 0, started.stderr[-3000:]
+    one, two = (load_file(tmp_path / run / "adapter" / "adapter_model.safetensors") for run in ("found", "started"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
