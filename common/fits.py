@@ -18,6 +18,7 @@ class Sizes:
         gradients: of all that trains.
         accumulates: a step has several batches, so that gradients stay from one to the next.
         labels: share of positions that train, in the longest batch.
+        moments: None where they are not known; then activations count nothing.
     """
 
     weights: int
@@ -33,10 +34,11 @@ class Sizes:
         """Bytes of each of PARTS at the moment at which most is held, for a batch of rows x width."""
         from common import footprint
 
-        labels = footprint.chunk(round(rows * width * self.labels), self.vocabulary)
-        moment = self.moments.peak(rows, width, labels, self.accumulates)
-        all_gradients = {"activations": 0, "gradients": self.gradients, "logits": 0}  # while the optimiser works
-        moment = max(moment, all_gradients, key=lambda found: sum(found.values()))
+        moment = {"activations": 0, "gradients": self.gradients, "logits": 0}  # while the optimiser works
+        if self.moments is not None:
+            labels = footprint.chunk(round(rows * width * self.labels), self.vocabulary)
+            step = self.moments.peak(rows, width, labels, self.accumulates)
+            moment = max(step, moment, key=lambda found: sum(found.values()))
         own = {"weights": self.weights, "optimizer": self.optimizer, "process": self.process, **moment}
         return {name: own[name] for name in PARTS}
 

@@ -88,6 +88,10 @@ def optimizer_states(model: Any, name: str) -> int | None:
     return None
 
 
+class Unknown(Exception):
+    """Arithmetic cannot say it."""
+
+
 class Recorder(TorchDispatchMode):
     """Notes every storage that comes and goes: `events` are (storage, its bytes), negative where it goes."""
 
@@ -174,7 +178,7 @@ def moments(model: Any, step: Callable[[int, bool], Any], rows: int, label_bytes
         label_bytes: what the loss takes for each label; measured where it is not given.
 
     Raises:
-        ValueError: the step does other operations at another width, so that its moments cannot be continued.
+        Unknown: the step does other operations at another width, so that its moments cannot be continued.
     """
     import numpy
 
@@ -189,7 +193,7 @@ def moments(model: Any, step: Callable[[int, bool], Any], rows: int, label_bytes
     runs = [record(width, True) for width in SMALL]
     numbers = runs[0][1][:, 0]
     if any(len(events) != len(numbers) or (events[:, 0] != numbers).any() for _, events, _ in runs):
-        raise ValueError("the model does other operations at other widths")
+        raise Unknown("the model does other operations at other widths")
     terms = numpy.array([[1.0, rows * width, rows * width * width] for width in SMALL])
     loss, events, gradients = runs[-1]
     if label_bytes is None:

@@ -179,12 +179,16 @@ def measure(actor: Actor, workload: Workload, optimizer: str) -> fits.Sizes:
     """
     from common import footprint
 
-    model, batch = unwrapped(actor.model), actor.collate(workload.longest)
+    model, batch = trainers.unwrapped(actor.model), actor.collate(workload.longest)
     weights, states = footprint.weights(model), footprint.optimizer_states(model, optimizer)
     if states is None:
         say(f"forecast: the states of {optimizer} are not known; they are taken as those of AdamW until measured")
         states = 2 * footprint.gradients(model)
-    moments = guarded(model, footprint.moments_of, model, actor.step, batch)
+    try:
+        moments = guarded(model, footprint.moments_of, model, actor.step, batch)
+    except footprint.Unknown as error:
+        moments = None
+        say(f"forecast: activations are not known before they are measured: {error}")
     memory.release()
     return fits.Sizes(
         weights=weights,
@@ -198,13 +202,6 @@ def measure(actor: Actor, workload: Workload, optimizer: str) -> fits.Sizes:
     )
 
 
-def unwrapped(model: Any) -> Any:
-    """The model inside what wraps it for several processes."""
-    from torch.nn.parallel import DistributedDataParallel
-
-    return model.module if isinstance(model, DistributedDataParallel) else model
-
-
 def refusal(actor: Actor, expected: Forecast, sizes: fits.Sizes | None, workload: Workload, problem: str) -> str:
     """Why a run cannot go on, and what would fit."""
     from common import remedies
@@ -214,6 +211,9 @@ def refusal(actor: Actor, expected: Forecast, sizes: fits.Sizes | None, workload
     text = f"{what} does not fit into {gib(expected.limit_bytes)}: {problem}"
     if sizes is None:
         return f"{text}. The model itself leaves no room to train: take a smaller one, or its base in 4 bits"
-    step = expected.batch_size * expected.accumulation
-    ways = remedies.find(actor, sizes, workload, expected.limit_bytes, step)
+    step, needed = expected.batch_size * expected.accumulation, sizes.peak(rows, width)
+    # Where arithmetic did fit, the allocator took more; then a quarter less of what a batch takes is looked for.
+    fixed = sizes.weights + sizes.optimizer + sizes.process
+    limit = min(expected.limit_bytes, fixed + (needed - fixed) * 3 // 4)
+    ways = remedies.find(actor, sizes, workload, expected.limit_bytes if needed > expected.limit_bytes else limit, step)
     return f"{text}. What would fit: {'; '.join(ways) if ways else 'nothing with this model and method'}"

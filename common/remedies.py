@@ -18,6 +18,8 @@ def find(actor: Actor, sizes: fits.Sizes, workload: Workload, limit: int, step: 
         step: rows of a step of one process, which a smaller batch has to divide.
     """
     (rows, width), found = workload.shape, []
+    if sizes.moments is None:
+        return ["a smaller --per_device_train_batch_size, which --find_batch_size finds, or a shorter --max_length"]
     most = fits.most_rows(sizes, width, limit)
     if 0 < most < rows:
         size = fits.divisor(step, most)
@@ -30,7 +32,7 @@ def find(actor: Actor, sizes: fits.Sizes, workload: Workload, limit: int, step: 
             found.append(f"--max_length {length}, which loses {lost} of {len(workload.dataset)} rows")
     others = {
         "--sft gradient_checkpointing=true, which recomputes activations": recomputed(actor, sizes, workload),
-        "a base in 4 bits with adapters (QLoRA)": in_four_bits(actor.model, sizes),
+        "a base in 4 bits with adapters (QLoRA)": in_four_bits(trainers.unwrapped(actor.model), sizes),
     }
     for words, other in others.items():
         if other is not None and other.peak(rows, width) <= limit:
@@ -40,13 +42,14 @@ def find(actor: Actor, sizes: fits.Sizes, workload: Workload, limit: int, step: 
 
 def recomputed(actor: Actor, sizes: fits.Sizes, workload: Workload) -> fits.Sizes | None:
     """The sizes with activation checkpointing; None where it is on, or where not even small steps fit."""
-    with trainers.recomputed(actor.model) as turned:
+    model = trainers.unwrapped(actor.model)
+    with trainers.recomputed(model) as turned:
         if not turned:
             return None
         try:
             batch = actor.collate(workload.longest)
-            moments = guarded(actor.model, footprint.moments_of, actor.model, actor.step, batch)
-        except OutOfMemory:
+            moments = guarded(model, footprint.moments_of, model, actor.step, batch)
+        except (OutOfMemory, footprint.Unknown):
             return None
     return dataclasses.replace(sizes, moments=moments)
 

@@ -105,3 +105,10 @@ def evaluated(trainer: Any, workload: Workload) -> int:
     widths = numpy.maximum.reduceat(lengths, starts)
     positions = int(widths @ numpy.diff(starts, append=len(lengths)))
     return evaluations(trainer.args, workload) * positions // trainer.args.world_size
+
+
+def unwrapped(model: Any) -> Any:
+    """The model inside what wraps it for several processes."""
+    from torch.nn.parallel import DistributedDataParallel
+
+    return model.module if isinstance(model, DistributedDataParallel) else model

@@ -170,6 +170,25 @@ def test_frozen_weights_have_no_gradients_and_kept_ones_stay():
     assert footprint.moments_of(model, step, batch).peak(4, 60, 0, kept=True)["gradients"] <= 4 * 4 * 64 * 128
 
 
+def test_a_step_that_cannot_be_continued_is_measured_alone(tmp_path, capsys):
+    """A model that does more where there is more (as experts do): no arithmetic of activations, but a forecast."""
+    one = trainer(tmp_path)
+    step = one.training_step
+
+    def more(model, inputs, *rest):
+        for _ in range(inputs["input_ids"].shape[1] // 16):
+            torch.zeros(1) + 1
+        return step(model, inputs, *rest)
+
+    one.training_step = more
+    expected = forecast.rehearse(one)
+    assert "not known before they are measured: the model does other operations" in capsys.readouterr().out
+    assert expected.parts["activations"] == 0 and expected.peak_bytes == sum(expected.parts.values())
+    Limited(one, 150)
+    with pytest.raises(Refused, match="a smaller --per_device_train_batch_size"):
+        forecast.rehearse(one)
+
+
 # The batches of a run
 
 
@@ -331,6 +350,14 @@ def test_checkpointing_is_on_while_it_is_rehearsed(tmp_path):
     one = trainer(tmp_path, gradient_checkpointing=True)
     assert forecast.rehearse(one).parts["activations"] < plain.parts["activations"] / 1.5
     assert not one.model.is_gradient_checkpointing
+
+
+def test_refused_by_the_allocator_though_arithmetic_fits(tmp_path):
+    one = trainer(tmp_path, per_device_train_batch_size=8)
+    Limited(one, 200)
+    with pytest.raises(Refused) as refused:
+        forecast.rehearse(one)
+    assert "can't allocate memory" in str(refused.value) and "--per_device_train_batch_size 4" in str(refused.value)
 
 
 def test_what_fits_is_the_most_that_fits():
