@@ -23,8 +23,13 @@ def measure(trainer: Any, log_file: Path) -> Meter:
 
 def evaluate(trainer: Any) -> None:
     """The held-out loss, where there are held-out rows; the meter keeps it."""
-    if trainer.eval_dataset is not None:
-        trainer.evaluate()
+    if trainer.eval_dataset is None:
+        return
+    trainer.evaluate()
+    if trainer.args.world_size > 1 and trainer.model_wrapped is trainer.model:
+        # An evaluation before training marks the model as prepared and does not wrap it; accelerate (1.15) would leave
+        # it so when training begins, and each process would train by itself.
+        trainer.model._is_accelerate_prepared = False
 
 
 class Measure(TrainerCallback):

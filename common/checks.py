@@ -10,7 +10,7 @@ from typing import Any
 
 from common import loading
 from common.batches import documents, real
-from common.cli import Refused, UserError
+from common.cli import Refused, UserError, first_process
 from common.masking import IGNORE, Counts, show
 from common.models import world_size
 
@@ -137,7 +137,7 @@ def continues(folder: Path, args: dict[str, Any], resume: bool, overwrite: bool)
         UserError: the folder holds a run of other arguments, or an unfinished one while --no-resume was given.
     """
     path = folder / RUN_FILE
-    if overwrite:
+    if overwrite and first_process():
         for old in [*folder.glob("checkpoint-*"), *(folder / name for name in WRITTEN)]:
             if old.is_dir():
                 shutil.rmtree(old)
@@ -145,8 +145,8 @@ def continues(folder: Path, args: dict[str, Any], resume: bool, overwrite: bool)
                 old.unlink(missing_ok=True)
     mine = {name: value for name, value in json.loads(json.dumps(args)).items() if name not in FREE}
     found = sorted(folder.glob("checkpoint-*"), key=lambda place: int(re.sub(r"\D", "", place.name) or 0))
-    found = [place for place in found if (place / "trainer_state.json").exists()]
-    if path.exists():
+    found = [place for place in found if not overwrite and (place / "trainer_state.json").exists()]
+    if path.exists() and not overwrite:
         theirs = json.loads(path.read_text(encoding="utf-8"))
         other = [name for name in mine if mine[name] != theirs.get(name)]
         if other:

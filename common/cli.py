@@ -25,6 +25,8 @@ def run(main: Callable[[Any], Any], args_class: type, argv: list[str] | None = N
     `--config FILE.yaml` gives values for any field; flags win over it. `--debug` shows the traceback of an error.
     """
     _environment()
+    if not first_process():
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  one account of a run; errors are on stderr
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
     argv = [word for word in argv if word != "--debug"]
@@ -38,6 +40,11 @@ def run(main: Callable[[Any], Any], args_class: type, argv: list[str] | None = N
     except KeyboardInterrupt:
         print("stopped by the user; checkpoints that were written are kept", file=sys.stderr)
         sys.exit(130)
+
+
+def first_process() -> bool:
+    """Whether this is the process of a run that prints and writes; the only one, where there is one."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _environment() -> None:

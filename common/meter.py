@@ -9,6 +9,7 @@ from typing import Any
 import psutil
 
 from common.batches import real
+from common.cli import first_process
 from common.masking import IGNORE
 from common.memory import Peak
 
@@ -64,8 +65,9 @@ class Meter:
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Keep a line of values; show `loss` and `learning_rate` where they are among them."""
-        with self.log_file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+        if first_process():
+            with self.log_file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, **values}) + "\n")
         if "loss" not in values:
             return
         self.loss.append([step, values["loss"]])

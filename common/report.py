@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from common.cli import first_process
 from common.masking import Counts
 from common.meter import Meter
 from common.models import device, parameters
@@ -113,7 +114,9 @@ def _say(folder: Path, report: dict[str, Any], extra: dict[str, Any]) -> None:
 
 
 def _replace(path: Path, text: str) -> None:
-    """Write all or nothing."""
+    """Write all or nothing; of several processes, the first writes."""
+    if not first_process():
+        return
     part = path.with_suffix(path.suffix + ".part")
     part.write_text(text, encoding="utf-8")
     part.replace(path)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from common import chats
-from common.cli import UserError, nearest
+from common.cli import UserError, first_process, nearest
 
 FILE = "template.json"  # saved beside an adapter or model
 FIELD = re.compile(r"\{(instruction|input)\}")
@@ -137,4 +137,5 @@ def load(folder: str | Path) -> AnyTemplate:
 
 def _save(folder: str | Path, values: dict) -> None:
     text = json.dumps(values, indent=1, ensure_ascii=False) + "\n"
-    (Path(folder) / FILE).write_text(text, encoding="utf-8")
+    if first_process():
+        (Path(folder) / FILE).write_text(text, encoding="utf-8")

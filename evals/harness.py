@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from common import models
-from common.cli import UserError, nearest
+from common.cli import UserError, first_process, nearest
 
 BATCH = 64
 TASKS = Path(__file__).parent / "tasks"
@@ -72,7 +72,7 @@ def score(model: Any, tokenizer: Any, tasks: list[str], folder: Path, keep: Path
     """
     if not tasks:
         return {"metrics": {}, "items": {}}
-    if keep:
+    if keep and first_process():
         models.save(model, tokenizer, keep)
     from lm_eval import simple_evaluate
     from lm_eval.loggers import EvaluationTracker
@@ -92,9 +92,10 @@ def score(model: Any, tokenizer: Any, tasks: list[str], folder: Path, keep: Path
     model.train(was_training)
     assert results is not None  # only a second process gets None
     samples = results.pop("samples")
-    tracker.save_results_aggregated(results=results, samples=samples)
-    for task in tasks:
-        tracker.save_results_samples(task_name=task, samples=samples[task])
+    if first_process():
+        tracker.save_results_aggregated(results=results, samples=samples)
+        for task in tasks:
+            tracker.save_results_samples(task_name=task, samples=samples[task])
     metrics: dict[str, dict[str, float]] = defaultdict(dict)
     items: dict[str, dict[int, dict]] = defaultdict(dict)
     for task in tasks:

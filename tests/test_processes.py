@@ -25,7 +25,6 @@ def run(*words, recipe="qlora_alpaca.py", processes=1):
 
 
 @pytest.mark.recipe
-@pytest.mark.xfail(strict=True, reason="each process trains by itself, and writes the same files")
 def test_two_processes_equal_one(tmp_path):
     import torch
     from safetensors.torch import load_file
