@@ -1,11 +1,10 @@
 """The forecast of a run: peak memory and time, before it trains; whether it fits, and what would."""
 
-import os
 from dataclasses import dataclass, field
 from typing import Any
 
 from common import fits, memory, trainers
-from common.cli import Refused, UserError
+from common.cli import Refused, UserError, first_process
 from common.masking import IGNORE
 from common.rehearsal import Actor, OutOfMemory, guarded, worst
 from common.rehearsal import rehearse as steps
@@ -57,7 +56,7 @@ class Forecast:
 
 def say(text: str) -> None:
     """Print it, in the first process alone."""
-    if int(os.environ.get("RANK", "0")) == 0:
+    if first_process():
         print(text, flush=True)
 
 
