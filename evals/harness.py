@@ -9,7 +9,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from common import models
+from common import generation, models
 from common.cli import UserError, first_process, nearest
 
 BATCH = 64
@@ -38,9 +38,11 @@ class Scores:
     def __init__(self, tasks: list[str], folder: Path):
         self.tasks, self.folder = tasks, folder
         self._taken: dict[str, dict[str, Any]] = {}
+        self._batch = BATCH
 
     def take(self, when: str, model: Any, tokenizer: Any, keep: Path | None = None) -> None:
         """Score the model as `before` or `after`. `keep`: where to save it, for a later lm_eval command."""
+        self._batch = 1 if generation.virtual_tokens(model) else BATCH  # see InMemory.generate_until
         self._taken[when] = score(model, tokenizer, self.tasks, self.folder / when, keep)
 
     def account(self, model: Path | str | None, adapter: Path | None) -> dict[str, Any]:
@@ -55,7 +57,7 @@ class Scores:
             "after": after["metrics"],
             "comparison": compare(before, after),
             "by_skill": by_skill(after),
-            "command": command(model, adapter, self.tasks, models.dtype()),
+            "command": command(model, adapter, self.tasks, models.dtype(), self._batch),
         }
 
 
@@ -113,12 +115,22 @@ def _in_memory(model: Any, tokenizer: Any) -> Any:
     """lm-eval's own model class over a loaded model; its bars are drawn on a terminal only."""
     from lm_eval.models.huggingface import HFLM
 
+    soft = generation.virtual_tokens(model)
+
     class InMemory(HFLM):
         def loglikelihood(self, requests, disable_tqdm=False):
             return super().loglikelihood(requests, disable_tqdm or not sys.stderr.isatty())
 
         def generate_until(self, requests, disable_tqdm=False):
-            return super().generate_until(requests, disable_tqdm or not sys.stderr.isatty())
+            groups = defaultdict(list)  # PEFT puts virtual tokens before the padding: no row may have any
+            for place, request in enumerate(requests):
+                groups[len(tokenizer(request.args[0]).input_ids) if soft else 0].append(place)
+            answers = [""] * len(requests)
+            for places in groups.values():
+                found = super().generate_until([requests[place] for place in places], not sys.stderr.isatty())
+                for place, answer in zip(places, found, strict=True):
+                    answers[place] = answer
+            return answers
 
     return InMemory(  # pyright: ignore[reportAbstractUsage]
         pretrained=model, tokenizer=tokenizer, batch_size=BATCH
@@ -152,10 +164,12 @@ def by_skill(scores: dict[str, Any]) -> dict[str, Any]:
     return {"columns": columns, "rows": dict(sorted(table.items()))}
 
 
-def command(model: Path | str | None, adapter: Path | None, tasks: list[str], dtype: Any) -> str | None:
+def command(
+    model: Path | str | None, adapter: Path | None, tasks: list[str], dtype: Any, batch_size: int = BATCH
+) -> str | None:
     """The plain lm_eval command for the same scores; None where nothing was scored, or it cannot load the model."""
     if not tasks or model is None:
         return None
     place = f"pretrained={model},dtype={str(dtype).removeprefix('torch.')}" + (f",peft={adapter}" if adapter else "")
     where = f"--include_path {TASKS} --tasks {','.join(tasks)}"
-    return f"lm_eval run --model hf --model_args {place} {where} --batch_size {BATCH}"
+    return f"lm_eval run --model hf --model_args {place} {where} --batch_size {batch_size}"

@@ -1,0 +1,31 @@
+"""Scores in memory against what lm-eval says of each row alone."""
+
+import json
+
+import pytest
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from peft import PrefixTuningConfig, PromptTuningConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from common.pocket import FOLDER
+from common.templates import ALPACA
+from evals import harness
+
+
+@pytest.mark.parametrize("kind", [PromptTuningConfig, PrefixTuningConfig])
+def test_virtual_tokens_and_rows_of_other_lengths(kind):
+    """A batch with padding would put it between the virtual tokens and the prompt."""
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(FOLDER / "model", padding_side="left")
+    base = AutoModelForCausalLM.from_pretrained(FOLDER / "model", dtype=torch.float32)
+    model = get_peft_model(base, kind(task_type="CAUSAL_LM", num_virtual_tokens=6)).eval()
+    rows = [json.loads(line) for line in (FOLDER / "test.jsonl").read_text().splitlines()][::28]
+    settings = {"until": ["\n\n"], "max_gen_toks": 8, "do_sample": False}
+    requests = [
+        Instance("generate_until", row, (ALPACA.prompt(row), settings), place) for place, row in enumerate(rows)
+    ]
+    assert len({len(tokenizer(request.args[0]).input_ids) for request in requests}) > 5
+    alone = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1).generate_until(requests, disable_tqdm=True)
+    assert harness._in_memory(model, tokenizer).generate_until(requests) == alone
