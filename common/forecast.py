@@ -98,7 +98,7 @@ def rehearse(trainer: Any, find_batch_size: bool = False) -> Forecast:
         with trainers.kept(trainer):
             workload = of_trainer(trainer)
             evaluated = trainers.evaluated(trainer, workload)
-            expected, problem = attempt(trainers.actor(trainer), workload, args.optim, evaluated)
+            expected, problem = attempt(trainers.actor(trainer), workload, args.optim, evaluated, find_batch_size)
         if not problem:
             break
     if expected is None or problem:
@@ -136,22 +136,28 @@ def name(optimizer: Any) -> str:
     return {"adam": "adamw_torch", "adamw": "adamw_torch"}.get(kind, kind)
 
 
-def attempt(actor: Actor, workload: Workload, optimizer: str, evaluated: int) -> tuple[Forecast, str]:
+def attempt(
+    actor: Actor, workload: Workload, optimizer: str, evaluated: int, agreed: bool = False
+) -> tuple[Forecast, str]:
     """The forecast of a workload as it is, and why it cannot be; empty where it fits.
 
     Args:
         optimizer: named as in TrainingArguments.optim.
         evaluated: positions of all evaluations.
+        agreed: where it does not fit in one of several processes, it does not in any. Otherwise that one gives up
+            without waiting for the others, who may wait for it in the middle of a step.
     """
     rows, width = workload.shape
     sizes, measured, problem, limit = None, None, "", memory.limit()
     try:
         sizes = measure(actor, workload, optimizer)
-        if worst(sizes.peak(rows, width) - limit) > 0:
+        if sizes.peak(rows, width) > limit:
             raise OutOfMemory(f"by arithmetic it needs {gib(sizes.peak(rows, width))}")
         measured = steps(actor, workload)
     except OutOfMemory as error:
         problem = str(error)
+    if agreed and worst(bool(problem)) and not problem:
+        problem = "another process has no memory for its own"
     expected = Forecast(
         parts=sizes.parts(rows, width) if sizes else {},
         limit_bytes=limit,
@@ -160,8 +166,9 @@ def attempt(actor: Actor, workload: Workload, optimizer: str, evaluated: int) ->
         accumulation=actor.accumulation,
         steps=workload.steps,
     )
-    if measured is None:
+    if problem or measured is None:
         return expected, refusal(actor, expected, sizes, workload, problem)
+    measured = measured.worst()
     expected.rehearsed_bytes = measured.peak_bytes
     expected.parts["optimizer"] = measured.state_bytes
     expected.parts["allocator"] = expected.peak_bytes - expected.arithmetic_bytes

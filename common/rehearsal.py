@@ -13,6 +13,7 @@ from common import memory
 from common.workload import Workload
 
 ENOUGH = 3.0  # seconds of steps after which no further one is timed
+TOGETHER = 3  # batches that are timed where processes may wait for each other in one: as many in each
 SHARES = (0.5, 0.25, 0.75, 0.5, 0.25, 0.75)  # of the batches by size: those that are timed after the longest
 NO_MEMORY = re.compile(
     r"can't allocate memory|not enough memory|bad_alloc|out of memory|could not create a memory", re.I
@@ -49,6 +50,11 @@ class Measured:
     rate: float
     update: float
     evaluation_rate: float  # seconds a position
+
+    def worst(self) -> "Measured":
+        """The largest of each figure over all processes."""
+        peak_bytes, state_bytes, *times = map(worst, vars(self).values())
+        return Measured(int(peak_bytes), int(state_bytes), *times)
 
     def seconds(self, workload: Workload, evaluated: int = 0) -> float:
         """Of all batches and steps of a workload, and of `evaluated` positions of evaluations."""
@@ -95,6 +101,8 @@ def guarded(model: Any, run: Callable, *args: Any) -> Any:
 
 
 def _steps(actor: Actor, workload: Workload, peak: memory.Peak) -> Measured:
+    import torch
+
     timed: list[tuple[int, float]] = []
     optimizer = actor.optimizer()
     try:
@@ -107,19 +115,17 @@ def _steps(actor: Actor, workload: Workload, peak: memory.Peak) -> Measured:
         timed.append((longest["input_ids"].numel(), _timed(actor.step, longest)))
         update = _update(optimizer)
         actor.model.zero_grad(set_to_none=True)
-        begun = time.monotonic()
+        begun, alone = time.monotonic(), not torch.distributed.is_initialized()
         for share in SHARES:
             batch = actor.collate(workload.at(share))
             timed.append((batch["input_ids"].numel(), _timed(actor.step, batch)))
             actor.model.zero_grad(set_to_none=True)
-            if worst(time.monotonic() - begun) > ENOUGH:  # as many steps in every process: they wait for each other
+            if time.monotonic() - begun > ENOUGH if alone else len(timed) == TOGETHER:
                 break
         evaluated = _timed(actor.evaluate, usual) / usual["input_ids"].numel()
         states = [value for state in optimizer.state.values() for value in state.values() if hasattr(value, "nbytes")]
         base, rate = line(timed)
-        numbers = map(worst, (peak.bytes, sum(value.nbytes for value in states), base, rate, update, evaluated))
-        peak_bytes, state_bytes, *times = numbers
-        return Measured(int(peak_bytes), int(state_bytes), *times)
+        return Measured(peak.bytes, sum(value.nbytes for value in states), base, rate, update, evaluated)
     finally:
         optimizer.state.clear()
 

@@ -67,14 +67,17 @@ def actor(trainer: Any) -> Actor:
 def kept(trainer: Any) -> Iterator[None]:
     """The trainer's own fields are afterwards what they were, and so are the metrics that it gathers.
 
-    Inside, activations are recomputed where `train` would do so.
+    Inside, activations are recomputed where `train` would do so, and nothing waits for another process: one may have
+    no memory for a step that the others have.
     """
-    before, args = dict(vars(trainer)), trainer.args
+    before, args, accelerator = dict(vars(trainer)), trainer.args, trainer.accelerator
     metrics = copy.deepcopy(before.get("_metrics"))
+    accelerator.gather = accelerator.gather_for_metrics = lambda value, *_: value
     try:
         with recomputed(trainer.model, args.gradient_checkpointing, args.gradient_checkpointing_kwargs):
             yield
     finally:
+        del accelerator.gather, accelerator.gather_for_metrics
         vars(trainer).clear()
         vars(trainer).update(before)
         if metrics is not None:

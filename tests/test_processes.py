@@ -21,7 +21,7 @@ def run(*words, recipe="qlora_alpaca.py", processes=1):
     command += [] if processes == 1 else ["--standalone", "--nproc_per_node", str(processes)]
     command += [str(ROOT / "recipes" / recipe), *map(str, words)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
 
 
 @pytest.mark.recipe
