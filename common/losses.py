@@ -1,0 +1,268 @@
+"""The loss of a student: alpha·T²·divergence from its teacher + (1 - alpha)·cross entropy, where labels train.
+
+The divergence is taken of both distributions at temperature T; T² keeps its gradient's size (Hinton et al. 2015).
+`plain` is the formula as it is written. `blended` is what runs: only positions that train are projected, and a few of
+them at a time, so that neither model's logits ever exist as a whole; a chunk's gradient is made while its logits are
+there, and nothing is computed twice.
+
+Shapes: N positions that train, D width, V vocabulary, C positions of a chunk, K outcomes.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from common.cli import UserError
+from common.masking import IGNORE
+
+CHUNK = 2**23  # logits of one model that exist at once: 32 MiB in float32
+
+
+@dataclass(frozen=True)
+class Blend:
+    """alpha: weight of the teacher, beside 1 - alpha of the labels. beta: 0 is KL(teacher‖student), 1 is
+    KL(student‖teacher), between them beta·KL(teacher‖m) + (1 - beta)·KL(student‖m) with m = beta·teacher +
+    (1 - beta)·student (generalised Jensen-Shannon, Agarwal et al. 2024).
+
+    Raises:
+        UserError: a value means nothing.
+    """
+
+    alpha: float = 0.5
+    temperature: float = 2.0
+    beta: float = 0.0
+
+    def __post_init__(self):
+        for name in ("alpha", "beta"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"--{name} {getattr(self, name)}: it is from 0 to 1")
+        if not 0 < self.temperature < float("inf"):
+            raise UserError(f"--temperature {self.temperature}: it is above 0")
+
+
+@dataclass
+class Head:
+    """What makes logits of hidden states: cap·tanh(scale·(weight·h + bias) / cap); no cap where it is None."""
+
+    weight_VD: torch.Tensor
+    bias_V: torch.Tensor | None = None
+    scale: float = 1.0
+    cap: float | None = None
+
+    def logits(self, hidden_CD: torch.Tensor) -> torch.Tensor:
+        """(C, V), in float32 or, for float64, in float64."""
+        dtype = compute_dtype(hidden_CD)
+        bias = None if self.bias_V is None else self.bias_V.to(dtype)
+        logits_CV = torch.nn.functional.linear(hidden_CD.to(dtype), self.weight_VD.to(dtype), bias)
+        logits_CV = logits_CV.to(wide(dtype))
+        if self.scale != 1.0:
+            logits_CV = logits_CV * self.scale
+        return logits_CV if self.cap is None else self.cap * torch.tanh(logits_CV / self.cap)
+
+    def backward_(self, gradient_CV: torch.Tensor, logits_CV: torch.Tensor) -> torch.Tensor:
+        """The gradient of weight·h + bias from that of the logits, in place."""
+        if self.cap is not None:
+            gradient_CV.mul_(1 - (logits_CV / self.cap) ** 2)
+        return gradient_CV if self.scale == 1.0 else gradient_CV.mul_(self.scale)
+
+
+@dataclass
+class Online:
+    """A teacher that runs beside the student: its hidden states at the positions that train, and its head."""
+
+    hidden_ND: torch.Tensor
+    head: Head
+
+
+@dataclass
+class TopK:
+    """A teacher that has run: at its temperature, log-probabilities of a few tokens, and of all the others together.
+
+    The divergence is that of K + 1 outcomes, which is at most that of the whole distributions.
+    """
+
+    ids_NK: torch.Tensor  # int64
+    log_probs_NK: torch.Tensor
+    log_rest_N: torch.Tensor
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def compute_dtype(hidden: torch.Tensor) -> torch.dtype:
+    """What a linear layer would compute in here."""
+    kind = hidden.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+
+
+def divergence(student_NK: torch.Tensor, teacher_NK: torch.Tensor, beta: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The divergence of each row (N,), and its gradient by the logits of the student's softmax (N, K).
+
+    Args:
+        student_NK, teacher_NK: log-probabilities. They may be written over.
+    """
+    if beta == 0:
+        probs_NK = teacher_NK.exp()
+        value_N = torch.linalg.vecdot(probs_NK, teacher_NK.sub_(student_NK))
+        return value_N, student_NK.exp_().sub_(probs_NK)
+    if beta == 1:
+        return _from(student_NK, student_NK - teacher_NK)
+    log_beta = torch.tensor(beta, dtype=student_NK.dtype, device=student_NK.device).log()
+    log_other = torch.tensor(1 - beta, dtype=student_NK.dtype, device=student_NK.device).log()
+    mixed_NK = torch.logaddexp(teacher_NK + log_beta, student_NK + log_other)
+    of_teacher_N = torch.linalg.vecdot(teacher_NK.exp(), teacher_NK - mixed_NK)
+    of_student_N, gradient_NK = _from(student_NK, student_NK - mixed_NK)
+    return beta * of_teacher_N + (1 - beta) * of_student_N, gradient_NK.mul_(1 - beta)
+
+
+def _from(log_probs_NK: torch.Tensor, above_NK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Σ p·above and p·(above - Σ p·above)."""
+    probs_NK = log_probs_NK.exp()
+    value_N = torch.linalg.vecdot(probs_NK, above_NK)
+    return value_N, above_NK.sub_(value_N[:, None]).mul_(probs_NK)
+
+
+def plain(student_BTV: Any, teacher_BTV: Any, labels_BT: Any, blend: Blend, items: Any) -> torch.Tensor:
+    """The formula as it is written, over all logits; autograd makes the gradient. For tests and measurements.
+
+    Args:
+        student_BTV, teacher_BTV: logits. Where one vocabulary is longer, the divergence is of the part that both have.
+        labels_BT: IGNORE where nothing trains; the logits before a label are compared.
+        items: labels of the whole step.
+    """
+    student_BTV, teacher_BTV, labels_BT = student_BTV[:, :-1], teacher_BTV[:, :-1], labels_BT[:, 1:]
+    shared, keep, beta = min(student_BTV.shape[-1], teacher_BTV.shape[-1]), labels_BT != IGNORE, blend.beta
+    log_s = torch.log_softmax(student_BTV[..., :shared] / blend.temperature, -1)
+    log_t = torch.log_softmax(teacher_BTV[..., :shared] / blend.temperature, -1)
+    if beta == 0:
+        apart_BT = (log_t.exp() * (log_t - log_s)).sum(-1)
+    elif beta == 1:
+        apart_BT = (log_s.exp() * (log_s - log_t)).sum(-1)
+    else:
+        log_m = (beta * log_t.exp() + (1 - beta) * log_s.exp()).log()
+        apart_BT = beta * (log_t.exp() * (log_t - log_m)).sum(-1) + (1 - beta) * (log_s.exp() * (log_s - log_m)).sum(-1)
+    cross = torch.nn.functional.cross_entropy(student_BTV[keep], labels_BT[keep], reduction="sum")
+    return (blend.alpha * blend.temperature**2 * apart_BT[keep].sum() + (1 - blend.alpha) * cross) / items
+
+
+def blended(
+    hidden_ND: torch.Tensor,
+    head: Head,
+    labels_N: torch.Tensor,
+    teacher: Online | TopK | None,
+    blend: Blend,
+    chunk: int = CHUNK,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The sums over N positions of the loss, of the divergence (without T²) and of the cross entropy; the first has a
+    gradient. A loss is the first divided by the labels of the whole step.
+
+    Args:
+        hidden_ND: the student's last hidden states before the labels.
+        head: the student's; it may be frozen.
+        labels_N: int64, all of them real.
+        teacher: None only with alpha 0.
+        chunk: logits that may exist at once.
+    """
+    assert teacher is not None or blend.alpha == 0
+    return _Blended.apply(  # pyright: ignore[reportReturnType]
+        hidden_ND, head.weight_VD, head.bias_V, labels_N, head, teacher, blend, chunk
+    )
+
+
+class _Blended(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden_ND, weight_VD, bias_V, labels_N, head, teacher, blend, chunk):
+        dtype, needs = compute_dtype(hidden_ND), ctx.needs_input_grad
+        head = Head(weight_VD.to(dtype), bias_V, head.scale, head.cap)
+        sums = torch.zeros(2, dtype=torch.float64 if hidden_ND.device.type == "cpu" else wide(dtype))
+        sums = sums.to(hidden_ND.device)
+        gradients = [
+            torch.zeros_like(value, dtype=kind) if need else None
+            for value, need, kind in zip(
+                (hidden_ND, weight_VD, bias_V), needs, (hidden_ND.dtype, wide(dtype), wide(dtype)), strict=False
+            )
+        ]
+        size = max(1, chunk // weight_VD.shape[0])
+        for start in range(0, len(hidden_ND), size):
+            rows = slice(start, start + size)
+            logits_CV = head.logits(hidden_ND[rows])
+            apart, cross, gradient_CV = _chunk(logits_CV, labels_N[rows], teacher, rows, blend, any(needs))
+            sums += torch.stack((apart, cross))
+            if gradient_CV is not None:
+                gradient_CV = head.backward_(gradient_CV, logits_CV)
+                del logits_CV
+                _collect(gradients, gradient_CV, hidden_ND[rows].to(dtype), head.weight_VD, rows)
+        ctx.save_for_backward(*gradients)
+        ctx.dtypes = [None if value is None else value.dtype for value in (hidden_ND, weight_VD, bias_V)]
+        sums = sums.to(wide(dtype))
+        total = blend.alpha * blend.temperature**2 * sums[0] + (1 - blend.alpha) * sums[1]
+        apart, cross = sums[0].clone(), sums[1].clone()
+        ctx.mark_non_differentiable(apart, cross)
+        return total, apart, cross
+
+    @staticmethod
+    def backward(ctx, *outer):  # pyright: ignore[reportIncompatibleMethodOverride]
+        found = [
+            None if gradient is None else (gradient * outer[0]).to(dtype)
+            for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        ]
+        return *found, None, None, None, None, None
+
+
+def _chunk(logits_CV, labels_C, teacher, rows, blend, needed):
+    """Sums of divergence and cross entropy of a chunk, and the gradient by its logits where it is needed."""
+    apart, gradient_CV = logits_CV.new_zeros(()), None
+    if blend.alpha:
+        apart, gradient_CV = _apart(logits_CV, teacher, rows, blend)
+        # By the logits: 1/T from the softmax, T² from the loss.
+        gradient_CV = gradient_CV.mul_(blend.alpha * blend.temperature) if needed else None
+    log_probs_CV = torch.log_softmax(logits_CV, -1)
+    cross = -log_probs_CV.gather(1, labels_C[:, None]).sum()
+    if not needed or blend.alpha == 1:
+        more = 0 if gradient_CV is None else logits_CV.shape[1] - gradient_CV.shape[1]
+        return apart, cross, torch.nn.functional.pad(gradient_CV, (0, more)) if more else gradient_CV
+    own_CV = log_probs_CV.exp_().mul_(1 - blend.alpha)
+    own_CV.scatter_add_(1, labels_C[:, None], own_CV.new_full((len(labels_C), 1), blend.alpha - 1))
+    if gradient_CV is not None:
+        own_CV[:, : gradient_CV.shape[1]].add_(gradient_CV)
+    return apart, cross, own_CV
+
+
+def _apart(logits_CV, teacher, rows, blend):
+    """Sum of the divergence, and its gradient by the scaled logits of the shared vocabulary."""
+    if isinstance(teacher, Online):
+        other_CV = teacher.head.logits(teacher.hidden_ND[rows]).to(logits_CV.dtype)
+        shared = min(logits_CV.shape[1], other_CV.shape[1])
+        student, other = (torch.log_softmax(part[:, :shared] / blend.temperature, -1) for part in (logits_CV, other_CV))
+        del other_CV
+        value_C, gradient_CV = divergence(student, other, blend.beta)
+        return value_C.sum(), gradient_CV
+    ids_CK = teacher.ids_NK[rows]
+    scaled_CV = logits_CV / blend.temperature
+    log_top_CK = scaled_CV.gather(1, ids_CK) - scaled_CV.logsumexp(-1, keepdim=True)
+    probs_CV = scaled_CV.softmax(-1)
+    probs_CV.scatter_(1, ids_CK, 0.0)
+    rest_C1 = probs_CV.sum(-1, keepdim=True).clamp_min_(torch.finfo(probs_CV.dtype).tiny)
+    outcomes = torch.cat((log_top_CK, rest_C1.log()), 1)
+    stored = torch.cat((teacher.log_probs_NK[rows], teacher.log_rest_N[rows, None]), 1).to(outcomes.dtype)
+    # Half precision rounds: the K + 1 are made to sum to 1 again.
+    value_C, gradient_CK = divergence(outcomes, torch.log_softmax(stored, -1), blend.beta)
+    probs_CV.mul_(gradient_CK[:, -1:] / rest_C1)
+    return value_C.sum(), probs_CV.scatter_(1, ids_CK, gradient_CK[:, :-1])
+
+
+def _collect(gradients, gradient_CV, hidden_CD, weight_VD, rows):
+    """Add a chunk to the gradients of hidden states, weight and bias, as far as they are wanted."""
+    of_hidden, of_weight, of_bias = gradients
+    if of_bias is not None:
+        of_bias += gradient_CV.sum(0)
+    gradient_CV = gradient_CV.to(hidden_CD.dtype)
+    if of_hidden is not None:
+        of_hidden[rows] = gradient_CV @ weight_VD
+    if of_weight is not None:
+        if of_weight.dtype == gradient_CV.dtype:
+            of_weight.addmm_(gradient_CV.t(), hidden_CD)
+        else:
+            of_weight += gradient_CV.t() @ hidden_CD
