@@ -5,16 +5,23 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers.trainer_pt_utils import LabelSmoother
 
-from common.cli import Refused
+from common.cli import Refused, UserError
 from common.generation import Samples
 from common.meter import Meter
 
 
 def measure(trainer: Any, log_file: Path) -> Meter:
-    """A meter that the trainer feeds; it takes the place of the trainer's own printing."""
+    """A meter that the trainer feeds; it takes the place of the trainer's own printing.
+
+    A held-out loss is taken without label smoothing: nats a token, whatever trains.
+    """
     meter = Meter(log_file)
+    if trainer.label_smoother is not None:
+        trainer.label_smoother = Smoother(trainer.label_smoother.epsilon)
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Measure(trainer, meter))
@@ -30,6 +37,15 @@ def evaluate(trainer: Any) -> None:
         # An evaluation before training marks the model as prepared and does not wrap it; accelerate (1.15) would leave
         # it so when training begins, and each process would train by itself.
         trainer.model._is_accelerate_prepared = False
+
+
+class Smoother(LabelSmoother):
+    """Label smoothing while gradients are made, and none in evaluation."""
+
+    def __call__(self, *words: Any, **named: Any) -> Any:
+        if torch.is_grad_enabled():
+            return super().__call__(*words, **named)
+        return LabelSmoother(epsilon=0.0)(*words, **named)
 
 
 class Measure(TrainerCallback):
@@ -62,7 +78,19 @@ class Measure(TrainerCallback):
 
 
 class Watchdog(TrainerCallback):
-    """Stops at a loss or gradient norm that is not a number, with what to try; checkpoints already written are kept."""
+    """Stops at a loss or gradient norm that is not a number, with what to try; checkpoints already written are kept.
+
+    Before training: label smoothing behind virtual tokens, where transformers would hold each token's answer against
+    the label of another place, is refused.
+    """
+
+    def on_init_end(self, args, state, control, model=None, **kwargs):
+        methods = getattr(model, "peft_config", {}).values()
+        if args.label_smoothing_factor and any(method.is_prompt_learning for method in methods):
+            raise UserError(
+                "--sft label_smoothing_factor: label smoothing does not go with virtual tokens (prompt and prefix "
+                "tuning): the trainer would compare answers with the wrong labels. Leave it out, or use lora_alpaca"
+            )
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         logs = logs or {}
