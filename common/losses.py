@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from common.cli import UserError
+from common.heads import Head, compute_dtype, wide
 from common.masking import IGNORE
 
 CHUNK = 2**23  # logits of one model that exist at once: 32 MiB in float32
@@ -42,32 +43,6 @@ class Blend:
 
 
 @dataclass
-class Head:
-    """What makes logits of hidden states: cap·tanh(scale·(weight·h + bias) / cap); no cap where it is None."""
-
-    weight_VD: torch.Tensor
-    bias_V: torch.Tensor | None = None
-    scale: float = 1.0
-    cap: float | None = None
-
-    def logits(self, hidden_CD: torch.Tensor) -> torch.Tensor:
-        """(C, V), in float32 or, for float64, in float64."""
-        dtype = compute_dtype(hidden_CD)
-        bias = None if self.bias_V is None else self.bias_V.to(dtype)
-        logits_CV = torch.nn.functional.linear(hidden_CD.to(dtype), self.weight_VD.to(dtype), bias)
-        logits_CV = logits_CV.to(wide(dtype))
-        if self.scale != 1.0:
-            logits_CV = logits_CV * self.scale
-        return logits_CV if self.cap is None else self.cap * torch.tanh(logits_CV / self.cap)
-
-    def backward_(self, gradient_CV: torch.Tensor, logits_CV: torch.Tensor) -> torch.Tensor:
-        """The gradient of weight·h + bias from that of the logits, in place."""
-        if self.cap is not None:
-            gradient_CV.mul_(1 - (logits_CV / self.cap) ** 2)
-        return gradient_CV if self.scale == 1.0 else gradient_CV.mul_(self.scale)
-
-
-@dataclass
 class Online:
     """A teacher that runs beside the student: its hidden states at the positions that train, and its head."""
 
@@ -85,16 +60,6 @@ class TopK:
     ids_NK: torch.Tensor  # int64
     log_probs_NK: torch.Tensor
     log_rest_N: torch.Tensor
-
-
-def wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
-
-
-def compute_dtype(hidden: torch.Tensor) -> torch.dtype:
-    """What a linear layer would compute in here."""
-    kind = hidden.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
 
 
 def divergence(student_NK: torch.Tensor, teacher_NK: torch.Tensor, beta: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -215,14 +180,16 @@ def _chunk(logits_CV, labels_C, teacher, rows, blend, needed):
     """Sums of divergence and cross entropy of a chunk, and the gradient by its logits where it is needed."""
     apart, gradient_CV = logits_CV.new_zeros(()), None
     if blend.alpha:
-        apart, gradient_CV = _apart(logits_CV, teacher, rows, blend)
+        apart, of_teacher_CV = _apart(logits_CV, teacher, rows, blend)
         # By the logits: 1/T from the softmax, T² from the loss.
-        gradient_CV = gradient_CV.mul_(blend.alpha * blend.temperature) if needed else None
+        gradient_CV = of_teacher_CV.mul_(blend.alpha * blend.temperature) if needed else None
     log_probs_CV = torch.log_softmax(logits_CV, -1)
     cross = -log_probs_CV.gather(1, labels_C[:, None]).sum()
-    if not needed or blend.alpha == 1:
-        more = 0 if gradient_CV is None else logits_CV.shape[1] - gradient_CV.shape[1]
+    if gradient_CV is not None and blend.alpha == 1:
+        more = logits_CV.shape[1] - gradient_CV.shape[1]
         return apart, cross, torch.nn.functional.pad(gradient_CV, (0, more)) if more else gradient_CV
+    if not needed:
+        return apart, cross, None
     own_CV = log_probs_CV.exp_().mul_(1 - blend.alpha)
     own_CV.scatter_add_(1, labels_C[:, None], own_CV.new_full((len(labels_C), 1), blend.alpha - 1))
     if gradient_CV is not None:

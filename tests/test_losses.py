@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from common.cli import UserError
-from common.losses import Blend, Head, Online, TopK, blended, plain
+from common.heads import Head
+from common.losses import Blend, Online, TopK, blended, plain
 from common.masking import IGNORE
 
 BLENDS = [

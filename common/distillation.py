@@ -1,0 +1,119 @@
+"""A student's step: hidden states of both models at the positions that train, and the loss over them."""
+
+from typing import Any
+
+import torch
+
+from common import attention, checks, heads, losses, models, vocabularies
+from common.cli import UserError
+from common.losses import Blend, Online
+from common.masking import IGNORE
+from common.pocket import FOLDER as POCKET
+
+INPUTS = ("input_ids", "attention_mask", "position_ids")  # what a body is given of a batch
+
+
+def locate(name: str) -> str:
+    """The folder or Hub name behind `--teacher`.
+
+    Raises:
+        UserError: as models.locate.
+    """
+    try:
+        return str(POCKET / "teacher") if name == "pocket_teacher" else models.locate(name)
+    except UserError as error:
+        raise UserError(str(error).replace("--model", "--teacher").replace("or pocket", "or pocket_teacher")) from None
+
+
+class Teacher:
+    """A frozen model that runs beside the student, in its own precision."""
+
+    def __init__(self, model: Any, name: str):
+        self.model, self.name = model.requires_grad_(False).eval(), name
+        heads.expose(model)
+        heads.check(model, name)
+
+    def hidden(self, batch: dict[str, Any]) -> torch.Tensor:
+        """(B, T, D): last hidden states of a batch."""
+        given = {name: batch[name].to(self.model.device) for name in INPUTS if name in batch}
+        with torch.no_grad(), _unrecorded():
+            return self.model(**given, head=False)
+
+    def targets(self, batch: dict[str, Any], keep_BT: torch.Tensor) -> Online:
+        """What it says at the positions before those labels that `keep_BT` (B, T - 1) keeps."""
+        hidden_BTD = self.hidden(batch)[:, :-1].to(keep_BT.device)
+        return Online(hidden_BTD[keep_BT], heads.of(self.model))
+
+
+def teacher(name: str, max_length: int, four_bit: bool, student_tokenizer: Any) -> Teacher:
+    """A teacher, loaded as the student's base is.
+
+    Raises:
+        UserError: as models.load; or its tokenizer is not the student's.
+    """
+    model, tokenizer = models.load(locate(name), max_length, four_bit=four_bit)
+    vocabularies.require_same(student_tokenizer, tokenizer, name)
+    return Teacher(model, name)
+
+
+def prepare(model: Any, name: str) -> None:
+    """Make a student ready for `loss`, once its adapters are on it.
+
+    Raises:
+        UserError: its head is not understood, or it learns virtual tokens.
+    """
+    if hasattr(model, "peft_config") and model.active_peft_config.is_prompt_learning:
+        raise UserError(f"--model {name}: virtual tokens cannot be distilled here; take LoRA or all weights")
+    heads.expose(model)
+    heads.check(model, name)
+
+
+def isolate(trainer: Any, teacher: Teacher) -> None:
+    """Both models attend inside the documents of packed rows; proved for both on the trainer's first batch.
+
+    Raises:
+        Refused: documents see each other.
+    """
+    for model in (trainer.model, teacher.model):
+        attention.by_document(model)
+    checks.isolation(trainer)
+    student, trainer.model = trainer.model, teacher.model
+    try:
+        checks.isolation(trainer)
+    finally:
+        trainer.model = student
+
+
+def loss(trainer: Any, model: Any, batch: dict[str, Any], items: Any, teacher: Any, blend: Blend) -> torch.Tensor:
+    """The loss of a batch for a transformers.Trainer's compute_loss; `divergence` and `cross_entropy` go to its log.
+
+    In an evaluation it is the cross entropy alone, the held-out loss of all other recipes.
+
+    Args:
+        items: trained labels of the whole step, over accumulation and processes, as the trainer counts them; None: of
+            this batch.
+        teacher: gives `targets(batch, keep_BT)`; not asked with alpha 0.
+    """
+    mode = "train" if model.training else "eval"
+    blend = blend if model.training else Blend(alpha=0.0)
+    labels_BT = batch["labels"][:, 1:]
+    keep_BT = labels_BT != IGNORE
+    targets = teacher.targets(batch, keep_BT) if blend.alpha else None  # first: its activations are gone then
+    hidden_BTD = model(**{name: batch[name] for name in INPUTS if name in batch}, head=False)
+    head = heads.of(trainer.accelerator.unwrap_model(model))
+    total, apart, cross = losses.blended(hidden_BTD[:, :-1][keep_BT], head, labels_BT[keep_BT], targets, blend)
+    here = keep_BT.sum().clamp(min=1)
+    for name, value in (("divergence", apart), ("cross_entropy", cross)):
+        if name == "cross_entropy" or blend.alpha:
+            trainer._metrics[mode][name].append((value / here).item())
+    if items is None:
+        return total / here
+    # The gradients of several processes are averaged, and `items` counts the labels of all.
+    return total / items * (trainer.accelerator.num_processes if trainer.args.average_tokens_across_devices else 1)
+
+
+def _unrecorded() -> Any:
+    """Arithmetic of memory does not see what happens inside: a teacher's weights are there before any step."""
+    from torch.utils._python_dispatch import _disable_current_modes
+
+    return _disable_current_modes()
