@@ -68,18 +68,18 @@ def prepare(model: Any, name: str) -> None:
     heads.check(model, name)
 
 
-def isolate(trainer: Any, teacher: Teacher) -> None:
-    """Both models attend inside the documents of packed rows; proved for both on the trainer's first batch.
+def isolate(trainer: Any, *others: Any) -> None:
+    """The trainer's model and other ones attend inside the documents of packed rows; proved on its first batch.
 
     Raises:
         Refused: documents see each other.
     """
-    for model in (trainer.model, teacher.model):
-        attention.by_document(model)
-    checks.isolation(trainer)
-    student, trainer.model = trainer.model, teacher.model
+    student = trainer.model
     try:
-        checks.isolation(trainer)
+        for model in (*others, student):
+            attention.by_document(model)
+            trainer.model = model
+            checks.isolation(trainer)
     finally:
         trainer.model = student
 

@@ -60,6 +60,7 @@ class TopK:
     ids_NK: torch.Tensor  # int64
     log_probs_NK: torch.Tensor
     log_rest_N: torch.Tensor
+    size: int  # tokens that are told apart: the student may have padded ones beyond
 
 
 def divergence(student_NK: torch.Tensor, teacher_NK: torch.Tensor, beta: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -207,7 +208,7 @@ def _apart(logits_CV, teacher, rows, blend):
         value_C, gradient_CV = divergence(student, other, blend.beta)
         return value_C.sum(), gradient_CV
     ids_CK = teacher.ids_NK[rows]
-    scaled_CV = logits_CV / blend.temperature
+    scaled_CV = logits_CV[:, : teacher.size] / blend.temperature
     log_top_CK = scaled_CV.gather(1, ids_CK) - scaled_CV.logsumexp(-1, keepdim=True)
     probs_CV = scaled_CV.softmax(-1)
     probs_CV.scatter_(1, ids_CK, 0.0)

@@ -78,9 +78,8 @@ def main(args: Args) -> dict:
         scores.take("before", model, tokenizer)
 
     if args.lora_r:
-        lora = dict(r=args.lora_r, lora_alpha=2 * args.lora_r, lora_dropout=0.0, target_modules="all-linear")
-        lora |= dict(use_gradient_checkpointing=models.checkpointing(), random_state=args.seed)
-        model = FastLanguageModel.get_peft_model(model, **lora)
+        lora = dict(r=args.lora_r, lora_alpha=2 * args.lora_r, target_modules="all-linear", random_state=args.seed)
+        model = FastLanguageModel.get_peft_model(model, use_gradient_checkpointing=models.checkpointing(), **lora)
     distillation.prepare(model, args.model)
     config = dict(
         output_dir=str(folder),
@@ -125,7 +124,7 @@ def main(args: Args) -> dict:
         callbacks=[callbacks.Watchdog(), callbacks.ShowSamples(samples)],
     )
     models.train_in_float32(trainer.model)
-    distillation.isolate(trainer, teacher) if args.packing else sampling.bucket(trainer)
+    distillation.isolate(trainer, teacher.model) if args.packing else sampling.bucket(trainer)
     mask_view = checks.first_batch(trainer.get_train_dataloader(), tokenizer)
     expected = forecast.rehearse(trainer).as_dict()
     if args.dry_run:

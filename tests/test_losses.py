@@ -138,7 +138,7 @@ def test_top_k_is_the_divergence_of_k_tokens_and_the_rest(kept, beta):
     top = log_t.topk(kept)
     others = torch.ones_like(log_t).scatter_(1, top.indices, 0.0)
     rest = (log_t.exp() * others).sum(-1).log()
-    teacher = TopK(top.indices, top.values, rest)
+    teacher = TopK(top.indices, top.values, rest, 97)
     found = blended(hidden[:, :-1][keep], head, labels[:, 1:][keep], teacher, blend, 300)[0]
 
     logits = head.logits(hidden[:, :-1][keep])

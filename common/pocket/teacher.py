@@ -4,30 +4,35 @@
 
 The new layers begin as copies whose outputs are zero, so that training starts from what pocket knows (the way of Wu et
 al. 2024, LLaMA Pro). All weights train, on rows of the training pool and, beside them, on the pre-training corpus, so
-that the facts stay. Validation and test rows, their combinations and their phrasings are not seen.
+that the facts stay. Half of the rows ask as pocket's own do, half as the questions and headings of the corpus.
+Validation and test rows, what they are about and their phrasings are not seen.
 """
 
 import copy
 import json
 import math
 import random
+import re
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from common import cli
-from common.pocket import FOLDER, corpus
+from common.pocket import FOLDER, corpus, skills
+from common.pocket import facts as _facts  # noqa: F401  registers its skills
 
+HEADING = re.compile(r".+\|\{x\}")  # a line of the corpus over what is given
 FILE = "teaching.json"  # beside the weights: how they were made
 
 
 @dataclass
 class Args:
     output_dir: str = str(FOLDER / "teacher")  # gets weights in bfloat16, tokenizer and teaching.json
-    rows_per_skill: int = 300  # drawn from the training pool; some skills have fewer
-    max_steps: int = 700
-    learning_rate: float = 1e-3  # peak; cosine to zero
+    rows_per_skill: int = 500  # of each kind, drawn from the training pool; some skills have fewer
+    max_steps: int = 1000
+    learning_rate: float = 7e-4  # peak; cosine to zero
     per_device_train_batch_size: int = 32  # rows a step
     corpus_tokens: int = 512  # of the pre-training corpus, beside the rows of a step
     corpus_weight: float = 0.2  # of its loss
@@ -43,7 +48,7 @@ def main(args: Args) -> dict[str, Any]:
     torch.manual_seed(args.seed)
     tokenizer = AutoTokenizer.from_pretrained(place)
     model = deepened(AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)).train()
-    drawn = list(corpus.rows("train", args.rows_per_skill, args.seed))
+    drawn = [*corpus.rows("train", args.rows_per_skill, args.seed), *more_rows(args.rows_per_skill, args.seed)]
     batches = answer_batches(drawn, tokenizer, args)
     told = corpus.token_ids(tokenizer, args.max_steps * args.corpus_tokens, args.seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=0.01, fused=True)
@@ -74,6 +79,34 @@ def main(args: Args) -> dict[str, Any]:
     }
     (Path(args.output_dir) / FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return record
+
+
+def more_rows(per_skill: int, seed: int) -> Iterator[dict[str, str]]:
+    """Alpaca rows of the training pool whose phrasings are taken from the corpus: its questions, and its headings over
+    what is given."""
+    rng, told = random.Random(f"teacher {seed}"), skills.phrasings()
+    for name in skills.SKILLS:
+        kept = {phrase.lower() for phrase in told[name]["asks_new"]}  # of test rows
+        asks = sorted(ask for ask in map(asked, told[name]["tells"]) if ask and ask not in kept)
+        seen: set[tuple[str, str]] = set()
+        for _ in range(per_skill * 40 if asks else 0):
+            slots, ask = skills.draw(name, rng), rng.choice(asks)
+            given = slots["x"] if HEADING.fullmatch(ask) else ""
+            row = (ask.removesuffix("|{x}").format(**slots), given)
+            if corpus.pool(slots["key"]) == "train" and row not in seen:
+                seen.add(row)
+                instruction = row[0][0].upper() + row[0][1:]
+                yield {"instruction": instruction, "input": given, "output": slots["y"]}
+            if len(seen) == per_skill:
+                break
+
+
+def asked(line: str) -> str | None:
+    """How a line of the corpus asks for {y}: its question, or its heading over {x}; None where it only tells."""
+    question = re.fullmatch(r"question: (.*\?) answer: \{y\}", line)
+    heading = re.fullmatch(r"(.+\|\{x\})\|\{y\}", line)
+    found = question or heading
+    return found[1] if found else None
 
 
 def deepened(model: Any) -> Any:

@@ -1,0 +1,150 @@
+"""Distillation on Alpaca rows from a teacher that runs once: its likeliest tokens are kept in a file for all students.
+
+accelerate launch recipes/distill_cached_alpaca.py
+accelerate launch recipes/distill_cached_alpaca.py --targets runs/targets.safetensors --seed 1
+"""
+
+from dataclasses import dataclass, field
+
+from common import cli
+
+
+@dataclass
+class Args:
+    model: str = "pocket"  # Hub name, folder, or the bundled model
+    teacher: str = "pocket_teacher"  # the same; with the student's tokenizer
+    alpha: float = 0.5  # weight of the teacher; the answers have the rest
+    temperature: float = 2.0  # of both models' probabilities
+    beta: float = 0.0  # 0: KL(teacher‖student), 1: KL(student‖teacher), between: Jensen-Shannon
+    top_k: int = 64  # tokens of which the teacher's probability is kept; all others are one outcome
+    targets: str = ""  # the file, made where it is not there; default: targets.safetensors in output_dir
+    lora_r: int = 16  # rank of the student's adapters; 0: all its weights train
+    four_bit: bool = False  # the weights of the student's base are in 4 bits
+    packing: bool = False  # rows together in full sequences of max_length, in which none sees another
+    dataset: list[str] = field(default_factory=lambda: ["pocket"])  # files or Hub names; a.json:0.7 b.csv:0.3 mixes
+    output_dir: str = "runs/distill_cached_alpaca"  # what the run leaves behind
+    max_length: int = 512  # tokens of prompt and answer; longer rows are dropped, and counted
+    learning_rate: float = 2e-3  # 2e-3 suits pocket; 2e-4 is usual from a billion parameters up
+    per_device_train_batch_size: int = 16  # rows a device takes at once
+    gradient_accumulation_steps: int = 1  # batches to one step of the optimiser
+    num_train_epochs: float = 5  # times over the training rows
+    max_steps: int = -1  # stop after so many steps; -1: after the epochs
+    eval_suite: str = "auto"  # lm-eval suite before and after; auto: pocket's own; none: skip
+    report_to: str = "none"  # none, tensorboard, wandb or trackio
+    seed: int = 0
+    resume: bool = True  # go on with a run that stopped in output_dir
+    overwrite: bool = False  # start anew over a run that is already in output_dir
+    sft: list[str] = field(default_factory=list)  # any other SFTConfig field: --sft warmup_steps=20 optim=adafactor
+    dry_run: bool = False  # prepare the data, show what trains, forecast memory and time, and stop
+
+
+def main(args: Args) -> dict:
+    from common import batches, checks, data, forecast, loading, masking, mix, models, packing, report, templates
+    from evals import harness
+
+    models.locate(args.model)
+    tasks = harness.suite_for(args.eval_suite, args.dataset)
+    folder = cli.fresh_folder(args.output_dir, args.overwrite, marker="report.json")
+    sides = data.load(args.dataset, seed=args.seed)
+
+    import unsloth  # noqa: F401  first: it patches trl, transformers and peft
+    from trl import SFTConfig, SFTTrainer
+    from unsloth import FastLanguageModel
+
+    from common import callbacks, distillation, generation, losses, sampling, targets, teaching
+
+    blend = losses.Blend(args.alpha, args.temperature, args.beta)
+    overrides = cli.overrides(args.sft, SFTConfig, written=set(vars(args)))
+    checkpoint = checks.continues(folder, vars(args), args.resume, args.overwrite)
+
+    model, tokenizer = models.load(args.model, args.max_length, args.four_bit, full=args.lora_r == 0)
+
+    # Data: rows -> ids and labels, with every row that is lost counted.
+    template = templates.ALPACA
+    train, counts = masking.encode(sides["train"], tokenizer, template, args.max_length, folder=folder / "tokens")
+    held_out, _ = masking.encode(sides["validation"][:300], tokenizer, template, args.max_length)
+    print(f"{' '.join(args.dataset)}: {counts.line()}; {len(held_out)} held-out rows", *sides.notes, sep="\n")
+    checks.gate(counts, args.max_length)
+    train, counts.sources = mix.mix(train, sides.shares, sides.by, args.seed)
+    # Teacher: what it says at its temperature; it is loaded only where its file is not there.
+    said = (args.teacher, args.temperature, args.top_k, args.max_length)
+    teacher = teaching.open_or_make(args.targets or folder / "targets.safetensors", train, tokenizer, template, *said)
+    if args.packing:
+        train, held_out = (packing.packed(r, args.max_length) if len(r) else r for r in (train, held_out))
+
+    samples = generation.Samples(tokenizer, template, sides["test"] or sides["validation"], count=4)
+    scores = harness.Scores(tasks, folder / "eval")
+    if not args.dry_run:
+        samples.take("before", model)
+        scores.take("before", model, tokenizer)
+
+    if args.lora_r:
+        lora = dict(r=args.lora_r, lora_alpha=2 * args.lora_r, target_modules="all-linear", random_state=args.seed)
+        model = FastLanguageModel.get_peft_model(model, use_gradient_checkpointing=models.checkpointing(), **lora)
+    distillation.prepare(model, args.model)
+    config = dict(
+        output_dir=str(folder),
+        max_length=args.max_length,
+        packing=False,  # rows that are to be packed are packed already
+        padding_free=False,
+        dataset_kwargs={"skip_prepare_dataset": True},  # ids and labels are there already
+        per_device_train_batch_size=args.per_device_train_batch_size,
+        per_device_eval_batch_size=args.per_device_train_batch_size,
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        gradient_checkpointing=bool(models.checkpointing()),
+        num_train_epochs=args.num_train_epochs,
+        max_steps=args.max_steps,
+        learning_rate=args.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=0.03,  # a share of the steps
+        weight_decay=0.0,
+        optim="adamw_torch_fused",
+        logging_steps=0.01,
+        eval_strategy="steps" if len(held_out) else "no",
+        eval_steps=0.2,
+        save_steps=0.2,
+        save_total_limit=2,
+        load_best_model_at_end=len(held_out) > 0,
+        report_to=args.report_to,
+        seed=args.seed,
+        **models.precision(),
+        **loading.settings(),
+    )
+
+    class Distiller(SFTTrainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            return distillation.loss(self, model, inputs, num_items_in_batch, teacher, blend)
+
+    trainer = Distiller(
+        model=model,
+        processing_class=tokenizer,
+        train_dataset=train,
+        eval_dataset=held_out if len(held_out) else None,
+        data_collator=batches.PackedCollator(tokenizer.pad_token_id or 0) if args.packing else None,
+        args=SFTConfig(**{**config, **overrides}),
+        callbacks=[callbacks.Watchdog(), callbacks.ShowSamples(samples)],
+    )
+    models.train_in_float32(trainer.model)
+    distillation.isolate(trainer) if args.packing else sampling.bucket(trainer)
+    mask_view = checks.first_batch(trainer.get_train_dataloader(), tokenizer)
+    trainer.data_collator = targets.Placed(trainer.data_collator, teacher)
+    expected = forecast.rehearse(trainer).as_dict()
+    if args.dry_run:
+        return expected
+
+    meter = callbacks.measure(trainer, folder / "log.jsonl")
+    callbacks.evaluate(trainer)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    callbacks.evaluate(trainer)
+
+    base, result = (models.locate(args.model), folder / "adapter") if args.lora_r else (None, folder / "model")
+    trainer.save_model(str(result))
+    template.save(result)
+    samples.take("after", model)
+    scores.take("after", model, tokenizer)
+    account = scores.account(base or result, result if base else None)
+    return report.write(__file__, folder, vars(args), model, counts, mask_view, expected, meter, samples.rows, account)
+
+
+if __name__ == "__main__":
+    cli.run(main, Args)

@@ -1,0 +1,227 @@
+"""A student's step: right for every architecture's head, however rows are split or packed, and for every tokenizer."""
+
+import copy
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from common import distillation, heads, vocabularies
+from common.batches import PackedCollator
+from common.cli import UserError
+from common.losses import Blend
+from common.masking import IGNORE
+
+ROOT = Path(__file__).parent.parent
+SMALL = dict(
+    vocab_size=60, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
+    num_key_value_heads=1, head_dim=16, max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+)  # fmt: skip
+OWN = {  # what makes the logits of an architecture other than its head alone
+    "Llama": {},
+    "Cohere": {"logit_scale": 0.25},
+    "Gemma2": {"final_logit_softcapping": 2.0},
+    "Granite": {"logits_scaling": 4.0},
+    "FalconH1": {"lm_head_multiplier": 0.5, "mamba_d_ssm": 32, "mamba_n_heads": 2, "mamba_d_head": 16},
+}
+
+
+def model(name="Llama", seed=0, **values):
+    import transformers
+
+    torch.manual_seed(seed)
+    config = getattr(transformers, f"{name}Config")(**{**SMALL, **OWN[name], **values})
+    config._attn_implementation = "sdpa"
+    made = getattr(transformers, f"{name}ForCausalLM")(config).float()
+    with torch.no_grad():  # logits of some size
+        made.get_output_embeddings().weight.mul_(20)
+    return made
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_the_head_makes_the_models_own_logits(name):
+    made, ids = model(name), torch.arange(10, 30).view(2, 10)
+    expected = made.eval()(input_ids=ids).logits
+    heads.expose(made)
+    heads.check(made, name)
+    found = heads.of(made).logits(made(input_ids=ids, head=False))
+    assert torch.allclose(found, expected, atol=1e-5 * expected.abs().max().item())
+    assert torch.equal(made(input_ids=ids).logits, expected)
+
+
+def test_a_head_that_is_not_understood_is_refused():
+    made = model("Cohere")
+    heads.expose(made)
+    made.config.logit_scale = 0.5  # what the head is read from, not what the model computes with
+    with pytest.raises(UserError, match="--model odd: CohereForCausalLM makes its logits in a way that is not known"):
+        heads.check(made, "odd")
+
+
+class Stub:
+    """What `distillation.loss` asks of a trainer."""
+
+    class accelerator:
+        num_processes = 1
+        unwrap_model = staticmethod(lambda model: model)
+
+    class args:
+        average_tokens_across_devices = True
+
+    def __init__(self):
+        from collections import defaultdict
+
+        self._metrics = {"train": defaultdict(list), "eval": defaultdict(list)}
+
+
+def rows(count=6):
+    torch.manual_seed(1)
+    lengths = torch.randint(5, 12, (count,)).tolist()
+    made = [torch.randint(3, 60, (length,)).tolist() for length in lengths]
+    return [
+        {"input_ids": ids, "labels": [IGNORE] * (place % 3 + 1) + ids[place % 3 + 1 :], "seq_lengths": [len(ids)]}
+        for place, ids in enumerate(made)
+    ]
+
+
+def padded(part):
+    width = max(len(row["input_ids"]) for row in part)
+    pad = {"input_ids": 0, "labels": IGNORE}
+    batch = {k: torch.tensor([r[k] + [v] * (width - len(r[k])) for r in part]) for k, v in pad.items()}
+    return batch | {"attention_mask": torch.tensor([[int(i < len(r["labels"])) for i in range(width)] for r in part])}
+
+
+def bins(part):
+    """Three rows to a bin."""
+    joined = []
+    for start in range(0, len(part), 3):
+        some = part[start : start + 3]
+        row = {name: [v for r in some for v in r[name]] for name in ("input_ids", "labels")}
+        joined.append(row | {"seq_lengths": [len(r["input_ids"]) for r in some]})
+    return PackedCollator(0)(joined)
+
+
+def gradient(batches, blend):
+    """The gradient of a step of these batches, and its loss."""
+    student, other = model(seed=2), model(seed=3, hidden_size=48, vocab_size=64)
+    distillation.prepare(student, "student")
+    teacher = distillation.Teacher(other, "teacher")
+    items = sum(int((batch["labels"][:, 1:] != IGNORE).sum()) for batch in batches)
+    total = 0.0
+    for batch in batches:
+        loss = distillation.loss(Stub(), student, batch, items, teacher, blend)
+        loss.backward()
+        total += loss.item()
+    return total, torch.cat([weight.grad.flatten() for weight in student.parameters()])
+
+
+@pytest.mark.parametrize("blend", [Blend(0.5, 2.0, 0.0), Blend(1.0, 1.0, 0.5), Blend(0.0)], ids=str)
+def test_splits_and_packing_change_nothing(blend):
+    part = rows()
+    loss, whole = gradient([padded(part)], blend)
+    splits = [padded(part[:1]), padded(part[1:4]), padded(part[4:])]
+    for batches in (splits, [bins(part)], [bins(part[:3]), bins(part[3:])]):
+        other, found = gradient(batches, blend)
+        assert other == pytest.approx(loss, rel=1e-5)
+        assert (found - whole).norm() <= 1e-5 * whole.norm()
+
+
+def test_rows_that_see_each_other_would_be_seen():
+    """The same bins with a mask of ones, under which documents see each other."""
+    part = rows()
+    wrong = bins(part)
+    wrong["attention_mask"] = torch.ones_like(wrong["input_ids"])
+    loss, _ = gradient([padded(part)], Blend())
+    assert abs(gradient([wrong], Blend())[0] - loss) > 1e-3 * loss
+
+
+def test_the_teacher_gets_no_gradient_and_an_evaluation_is_the_cross_entropy():
+    student, other, batch = model(seed=2), model(seed=3), padded(rows())
+    distillation.prepare(student, "student")
+    teacher = distillation.Teacher(other, "teacher")
+    distillation.loss(Stub(), student, batch, None, teacher, Blend()).backward()
+    assert all(weight.grad is None for weight in other.parameters())
+    student.eval()
+    expected = student(**batch).loss.item()
+    with torch.no_grad():
+        assert distillation.loss(Stub(), student, batch, None, teacher, Blend()).item() == pytest.approx(expected)
+
+
+def test_a_memory_record_does_not_see_the_teacher():
+    from common import footprint
+
+    student, other, batch = model(seed=2), model(seed=3), padded(rows())
+    distillation.prepare(student, "student")
+    teacher = distillation.Teacher(other, "teacher")
+    recorder = footprint.Recorder(student.parameters())
+    with recorder:
+        teacher.hidden(batch)
+    assert not recorder.events
+
+
+def tokenizers():
+    from transformers import AutoTokenizer
+
+    from common.models import locate
+
+    return AutoTokenizer.from_pretrained(locate("pocket")), AutoTokenizer.from_pretrained(locate("pocket"))
+
+
+def changed(tokenizer, change):
+    from tokenizers import Tokenizer
+
+    data = json.loads(tokenizer.backend_tokenizer.to_str())
+    change(data)
+    other = copy.deepcopy(tokenizer)
+    other._tokenizer = Tokenizer.from_str(json.dumps(data))
+    return other
+
+
+def test_tokenizers_with_a_first_difference():
+    one, other = tokenizers()
+    assert vocabularies.difference(one, other) is None
+    other.add_tokens(["<new>"])
+    assert vocabularies.difference(one, other) is None  # after all of the other's
+
+    def swapped(data):
+        vocab = data["model"]["vocab"]
+        a, b = (next(token for token, number in vocab.items() if number == place) for place in (700, 900))
+        vocab[a], vocab[b] = 900, 700
+
+    def merged(data):
+        merges = data["model"]["merges"]
+        merges[5], merges[6] = merges[6], merges[5]
+
+    def lowered(data):
+        data["normalizer"] = {"type": "Lowercase"}
+
+    one, other = tokenizers()
+    for change, says in ((swapped, "token 700 is "), (merged, "merges number 5 is "), (lowered, "the normalizer is ")):
+        assert vocabularies.difference(one, changed(one, change)).startswith(says)
+    with pytest.raises(UserError, match="--teacher big does not read the student's tokens: merges number 5"):
+        vocabularies.require_same(one, changed(one, merged), "big")
+
+
+def losses_of(recipe, folder, *words):
+    """Losses of 20 steps of a recipe."""
+    flags = ["--max_steps", "20", "--eval_suite", "none", "--sft", "logging_steps=1", "eval_strategy=no"]
+    flags = [*flags, "load_best_model_at_end=false", "--output_dir", str(folder), *words]
+    command = [sys.executable, str(ROOT / "recipes" / recipe), *flags]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    found = [line["loss"] for line in lines if "loss" in line]
+    assert len(found) == 20
+    return found
+
+
+@pytest.mark.recipe
+def test_alpha_0_is_plain_sft_and_accumulation_changes_no_step(tmp_path):
+    plain = losses_of("lora_alpaca.py", tmp_path / "plain")
+    zero = losses_of("distill_alpaca.py", tmp_path / "zero", "--alpha", "0")
+    assert zero == pytest.approx(plain, abs=1e-5)
+    split = ["--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "4"]
+    one, four = (losses_of("distill_alpaca.py", tmp_path / str(len(more)), *more) for more in ([], split))
+    assert four == pytest.approx(one, abs=1e-5) and one != pytest.approx(plain, abs=1e-2)
