@@ -1,5 +1,6 @@
 """Chat templates: rendering a conversation, and which of its characters the model is to learn."""
 
+import json
 from typing import TYPE_CHECKING, Any
 
 from common.cli import UserError
@@ -44,6 +45,7 @@ JINJA = {
     "{{ said(message) + ' [/INST]' }}{%- endif -%}{%- endfor -%}",
 }
 _END_OF_TURN = {"chatml": "<|im_end|>", "llama3": "<|eot_id|>"}
+_EDGE = "\uf8f4"  # a private character that no conversation holds
 
 
 class Unstable(ValueError):
@@ -130,16 +132,39 @@ def spans(template: "ChatTemplate", turns: list[dict], tools: list | None, contr
     else:
         text = render(template, turns, tools)
         found = _by_prefix(template, turns, tools, control, text)
-    # Templates may leave out thinking, or all but the last answer: what the row says must be there, but for spaces.
-    trained = "".join("".join(text[start:end] for start, end in found).split())
+    _check(turns, text, "".join(text[start:end] for start, end in found))
+    return text, found
+
+
+def _check(turns: list[dict], text: str, trained: str) -> None:
+    """Refuse a template that leaves out thinking, all but the last answer, calls, or roles that it does not know.
+
+    What the row says must be there, but for spaces; templates may write a tool's answer as JSON.
+    """
+    text, trained = "".join(text.split()), "".join(trained.split())
+    answers = [(place, turn) for place, turn in enumerate(turns, 1) if turn["role"] == "assistant"]
     at = 0
-    for place, turn in enumerate(turns, 1):
-        said = "".join((turn.get("content") or "").split()) if turn["role"] == "assistant" else ""
+    for place, turn in answers:
+        said = "".join((turn.get("content") or "").split())
         at = trained.find(said, at)
         if at < 0:
             raise Unstable(f"the template leaves out text of turn {place}")
         at += len(said)
-    return text, found
+        if not all(_name(call) in trained for call in turn.get("tool_calls") or []):
+            raise Unstable(f"the template leaves out a call of turn {place}; chatml, llama2 and llama3 write calls")
+    for place, turn in enumerate(turns, 1):
+        content = turn.get("content") or ""
+        if turn["role"] == "assistant" or "".join(content.split()) in text:
+            continue
+        written = (json.dumps(content, ensure_ascii=ascii)[1:-1] for ascii in (True, False))
+        if not any("".join(form.split()) in text for form in written):
+            raise Unstable(f"the template leaves out the text of turn {place} ({turn['role']})")
+
+
+def _name(call: Any) -> str:
+    """The name of the function that is called."""
+    function = call.get("function") or call if isinstance(call, dict) else {}
+    return "".join(str(function.get("name") or "").split())
 
 
 def _by_prefix(template: "ChatTemplate", turns: list[dict], tools: list | None, control: Any, text: str) -> list[Span]:
@@ -153,7 +178,7 @@ def _by_prefix(template: "ChatTemplate", turns: list[dict], tools: list | None, 
     ]
     limits = [*starts[1:], len(text)]
     return [
-        (start, _end(template, turns[: place + 1], tools, text, start, limit, control))
+        (start, _end(template, turns, place, tools, text, start, limit, control))
         for place, start, limit in zip(places, starts, limits, strict=True)
     ]
 
@@ -171,17 +196,34 @@ def _start(text: str, opening: str, before: str, control: Any) -> int:
 
 
 def _end(
-    template: "ChatTemplate", turns: list[dict], tools: list | None, text: str, start: int, limit: int, control: Any
+    template: "ChatTemplate",
+    turns: list[dict],
+    place: int,
+    tools: list | None,
+    text: str,
+    start: int,
+    limit: int,
+    control: Any,
 ) -> int:
     """Where the answer that begins at `start` ends: after its first control token, or with its text where none is."""
-    said = (turns[-1].get("content") or "").strip()
+    said = (turns[place].get("content") or "").strip()
     at = text.find(said, start, limit) if said else -1
     if at >= 0:
         found = control.search(text, at + len(said), limit) if control else None
         return found.end() if found else at + len(said)
     # A call without text, or text that the template reshapes: the turn ends where the conversation up to it does.
-    closed = render(template, turns, tools)
-    if not text.startswith(closed):
-        raise Unstable(f"the template changes the text of turn {len(turns)} once the conversation goes on")
-    ends = [found.end() for found in control.finditer(closed, start)] if control else []
-    return ends[-1] if ends else len(closed.rstrip())
+    closed = render(template, turns[: place + 1], tools)
+    if text.startswith(closed):
+        ends = [found.end() for found in control.finditer(closed, start)] if control else []
+        return ends[-1] if ends else len(closed.rstrip())
+    # A turn that is written in another way while it is the last (Qwen3): what follows it stays when it says another
+    # thing.
+    other = [*turns[:place], {"role": "assistant", "content": _EDGE}, *turns[place + 1 :]]
+    marked = render(template, other, tools)
+    pairs = zip(reversed(text), reversed(marked), strict=False)
+    rest = next((count for count, (a, b) in enumerate(pairs) if a != b), 0)
+    end = len(text) - rest
+    if text[:start] != marked[:start] or not marked[: len(marked) - rest].endswith(_EDGE) or not start <= end <= limit:
+        raise Unstable(f"the template changes the text of turn {place + 1} once the conversation goes on")
+    found = control.search(text, end, limit) if control else None
+    return found.end() if found else end
