@@ -129,27 +129,28 @@ def load(name: str, max_length: int, four_bit: bool = False, full: bool = False)
 def save(model: Any, tokenizer: Any, folder: str | Path) -> None:
     """Save a base so that plain transformers computes with it what it computes here.
 
-    On a CPU, 4-bit weights are written as the float32 values they stand for: bitsandbytes has a kernel of its own for
-    4-bit layers there, which computes in bfloat16 and gives other answers.
+    On a CPU, 4-bit weights are written as the float32 values they stand for: bitsandbytes' own kernel is in bfloat16.
     """
     import torch
 
     if getattr(model, "is_loaded_in_4bit", False) and model.device.type == "cpu":
         from bitsandbytes.functional import dequantize_4bit
         from transformers import AutoModelForCausalLM
+        from transformers.pytorch_utils import Conv1D
 
+        values = model.config.to_dict()
+        values.pop("quantization_config")
+        with torch.device("meta"):
+            plain = AutoModelForCausalLM.from_config(type(model.config).from_dict(values), dtype=dtype())
         # The state holds each quantised weight with the parts of its quantisation, which have longer names.
         weights = {name: value for name, value in model.state_dict().items() if ".weight." not in name}
         for name, weight in model.named_parameters():
             if hasattr(weight, "quant_state"):
                 weights[name] = dequantize_4bit(weight.data, weight.quant_state).to(dtype())
-        config = type(model.config).from_dict(
-            {name: value for name, value in model.config.to_dict().items() if name != "quantization_config"}
-        )
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype())
-        model.load_state_dict(weights, assign=True)
-        model.tie_weights()
+                if isinstance(plain.get_submodule(name.removesuffix(".weight")), Conv1D):  # as GPT-2 has it
+                    weights[name] = weights[name].T.contiguous()
+        plain.load_state_dict(weights, assign=True)
+        (model := plain).tie_weights()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
