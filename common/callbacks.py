@@ -80,16 +80,23 @@ class Measure(TrainerCallback):
 class Watchdog(TrainerCallback):
     """Stops at a loss or gradient norm that is not a number, with what to try; checkpoints already written are kept.
 
-    Before training: label smoothing behind virtual tokens, where transformers would hold each token's answer against
-    the label of another place, is refused.
+    Before training, where virtual tokens stand in front of each row: label smoothing, which transformers would hold
+    against the labels of other places, and rows that would run past learnt positions are refused.
     """
 
     def on_init_end(self, args, state, control, model=None, **kwargs):
         methods = getattr(model, "peft_config", {}).values()
-        if args.label_smoothing_factor and any(method.is_prompt_learning for method in methods):
+        virtual = max((method.num_virtual_tokens for method in methods if method.is_prompt_learning), default=0)
+        if virtual and args.label_smoothing_factor:
             raise UserError(
                 "--sft label_smoothing_factor: label smoothing does not go with virtual tokens (prompt and prefix "
                 "tuning): the trainer would compare answers with the wrong labels. Leave it out, or use lora_alpaca"
+            )
+        limit = learnt_positions(model) if virtual else None
+        if limit is not None and args.max_length + virtual > limit:
+            raise UserError(
+                f"--max_length {args.max_length}: with {virtual} virtual tokens in front of each row this model's "
+                f"{limit} learnt positions leave {limit - virtual} for it; --max_length {limit - virtual}"
             )
 
     def on_log(self, args, state, control, logs=None, **kwargs):
@@ -100,6 +107,14 @@ class Watchdog(TrainerCallback):
                     f"{name} is {logs[name]} at step {state.global_step}: training has diverged. Lower --learning_rate "
                     f"(now {args.learning_rate:g}), or lengthen the warm-up; checkpoints in {args.output_dir} are kept"
                 )
+
+
+def learnt_positions(model: Any) -> int | None:
+    """The positions that a model has learnt one by one (GPT-2, OPT); None where they are computed."""
+    limit, words = getattr(model.config, "max_position_embeddings", None), model.get_input_embeddings()
+    tables = [module for module in model.modules() if isinstance(module, torch.nn.Embedding) and module is not words]
+    # OPT's table begins with two rows that no token takes.
+    return limit if any(limit is not None and 0 <= table.num_embeddings - limit <= 2 for table in tables) else None
 
 
 class ShowSamples(TrainerCallback):
