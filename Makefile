@@ -15,8 +15,9 @@ demo: install
 	$(RUN) accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 		recipes/qlora_alpaca.py --overwrite
 
+# A worker a core, each with one thread: most of a test's time is spent on one core anyway.
 test: install-dev lint
-	$(RUN) python -m pytest
+	OMP_NUM_THREADS=1 $(RUN) python -m pytest --numprocesses auto --dist worksteal
 
 unit: install-dev
 	$(RUN) python -m pytest -m "not recipe and not real_data and not gpu"

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 
+from common.loading import Prefetcher
 from common.masking import IGNORE
 from common.meter import Meter
 from common.rehearsal import Actor
@@ -28,7 +29,7 @@ def batches(
     undisturbed run would have got.
 
     Args:
-        loader: prepared by the accelerator.
+        loader: prepared by the accelerator; where it left its batches on the CPU they are copied ahead.
         order: its sampler (sampling.Buckets), told of each epoch.
         accumulation: batches of a step; the last step of an epoch may have fewer.
         meter: told of each step's batches and of the time it took to get them.
@@ -38,7 +39,8 @@ def batches(
         epoch, inside = divmod(done, per_epoch)
         order.set_epoch(epoch)
         loader.set_epoch(epoch)  # a loader for several processes shuffles nothing, but counts its epochs
-        rest = iter(accelerator.skip_first_batches(loader, inside * accumulation) if inside else loader)
+        rest = accelerator.skip_first_batches(loader, inside * accumulation) if inside else loader
+        rest = iter(Prefetcher(rest, accelerator.device))
         for step in range(done + 1, min(last, (epoch + 1) * per_epoch) + 1):
             begun = time.monotonic()
             parts = list(islice(rest, accumulation))
@@ -61,7 +63,8 @@ def mean_loss(accelerator: Any, model: Any, loader: Any, loss_of: Callable[[Any,
 
     model.eval()
     with torch.no_grad():
-        parts = [(loss_of(model, batch), trained(batch)) for batch in loader]
+        batches = Prefetcher(loader, accelerator.device)
+        parts = [(loss_of(model, batch), trained(batch)) for batch in batches]
     model.train()
     loss, tokens = (accelerator.reduce(torch.stack(column).sum(), "sum") for column in zip(*parts, strict=True))
     return (loss / tokens).item()

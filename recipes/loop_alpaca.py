@@ -86,7 +86,9 @@ def main(args: Args) -> dict:
     max_steps = steps.count(len(train), group, args.num_train_epochs, args.max_steps)
     optimizer = AdamW(model.parameters(), lr=args.learning_rate, weight_decay=0.0, fused=True)
     schedule = get_scheduler("cosine", optimizer, math.ceil(0.03 * max_steps), max_steps)
-    model, optimizer, loader, evaluation = accelerator.prepare(model, optimizer, loader, evaluation)
+    ahead = [None, None, False, False]  # batches are copied while the one before computes (loading.Prefetcher)
+    prepared = accelerator.prepare(model, optimizer, loader, evaluation, device_placement=ahead)
+    model, optimizer, loader, evaluation = prepared
     mask_view = checks.first_batch(loader, tokenizer, args.debug_batches)
     actor = steps.actor(accelerator, model, loader, loss_of, accumulation)
     expected = forecast.rehearse_loop(actor, loader, optimizer.optimizer, max_steps).as_dict()
