@@ -238,6 +238,22 @@ def seen_smoothing(place):
     return found
 
 
+def refusal(place):
+    """What is said of label smoothing behind virtual tokens."""
+    from peft import PrefixTuningConfig, get_peft_model
+    from trl import SFTConfig
+
+    from common import callbacks, cli, models
+
+    model = get_peft_model(models.load(place, 128)[0], PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4))
+    for share in (0.0, 0.1):
+        args = SFTConfig(output_dir=str(Path(place).parent / "run"), label_smoothing_factor=share, **models.precision())
+        try:
+            callbacks.Watchdog().on_init_end(args, None, None, model=model)
+        except cli.UserError as error:
+            return [share, str(error)]
+
+
 def seen_dropout(place):
     """Losses of the same batch, again and again, while training and while evaluating."""
     import torch
@@ -299,7 +315,7 @@ def main(folder):
     found = {
         "rates": seen_rates(place), "decay": seen_decay(place), "elsewhere": decayed_elsewhere(),
         "clipping": seen_clipping(place), "smoothing": seen_smoothing(place), "dropout": seen_dropout(place),
-        "noise": seen_noise(place),
+        "noise": seen_noise(place), "refusal": refusal(place),
     }  # fmt: skip
     (folder / "found.json").write_text(json.dumps(found), encoding="utf-8")
 
@@ -356,6 +372,12 @@ def test_label_smoothing_is_the_formula(found):
         assert seen["held_out"] == pytest.approx(seen["wanted_held_out"], abs=1e-5), name  # without smoothing
     steps = [found["smoothing"][f"full {share}"]["step"] for share in (0.0, 0.1, 0.4)]
     assert steps[0] > 1.05 * steps[1] > 1.05 * steps[2]  # it is not ignored
+
+
+def test_label_smoothing_behind_virtual_tokens_is_refused(found):
+    """transformers does not shift the labels there: a prefix was trained towards the tokens that it had just read."""
+    share, says = found["refusal"]
+    assert share == 0.1 and "does not go with virtual tokens" in says
 
 
 def test_dropout_is_off_in_evaluation(found):
