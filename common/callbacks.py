@@ -81,7 +81,8 @@ class Watchdog(TrainerCallback):
     """Stops at a loss or gradient norm that is not a number, with what to try; checkpoints already written are kept.
 
     Before training, where virtual tokens stand in front of each row: label smoothing, which transformers would hold
-    against the labels of other places, and rows that would run past learnt positions are refused.
+    against the labels of other places, noise on embeddings that it does not find, and rows that would run past learnt
+    positions are refused.
     """
 
     def on_init_end(self, args, state, control, model=None, **kwargs):
@@ -91,6 +92,11 @@ class Watchdog(TrainerCallback):
             raise UserError(
                 "--sft label_smoothing_factor: label smoothing does not go with virtual tokens (prompt and prefix "
                 "tuning): the trainer would compare answers with the wrong labels. Leave it out, or use lora_alpaca"
+            )
+        if virtual and args.neftune_noise_alpha is not None and not hasattr(model.base_model, "model"):
+            raise UserError(
+                "--sft neftune_noise_alpha: behind virtual tokens transformers does not find the embeddings of a "
+                f"{type(model.base_model).__name__}. Leave it out, or use lora_alpaca"
             )
         limit = learnt_positions(model) if virtual else None
         if limit is not None and args.max_length + virtual > limit:
