@@ -85,7 +85,7 @@ class Watchdog(TrainerCallback):
     positions are refused.
     """
 
-    def on_init_end(self, args, state, control, model=None, **kwargs):
+    def on_init_end(self, args, state, control, model: Any = None, **kwargs):
         methods = getattr(model, "peft_config", {}).values()
         virtual = max((method.num_virtual_tokens for method in methods if method.is_prompt_learning), default=0)
         if virtual and args.label_smoothing_factor:
