@@ -60,8 +60,10 @@ def prepare(model: Any, name: str) -> None:
     """Make a student ready for `loss`, once its adapters are on it.
 
     Raises:
-        UserError: its head is not understood, or it learns virtual tokens.
+        UserError: its head is not understood or has adapters of its own, or it learns virtual tokens.
     """
+    if hasattr(model.get_output_embeddings(), "base_layer"):
+        raise UserError(f"--model {name}: adapters on its head would not be seen by the loss; leave lm_head out")
     if hasattr(model, "peft_config") and model.active_peft_config.is_prompt_learning:
         raise UserError(f"--model {name}: virtual tokens cannot be distilled here; take LoRA or all weights")
     heads.expose(model)
@@ -94,6 +96,7 @@ def loss(trainer: Any, model: Any, batch: dict[str, Any], items: Any, teacher: A
             this batch.
         teacher: gives `targets(batch, keep_BT)`; not asked with alpha 0.
     """
+    _understood(trainer.args, model)
     mode = "train" if model.training else "eval"
     blend = blend if model.training else Blend(alpha=0.0)
     labels_BT = batch["labels"][:, 1:]
@@ -110,6 +113,20 @@ def loss(trainer: Any, model: Any, batch: dict[str, Any], items: Any, teacher: A
         return total / here
     # The gradients of several processes are averaged, and `items` counts the labels of all.
     return total / items * (trainer.accelerator.num_processes if trainer.args.average_tokens_across_devices else 1)
+
+
+def _understood(args: Any, model: Any) -> None:
+    """Refuse what would be asked for and not be done.
+
+    Raises:
+        UserError: another loss is asked for, or the model has one of its own.
+    """
+    if args.label_smoothing_factor or getattr(args, "loss_type", "nll") != "nll":
+        raise UserError(
+            "--sft label_smoothing_factor and loss_type: a student's loss is that of its teacher and labels"
+        )
+    if getattr(model.config, "output_router_logits", False):
+        raise UserError("the student's config asks for output_router_logits: its router's loss is not known here")
 
 
 def _unrecorded() -> Any:

@@ -69,6 +69,7 @@ class Stub:
 
     class args:
         average_tokens_across_devices = True
+        label_smoothing_factor = 0.0
 
     def __init__(self):
         from collections import defaultdict
@@ -147,6 +148,48 @@ def test_the_teacher_gets_no_gradient_and_an_evaluation_is_the_cross_entropy():
     expected = student(**batch).loss.item()
     with torch.no_grad():
         assert distillation.loss(Stub(), student, batch, None, teacher, Blend()).item() == pytest.approx(expected)
+
+
+def test_what_would_be_ignored_is_refused():
+    from peft import LoraConfig, get_peft_model
+
+    student = model(seed=2)
+    distillation.prepare(student, "student")
+    trainer, teacher = Stub(), distillation.Teacher(model(seed=3), "teacher")
+    trainer.args.label_smoothing_factor = 0.1
+    try:
+        with pytest.raises(UserError, match="label_smoothing_factor"):
+            distillation.loss(trainer, student, padded(rows()), None, teacher, Blend())
+    finally:
+        trainer.args.label_smoothing_factor = 0.0
+    student.config.output_router_logits = True
+    with pytest.raises(UserError, match="router"):
+        distillation.loss(trainer, student, padded(rows()), None, teacher, Blend())
+    on_head = get_peft_model(model(), LoraConfig(r=2, target_modules=["q_proj", "lm_head"]))
+    with pytest.raises(UserError, match="leave lm_head out"):
+        distillation.prepare(on_head, "student")
+
+
+def test_lora_gets_the_gradient_of_the_formula():
+    """Through PEFT's wrapper, against losses.plain on the wrapper's own logits."""
+    from peft import LoraConfig, get_peft_model
+
+    from common import losses
+
+    torch.manual_seed(5)
+    student = get_peft_model(model(seed=2), LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
+    teacher, batch = distillation.Teacher(model(seed=3), "teacher"), padded(rows())
+    distillation.prepare(student, "student")
+    found = distillation.loss(Stub(), student, batch, None, teacher, Blend())
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        said = teacher.model(**inputs).logits
+    items = (batch["labels"][:, 1:] != IGNORE).sum()
+    expected = losses.plain(student(**inputs).logits, said, batch["labels"], Blend(), items)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    weights = [weight for weight in student.parameters() if weight.requires_grad]
+    for one, two in zip(torch.autograd.grad(found, weights), torch.autograd.grad(expected, weights), strict=True):
+        assert (one - two).norm() <= 1e-4 * max(two.norm().item(), 1e-3)
 
 
 def test_a_memory_record_does_not_see_the_teacher():

@@ -1,0 +1,223 @@
+"""What a teacher brings: the same student on the same rows and steps, from labels alone and from its teacher.
+
+    python benchmarks/distill_students.py --json out.json
+    python benchmarks/distill_students.py --side validation --seeds 1 --alpha 0.9 --temperature 1
+    python benchmarks/distill_students.py --quick
+
+labels   cross entropy alone
+online   alpha·T²·KL(teacher‖student) + (1 - alpha)·cross entropy, the teacher running beside the student
+cached   the same with the teacher's k likeliest tokens from a file, made once; their KL with all others as one outcome
+
+Each seed has its own adapters and order of rows, which all ways share, so that ways are compared in pairs; the interval
+of a mean difference over seeds is Student's t, 95 %. A score is the share of greedy answers that are the reference,
+whole and exact: pocket's test rows in phrasings that training rows have (seen) and in new ones (unseen). Seconds are
+those of an epoch of steps without its evaluation.
+"""
+
+import json
+import math
+import os
+import platform
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common import cli
+
+T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}  # by freedoms
+
+
+@dataclass
+class Args:
+    model: str = "pocket"
+    teacher: str = "pocket_teacher"
+    rows: int = 800  # of pocket's training rows, from the first
+    epochs: int = 5
+    seeds: int = 5
+    first_seed: int = 0
+    alpha: float = 0.5
+    temperature: float = 2.0
+    beta: float = 0.0
+    top_k: int = 64
+    learning_rate: float = 2e-3
+    batch_size: int = 16
+    ways: tuple[str, ...] = ("labels", "online", "cached")
+    side: str = "test"  # rows that score: test, or validation to choose values by
+    json: str = ""  # write the figures here
+    quick: bool = False  # 64 rows, one epoch, one seed, 40 test rows
+
+
+def main(args: Args) -> dict[str, Any]:
+    import torch
+
+    begun = time.monotonic()
+    if args.quick:
+        args.rows, args.epochs, args.seeds = 64, 1, 1
+    world = World(args)
+    runs: list[dict[str, Any]] = []
+    for seed in range(args.first_seed, args.first_seed + args.seeds):
+        for way in args.ways:
+            runs.append({"seed": seed, "way": way, **world.run(way, seed)})
+            print("  ".join(f"{name} {value:.4g}" if name != "way" else value for name, value in runs[-1].items()))
+    result = {
+        "args": {name: value for name, value in vars(args).items() if name not in ("json", "quick")},
+        "teacher": world.score(world.teacher.model),
+        "bytes_per_token": world.bytes_per_token,
+        "seconds_of_the_teachers_run": world.teacher_seconds,
+        "runs": runs,
+        "means": {way: means(runs, way) for way in args.ways},
+        "differences": {
+            f"{way} - {other}": paired(runs, way, other)
+            for way, other in (("online", "labels"), ("cached", "labels"), ("cached", "online"))
+            if way in args.ways and other in args.ways
+        },
+        "seconds": time.monotonic() - begun,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
+    }
+    show(result)
+    if args.json:
+        with open(args.json, "w", encoding="utf-8") as file:
+            json.dump(result, file, indent=1)
+    return result
+
+
+class World:
+    """Rows, models and the teacher's file."""
+
+    def __init__(self, args: Args):
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq
+
+        from common import data, distillation, losses, masking, models, targets, teaching, templates
+
+        self.args, self.blend = args, losses.Blend(args.alpha, args.temperature, args.beta)
+        self.place = models.locate(args.model)
+        self.tokenizer = AutoTokenizer.from_pretrained(self.place)
+        sides = data.load("pocket")
+        self.train, _ = masking.encode(sides["train"][: args.rows], self.tokenizer, templates.ALPACA, 512)
+        self.asked = sides[args.side][: 40 if args.quick else None]
+        encoded, _ = masking.encode(self.asked, self.tokenizer, templates.ALPACA, 512)
+        self.prompts = [
+            [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label == masking.IGNORE]
+            for row in encoded
+        ]
+        found = AutoModelForCausalLM.from_pretrained(distillation.locate(args.teacher), dtype=torch.float32)
+        self.teacher = distillation.Teacher(found, args.teacher)
+        with tempfile.TemporaryDirectory() as folder:
+            path, begun = Path(folder) / "targets.safetensors", time.perf_counter()
+            said = (self.tokenizer, templates.ALPACA, args.teacher, args.temperature, args.top_k)
+            teaching.make(path, self.train, self.teacher, targets.described(*said))
+            self.teacher_seconds = time.perf_counter() - begun
+            self.cached = targets.Targets(path)  # it stays open
+            self.bytes_per_token = path.stat().st_size / len(self.cached.log_rest)
+        pad = DataCollatorForSeq2Seq(self.tokenizer)
+        self.collate = lambda rows: pad([{name: row[name] for name in ("input_ids", "labels")} for row in rows])
+
+    def run(self, way: str, seed: int) -> dict[str, float]:
+        """Train a student and score it."""
+        import torch
+        from peft import LoraConfig, get_peft_model
+        from transformers import AutoModelForCausalLM, get_scheduler
+
+        from common import distillation, losses, sampling, targets
+
+        args, blend = self.args, self.blend if way != "labels" else losses.Blend(alpha=0.0)
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_pretrained(self.place, dtype=torch.float32)
+        model = get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear")).train()
+        distillation.prepare(model, args.model)
+        teacher = self.cached if way == "cached" else self.teacher
+        collate = targets.Placed(self.collate, self.cached) if way == "cached" else self.collate
+        order = sampling.Buckets(sampling.lengths_of(self.train), args.batch_size, seed)
+        steps = args.epochs * math.ceil(len(order) / args.batch_size)
+        optimizer = torch.optim.AdamW(
+            [p for p in model.parameters() if p.requires_grad], lr=args.learning_rate, weight_decay=0.0, fused=True
+        )
+        schedule = get_scheduler("cosine", optimizer, math.ceil(0.03 * steps), steps)
+        stub, seconds, cpu = Stub(), time.perf_counter(), time.process_time()
+        for epoch in range(args.epochs):
+            places = order.order(epoch).tolist()
+            for start in range(0, len(places), args.batch_size):
+                batch = collate([self.train[place] for place in places[start : start + args.batch_size]])
+                distillation.loss(stub, model, batch, None, teacher, blend).backward()
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()
+                schedule.step()
+                optimizer.zero_grad()
+        seconds, cpu = time.perf_counter() - seconds, time.process_time() - cpu
+        return {"seconds": seconds / args.epochs, "cpu_seconds": cpu / args.epochs, **self.score(model)}
+
+    def score(self, model: Any) -> dict[str, float]:
+        """Exact match by phrasing, and of all rows."""
+        from common import generation
+
+        found = generation.answers(model.eval(), self.tokenizer, self.prompts, max_new_tokens=32, batch_size=64)
+        right = {"all": [a == row["output"] for a, row in zip(found, self.asked, strict=True)]}
+        for phrasing in ("seen", "unseen"):
+            right[phrasing] = [
+                r for r, row in zip(right["all"], self.asked, strict=True) if row["phrasing"] == phrasing
+            ]
+        return {name: statistics.fmean(values) for name, values in right.items() if values}
+
+
+class Stub:
+    """What distillation.loss asks of a trainer."""
+
+    class accelerator:
+        num_processes = 1
+        unwrap_model = staticmethod(lambda model: model)
+
+    class args:
+        average_tokens_across_devices = True
+        label_smoothing_factor = 0.0
+
+    def __init__(self):
+        from collections import defaultdict
+
+        self._metrics: dict[str, Any] = {"train": defaultdict(list), "eval": defaultdict(list)}
+
+
+def means(runs: list[dict[str, Any]], way: str) -> dict[str, float]:
+    mine = [run for run in runs if run["way"] == way]
+    medians = {name: statistics.median(run[name] for run in mine) for name in ("seconds", "cpu_seconds")}
+    return medians | {
+        name: statistics.fmean(run[name] for run in mine) for name in ("all", "seen", "unseen") if name in mine[0]
+    }
+
+
+def paired(runs: list[dict[str, Any]], way: str, other: str) -> dict[str, Any]:
+    """Mean difference of the scores over seeds with its interval, and in how many seeds the first is better."""
+    found: dict[str, Any] = {}
+    for name in ("all", "seen", "unseen"):
+        one, two = ([run[name] for run in runs if run["way"] == w and name in run] for w in (way, other))
+        apart = [a - b for a, b in zip(one, two, strict=True)]
+        if len(apart) > 1:
+            half = T95[len(apart) - 1] * statistics.stdev(apart) / math.sqrt(len(apart))
+            mean = statistics.fmean(apart)
+            better = sum(value > 0 for value in apart)
+            found[name] = {"mean": mean, "interval": [mean - half, mean + half], "better": better, "seeds": len(apart)}
+    return found
+
+
+def show(result: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("way", "seen", "unseen", "all", "seconds an epoch", "CPU seconds")
+    for name, row in {"teacher": result["teacher"], **result["means"]}.items():
+        scores = [f"{row[key]:.1%}" if key in row else "" for key in ("seen", "unseen", "all")]
+        table.add_row(name, *scores, *(f"{row[key]:.2f}" if key in row else "" for key in ("seconds", "cpu_seconds")))
+    Console().print(table)
+    for pair, values in result["differences"].items():
+        for name, value in values.items():
+            low, high = value["interval"]
+            better = f"{value['better']} of {value['seeds']}"
+            print(f"{pair}, {name}: {value['mean']:+.1%} ({low:+.1%} to {high:+.1%}), better in {better}")
+    print(f"teacher's file: {result['bytes_per_token']:.0f} bytes a trained token")
+
+
+if __name__ == "__main__":
+    cli.run(main, Args)

@@ -1,0 +1,106 @@
+"""Beside a trainer whose student answers by itself: prompts of encoded rows, batches of answers, forecast, meter."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common import checks, forecast, loading, rehearsal, sampling, steps, trainers
+from common.callbacks import Measure, PrinterCallback, ProgressCallback
+from common.masking import IGNORE
+from common.meter import Meter
+from common.rehearsal import Actor
+
+
+def prompts(rows: Any) -> Any:
+    """A datasets.Dataset with `prompt`: the ids of each encoded row before its first label that trains."""
+    import datasets
+
+    def before(row: dict[str, Any]) -> list[int]:
+        first = next(place for place, label in enumerate(row["labels"]) if label != IGNORE)
+        return row["input_ids"][:first]
+
+    return datasets.Dataset.from_list([{"prompt": before(row)} for row in rows])
+
+
+def batch_of(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Prompts (padded left) and answers (padded right) of TRL's DistillationTrainer as one batch, whose labels are the
+    answers' tokens."""
+    ids_BT, mask_BT = (torch.cat([inputs[f"prompt_{k}"], inputs[f"completion_{k}"]], 1) for k in ("ids", "mask"))
+    labels_BT = ids_BT.masked_fill(mask_BT == 0, IGNORE)
+    labels_BT[:, : inputs["prompt_ids"].shape[1]] = IGNORE
+    positions_BT = (mask_BT.long().cumsum(-1) - 1).clamp(min=0)
+    return {"input_ids": ids_BT, "attention_mask": mask_BT, "position_ids": positions_BT, "labels": labels_BT}
+
+
+class Watch(Measure):
+    """Tells a meter what the trainer does; batches are told by `answered`, when the student has answered."""
+
+    def __init__(self, meter: Meter):
+        self.meter = meter
+
+    def answered(self, batch: dict[str, torch.Tensor]) -> None:
+        self.meter.batches([{name: batch[name] for name in ("input_ids", "attention_mask", "labels")}], 0.0)
+
+
+def measure(trainer: Any, log_file: Path) -> Watch:
+    """A meter that the trainer feeds; it takes the place of the trainer's own printing."""
+    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
+    watch = Watch(Meter(log_file))
+    trainer.add_callback(watch)
+    return watch
+
+
+def rehearse(trainer: Any, rows: Any, tokenizer: Any, loss: Any) -> tuple[list[list], dict[str, Any]]:
+    """The mask view of the first rows, and the forecast: that of a loss on the reference answers, to which the time of
+    answering is added. Nothing of it stays.
+
+    Args:
+        rows: encoded; those that the prompts are of.
+        loss: (model, batch) -> its loss.
+
+    Raises:
+        Refused: as forecast.rehearse_loop and checks.first_batch.
+    """
+    args, accelerator = trainer.args, trainer.accelerator
+    size, accumulation = args.per_device_train_batch_size, args.gradient_accumulation_steps
+    group = size * accumulation * args.world_size
+    order = sampling.Buckets(sampling.lengths_of(rows), group, args.seed)
+    loader = accelerator.prepare(loading.loader(rows, tokenizer, size, order))
+    view = checks.first_batch(loader, tokenizer)
+
+    def collate(places: list[int]) -> Any:
+        from accelerate.utils import send_to_device
+
+        return send_to_device(loader.collate_fn([rows[place] for place in places]), accelerator.device)
+
+    def step(batch: dict[str, Any]) -> None:
+        trainer.model.train()
+        with accelerator.autocast():
+            value = loss(trainer.model, batch)
+        accelerator.backward(value)
+
+    def evaluate(batch: dict[str, Any]) -> None:
+        with torch.no_grad():
+            loss(trainer.model, batch)
+
+    def optimizer() -> Any:
+        made, trainer.optimizer = trainer.create_optimizer(), None
+        return made
+
+    count = steps.count(len(rows), group, args.num_train_epochs, args.max_steps)
+    with trainers.kept(trainer):
+        actor = Actor(trainer.model, collate, step, optimizer, evaluate, accumulation)
+        expected = forecast.rehearse_loop(actor, loader, optimizer(), count)
+        with rehearsal.undone(trainer.model):
+            begun = time.monotonic()
+            trainer._generate_and_score_completions(
+                [trainer.train_dataset[place] for place in range(min(size, len(rows)))]
+            )
+            answering = (time.monotonic() - begun) * accumulation * count
+    expected.seconds = (expected.seconds or 0.0) + answering
+    forecast.say(f"forecast: of these {forecast.duration(answering)} more for the student's own answers")
+    tokenizer.padding_side = "left"  # the prompts' side
+    return view, expected.as_dict()

@@ -1,0 +1,25 @@
+"""Answers of the student as a batch: what trains is each answer, wherever the padding stands."""
+
+import torch
+
+from common import on_policy
+from common.masking import IGNORE
+
+
+def test_a_batch_of_answers():
+    inputs = {
+        "prompt_ids": torch.tensor([[0, 5, 6], [7, 8, 9]]),
+        "prompt_mask": torch.tensor([[0, 1, 1], [1, 1, 1]]),
+        "completion_ids": torch.tensor([[10, 2], [2, 0]]),
+        "completion_mask": torch.tensor([[1, 1], [1, 0]]),
+    }
+    batch = on_policy.batch_of(inputs)
+    assert batch["labels"].tolist() == [[IGNORE, IGNORE, IGNORE, 10, 2], [IGNORE, IGNORE, IGNORE, 2, IGNORE]]
+    assert batch["input_ids"].tolist() == [[0, 5, 6, 10, 2], [7, 8, 9, 2, 0]]
+    assert batch["position_ids"].tolist() == [[0, 0, 1, 2, 3], [0, 1, 2, 3, 3]]
+    assert batch["attention_mask"].tolist() == [[0, 1, 1, 1, 1], [1, 1, 1, 1, 0]]
+
+
+def test_prompts_are_what_stands_before_the_answer():
+    rows = [{"input_ids": [5, 6, 7, 8], "labels": [IGNORE, IGNORE, 7, 8]}]
+    assert on_policy.prompts(rows)["prompt"] == [[5, 6]]
