@@ -11,15 +11,17 @@ from transformers.trainer_pt_utils import LabelSmoother
 
 from common.cli import Refused, UserError
 from common.generation import Samples
+from common.masking import IGNORE
 from common.meter import Meter
 
 
 def measure(trainer: Any, log_file: Path) -> Meter:
     """A meter that the trainer feeds; it takes the place of the trainer's own printing.
 
-    A held-out loss is taken without label smoothing: nats a token, whatever trains.
+    A held-out loss is nats a token: a mean over all tokens that train, not over batches, and without label smoothing.
     """
     meter = Meter(log_file)
+    by_token(trainer)
     if trainer.label_smoother is not None:
         trainer.label_smoother = Smoother(trainer.label_smoother.epsilon)
     trainer.remove_callback(ProgressCallback)
@@ -37,6 +39,29 @@ def evaluate(trainer: Any) -> None:
         # An evaluation before training marks the model as prepared and does not wrap it; accelerate (1.15) would leave
         # it so when training begins, and each process would train by itself.
         trainer.model._is_accelerate_prepared = False
+
+
+def by_token(trainer: Any) -> None:
+    """Make the trainer's evaluations means over tokens. Its own are means over batches, which differ with their size.
+
+    The last batches of several processes repeat rows so that all have as many; those count twice.
+    """
+    predict, loop, parts = trainer.prediction_step, trainer.evaluation_loop, []
+
+    def prediction_step(model, inputs, *words, **named):
+        tokens = (inputs["labels"][:, 1:] != IGNORE).sum()
+        found = predict(model, inputs, *words, **named)
+        parts.append(torch.stack([found[0].double() * tokens, tokens.double()]))
+        return found
+
+    def evaluation_loop(*words, metric_key_prefix="eval", **named):
+        parts.clear()
+        output = loop(*words, metric_key_prefix=metric_key_prefix, **named)
+        loss, tokens = trainer.accelerator.reduce(torch.stack(parts).sum(0), "sum")
+        output.metrics[f"{metric_key_prefix}_loss"] = (loss / tokens).item()
+        return output
+
+    trainer.prediction_step, trainer.evaluation_loop = prediction_step, evaluation_loop
 
 
 class Smoother(LabelSmoother):

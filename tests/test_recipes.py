@@ -151,6 +151,8 @@ def test_the_loop_equals_the_trainer(tmp_path):
         losses[name] = [line["loss"] for line in lines if "loss" in line]
     assert len(losses["loop_alpaca"]) == 50
     assert losses["loop_alpaca"] == pytest.approx(losses["lora_alpaca"], abs=1e-5)
+    held_out = [json.loads((tmp_path / name / "report.json").read_text())["eval"]["loss"] for name in losses]
+    assert held_out[0] == pytest.approx(held_out[1], abs=1e-4)  # both are means over tokens
 
 
 @pytest.mark.recipe
