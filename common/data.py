@@ -11,7 +11,9 @@ from common.columns import Row, Table
 from common.pocket import FOLDER as POCKET
 
 NAMES = ("train", "validation", "test")
-BUNDLED = {"pocket": "", "pocket_chat": "chat_"}  # name of --dataset -> how the names of its files begin
+# name of --dataset -> how the names of its files begin
+BUNDLED = {"pocket": "", "pocket_chat": "chat_", "pocket_pairs": "pairs_"}
+ANSWERS = ("chosen", "rejected")  # what a source of preference pairs may name beside columns.NAMES
 SIZES = {"train": 85, "validation": 10, "test": 5}  # percent
 HELD = 64 << 20  # bytes: a source of this size is kept in memory, a larger one is read again each time
 TEXTS = 200_000  # rows whose questions are compared as texts; of more, only equal ones are kept together
@@ -79,7 +81,7 @@ class Sides(dict[str, Rows]):
         self.shares, self.by, self.notes = shares, by, notes
 
 
-def load(words: str | list[str], seed: int = 0) -> Sides:
+def load(words: str | list[str], seed: int = 0, reads: type[Table] = Table) -> Sides:
     """The train, validation and test rows of one or several data sets.
 
     Args:
@@ -88,6 +90,7 @@ def load(words: str | list[str], seed: int = 0) -> Sides:
             NAME=COLUMN after it say what its columns mean (instruction=question output=answer), header=no that a csv
             has none. `shares=tokens` makes shares count tokens, not rows. One text may hold several words.
         seed: of the split. Sides that a source has of its own (train.jsonl, test.jsonl, ...) are kept.
+        reads: what makes rows of a source; pairs.Table makes pairs.
 
     Raises:
         UserError: a file or name does not exist, a word means nothing, or rows are wrong: all rows of a source in one
@@ -98,7 +101,8 @@ def load(words: str | list[str], seed: int = 0) -> Sides:
     parts: dict[str, list] = {side: [] for side in NAMES}
     whole: dict[tuple[int, ...], list[_Checked]] = {}
     for name, want in wanted.items():
-        checked = {side: _Checked(source, name, want.mapping) for side, source in sides_of(name, want, notes).items()}
+        found = sides_of(name, want, notes)
+        checked = {side: _Checked(source, reads(source, name, want.mapping)) for side, source in found.items()}
         rest = checked.pop("", None) or checked.pop("train")  # what the sides that are missing are taken from
         for side, table in checked.items():
             parts[side].append(table.rows())
@@ -143,7 +147,7 @@ def parse(words: str | list[str]) -> tuple[dict[str, Want], str]:
             if value not in ("yes", "no"):
                 raise UserError(f"--dataset {word}: header is yes or no")
             last.header = value == "yes"
-        elif name in columns.NAMES:
+        elif name in columns.NAMES or name in ANSWERS:
             last.mapping[name] = value
         else:
             known = sorted({*columns.NAMES, "header", "shares"})
@@ -187,9 +191,9 @@ def sides_of(name: str, want: Want, notes: list[str]) -> dict[str, Any]:
 class _Checked:
     """A table of which every row has been checked, counted, and asked for its question."""
 
-    def __init__(self, source: Any, name: str, mapping: dict[str, str]):
-        self.table = Table(source, name, mapping)
-        self.held = list(self.table) if source.size <= HELD else None
+    def __init__(self, source: Any, table: Table):
+        self.table = table
+        self.held = list(table) if source.size <= HELD else None
         self.count, self.texts = 0, []
         for row in self.held if self.held is not None else self.table:
             self.count += 1
