@@ -9,6 +9,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SFT = [path for path in sorted((ROOT / "recipes").glob("*.py")) if "SFTTrainer(" in path.read_text(encoding="utf-8")]
 FIRST = ROOT / "recipes" / "lora_alpaca.py"
+# Recipes with a trainer of their own say what they share with the first in its words.
+OTHERS = [ROOT / "recipes" / name for name in ("dpo_pairs.py",)]
 # What may differ from recipe to recipe: the value, and what is said of it.
 OWN_DEFAULT = {"output_dir", "learning_rate", "max_length", "per_device_train_batch_size", "dataset", "max_steps"}
 OWN_CONFIG = {"optim", "packing"}
@@ -56,6 +58,19 @@ def test_config_has_the_same_values_but_for_the_method(path):
     assert list(mine) == list(first)
     for name in set(first) - OWN_CONFIG:
         assert mine[name] == first[name]
+
+
+@pytest.mark.parametrize("path", OTHERS, ids=lambda path: path.name)
+def test_what_other_recipes_share_is_in_the_same_words_and_order(path):
+    for read, own in ((fields, {*OWN_DEFAULT, "model", "num_train_epochs", "sft"}), (config, OWN_CONFIG)):
+        mine, first = read(path), read(FIRST)
+        shared = [name for name in mine if name in first]
+        assert len(shared) > 12 and shared == [name for name in first if name in mine]
+        for name in set(shared) - own:
+            comment = mine[name].partition("#")[2]
+            assert mine[name] == first[name] or (name == "per_device_train_batch_size" and "pairs" in comment)
+    wanted = [name for name in calls(FIRST) if name not in ("encode", "measure")]
+    assert [name for name in dict.fromkeys(calls(path)) if name in wanted] == list(dict.fromkeys(wanted))
 
 
 @pytest.mark.parametrize("path", SFT, ids=lambda path: path.name)

@@ -1,0 +1,194 @@
+"""Direct preference optimisation: where it starts, what it is held against, and what held-out pairs say of it."""
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+from common import models, preference, templates
+from common.cli import UserError
+from common.pocket import FOLDER as POCKET
+from common.templates import AnyTemplate
+
+TASK = "held_out_pairs"  # as the report calls them among the scores
+
+
+def locate(name: str) -> str:
+    """The folder or Hub name behind `--model` of a model that has learnt to answer; `pocket_teacher` is bundled.
+
+    Raises:
+        UserError: as models.locate.
+    """
+    return str(POCKET / "teacher") if name == "pocket_teacher" else models.locate(name)
+
+
+def check_adapter(folder: str) -> None:
+    """Whether there is a LoRA adapter of PEFT to start from.
+
+    Raises:
+        UserError: there is none, or one of another kind.
+    """
+    try:
+        kind = json.loads((Path(folder) / "adapter_config.json").read_text(encoding="utf-8"))["peft_type"]
+    except (OSError, ValueError, KeyError):
+        raise UserError(
+            f"--adapter {folder}: there is no adapter (adapter_config.json). An SFT run makes one: "
+            "accelerate launch recipes/lora_alpaca.py leaves runs/lora_alpaca/adapter"
+        ) from None
+    if kind != "LORA":
+        raise UserError(f"--adapter {folder}: it is of the kind {kind}; preferences go on from a LoRA adapter")
+
+
+def check_template(template: AnyTemplate, name: str, *folders: str) -> None:
+    """Whether the template is the one that the model or adapter of a folder was tuned with, where that is kept there.
+
+    Raises:
+        UserError: it is another.
+    """
+    for folder in folders:
+        if (Path(folder) / templates.FILE).exists() and (tuned := templates.load(folder)) != template:
+            raise UserError(f"--template {name}: {folder} was tuned with {tuned.name}; --template {tuned.name}")
+
+
+def taking_ids(trainer: type) -> type:
+    """TRL's DPOTrainer for what preference.encode and preference.Collator make, where it would encode texts itself."""
+
+    class Trainer(trainer):
+        def _prepare_dataset(self, dataset: Any, *words: Any) -> Any:
+            return dataset
+
+        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **named: Any) -> Any:
+            return super().compute_loss(model, preference.masked(inputs), return_outputs, **named)
+
+        def compute_ref_log_probs(self, model: Any, inputs: Any) -> Any:
+            return super().compute_ref_log_probs(model, preference.masked(inputs))
+
+    return Trainer
+
+
+def hold_reference(trainer: Any, adapter: bool) -> None:
+    """Make what a DPOTrainer compares with exact, and keep it out of what is saved. Call it before training.
+
+    TRL (1.15) has put a frozen copy of the adapter, `ref`, beside it. With an adapter to start from, that copy is the
+    reference; the adapter gets its values back, as those that train on a 4-bit base were rounded to bfloat16. A new
+    adapter adds nothing yet: there the reference is the model with the adapter off, and the copy goes.
+
+    Only the adapter itself is saved: transformers (5.17) would load the copy alone when a run goes on.
+    """
+    import torch
+
+    model = trainer.model
+    if not adapter:
+        model.delete_adapter("ref")
+        return
+    weights = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, weight in weights.items():
+            if ".default." in name:
+                weight.copy_(weights[name.replace(".default.", ".ref.")])
+    model.save_pretrained = functools.partial(model.save_pretrained, selected_adapters=["default"])
+
+
+def by_pair(trainer: Any) -> None:
+    """Make the held-out loss a mean over pairs, whatever the batches; call it after callbacks.measure."""
+    import torch
+
+    predict, loop, parts = trainer.prediction_step, trainer.evaluation_loop, []
+
+    def prediction_step(model: Any, inputs: dict[str, Any], *words: Any, **named: Any) -> Any:
+        found = predict(model, inputs, *words, **named)
+        pairs = found[0].new_tensor(len(inputs["input_ids"]) // 2, dtype=torch.float64)
+        parts.append(torch.stack([found[0].double() * pairs, pairs]))
+        return found
+
+    def evaluation_loop(*words: Any, metric_key_prefix: str = "eval", **named: Any) -> Any:
+        parts.clear()
+        output = loop(*words, metric_key_prefix=metric_key_prefix, **named)
+        loss, pairs = trainer.accelerator.reduce(torch.stack(parts).sum(0), "sum")
+        output.metrics[f"{metric_key_prefix}_loss"] = (loss / pairs).item()
+        return output
+
+    trainer.prediction_step, trainer.evaluation_loop = prediction_step, evaluation_loop
+
+
+class Rewards:
+    """What a DPOTrainer's model makes of held-out pairs before and after; each process looks at all of them.
+
+    Args:
+        pairs: encoded by preference.encode.
+    """
+
+    def __init__(self, trainer: Any, pairs: Any):
+        self.trainer, self.pairs = trainer, pairs
+        self.taken: dict[str, dict[str, float]] = {}
+
+    def take(self, when: str) -> None:
+        """Look at the pairs `before` or `after`, and say what is found."""
+        if not len(self.pairs):
+            return
+        found = self.taken[when] = judged(*_log_ratios(self.trainer, self.pairs), self.trainer.beta)
+        print(
+            f"{len(self.pairs)} held-out pairs {when}: rewards {found['reward_chosen']:+.2f} and "
+            f"{found['reward_rejected']:+.2f}, margin {found['margin']:+.2f}; the better answer has the higher reward "
+            f"in {found['accuracy']:.1%}, and is likelier in {found['likelier']:.1%}",
+            flush=True,
+        )
+
+    def join(self, scores: dict[str, Any]) -> dict[str, Any]:
+        """The account of harness.Scores with that of the pairs as one more task."""
+        if not self.taken:
+            return scores
+        before, after = self.taken["before"], self.taken["after"]
+        shares = {
+            name: {"before": before[name], "after": after[name], "items": len(self.pairs)}
+            for name in ("accuracy", "likelier")
+        }
+        both = {when: {**scores[when], TASK: self.taken[when]} for when in ("before", "after")}
+        return {**scores, **both, "comparison": {**scores["comparison"], TASK: shares}}
+
+
+def judged(policy: Any, reference: Any, beta: float) -> dict[str, float]:
+    """What log-probabilities say, float64 (2, N) each: those of the better answers, then those of the others.
+
+    Returns:
+        Means of `reward_chosen` and `reward_rejected` (beta times policy less reference, Rafailov et al. 2023), and
+        `margin`, their difference; `accuracy`, the share of pairs whose better answer has the higher reward, and
+        `likelier`, of those whose better answer is likelier to the policy alone. A tie counts one half, as a coin would
+        have it: before a step all rewards are 0, and the accuracy is 50 %. `ties`: the share of equal rewards.
+    """
+    rewards = beta * (policy - reference)
+
+    def share(pair: Any) -> float:
+        return float(((pair[0] > pair[1]).double() + 0.5 * (pair[0] == pair[1]).double()).mean())
+
+    return {
+        "reward_chosen": float(rewards[0].mean()),
+        "reward_rejected": float(rewards[1].mean()),
+        "margin": float((rewards[0] - rewards[1]).mean()),
+        "accuracy": share(rewards),
+        "ties": float((rewards[0] == rewards[1]).double().mean()),
+        "likelier": share(policy),
+    }
+
+
+def _log_ratios(trainer: Any, pairs: Any) -> tuple[Any, Any]:
+    """Log-probabilities of all answers under policy and reference, float64 (2, N) each, as the trainer has them."""
+    import torch
+
+    model, size, found = trainer.model, trainer.args.eval_batch_size, []
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            for start in range(0, len(pairs), size):
+                rows = [pairs[place] for place in range(start, min(start + size, len(pairs)))]
+                batch = trainer._prepare_inputs(preference.Collator(trainer.data_collator.pad_token_id)(rows))
+                given = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
+                with trainer.compute_loss_context_manager():
+                    words = model(**given, use_cache=False, fused_lm_head=True).log_probs
+                said = words.sum(1).chunk(2)
+                found.append(torch.stack([torch.stack(said), torch.stack(trainer.compute_ref_log_probs(model, batch))]))
+    finally:
+        model.train(was_training)
+    policy, reference = torch.cat(found, 2).double().cpu()
+    return policy, reference
