@@ -135,7 +135,8 @@ class Rewards:
         )
 
     def join(self, scores: dict[str, Any]) -> dict[str, Any]:
-        """The account of harness.Scores with that of the pairs as one more task."""
+        """The account of harness.Scores with `preference` (`before`, `after` and the number of `pairs`), and its shares
+        in the comparison as one more task."""
         if not self.taken:
             return scores
         before, after = self.taken["before"], self.taken["after"]
@@ -143,8 +144,8 @@ class Rewards:
             name: {"before": before[name], "after": after[name], "items": len(self.pairs)}
             for name in ("accuracy", "likelier")
         }
-        both = {when: {**scores[when], TASK: self.taken[when]} for when in ("before", "after")}
-        return {**scores, **both, "comparison": {**scores["comparison"], TASK: shares}}
+        comparison = {**scores["comparison"], TASK: shares}
+        return {**scores, "comparison": comparison, "preference": {**self.taken, "pairs": len(self.pairs)}}
 
 
 def judged(policy: Any, reference: Any, beta: float) -> dict[str, float]:
