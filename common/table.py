@@ -16,6 +16,7 @@ QUOTED = {
     "adapters_alpaca": ("1-5", "92-95"),
     "soft_prompts_alpaca": ("0.01", "85-90"),
 }
+MARKERS = "osD^v*PXd<>p"
 COLUMNS = {
     "method": "method",
     "trainable": "trainable parameters",
@@ -64,15 +65,45 @@ def cell(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) < 10 else f"{value:.1f}"
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.3g}" if abs(value) < 10 else f"{value:.1f}"
     return str(value)
+
+
+def cells(found: dict[str, Any], keys: list[str]) -> list[str]:
+    """A row in words; scores in percent have one decimal."""
+    values = {key: found.get(key) for key in keys}
+    return [
+        f"{value:.1f}" if isinstance(value, float) and key not in COLUMNS else cell(value)
+        for key, value in values.items()
+    ]
+
+
+def head(key: str) -> str:
+    """What stands above a column."""
+    return COLUMNS.get(key, f"{key}, %")
+
+
+def blocks(rows: list[dict[str, Any]], width: int) -> list[list[str]]:
+    """The keys in groups that fit into so many characters side by side; each begins with the method."""
+    first, *rest = columns(rows)
+    sizes = {
+        key: 3 + max(max(map(len, head(key).split())), *(len(cells(found, [key])[0]) for found in rows))
+        for key in (first, *rest)
+    }
+    sizes[first] = 3 + max(len(found[first]) for found in rows)
+    groups: list[list[str]] = [[first]]
+    for key in rest:
+        if len(groups[-1]) > 1 and sum(sizes[one] for one in groups[-1]) + sizes[key] > width:
+            groups.append([first])
+        groups[-1].append(key)
+    return groups
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
     """The table for a README."""
     keys = columns(rows)
-    lines = [[COLUMNS.get(key, key) for key in keys], ["---"] * len(keys)]
-    lines += [[cell(found.get(key)) for key in keys] for found in rows]
+    lines = [[head(key) for key in keys], ["---"] * len(keys)]
+    lines += [cells(found, keys) for found in rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
@@ -97,24 +128,22 @@ def page(rows: list[dict[str, Any]], curves: dict[str, list], notes: list[str], 
     plots = [_scatter(rows, key, quality) for key in ("peak", "speed", "trainable")] + [_lines(curves)]
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["cell"] = cell
+    lines = [cells(found, keys) for found in rows]
     return environment.get_template("table.html.jinja").render(
-        rows=rows, keys=keys, heads=COLUMNS, plots=plots, notes=notes, about=about
+        heads=map(head, keys), lines=lines, plots=plots, notes=notes, about=about
     )
 
 
 def _scatter(rows: list[dict[str, Any]], x: str, y: str) -> str:
     figure, axes = _figure()
-    for found in rows:
-        if found.get(y) is None:
-            continue
-        axes.plot(found[x], found[y], "o")
-        axes.annotate(found["method"], (found[x], found[y]), xytext=(5, 4), textcoords="offset points", fontsize=8)
+    for place, found in enumerate(rows):
+        if found.get(y) is not None:
+            axes.plot(found[x], found[y], MARKERS[place % len(MARKERS)], label=found["method"])
     if x == "trainable":
         axes.set_xscale("log")
-    axes.set_xlabel(COLUMNS[x])
-    axes.set_ylabel(COLUMNS.get(y, f"{y}, %"))
-    axes.margins(x=0.25)
+    axes.set_xlabel(head(x))
+    axes.set_ylabel(head(y))
+    figure.legend(loc="outside lower center", ncols=3, fontsize=7)
     return _svg(figure)
 
 
@@ -124,14 +153,14 @@ def _lines(curves: dict[str, list]) -> str:
         axes.plot([step for step, _ in points], [value for _, value in points], "o-", markersize=3, label=name)
     axes.set_xlabel("step")
     axes.set_ylabel("held-out loss")
-    axes.legend(fontsize=7)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=7)
     return _svg(figure)
 
 
 def _figure() -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.2, 3.6), layout="constrained")
+    figure = Figure(figsize=(5.6, 4.2), layout="constrained")
     return figure, figure.subplots()
 
 

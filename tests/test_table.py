@@ -51,7 +51,7 @@ def test_rows_and_pages():
     rows = [table.row("lora_alpaca", "lora_alpaca", report(1.0, 50)), table.row("mine", "mine", report(None, 50))]
     assert rows[0]["share"] == 1.0 and rows[0]["task acc"] == 50.0 and rows[0]["quoted_quality"] == "95-98"
     text = table.markdown(rows)
-    assert "| mine | 1,000 | 1 |" in text and "| – |" in text
+    assert "| mine | 1,000 | 1.00 |" in text and "| – |" in text
     read = list(csv.DictReader(table.comma_separated(rows).splitlines()))
     assert read[0]["task acc"] == "50.0" and read[1]["loss"] == ""
     page = table.page(rows, {"lora_alpaca": [[0, 3.0], [5, 1.0]]}, ["a note"], {"flags": "<none>"})

@@ -166,6 +166,7 @@ def collect(methods: list[Method], folder: Path) -> tuple[list[dict], dict[str, 
 
 def write(folder: Path, rows: list[dict], curves: dict[str, list], rest: list[str]) -> None:
     """table.md, table.csv, table.html, and the table on the terminal."""
+    from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
 
@@ -173,11 +174,16 @@ def write(folder: Path, rows: list[dict], curves: dict[str, list], rest: list[st
     notes = []
     if max(seen) > 1.01 * min(seen):
         notes.append(f"The runs did not see the same number of trained tokens: {min(seen):,} to {max(seen):,}.")
-    keys = table.columns(rows)
-    shown = Table(*[table.COLUMNS.get(key, f"{key}, %") for key in keys])
-    for found in rows:
-        shown.add_row(*[table.cell(found.get(key)) for key in keys])
-    Console().print(shown, *notes)
+    console = Console()
+    for keys in table.blocks(rows, console.width):
+        shown = Table(box=SIMPLE, padding=(0, 1, 0, 0), show_edge=False)
+        for key in keys:
+            shown.add_column(table.head(key), justify="right" if shown.columns else "left", no_wrap=not shown.columns)
+        for found in rows:
+            shown.add_row(*table.cells(found, keys))
+        console.print(shown, "")
+    for note in notes:
+        console.print(note)
     about = {"flags": " ".join(rest) or "the recipes' own defaults"}
     for name, text in (
         ("table.md", table.markdown(rows)),
