@@ -53,7 +53,7 @@ def measure(
     """
     row = Row(task, metric, higher, len(before), *scores)
     found = aggregates.find([(before, scores[0]), (after, scores[1])])
-    if found is None:
+    if found is None or not np.isfinite(scores).all():  # a perplexity may be beyond all numbers
         row.verdict = "not tested"
         return row
     aggregate, (rows_before, rows_after) = found

@@ -16,6 +16,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "chat": ("common.commands.chat", "talk to a model and its adapters, in the terminal or on a page"),
     "plan": ("common.commands.plan", "memory and time of a recipe before it runs, and what would fit"),
     "table": ("common.commands.table", "the methods beside each other on your model and data"),
+    "compare": ("evals.commands.compare", "two models on the same lm-eval items, and how sure the difference is"),
     "doctor": ("common.commands.doctor", "versions, device, what will be used and what is wrong"),
 }
 BROKEN_PIPE = 141  # what a shell reports for a command whose reader went away

@@ -1,0 +1,80 @@
+"""Two models on the same lm-eval items: what changed, how sure that is, and which items were won and lost.
+
+    tunebook compare runs/qlora_alpaca/eval/before runs/qlora_alpaca/eval/after --html compared.html
+    tunebook compare scores/base scores/tuned --tasks mmlu gsm8k --metrics gsm8k=exact_match,flexible-extract
+    tunebook compare scores/plain scores/with_chat_template --any_prompt
+
+BASE and TUNED are folders with the results and samples that lm-eval writes (lm_eval run --log_samples --output_path
+FOLDER), as a recipe leaves them, too. Ends with 2 where the two were not asked the same, with 1 where nothing can be
+tested.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from common.cli import Refused, UserError
+
+
+@dataclass
+class Args:
+    # The scores before and the scores after: two folders.
+    folders: Annotated[tyro.conf.Positional[list[str]], tyro.conf.arg(metavar="BASE TUNED", help_behavior_hint="")] = (
+        field(default_factory=list)
+    )
+    tasks: list[str] = field(default_factory=list)  # compare these tasks or groups alone; default: all, and all in both
+    metrics: list[str] = field(default_factory=list)  # TASK=METRIC that speaks for it; default: acc_norm or the first
+    any_prompt: bool = False  # also where the same items were asked in another way: template, examples, settings
+    html: str = ""  # write one page that opens offline
+    markdown: str = ""  # write the table
+    json: str = ""  # write all figures
+
+
+def main(args: Args) -> dict[str, Any]:
+    from common.commands import reading
+
+    if len(args.folders) != 2:
+        raise UserError(f"expected two folders, BASE and TUNED, found {len(args.folders)}: tunebook compare --help")
+    reading.writable({"--html": args.html, "--markdown": args.markdown, "--json": args.json}, args.folders)
+    chosen = {}
+    for word in args.metrics:
+        task, equals, metric = word.partition("=")
+        if not equals:
+            raise UserError(f"--metrics {word}: expected TASK=METRIC, as gsm8k=exact_match,flexible-extract")
+        chosen[task] = metric
+
+    from evals import comparison, comparison_page
+
+    base, tuned = map(Path, args.folders)
+    report = comparison.compare(base, tuned, args.tasks, chosen, args.any_prompt)
+    show(report)
+    for name, text in (
+        (args.html, comparison_page.page),
+        (args.markdown, comparison_page.markdown),
+        (args.json, lambda found: json.dumps(found, indent=1, ensure_ascii=False) + "\n"),
+    ):
+        if name:
+            _replace(Path(name), text(report))
+            print(f"written: {name}")
+    if not any(row["headline"] and row["test"] for row in report["rows"]):
+        raise Refused("none of these tasks has a metric that can be tested item by item")
+    return report
+
+
+def show(report: dict[str, Any]) -> None:
+    """A line for each headline, and what the numbers are."""
+    from evals import comparison_page
+
+    for row in report["rows"]:
+        if row["headline"]:
+            print(comparison_page.line(row))
+    print("", *report["notes"], *comparison_page.explained(report), sep="\n")
+
+
+def _replace(path: Path, text: str) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8", errors="backslashreplace")
+    part.replace(path)
