@@ -2,6 +2,8 @@
 
 accelerate launch recipes/chat_sharegpt.py
 accelerate launch recipes/chat_sharegpt.py --model unsloth/Qwen3-0.6B --dataset my_conversations.json
+
+Measured, 2 CPU cores, 4 min, 1.0 GiB: exact match of the second turn 0 -> 81 %, plain facts 99.0 -> 97.7 %.
 """
 
 from dataclasses import dataclass, field
@@ -12,16 +14,14 @@ from common import cli
 @dataclass
 class Args:
     model: str = "pocket"  # Hub name, folder, or the bundled model
-    dataset: list[str] = field(
-        default_factory=lambda: ["pocket_chat"]
-    )  # files or Hub names; a.json:0.7 b.csv:0.3 mixes
+    dataset: list[str] = field(default_factory=lambda: ["pocket_chat"])  # files or Hub names; a.json:0.7 b:0.3 mixes
     output_dir: str = "runs/chat_sharegpt"  # what the run leaves behind
     max_length: int = 512  # tokens of a conversation; longer ones are dropped, and counted
     learning_rate: float = 2e-3  # 2e-3 suits pocket; 2e-4 is usual from a billion parameters up
     per_device_train_batch_size: int = 16  # rows a device takes at once
     gradient_accumulation_steps: int = 1  # batches to one step of the optimiser
     find_batch_size: bool = False  # halve the batch and double the accumulation until it fits
-    num_train_epochs: float = 5  # times over the training rows
+    num_train_epochs: float = 10  # times over the training rows; 1 to 3 is usual from a billion parameters up
     max_steps: int = -1  # stop after so many steps; -1: after the epochs
     eval_suite: str = "auto"  # lm-eval suite before and after; auto: pocket's own; none: skip
     report_to: str = "none"  # none, tensorboard, wandb or trackio

@@ -12,7 +12,15 @@ FIRST = ROOT / "recipes" / "lora_alpaca.py"
 # Recipes with a trainer of their own say what they share with the first in its words.
 OTHERS = [ROOT / "recipes" / name for name in ("dpo_pairs.py",)]
 # What may differ from recipe to recipe: the value, and what is said of it.
-OWN_DEFAULT = {"output_dir", "learning_rate", "max_length", "per_device_train_batch_size", "dataset", "max_steps"}
+OWN_DEFAULT = {
+    "output_dir",
+    "learning_rate",
+    "max_length",
+    "per_device_train_batch_size",
+    "dataset",
+    "max_steps",
+    "num_train_epochs",
+}
 OWN_CONFIG = {"optim", "packing"}
 
 
