@@ -1,16 +1,17 @@
 """Scores through lm-eval's own evaluator, on the model in memory, and the command line that gives the same numbers."""
 
-# pyright: reportCallIssue=false, reportArgumentType=false, reportTypedDictNotRequiredAccess=false
+# pyright: reportCallIssue=false
 # (lm-eval's decorators hide the signatures of what they wrap)
 
 import logging
-import sys
 from collections import defaultdict
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from common import generation, models
 from common.cli import UserError, first_process, nearest
+from evals.in_memory import in_memory
 
 BATCH = 64
 TASKS = Path(__file__).parent / "tasks"
@@ -42,7 +43,7 @@ class Scores:
 
     def take(self, when: str, model: Any, tokenizer: Any, keep: Path | None = None) -> None:
         """Score the model as `before` or `after`. `keep`: where to save it, for a later lm_eval command."""
-        self._batch = 1 if generation.virtual_tokens(model) else BATCH  # see InMemory.generate_until
+        self._batch = 1 if generation.virtual_tokens(model) else BATCH  # see in_memory.InMemory
         self._taken[when] = score(model, tokenizer, self.tasks, self.folder / when, keep)
 
     def account(self, model: Path | str | None, adapter: Path | None) -> dict[str, Any]:
@@ -61,19 +62,43 @@ class Scores:
         }
 
 
-def score(model: Any, tokenizer: Any, tasks: list[str], folder: Path, keep: Path | None = None) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Settings:
+    """How to score, in lm-eval's own words where it has them; the defaults are those of a recipe's before and after."""
+
+    batch_size: int = BATCH
+    limit: int | None = None  # items of each task; None: all
+    chat_template: bool = False  # the prompts as questions in the tokenizer's own template
+    seed: int | None = None  # of everything that is drawn, such as examples before a question; None: lm-eval's own
+    gen_kwargs: dict[str, Any] = field(default_factory=dict)  # over those of every task that generates
+    allow_code: bool = False  # run programs that the model wrote
+    bootstrap_iters: int = 0  # of standard errors that have no formula; 0: no standard errors at all
+
+
+def score(
+    model: Any,
+    tokenizer: Any,
+    tasks: list[Any],
+    folder: Path,
+    keep: Path | None = None,
+    settings: Settings | None = None,
+) -> dict[str, Any]:
     """Run the tasks on a model in memory and write lm-eval's own result and sample files to `folder`.
 
     Nothing is cached between calls: lm-eval's cache does not know one model from another.
 
     Args:
+        tasks: names of tasks that stand in evals/tasks, or tasks and groups that lm-eval has built.
         keep: where to save the model, so that a later lm_eval command can score the very same weights.
 
     Returns:
-        {"metrics": {task: {metric: value}}, "items": {task: {doc_id: {"skill", metric: value}}}}
+        {"metrics": {task: {metric: value}}, "items": {task: {doc_id: {"skill", metric: value}}}, "groups" and
+        "errors" (standard errors) like metrics, "counts": {task: {"items", "of", "cut"}}}. A metric that was taken
+        through several filters is called metric,filter. `cut`: items whose prompt lost its beginning, see InMemory.
     """
     if not tasks:
         return {"metrics": {}, "items": {}}
+    settings = settings or Settings()
     if keep and first_process():
         models.save(model, tokenizer, keep)
     from lm_eval import simple_evaluate
@@ -83,58 +108,75 @@ def score(model: Any, tokenizer: Any, tasks: list[str], folder: Path, keep: Path
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     was_training = model.training
     tracker = EvaluationTracker(output_path=str(folder))
-    results = simple_evaluate(
-        model=_in_memory(model, tokenizer),
+    memory = in_memory(model, tokenizer, settings.batch_size)
+    results: Any = simple_evaluate(
+        model=memory,
         tasks=tasks,
         task_manager=TaskManager(include_path=str(TASKS), include_defaults=False),
         evaluation_tracker=tracker,
-        bootstrap_iters=0,
-        verbosity="ERROR",
+        **_words(settings),
     )
     model.train(was_training)
     assert results is not None  # only a second process gets None
     samples = results.pop("samples")
     if first_process():
         tracker.save_results_aggregated(results=results, samples=samples)
-        for task in tasks:
-            tracker.save_results_samples(task_name=task, samples=samples[task])
-    metrics: dict[str, dict[str, float]] = defaultdict(dict)
-    items: dict[str, dict[int, dict]] = defaultdict(dict)
-    for task in tasks:
-        for name, value in results["results"][task].items():
-            metric, _, filtered = name.partition(",")
-            if filtered and isinstance(value, (int, float)) and not metric.endswith("_stderr"):
-                metrics[task][metric] = float(value)
-        for sample in samples[task]:
-            values = {metric: sample[metric] for metric in metrics[task]}
-            items[task][sample["doc_id"]] = {"skill": sample["doc"].get("skill"), **values}
-    return {"metrics": dict(metrics), "items": dict(items)}
+        for task, found in samples.items():
+            tracker.save_results_samples(task_name=task, samples=found)
+    return _account(results, samples, memory.cut)
 
 
-def _in_memory(model: Any, tokenizer: Any) -> Any:
-    """lm-eval's own model class over a loaded model; its bars are drawn on a terminal only."""
-    from lm_eval.models.huggingface import HFLM
+def _words(settings: Settings) -> dict[str, Any]:
+    """The settings as lm-eval's evaluator takes them; the batch size is the model's."""
+    kinds = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
+    return {
+        "limit": settings.limit,
+        "bootstrap_iters": settings.bootstrap_iters,
+        "apply_chat_template": settings.chat_template,
+        "fewshot_as_multiturn": settings.chat_template,
+        "gen_kwargs": dict(settings.gen_kwargs) or None,
+        "confirm_run_unsafe_code": settings.allow_code,
+    } | ({} if settings.seed is None else dict.fromkeys(kinds, settings.seed))
 
-    soft = generation.virtual_tokens(model)
 
-    class InMemory(HFLM):
-        def loglikelihood(self, requests, disable_tqdm=False):
-            return super().loglikelihood(requests, disable_tqdm or not sys.stderr.isatty())
+def _account(results: dict[str, Any], samples: dict[str, list[dict]], cut: dict[str, set[int]]) -> dict[str, Any]:
+    """What `score` returns, from lm-eval's results and samples."""
+    metrics, errors = _numbers({task: results["results"][task] for task in samples})
+    groups, group_errors = _numbers(results.get("groups", {}))
+    items: dict[str, dict[int, dict]] = {task: defaultdict(dict) for task in samples}
+    for task, found in samples.items():
+        for sample in found:
+            item = items[task][sample["doc_id"]]
+            item["skill"] = sample["doc"].get("skill")
+            for metric in sample["metrics"]:
+                name = metric if metric in metrics[task] else f"{metric},{sample['filter']}"
+                if name in metrics[task]:
+                    item[name] = sample[metric]
+    counts = {
+        task: {"items": count["effective"], "of": count["original"], "cut": len(cut.get(task, ()))}
+        for task, count in results["n-samples"].items()
+    }
+    return {
+        "metrics": metrics, "items": {task: dict(found) for task, found in items.items()},
+        "groups": groups, "errors": errors | group_errors, "counts": counts,
+    }  # fmt: skip
 
-        def generate_until(self, requests, disable_tqdm=False):
-            groups = defaultdict(list)  # PEFT puts virtual tokens before the padding: no row may have any
-            for place, request in enumerate(requests):
-                groups[len(tokenizer(request.args[0]).input_ids) if soft else 0].append(place)
-            answers = [""] * len(requests)
-            for places in groups.values():
-                found = super().generate_until([requests[place] for place in places], not sys.stderr.isatty())
-                for place, answer in zip(places, found, strict=True):
-                    answers[place] = answer
-            return answers
 
-    return InMemory(  # pyright: ignore[reportAbstractUsage]
-        pretrained=model, tokenizer=tokenizer, batch_size=BATCH
-    )
+def _numbers(results: dict[str, dict[str, Any]]) -> tuple[dict, dict]:
+    """{task: {metric: value}} of lm-eval's results, and the same of their standard errors where there are any."""
+    metrics: dict[str, dict[str, float]] = {}
+    errors: dict[str, dict[str, float]] = {}
+    for task, found in results.items():
+        metrics[task], errors[task] = {}, {}
+        names = [name.partition(",") for name in found if "," in name]
+        once = [metric for metric, _, _ in names]
+        for metric, _, filtered in names:
+            value = found[f"{metric},{filtered}"]
+            plain = metric.removesuffix("_stderr")
+            called = plain if once.count(metric) == 1 else f"{plain},{filtered}"
+            if isinstance(value, (int, float)):
+                (errors if metric.endswith("_stderr") else metrics)[task][called] = float(value)
+    return metrics, errors
 
 
 def compare(before: dict[str, Any], after: dict[str, Any]) -> dict[str, dict[str, dict[str, float]]]:

@@ -49,30 +49,12 @@ def run(program: str, seconds: int = SECONDS, memory: int = MEMORY) -> str:
         file.write_text(program, encoding="utf-8", errors="surrogatepass")
         receive, send = os.pipe()
         try:
-            words = [contained.__file__, str(file), token, str(send), str(seconds), str(memory)]
-            process = subprocess.Popen(
-                [sys.executable, "-I", *words],
-                cwd=folder,
-                env={"HOME": folder, "OPENBLAS_NUM_THREADS": "1"},  # nothing of this process's own, such as keys
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                pass_fds=[send],
-                start_new_session=True,
-            )
-            os.close(send)
-            try:
-                process.wait(seconds)
-            except subprocess.TimeoutExpired:
-                return "timed out"
-            finally:
-                process.kill()
-                process.wait()
+            code = _wait([str(file), token, str(send), str(seconds), str(memory)], folder, send, seconds)
             # It has ended, so what it wrote is in the pipe, which holds little: more would have kept it waiting.
             verdict = os.read(receive, 4096).decode(errors="replace")
         finally:
             os.close(receive)
-    if process.returncode == -signal.SIGXCPU:
+    if code in (None, -signal.SIGXCPU):
         return "timed out"
     found, _, verdict = verdict.partition(" ")
     if found != token:
@@ -80,6 +62,28 @@ def run(program: str, seconds: int = SECONDS, memory: int = MEMORY) -> str:
     if verdict.startswith("not contained"):
         raise UserError(f"programs cannot be run safely here: {verdict}")
     return verdict
+
+
+def _wait(words: list[str], folder: str, send: int, seconds: int) -> int | None:
+    """Run evals/contained.py in the folder and give its exit code; None: it had to be stopped. Closes `send`."""
+    process = subprocess.Popen(
+        [sys.executable, "-I", contained.__file__, *words],
+        cwd=folder,
+        env={"HOME": folder, "OPENBLAS_NUM_THREADS": "1"},  # nothing of this process's own, such as keys
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        pass_fds=[send],
+        start_new_session=True,
+    )
+    os.close(send)
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        process.kill()
+        process.wait()
 
 
 def run_all(programs: Iterable[str], seconds: int = SECONDS, memory: int = MEMORY) -> list[str]:

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from common.pocket import FOLDER
 from common.templates import ALPACA
-from evals import harness
+from evals.in_memory import in_memory
 
 
 @pytest.mark.parametrize("kind", [PromptTuningConfig, PrefixTuningConfig])
@@ -28,4 +28,4 @@ def test_virtual_tokens_and_rows_of_other_lengths(kind):
     ]
     assert len({len(tokenizer(request.args[0]).input_ids) for request in requests}) > 5
     alone = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1).generate_until(requests, disable_tqdm=True)
-    assert harness._in_memory(model, tokenizer).generate_until(requests) == alone
+    assert in_memory(model, tokenizer, 64).generate_until(requests) == alone
