@@ -9,22 +9,22 @@ from typing import Any
 from common.cli import UserError
 
 NAME = re.compile(r"samples_(?P<task>.+)_(?P<date>\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?)\.jsonl")
-HOW = (
-    "lm_eval run writes them with --log_samples --output_path FOLDER, and recipes into runs/NAME/eval/before and after"
-)
+HOW = "lm_eval run writes them with --log_samples --output_path FOLDER, a recipe into eval/before and eval/after"
 
 
 @dataclass
 class Task:
-    """One task: `items` {(doc_id, doc_hash): sample}; `values` {metric: {(doc_id, doc_hash): what lm-eval wrote}}."""
+    """One task: `items` {(doc_id, doc_hash): sample}; `values` {metric: {(doc_id, doc_hash): what lm-eval wrote}};
+    `heard` the same of the filtered responses that a metric was taken from."""
 
     name: str
     version: Any
     shots: int | None
-    scores: dict[str, float]  # metric -> lm-eval's number; `metric,filter` where the filter is not `none`
+    scores: dict[str, float]  # metric -> lm-eval's number; `metric,filter` where there are several filters
     higher: dict[str, bool]
     items: dict[tuple[int, str], dict] = field(default_factory=dict)
     values: dict[str, dict[tuple[int, str], Any]] = field(default_factory=dict)
+    heard: dict[str, dict[tuple[int, str], Any]] = field(default_factory=dict)
 
 
 @dataclass
@@ -47,9 +47,7 @@ def read(folder: Path) -> Side:
         UserError: there are none, a file is damaged, results are missing, or the folder holds several models.
     """
     if not folder.is_dir():
-        raise UserError(
-            f"{folder}: {'it is a file; name its folder' if folder.is_file() else 'there is no such folder'}"
-        )
+        raise UserError(f"{folder} is a file; name its folder" if folder.is_file() else f"there is no folder {folder}")
     side, dated = Side(folder), {}
     for path in sorted(folder.rglob("samples_*.jsonl")):
         if match := NAME.fullmatch(path.name):
@@ -121,11 +119,12 @@ def _task(name: str, path: Path, results: dict[str, Any]) -> Task:
                 sample = json.loads(line)
                 key = (sample["doc_id"], sample["doc_hash"])
                 for metric in sample["metrics"]:
-                    label = metric if sample["filter"] == "none" else f"{metric},{sample['filter']}"
+                    label = metric if metric in scores else f"{metric},{sample['filter']}"
                     values = task.values.setdefault(label, {})
                     if key in values:
                         raise UserError(f"{path}, line {number}: item {key[0]} is there a second time")
                     values[key] = sample[metric]
+                    task.heard.setdefault(label, {})[key] = sample["filtered_resps"]
                 task.items.setdefault(key, sample)
             except (ValueError, KeyError, TypeError) as error:
                 what = f"there is no {error}" if isinstance(error, KeyError) else str(error)
@@ -137,11 +136,12 @@ def _task(name: str, path: Path, results: dict[str, Any]) -> Task:
 
 def _scores(found: dict[str, Any]) -> dict[str, float]:
     """{"acc,none": 0.5, "acc_stderr,none": "N/A", "alias": ...} -> {"acc": 0.5}"""
+    metrics = [name.partition(",")[0] for name in found if "," in name]
     scores = {}
     for name, value in found.items():
-        metric, comma, kind = name.partition(",")
+        metric, comma, _ = name.partition(",")
         if comma and not metric.endswith("_stderr") and isinstance(value, (int, float)):
-            scores[metric if kind == "none" else name] = float(value)
+            scores[metric if metrics.count(metric) == 1 else name] = float(value)
     return scores
 
 
