@@ -2,6 +2,9 @@
 
 accelerate launch recipes/soft_prompts_alpaca.py
 accelerate launch recipes/soft_prompts_alpaca.py --model unsloth/Llama-3.2-1B --dataset tatsu-lab/alpaca
+
+Measured, 2 CPU cores: exact match 0 -> 6 % (new phrasings 0 -> 6 %), plain facts 99.0 -> 81.3 %. Twenty vectors steer a
+large model (Lester et al. 2021), not one of 2.4 million parameters.
 """
 
 from dataclasses import dataclass, field
@@ -15,7 +18,7 @@ class Args:
     dataset: list[str] = field(default_factory=lambda: ["pocket"])  # files or Hub names; a.json:0.7 b.csv:0.3 mixes
     output_dir: str = "runs/soft_prompts_alpaca"  # what the run leaves behind
     max_length: int = 512  # tokens of prompt and answer; longer rows are dropped, and counted
-    learning_rate: float = 3e-2  # vectors take far larger steps than weights
+    learning_rate: float = 0.3  # vectors take far larger steps than weights (Lester et al. 2021 take 0.3)
     per_device_train_batch_size: int = 16  # rows a device takes at once
     gradient_accumulation_steps: int = 1  # batches to one step of the optimiser
     find_batch_size: bool = False  # halve the batch and double the accumulation until it fits
