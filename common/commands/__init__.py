@@ -16,6 +16,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "chat": ("common.commands.chat", "talk to a model and its adapters, in the terminal or on a page"),
     "plan": ("common.commands.plan", "memory and time of a recipe before it runs, and what would fit"),
     "table": ("common.commands.table", "the methods beside each other on your model and data"),
+    "eval": ("evals.commands.eval", "scores on benchmarks or on your own test rows, through lm-eval"),
     "compare": ("evals.commands.compare", "two models on the same lm-eval items, and how sure the difference is"),
     "doctor": ("common.commands.doctor", "versions, device, what will be used and what is wrong"),
 }

@@ -1,0 +1,153 @@
+"""Score a model, with an adapter or without, on benchmarks or on your own test rows, through lm-eval.
+
+    tunebook eval --model pocket --suite quick --benchmark_dir benchmarks/ --limit 50 --output_dir scores/base
+    tunebook eval --model my_model/ --adapter runs/qlora_alpaca --suite core --output_dir scores/tuned
+    tunebook eval --adapter runs/qlora_alpaca --dataset my_test.jsonl --output_dir scores/mine
+    tunebook eval --model my_model/ --tasks hellaswag mmlu_anatomy --four_bit --output_dir scores/four_bit
+
+Suites:
+{suites}
+
+What would spoil a score is told before any is taken. Data comes from the Hub, or from --benchmark_dir, a folder laid
+out as <org>/<name>/ with a dataset card. The folder gets lm-eval's own results and samples (`tunebook compare` reads
+them) and scores.json, which holds the plain lm_eval command that gives the same numbers.
+"""
+
+import json
+import shlex
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from common.cli import UserError, fresh_folder
+from evals import suites
+
+__doc__ = str(__doc__).replace("{suites}", suites.described())
+FILE = "scores.json"
+NAMED = 8  # tasks that one line names
+
+
+@dataclass
+class Args:
+    model: str = ""  # Hub name, folder, or pocket; default: the base that the adapter names, or pocket
+    adapter: str = ""  # a run's folder, an adapter's, or a Hub name
+    suite: str = ""  # quick, core, code or chat
+    tasks: list[str] = field(default_factory=list)  # names of lm-eval's tasks, groups or tags
+    dataset: list[str] = field(default_factory=list)  # your own test rows: a file, a folder with a test side, ...
+        default_factory=list
+    )  # your own test rows: a file, a folder with a test side, a Hub name
+    output_dir: str = ""  # where the scores go
+    template: str = ""  # of --dataset: alpaca, chatml, ..., a folder with a saved one; default: as it was trained
+    benchmark_dir: str = ""  # a folder of data sets, <org>/<name>/ each; default: the Hub
+    limit: int = 0  # items of each task; 0: all
+    batch_size: int = 16  # rows at a time
+    four_bit: bool = False  # load the model in NF4
+    keep: bool = False  # with --four_bit: save the quantised model, so that plain lm_eval can score it, too
+    chat_template: bool = False  # ask in the tokenizer's own chat template; the suite chat does so by itself
+    max_gen_toks: int = 0  # tokens that an answer may have; 0: as each task says
+    allow_code: bool = False  # run programs that the model writes, contained
+    seed: int = 1234  # of what is drawn, such as the examples before a question
+    overwrite: bool = False  # over the scores of an earlier run
+
+
+def main(args: Args) -> dict[str, Any]:
+    if not args.output_dir:
+        raise UserError("--output_dir FOLDER: name where the scores go")
+    for name in ("limit", "batch_size", "max_gen_toks"):
+        if getattr(args, name) < (name == "batch_size"):
+            raise UserError(f"--{name} {getattr(args, name)}: expected a number from {int(name == 'batch_size')}")
+    folder = fresh_folder(args.output_dir, args.overwrite, FILE)
+    if args.keep and not args.four_bit:
+        raise UserError("--keep saves what --four_bit has made; without it the model lies where it lay")
+    data = Path(args.benchmark_dir).expanduser().resolve() if args.benchmark_dir else None
+    if data is not None and not data.is_dir():
+        raise UserError(f"--benchmark_dir {args.benchmark_dir}: no such folder")
+
+    from evals.plan import Plan
+
+    plan = Plan(args, data)
+    for note in plan.notes:
+        print(f"note: {note}")
+    model = plan.loaded.load()
+    kept = ""
+    if args.keep:
+        kept = str((folder / "model").resolve())
+        _save(model, plan.loaded.tokenizer, kept)
+
+    from evals import harness
+
+    scores = harness.score(model, plan.loaded.tokenizer, plan.tasks, folder, settings=plan.settings)
+    report = {
+        "model": plan.loaded.place,
+        "adapter": plan.loaded.folder or None,
+        "tasks": plan.names,
+        "settings": asdict(plan.settings),
+        **{name: scores[name] for name in ("groups", "metrics", "errors", "counts")},
+        "notes": plan.notes,
+        "command": command(plan, kept, folder, data),
+    }
+    (folder / FILE).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    show(report, plan, folder)
+    return report
+
+
+def _save(model: Any, tokenizer: Any, folder: str) -> None:
+    """The quantised base, as transformers loads it again bit for bit."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def command(plan: Any, kept: str, folder: Path, data: Path | None) -> str | None:
+    """The plain lm_eval command for the same scores; None: lm_eval cannot load this model."""
+    model = plan.loaded.words(kept)
+    if model is None:
+        return None
+    settings = plan.settings
+    words = ["lm_eval", "run", "--model", "hf", "--model_args", model, "--tasks", ",".join(plan.names)]
+    words += ["--batch_size", str(settings.batch_size), "--seed", str(settings.seed)]
+    if plan.ours:
+        from evals.benchmarks import TASKS
+
+        words += ["--include_path", str(TASKS)]
+    if settings.limit:
+        words += ["--limit", str(settings.limit)]
+    if settings.chat_template:
+        words.append("--apply_chat_template")
+    if settings.gen_kwargs:
+        words += ["--gen_kwargs", json.dumps(settings.gen_kwargs)]
+    if plan.metadata:
+        words += ["--metadata", json.dumps(plan.metadata)]
+    if settings.allow_code:
+        words.append("--confirm_run_unsafe_code")
+    words += ["--log_samples", "--output_path", str((folder / "lm_eval").resolve())]
+    return (f"cd {shlex.quote(str(data))} && " if data else "") + shlex.join(words)
+
+
+def show(report: dict[str, Any], plan: Any, folder: Path) -> None:
+    """The scores as a table, what was cut, and the command."""
+    from rich.table import Table
+
+    from common.commands.printing import printer
+
+    table = Table("task", "items", "metric", "score", "±")
+    for task, metrics in (report["groups"] | report["metrics"]).items():
+        if task in plan.inside and report["groups"]:
+            continue
+        count = report["counts"].get(task)
+        for place, (metric, value) in enumerate(metrics.items()):
+            error = report["errors"].get(task, {}).get(metric)
+            cells = (task, str(count["items"]) if count else "") if place == 0 else ("", "")
+            table.add_row(*cells, metric, f"{value:.4f}", f"{error:.4f}" if error is not None else "")
+    printer().print(table)
+    cut = [f"{name} {count['cut']} of {count['items']}" for name, count in report["counts"].items() if count["cut"]]
+    if cut:
+        more = f" and {len(cut) - NAMED} more tasks" if len(cut) > NAMED else ""
+        print(f"items whose prompt was too long and lost its beginning: {', '.join(cut[:NAMED])}{more}")
+    if report["command"]:
+        print(f"the same numbers by lm-eval alone:\n  {report['command']}")
+    elif plan.loaded.ours:
+        print("lm-eval alone cannot load this kind of adapter (common/adapters.py)")
+    else:
+        print("lm-eval alone cannot quantise a model with this transformers; --keep saves the quantised one for it")
+    print(f"written: {folder}")

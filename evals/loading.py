@@ -1,0 +1,91 @@
+"""A model to be scored: a folder or Hub model, with an adapter or without, in 4 bits or not."""
+
+from pathlib import Path
+from typing import Any
+
+from common import adapted, models, tokenizers
+from common.cli import UserError
+
+
+class Loaded:
+    """A model with its tokenizer, by transformers alone, in the dtype of the device (common/models.py).
+
+    Args:
+        model: what `models.locate` takes, a run's folder with `model/`, or "": the base that the adapter names, or
+            pocket.
+        adapter: a folder or Hub name of PEFT's or of common/adapters.py, or a run's folder with one; "": none.
+        four_bit: quantise to NF4 with double quantisation while loading.
+
+    Attributes:
+        place, folder, own_tokenizer: where model and adapter ("": none) come from; whether the adapter has a tokenizer.
+        ours: the adapter is one of common/adapters.py, which lm_eval itself cannot load.
+
+    Raises:
+        UserError: something is not there, cannot be loaded, or does not fit.
+    """
+
+    def __init__(self, model: str, adapter: str, four_bit: bool = False):
+        found = adapted.named([adapter] if adapter else [])
+        self.folder = next(iter(found.values()), "")
+        name = adapted._model_of(model) or (adapted.base_of(self.folder) if self.folder else "") or "pocket"
+        self.place, self.four_bit = models.locate(name), four_bit
+        self.ours = bool(self.folder) and (Path(self.folder) / adapted.OURS).exists()
+        self.own_tokenizer = bool(self.folder) and (Path(self.folder) / "tokenizer_config.json").exists()
+        self.tokenizer, self.notes = tokenizers.load(self.folder if self.own_tokenizer else self.place)
+        base = adapted.base_of(self.folder) if self.folder else ""
+        if base and Path(base).resolve() != Path(self.place).resolve() and base != name:
+            self.notes.append(f"the adapter was trained on {base}; here it is on {name}")
+
+    def positions(self) -> int:
+        """Tokens that the model takes, as lm-eval will find them."""
+        from lm_eval.models.utils import resolve_max_length
+        from transformers import AutoConfig
+
+        return resolve_max_length(AutoConfig.from_pretrained(self.place), self.tokenizer)
+
+    def load(self) -> Any:
+        """The model with its adapter, ready to score."""
+        model = _in_four_bits(self.place) if self.four_bit else models.load_plain(self.place)
+        if self.ours:
+            from common import adapters
+
+            adapters.load(model, self.folder)
+        elif self.folder:
+            model = models.with_adapter(model, self.folder)
+        return model.eval()
+
+    def words(self, model_folder: str = "") -> str | None:
+        """The model in `lm_eval run --model_args`; None: it cannot load this one.
+
+        Args:
+            model_folder: where the quantised model was saved; "": nowhere.
+        """
+        if self.ours or (self.four_bit and not model_folder):
+            return None
+        dtype = str(models.dtype()).removeprefix("torch.")
+        words = f"pretrained={model_folder or _absolute(self.place)},dtype={dtype}"
+        if self.folder:
+            words += f",peft={_absolute(self.folder)}"
+        return words + (f",tokenizer={_absolute(self.folder)}" if self.own_tokenizer else "")
+
+
+def _absolute(place: str) -> str:
+    """A folder's whole path, as a command may be run elsewhere; a Hub name as it is."""
+    return str(Path(place).resolve()) if Path(place).exists() else place
+
+
+def _in_four_bits(place: str) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    dtype = models.dtype()
+    settings = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
+    device = {"": 0} if torch.cuda.is_available() else {"": "cpu"}
+    try:
+        return AutoModelForCausalLM.from_pretrained(place, dtype=dtype, quantization_config=settings, device_map=device)
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        raise UserError(f"--model {place} cannot be loaded in 4 bits: {error}") from error

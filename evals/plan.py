@@ -1,0 +1,72 @@
+"""An evaluation before any score is taken: its tasks with their data, its model, and all that is wrong with them."""
+
+from pathlib import Path
+from typing import Any
+
+from common.cli import UserError
+from evals import benchmarks, preflight, suites
+from evals.harness import Settings
+from evals.loading import Loaded
+
+BOOTSTRAP = 1000  # resamples for standard errors that have no formula
+OWN = ["heldout"]  # the tasks of --dataset
+
+
+class Plan:
+    """What `tunebook eval` is to do.
+
+    Args:
+        args: evals.commands.eval.Args.
+        folder: of the data sets; None: the Hub.
+
+    Attributes:
+        names, tasks: of the tasks, and as lm-eval has built them. `inside`: names of tasks that are parts of groups.
+        ours: some stand in evals/tasks. `metadata`: what they are told beside their settings.
+        loaded: the model, not loaded yet. `settings`: of the scoring. `notes`: what a reader of the scores must know.
+
+    Raises:
+        UserError: something would spoil the scores; all that was found, in one message.
+    """
+
+    def __init__(self, args: Any, folder: Path | None):
+        if args.dataset and (args.suite or args.tasks):
+            raise UserError("--dataset scores your own rows; give --suite or --tasks in a run of their own")
+        self.names, chat = (OWN, False) if args.dataset else suites.tasks_of(args.suite, args.tasks, args.chat_template)
+        self.loaded = Loaded(args.model, args.adapter, args.four_bit)
+        self.notes = list(self.loaded.notes)
+        self.metadata, ends = self._own(args) if args.dataset else ({}, {})
+        found = benchmarks.Benchmarks(self.names, self.metadata)
+        positions, tokenizer = self.loaded.positions(), self.loaded.tokenizer
+        problems = preflight.problems(found, folder, tokenizer, positions, chat, args.allow_code, args.max_gen_toks)
+        self.tasks, unbuilt = ([], []) if problems else found.build(folder)
+        if problems + unbuilt:
+            raise UserError("nothing was scored:\n  " + "\n  ".join(problems + unbuilt))
+        self.ours, self.inside = found.ours(), found.inside()
+        leaves = benchmarks.flat(self.tasks)
+        self.notes += preflight.incomplete(leaves)
+        self.notes += preflight.cut(leaves, tokenizer, positions, chat, args.limit or None, args.max_gen_toks)
+        if chat and not args.chat_template:
+            self.notes.append("the suite is for chat models: its questions are asked in the tokenizer's chat template")
+        self.settings = Settings(
+            batch_size=args.batch_size,
+            limit=args.limit or None,
+            chat_template=chat,
+            seed=args.seed,
+            gen_kwargs=ends | ({"max_gen_toks": args.max_gen_toks} if args.max_gen_toks else {}),
+            allow_code=args.allow_code,
+            bootstrap_iters=BOOTSTRAP,
+        )
+
+    def _own(self, args: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """--metadata and --gen_kwargs of the tasks over the user's own rows."""
+        from evals import heldout
+
+        if args.chat_template:
+            raise UserError("--chat_template is for benchmarks; of your own rows --template names the template")
+        tokenizer = self.loaded.tokenizer
+        template, note = heldout.choose(args.template, [self.loaded.folder, self.loaded.place], tokenizer)
+        self.notes += [note] if note else []
+        where = self.loaded.folder if self.loaded.own_tokenizer else self.loaded.place
+        words = [str(Path(word).resolve()) if Path(word).exists() else word for word in args.dataset]
+        metadata = {"dataset": words, "template": template, "tokenizer": str(where)}
+        return metadata, heldout.stops(tokenizer, heldout.template_of(template, tokenizer))

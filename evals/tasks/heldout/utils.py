@@ -1,0 +1,69 @@
+"""Functions that the YAML files beside this one name."""
+
+import math
+import re
+from functools import cache
+
+from evals import heldout
+
+
+def load(dataset="", template="", tokenizer="", pretrained="", **_):
+    import datasets
+
+    return {"test": datasets.Dataset.from_list(heldout.docs(tuple(dataset), template, tokenizer or pretrained))}
+
+
+def likelihood(doc, results):
+    (whole, _), *spaces = results  # log-likelihoods of answer and end; of the white space before them
+    found = whole - sum(value for value, _ in spaces)
+    return {
+        "perplexity_per_token": (found, doc["tokens"]),
+        "loss": (found, doc["tokens"]),
+        "bits_per_byte_of_answer": (found, doc["bytes"]),
+        "tokens_as_in_training": doc["as_trained"],
+    }
+
+
+def loss(items):
+    """Nats per token that training would train."""
+    return -sum(value for value, _ in items) / sum(weight for _, weight in items)
+
+
+def perplexity(items):
+    return math.exp(loss(items))
+
+
+def bits_per_byte(items):
+    """Bits of answers and their ends per byte of the answers in UTF-8."""
+    return loss(items) / math.log(2)
+
+
+def likeness(doc, results):
+    answer, reference = results[0].strip(), doc["answer"].strip()
+    return {
+        "exact_match": float(answer == reference),
+        "rougeL": scorer().score(reference, answer)["rougeL"].fmeasure,
+        "bleu": [reference, answer],
+    }
+
+
+def bleu(items):
+    """Corpus BLEU from 0 to 100 by sacrebleu with its own defaults (tokeniser 13a, smoothing exp)."""
+    import sacrebleu
+
+    references, answers = zip(*items, strict=True)
+    return sacrebleu.corpus_bleu(list(answers), [list(references)]).score
+
+
+class Words:
+    """ROUGE's words: letters and digits in lower case. Google's tokeniser knows ASCII alone; there both agree."""
+
+    def tokenize(self, text):
+        return re.findall(r"[^\W_]+", text.lower())
+
+
+@cache
+def scorer():
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(["rougeL"], tokenizer=Words())
