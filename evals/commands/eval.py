@@ -34,8 +34,6 @@ class Args:
     suite: str = ""  # quick, core, code or chat
     tasks: list[str] = field(default_factory=list)  # names of lm-eval's tasks, groups or tags
     dataset: list[str] = field(default_factory=list)  # your own test rows: a file, a folder with a test side, ...
-        default_factory=list
-    )  # your own test rows: a file, a folder with a test side, a Hub name
     output_dir: str = ""  # where the scores go
     template: str = ""  # of --dataset: alpaca, chatml, ..., a folder with a saved one; default: as it was trained
     benchmark_dir: str = ""  # a folder of data sets, <org>/<name>/ each; default: the Hub
