@@ -8,6 +8,7 @@ from typing import Any
 from common.cli import UserError, nearest
 
 TASKS = Path(__file__).parent / "tasks"
+NAMED = 8  # tasks that one line names
 
 
 class Benchmarks:
@@ -51,6 +52,17 @@ class Benchmarks:
         """The tasks that are parts of groups."""
         groups = [name for name in self.names if self.manager.task_index[name].kind.name == "GROUP"]
         return set(_leaves(self.manager, groups))
+
+    def named(self, tasks: Any) -> str:
+        """Tasks in few words: a group or tag that was asked for stands for its tasks where all are meant."""
+        rest, words = dict.fromkeys(tasks), []
+        for name in self.names:
+            leaves = _leaves(self.manager, [name])
+            if len(leaves) > 1 and rest.keys() >= set(leaves):
+                words.append(f"{name} ({len(leaves)} tasks)")
+                rest = {task: None for task in rest if task not in leaves}
+        words += rest
+        return ", ".join(words[:NAMED]) + (f" and {len(words) - NAMED} more" if len(words) > NAMED else "")
 
     def build(self, folder: Path | None) -> tuple[list[Any], list[str]]:
         """lm-eval's tasks and groups with their data, and what kept any from being built, a line each.

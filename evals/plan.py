@@ -21,6 +21,7 @@ class Plan:
 
     Attributes:
         names, tasks: of the tasks, and as lm-eval has built them. `inside`: names of tasks that are parts of groups.
+        found: the same by name.
         ours: some stand in evals/tasks. `metadata`: what they are told beside their settings.
         loaded: the model, not loaded yet. `settings`: of the scoring. `notes`: what a reader of the scores must know.
 
@@ -35,7 +36,7 @@ class Plan:
         self.loaded = Loaded(args.model, args.adapter, args.four_bit)
         self.notes = list(self.loaded.notes)
         self.metadata, ends = self._own(args) if args.dataset else ({}, {})
-        found = benchmarks.Benchmarks(self.names, self.metadata)
+        found = self.found = benchmarks.Benchmarks(self.names, self.metadata)
         positions, tokenizer = self.loaded.positions(), self.loaded.tokenizer
         problems = preflight.problems(found, folder, tokenizer, positions, chat, args.allow_code, args.max_gen_toks)
         self.tasks, unbuilt = ([], []) if problems else found.build(folder)
@@ -44,7 +45,7 @@ class Plan:
         self.ours, self.inside = found.ours(), found.inside()
         leaves = benchmarks.flat(self.tasks)
         self.notes += preflight.incomplete(leaves)
-        self.notes += preflight.cut(leaves, tokenizer, positions, chat, args.limit or None, args.max_gen_toks)
+        self.notes += preflight.cut(found, leaves, tokenizer, positions, chat, args.limit or None, args.max_gen_toks)
         if chat and not args.chat_template:
             self.notes.append("the suite is for chat models: its questions are asked in the tokenizer's chat template")
         self.settings = Settings(

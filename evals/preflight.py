@@ -10,7 +10,6 @@ from evals.benchmarks import TASKS, Benchmarks
 from evals.suites import PUBLISHED
 
 LOOKED_AT = 8  # prompts of each task whose length is looked at beforehand
-NAMED = 8  # tasks that one line names
 IFEVAL = ("langdetect", "immutabledict", "nltk")
 ANSWER = 256  # lm-eval's tokens of an answer where a task says nothing
 
@@ -30,8 +29,8 @@ def problems(
     long = {name: room for name, task in found.leaves.items() if (room := _answer(task, answer)) >= positions}
     if long:
         lines.append(
-            f"{_named(long)}: an answer may have {max(long.values())} tokens, and the model takes {positions} with the "
-            f"prompt; --max_gen_toks {min(128, positions // 4)} lets answers have fewer"
+            f"{found.named(long)}: an answer may have {max(long.values())} tokens, and the model takes "
+            f"{positions} with the prompt; --max_gen_toks {min(128, positions // 4)} lets answers have fewer"
         )
     return lines
 
@@ -44,7 +43,7 @@ def _data(found: Benchmarks, folder: Path | None) -> list[str]:
         if "custom_dataset" not in task and task.get("dataset_path"):
             wanted.setdefault(task["dataset_path"], []).append(name)
     return [
-        f"{_named(names)}: --benchmark_dir {folder} has no folder {path}/"
+        f"{found.named(names)}: --benchmark_dir {folder} has no folder {path}/"
         for path, names in wanted.items()
         if not (folder / path).is_dir()
     ]
@@ -58,16 +57,16 @@ def _code(found: Benchmarks, allowed: bool) -> list[str]:
     theirs = [name for name in unsafe if name not in ours]
     if theirs:
         lines.append(
-            f"{_named(theirs)}: lm-eval would run the model's programs with all that you may do; humaneval_contained "
-            "runs them contained (if you want it nevertheless: lm_eval run --confirm_run_unsafe_code)"
+            f"{found.named(theirs)}: lm-eval would run the model's programs with all that you may do; "
+            "humaneval_contained contains them (if you want it all the same: lm_eval run --confirm_run_unsafe_code)"
         )
     if ours and not allowed:
-        lines.append(f"{_named(ours)}: runs programs that the model writes, contained; allow it with --allow_code")
+        lines.append(f"{found.named(ours)}: runs programs that the model writes, contained; allow it with --allow_code")
     elif ours:
         try:
             sandbox.check()
         except UserError as error:
-            lines.append(f"{_named(ours)}: {error}")
+            lines.append(f"{found.named(ours)}: {error}")
     return lines
 
 
@@ -77,15 +76,15 @@ def _ifeval(found: Benchmarks) -> list[str]:
     if not names:
         return []
     if missing := [package for package in IFEVAL if importlib.util.find_spec(package) is None]:
-        return [f"{_named(names)}: pip install {' '.join(missing)}"]
+        return [f"{found.named(names)}: pip install {' '.join(missing)}"]
     import nltk
 
     try:
         nltk.data.find("tokenizers/punkt_tab/english/")
     except LookupError:
         return [
-            f"{_named(names)}: NLTK's punkt_tab is not there. With a network: python -m nltk.downloader punkt_tab. "
-            "Without: copy tokenizers/punkt_tab from another machine to a folder and set NLTK_DATA to that folder"
+            f"{found.named(names)}: it needs NLTK's punkt_tab. With a network: python -m nltk.downloader punkt_tab. "
+            "Without one: copy tokenizers/punkt_tab from another machine to a folder and set NLTK_DATA to that folder"
         ]
     return []
 
@@ -103,7 +102,9 @@ def incomplete(tasks: list[Any]) -> list[str]:
     return lines
 
 
-def cut(tasks: list[Any], tokenizer: Any, positions: int, chat: bool, limit: int | None, answer: int) -> list[str]:
+def cut(
+    found: Benchmarks, tasks: list[Any], tokenizer: Any, positions: int, chat: bool, limit: int | None, answer: int
+) -> list[str]:
     """Notes on prompts that do not fit: lm-eval leaves out their beginning. The first of each task are looked at."""
     long = {}
     for task in tasks:
@@ -117,13 +118,20 @@ def cut(tasks: list[Any], tokenizer: Any, positions: int, chat: bool, limit: int
         )
         items = {asked.doc_id for asked in task.instances if _length(asked, tokenizer, answer) > positions + 1}
         if items:
-            long[task.task_name] = f"{len(items)} of {count}"
+            long[task.task_name] = len(items), count
     if not long:
         return []
-    counts = {f"{name} ({share})": 0 for name, share in long.items()}
+    whole = found.named([name for name, (items, count) in long.items() if items == count])
+    some = ", ".join(f"{items} of {count} of {name}" for name, (items, count) in long.items() if items < count)
+    some = (
+        some
+        if len(some) < 500
+        else f"some of {found.named([n for n, (items, count) in long.items() if items < count])}"
+    )
     return [
-        f"prompts too long for the model's {positions} positions, of the first of each task: {_named(counts)}; lm-eval "
-        "leaves out their beginning, so examples before the question are lost"
+        f"prompts too long for the model's {positions} positions, of the first {LOOKED_AT} of each task: "
+        + "; ".join(filter(None, [f"all of {whole}" if whole else "", some]))
+        + "; lm-eval leaves out their beginning, so examples before the question are lost"
     ]
 
 
@@ -151,8 +159,3 @@ def _answer(task: dict[str, Any], wanted: int) -> int:
     if task.get("output_type") != "generate_until":
         return 0
     return wanted or (task.get("generation_kwargs") or {}).get("max_gen_toks", ANSWER)
-
-
-def _named(names: Any) -> str:
-    found = list(names)
-    return ", ".join(found[:NAMED]) + (f" and {len(found) - NAMED} more" if len(found) > NAMED else "")

@@ -24,7 +24,6 @@ from evals import suites
 
 __doc__ = str(__doc__).replace("{suites}", suites.described())
 FILE = "scores.json"
-NAMED = 8  # tasks that one line names
 
 
 @dataclass
@@ -138,10 +137,10 @@ def show(report: dict[str, Any], plan: Any, folder: Path) -> None:
             cells = (task, str(count["items"]) if count else "") if place == 0 else ("", "")
             table.add_row(*cells, metric, f"{value:.4f}", f"{error:.4f}" if error is not None else "")
     printer().print(table)
-    cut = [f"{name} {count['cut']} of {count['items']}" for name, count in report["counts"].items() if count["cut"]]
+    cut = {name: count for name, count in report["counts"].items() if count["cut"]}
     if cut:
-        more = f" and {len(cut) - NAMED} more tasks" if len(cut) > NAMED else ""
-        print(f"items whose prompt was too long and lost its beginning: {', '.join(cut[:NAMED])}{more}")
+        lost, items = (sum(count[key] for count in cut.values()) for key in ("cut", "items"))
+        print(f"prompts too long, which lost their beginning: {lost} of {items} items of {plan.found.named(cut)}")
     if report["command"]:
         print(f"the same numbers by lm-eval alone:\n  {report['command']}")
     elif plan.loaded.ours:
