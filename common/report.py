@@ -60,7 +60,8 @@ def write(
         mask_view: [[text, trains], ...] of one training row.
         expected: the forecast: peak_bytes and seconds at least.
         scores: before, after and comparison ({task: {metric: {before, after, items}}}), by_skill (a table of `columns`
-            and `rows`) and command (the lm_eval command line that gives the scores after), as harness.Scores has them.
+            and `rows`), forgetting (the verdict, empty where no general task was scored) and command (the lm_eval
+            command line that gives the scores after), as harness.Scores has them.
 
     Returns:
         What report.json holds.
@@ -106,6 +107,8 @@ def _say(folder: Path, report: dict[str, Any], extra: dict[str, Any]) -> None:
     for task, metrics in report["scores"]["comparison"].items():
         for metric, row in metrics.items():
             print(f"{task} {metric}: before {100 * row['before']:.1f} % → after {100 * row['after']:.1f} %")
+    if report["scores"]["forgetting"]:
+        print(f"forgetting: {report['scores']['forgetting']['words']}")
     if extra["loss_before"] is not None:
         print(f"held-out loss: before {extra['loss_before']:.4f} → after {report['eval']['loss']:.4f}")
     if extra["command"]:

@@ -14,8 +14,12 @@ from common.cli import UserError, first_process, nearest
 from evals.in_memory import in_memory
 
 BATCH = 64
+SHOWN = ("metrics", "items")  # of what `score` returns, in a report
 TASKS = Path(__file__).parent / "tasks"
-SUITES = {"pocket": ["pocket_seen", "pocket_unseen", "pocket_facts"], "pocket_chat": ["pocket_chat", "pocket_facts"]}
+SUITES = {
+    "pocket": ["pocket_seen", "pocket_unseen", "pocket_facts", "pocket_text"],
+    "pocket_chat": ["pocket_chat", "pocket_facts", "pocket_text"],
+}
 
 
 def suite_for(name: str, dataset: list[str]) -> list[str]:
@@ -47,17 +51,28 @@ class Scores:
         self._taken[when] = score(model, tokenizer, self.tasks, self.folder / when, keep)
 
     def account(self, model: Path | str | None, adapter: Path | None) -> dict[str, Any]:
-        """`before`, `after`, `comparison`, `by_skill` and `command` for the report.
+        """`before`, `after`, `comparison`, `by_skill`, `forgetting` and `command` for the report. Texts, whose bits per
+        byte are no share, stand in `forgetting` alone.
 
         Args:
             model, adapter: what a plain lm_eval command has to load to get the scores after; None: it cannot.
         """
-        before, after = self._taken["before"], self._taken["after"]
+        from evals import forgetting
+
+        lost = forgetting.verdict(self._taken["before"], self._taken["after"])
+        before, after = (
+            {
+                part: {task: found for task, found in taken[part].items() if task not in forgetting.TEXTS}
+                for part in SHOWN
+            }
+            for taken in (self._taken["before"], self._taken["after"])
+        )
         return {
             "before": before["metrics"],
             "after": after["metrics"],
             "comparison": compare(before, after),
             "by_skill": by_skill(after),
+            "forgetting": lost,
             "command": command(model, adapter, self.tasks, models.dtype(), self._batch),
         }
 
@@ -93,7 +108,8 @@ def score(
 
     Returns:
         {"metrics": {task: {metric: value}}, "items": {task: {doc_id: {"skill", metric: value}}}, "groups" and
-        "errors" (standard errors) like metrics, "counts": {task: {"items", "of", "cut"}}}. A metric that was taken
+        "errors" (standard errors) like metrics, "higher": {task: {metric: whether more is better}}, "counts": {task:
+        {"items", "of", "cut"}}}. A metric that was taken
         through several filters is called metric,filter. `cut`: items whose prompt lost its beginning, see InMemory.
     """
     if not tasks:
@@ -158,7 +174,7 @@ def _account(results: dict[str, Any], samples: dict[str, list[dict]], cut: dict[
     }
     return {
         "metrics": metrics, "items": {task: dict(found) for task, found in items.items()},
-        "groups": groups, "errors": errors | group_errors, "counts": counts,
+        "groups": groups, "errors": errors | group_errors, "counts": counts, "higher": results["higher_is_better"],
     }  # fmt: skip
 
 

@@ -21,6 +21,16 @@ def load_facts(**_):
     return _read("facts.jsonl")
 
 
+def load_text(**_):
+    import datasets
+
+    from common.pocket import corpus
+
+    lines = [line for text in corpus.documents(40, seed=777) for line in text.split("\n")]
+    plain = [line for line in dict.fromkeys(lines) if line and not line.startswith(("#", "<|")) and "<|" not in line]
+    return {"test": datasets.Dataset.from_list([{"text": line} for line in plain[:200]])}
+
+
 def seen(docs):
     return docs.filter(lambda row: row["phrasing"] == "seen")
 

@@ -1,0 +1,96 @@
+"""The verdict about what tuning cost: by its rule, on pocket's weights, and on runs that are good and over-trained."""
+
+import json
+import random
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from common.pocket import FOLDER
+from evals import forgetting, harness
+
+
+def scoring(**tasks):
+    """As harness.score returns it; values below 0 stand for log-likelihoods of ten bytes."""
+    metrics, items, higher = {}, {}, {}
+    for task, values in tasks.items():
+        text = values[0] < 0
+        metric = "bits_per_byte" if text else "acc"
+        mean = sum(values) / len(values)
+        metrics[task] = {metric: -mean / 10 / 0.6931471805599453 if text else mean}
+        items[task] = {place: {metric: [value, 10] if text else value} for place, value in enumerate(values)}
+        higher[task] = {metric: not text}
+    return {"metrics": metrics, "items": items, "higher": higher}
+
+
+def shares(right, of=300):
+    return [1.0] * right + [0.0] * (of - right)
+
+
+@pytest.mark.parametrize(
+    ("after", "says"),
+    [
+        (297, "kept"),  # nothing changed
+        (300, "kept"),  # more is no loss
+        (296, "kept"),  # one item lost, none won
+        (294, "not decided"),  # three lost, none won: p = 0.25
+        (285, "forgot"),
+        (150, "forgot"),
+    ],
+)
+def test_the_rule_on_a_task(after, says):
+    found = forgetting.verdict(scoring(facts=shares(297)), scoring(facts=shares(after)))
+    assert found["verdict"] == says, found["words"]
+    one = found["tasks"]["facts"]
+    assert one["loss_low"] <= (297 - after) / 300 <= one["loss_high"]
+    assert (says == "kept") == (one["loss_high"] <= 0.02)
+
+
+def test_few_items_decide_little():
+    assert forgetting.verdict(scoring(a=shares(20, 20)), scoring(a=shares(18, 20)))["verdict"] == "not decided"
+    assert forgetting.verdict(scoring(a=shares(20, 20)), scoring(a=shares(20, 20)))["verdict"] == "not decided"
+    assert forgetting.verdict(scoring(a=shares(20, 20)), scoring(a=shares(5, 20)))["verdict"] == "forgot"
+
+
+@pytest.mark.parametrize(
+    ("factor", "says"), [(1.0, "kept"), (0.7, "kept"), (1.2, "kept"), (1.55, "forgot"), (3, "forgot")]
+)
+def test_the_rule_on_texts(factor, says):
+    chance = random.Random(1)
+    before = [-chance.uniform(2, 9) for _ in range(120)]
+    after = [value * factor * chance.uniform(0.8, 1.2) if factor != 1 else value for value in before]
+    found = forgetting.verdict(scoring(text=before), scoring(text=after))
+    assert found["verdict"].startswith(says), found["words"]
+    if factor == 3:
+        assert "%)" in found["words"] and found["tasks"]["text"]["loss_low"] == pytest.approx(2, abs=0.2)
+
+
+def test_what_is_taught_does_not_count_and_one_loss_is_enough():
+    before = scoring(pocket_seen=shares(150), facts=shares(297), other=shares(290))
+    after = scoring(pocket_seen=shares(0), facts=shares(297), other=shares(200))
+    found = forgetting.verdict(before, after)
+    assert list(found["tasks"]) == ["facts", "other"] and found["verdict"] == "forgot"
+    assert found["tasks"]["facts"]["verdict"] == "kept" and "99.0 % → 99.0 %" in found["words"]
+    assert forgetting.verdict(scoring(pocket_seen=shares(1)), scoring(pocket_seen=shares(1))) == {}
+    assert forgetting.verdict({"metrics": {}, "items": {}}, {"metrics": {}, "items": {}}) == {}
+
+
+def test_pocket_and_pocket_with_noise(tmp_path):
+    """In memory and through lm-eval: the base against itself, and against weights that have lost much."""
+    tokenizer = AutoTokenizer.from_pretrained(FOLDER / "model", padding_side="left")
+    scores = harness.Scores(["pocket_facts", "pocket_text"], tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(FOLDER / "model", dtype=torch.float32).eval()
+    scores.take("before", model, tokenizer)
+    scores.take("after", model, tokenizer)
+    account = scores.account(None, None)
+    assert account["forgetting"]["verdict"] == "kept", account["forgetting"]["words"]
+    assert list(account["before"]) == list(account["comparison"]) == account["by_skill"]["columns"] == ["pocket_facts"]
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn_like(weight) * 0.5 * weight.std())
+    scores.take("after", model, tokenizer)
+    found = scores.account(None, None)["forgetting"]
+    assert {task["verdict"] for task in found["tasks"].values()} == {"forgot"}, found["words"]
+    json.dumps(found, allow_nan=False)
