@@ -72,6 +72,8 @@ def measure(
     else:
         row.test = "paired bootstrap"
         row.low, row.high, row.p = paired.bootstrap(rows_before, rows_after, aggregate.of)
+        if not np.isfinite([row.low, row.high]).all():  # so few items that a sample of them may have no value
+            row.test, row.low, row.high, row.p, row.verdict = None, None, None, None, "not tested"
     return row
 
 
