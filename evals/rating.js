@@ -8,7 +8,7 @@
   const look = () => { // what is shown now; another item begins at its first row
     const shown = document.querySelector("[data-item]")?.dataset.item ?? null;
     if (shown !== item) { item = shown; active = 0; sent = null; }
-    rows.forEach((id, place) => find(id)?.classList.toggle("active", place === active));
+    [...rows, "better"].forEach((id, place) => find(id)?.classList.toggle("active", place === active));
   };
   const press = (id) => (find(id)?.matches("button") ? find(id) : find(id)?.querySelector("button"))?.click();
 
@@ -35,6 +35,10 @@
     event.preventDefault();
     look();
   });
+  document.addEventListener("input", (event) => { // the name is there again when the page is loaded again
+    if (event.target.closest("#name")) localStorage.setItem("tunebook-rater", event.target.value);
+  });
   new MutationObserver(look).observe(document.body, { childList: true, subtree: true });
   look();
+  return localStorage.getItem("tunebook-rater") ?? "";
 }

@@ -30,8 +30,13 @@ STYLE = """<style>
 .title { font-weight: 600; margin: 0 0 .3rem; color: var(--body-text-color); }
 .hint { color: var(--body-text-color-subdued); margin: 0; }
 .active { outline: 2px solid var(--color-accent); outline-offset: -2px; border-radius: .5rem; }
-kbd { border: 1px solid var(--border-color-primary); border-radius: .25rem; padding: 0 .35em; }
+.hint kbd { border: 1px solid var(--border-color-primary) !important; border-radius: .25rem; padding: 0 .35em; }
+.title, button { font-family: system-ui, sans-serif !important; }
 footer { display: none !important; }
+@media (max-width: 30rem) {
+  fieldset label { padding: .3rem .5rem !important; }
+  fieldset .wrap { gap: .3rem !important; }
+}
 </style>"""
 # What the page may load: itself. Nothing is fetched from elsewhere, whatever gradio's own page or an answer names.
 POLICY = (
@@ -169,8 +174,9 @@ def build(booth: Booth) -> Any:
                             answers.append(gradio.HTML())
                             for score in SCORES:
                                 scores[score, place] = gradio.Radio(
-                                    list(range(1, HIGHEST + 1)), label=f"{score.capitalize()} of {letter}",
-                                    info=SCALES[score], elem_id=f"{score}-{place}",
+                                    list(range(1, HIGHEST + 1)),
+                                    label=f"{score.capitalize()} of {letter}: {SCALES[score]}",
+                                    elem_id=f"{score}-{place}",
                                 )  # fmt: skip
                 better = gradio.Radio(
                     [("A", "A"), ("B", "B"), ("tie", "tie")], label="Which is better?", elem_id="better"
@@ -182,7 +188,7 @@ def build(booth: Booth) -> Any:
         marks = [*(scores[score, place] for score in SCORES for place in (0, 1)), better]
         shown = [door, room, ballot, save, key, rater, progress, prompt, *answers, *marks]
         _connect(gradio, booth, (name, start, back, save, key, rater), marks, shown)
-        page.load(None, None, None, js=(Path(__file__).parent / "rating.js").read_text(encoding="utf-8"))
+        page.load(None, None, name, js=(Path(__file__).parent / "rating.js").read_text(encoding="utf-8"))
     return page
 
 

@@ -56,6 +56,8 @@ def _scores(by_item: dict[str, list[Vote]], name: str) -> dict[str, Any]:
     means = np.array([np.mean([getattr(vote, name) for vote in found], axis=0) for found in by_item.values()])
     base, tuned = means[:, :1], means[:, 1:]
     low, high, p = paired.bootstrap(base, tuned, lambda rows: rows[..., 0])
+    if np.ptp(tuned - base) == 0:  # a resample of equal differences is the same again, and says nothing of others
+        low = high = p = None
     difference = float((tuned - base).mean())
     return {"base": float(base.mean()), "tuned": float(tuned.mean()), "difference": difference, "low": low,
             "high": high, "p": p}  # fmt: skip
@@ -94,10 +96,11 @@ def lines(report: dict[str, Any]) -> list[str]:
         f"{100 * said['high']:.1f}), {said['won']} won, {said['lost']} lost, {said['ties']} tied, p {said['p']:.2g}"
     )
     for name, row in report["scores"].items():
-        found.append(
-            f"{name}, 1 to 5: {' → '.join(f'{row[side]:.2f}' for side in SIDES)}, {row['difference']:+.2f} "
-            f"({row['low']:+.2f} to {row['high']:+.2f}), p {row['p']:.2g}"
-        )
+        start = f"{name}, 1 to 5: {' → '.join(f'{row[side]:.2f}' for side in SIDES)}, {row['difference']:+.2f}"
+        if row["p"] is None:
+            found.append(f"{start}; no interval, for it is the same on every item")
+        else:
+            found.append(f"{start} ({row['low']:+.2f} to {row['high']:+.2f}), p {row['p']:.2g}")
     first = said["shown_first"]
     found.append(f"the answer shown as A was preferred in {first['better']} of {first['of']} votes that were no tie")
     return [*found, *_agreed(report["agreement"]), *explained(report)]
