@@ -1,6 +1,7 @@
 """A model's answers to questions: from a file, or asked of a model or adapter and kept as they come."""
 
 import gc
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -173,3 +174,20 @@ def free() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def save(path: Path, questions: list[Question], side: Side) -> None:
+    """The answers as a file that `tunebook judge` and, where questions have one turn, `tunebook rate` take."""
+    rows = []
+    for question, answers in zip(questions, side.answers, strict=True):
+        if answers is None:
+            continue
+        row: dict[str, Any] = {"question_id": question.name, "generator": side.name}
+        if len(answers) == 1:
+            row |= {"instruction": question.instruction, "input": question.input, "output": answers[0]}
+        else:
+            row |= {"turns": list(question.turns), "answers": list(answers)}
+        rows.append(json.dumps(row, ensure_ascii=True) + "\n")
+    part = path.with_name(path.name + ".part")
+    part.write_text("".join(rows), encoding="utf-8")
+    part.replace(path)

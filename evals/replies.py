@@ -26,7 +26,11 @@ class Reply:
 
 
 class Stopped(Exception):
-    """The budget is used up, or the judge has stopped answering: the message says which."""
+    """The judge has stopped answering; the message says why."""
+
+
+class Spent(Stopped):
+    """The budget is used up."""
 
 
 class Budget:
@@ -47,19 +51,19 @@ class Budget:
         """Reserve a request of at most `cost` tokens; `patient`: wait where what others hold may leave room for it.
 
         Raises:
-            Stopped: the budget has no room for it.
+            Spent: the budget has no room for it.
         """
         with self._changed:
             while True:
                 if self.calls and self.used_calls >= self.calls:
-                    raise Stopped(f"the budget of {self.calls:,} calls is used up")
+                    raise Spent(f"the budget of {self.calls:,} calls is used up")
                 if not self.tokens or self.used_tokens + sum(self._held) + cost <= self.tokens:
                     self.used_calls += 1
                     self.retries += again
                     self._held.append(cost)
                     return
                 if not self._held or not patient:
-                    raise Stopped(
+                    raise Spent(
                         f"{self.used_tokens:,} of {self.tokens:,} tokens are used, and the next call may take {cost:,}"
                     )
                 self._changed.wait()

@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "table": ("common.commands.table", "the methods beside each other on your model and data"),
     "eval": ("evals.commands.eval", "scores on benchmarks or on your own test rows, through lm-eval"),
     "compare": ("evals.commands.compare", "two models on the same lm-eval items, and how sure the difference is"),
+    "judge": ("evals.commands.judge", "a model judges two models' answers, in both orders"),
     "rate": ("evals.commands.rate", "people judge two models' answers without names, on a page of this machine"),
     "doctor": ("common.commands.doctor", "versions, device, what will be used and what is wrong"),
 }

@@ -1,0 +1,185 @@
+"""A model judges two models' answers, every pair in both orders; where the orders disagree, nobody has won.
+
+    tunebook judge base.jsonl tuned.jsonl --judge http://localhost:8000/v1 --judge_name my-judge
+    tunebook judge pocket runs/qlora_alpaca --prompts pocket --limit 60 --judge my_judge_model/
+    tunebook judge my_model/ runs/lora_chat --prompts question.jsonl --references reference_answer.jsonl \\
+        --judge https://api.example.com/v1 --judge_name big --max_calls 400
+
+BASE and TUNED are models, adapters or runs, which are asked, or files of answers. Files of questions may be MT-Bench's
+(every turn is judged), AlpacaEval's, or rows of yours. A key is read from OPENAI_API_KEY. Verdicts are kept in
+verdicts.jsonl as they come, so that a run that stopped, by a kill or its budget, goes on with the same command.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from common.cli import Refused, UserError
+
+FILE = "judge.json"
+SAME = ("sides", "prompts", "judge", "judge_name")  # arguments that make a report another report
+
+
+@dataclass
+class Args:
+    # The model before and the model after, or files of their answers.
+    sides: Annotated[tyro.conf.Positional[list[str]], tyro.conf.arg(metavar="BASE TUNED", help_behavior_hint="")] = (
+        field(default_factory=list)
+    )
+    judge: str = ""  # http://host:port/v1, or a folder, a Hub name or an adapter, run on this machine
+    judge_name: str = ""  # the name under which an endpoint serves the judge
+    prompts: str = ""  # a file of questions, pocket or pocket_chat; default: those of BASE's file, or pocket
+    references: str = ""  # a file of right answers by question_id, as MT-Bench has them
+    limit: int = 0  # judge so many questions, evenly spread; 0: all
+    output_dir: str = "runs/judge"  # gets judge.json, judge.md, judge.html and the verdicts
+    model: str = ""  # the base under adapters; default: what each was trained on
+    template: str = ""  # of the models' prompts; default: as each was trained
+    max_new_tokens: int = 512  # tokens of an answer
+    judge_max_new_tokens: int = 1024  # tokens of a verdict with its reasons
+    # NAME=VALUE fields of a request to an endpoint; null leaves one out: max_tokens=null max_completion_tokens=2000
+    request: list[str] = field(default_factory=list)
+    timeout: float = 120.0  # seconds that a reply may take
+    retries: int = 4  # tries after the first, with growing waits, where the endpoint is busy or fails
+    concurrency: int = 4  # requests at a time
+    max_calls: int = 0  # stop after so many requests; 0: no limit
+    max_tokens_total: int = 0  # stop before more tokens than this may be used, prompts and replies; 0: no limit
+    overwrite: bool = False  # write over the report of another comparison
+
+
+def main(args: Args) -> dict[str, Any]:
+    from evals import judge, questions
+    from evals.journal import Journal
+    from evals.replies import Budget
+
+    check(args)
+    folder = _folder(args)
+    files = [Path(side).is_file() for side in args.sides]
+    prompts = args.prompts or (args.sides[files.index(True)] if any(files) else "pocket")
+    asked, notes = questions.load(prompts, args.references)
+    asked = questions.spread(asked, args.limit)
+    referee = _judge(args, Budget(args.max_calls, args.max_tokens_total))  # refused before models are asked
+    base, tuned = _sides(args, asked, files, folder)
+    found = judge.pairs(asked, base, tuned)
+    if not found:
+        why = next(iter([*base.why.values(), *tuned.why.values()]), "no questions")
+        raise Refused(f"there is no pair of answers to judge: {why}")
+    journal = Journal(folder / "verdicts.jsonl")
+    notes += [f"{journal.torn} lines of {journal.path} cannot be read and are asked again"] if journal.torn else []
+    try:
+        hearing = judge.hear(found, referee, journal)
+    finally:
+        journal.close()
+    report = {"asked": {name: getattr(args, name) for name in SAME}, "notes": notes}
+    report |= judge.report(found, hearing, referee, base, tuned)
+    write(folder, report)
+    if not report["total"]["judged"]:
+        raise Refused("there is no verdict that can be read: " + (report["stopped"] or ", ".join(report["unread"])))
+    if hearing.stopped and not hearing.out_of_budget:
+        raise Refused(f"the judge has stopped answering: {hearing.stopped}")
+    return report
+
+
+def check(args: Args) -> None:
+    """Refuse arguments that cannot work, before anything is read."""
+    if len(args.sides) != 2:
+        raise UserError(f"expected two, BASE and TUNED, found {len(args.sides)}: tunebook judge --help")
+    if args.sides[0] == args.sides[1]:
+        raise UserError(f"BASE and TUNED are both {args.sides[0]}; there is nothing to compare")
+    if not args.judge:
+        raise UserError("--judge says who judges: http://host:port/v1, a folder or a Hub name")
+    remote = args.judge.startswith(("http://", "https://"))
+    if remote and not args.judge_name:
+        raise UserError("--judge_name says which model the endpoint is to use; it is missing")
+    if not remote and (args.judge_name or args.request):
+        raise UserError("--judge_name and --request are for an endpoint, and --judge names a model on this machine")
+    for name, least in (
+        ("limit", 0), ("max_new_tokens", 1), ("judge_max_new_tokens", 1), ("retries", 0), ("concurrency", 1),
+        ("max_calls", 0), ("max_tokens_total", 0),
+    ):  # fmt: skip
+        if getattr(args, name) < least:
+            raise UserError(f"--{name} {getattr(args, name)}: expected {least} or more")
+    if not 0 < args.timeout < 86_400:
+        raise UserError(f"--timeout {args.timeout}: expected seconds, more than 0 and less than a day")
+
+
+def write(folder: Path, report: dict[str, Any]) -> None:
+    """The three files, each whole or as it was, and the result on the terminal."""
+    from evals import judge_page
+
+    for name, text in (
+        ("judge.md", judge_page.markdown(report)),
+        ("judge.html", judge_page.page(report)),
+        (FILE, json.dumps(report, indent=1) + "\n"),
+    ):
+        part = folder / (name + ".part")
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")
+        part.replace(folder / name)
+    print(*judge_page.lines(report), sep="\n")
+    print(f"report: {folder / 'judge.html'}")
+
+
+def _folder(args: Args) -> Path:
+    """The output folder; one with the report of another comparison is refused."""
+    from common.cli import fresh_folder
+
+    folder = fresh_folder(args.output_dir, True, FILE)
+    if (folder / FILE).exists() and not args.overwrite:
+        try:
+            before = json.loads((folder / FILE).read_text(encoding="utf-8"))["asked"]
+        except (OSError, ValueError, KeyError, TypeError):
+            before = None
+        if before != {name: getattr(args, name) for name in SAME}:
+            raise UserError(
+                f"--output_dir {folder} holds the report of another comparison ({FILE}); choose another folder or add "
+                "--overwrite (verdicts are kept either way)"
+            )
+    return folder
+
+
+def _judge(args: Args, budget: Any) -> Any:
+    if not args.judge.startswith(("http://", "https://")):
+        from evals.local_judge import LocalJudge
+
+        return LocalJudge(args.judge, args.judge_max_new_tokens, budget)
+    import yaml
+
+    from evals.endpoint import Endpoint
+
+    request: dict[str, Any] = {"max_tokens": args.judge_max_new_tokens, "temperature": 0, "seed": 0}
+    for word in args.request:
+        name, equals, value = word.partition("=")
+        if not equals or name in ("model", "messages", "stream", "n"):
+            raise UserError(f"--request {word}: expected NAME=VALUE of a field that the judge does not set itself")
+        try:
+            request[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise UserError(f"--request {word}: the value cannot be read; put quotes around a text") from None
+    options = {"timeout": args.timeout, "retries": args.retries, "concurrency": args.concurrency}
+    return Endpoint(args.judge, args.judge_name, request, budget, **options)
+
+
+def _sides(args: Args, asked: list[Any], files: list[bool], folder: Path) -> list[Any]:
+    """Both sides' answers: files first, so that what is wrong with them is told before a model is asked."""
+    from common.decoding import Decoding
+    from evals import answering
+    from evals.journal import Journal
+
+    flags = ("BASE", "TUNED")
+    found: dict[int, Any] = {n: answering.from_file(args.sides[n], flags[n], asked) for n in range(2) if files[n]}
+    for n in range(2):
+        path = folder / f"{flags[n].lower()}.jsonl"
+        if not files[n] and any(path.resolve() == Path(side).resolve() for side in args.sides):
+            raise UserError(f"{path} is read and would be written; choose another --output_dir")
+    decoding = Decoding(max_new_tokens=args.max_new_tokens)
+    models = {n: answering.Model(args.sides[n], args.model, args.template, decoding) for n in range(2) if not files[n]}
+    for n, model in models.items():
+        journal = Journal(folder / "answers.jsonl")
+        try:
+            found[n] = model.side(asked, journal)
+        finally:
+            journal.close()
+        answering.save(folder / f"{flags[n].lower()}.jsonl", asked, found[n])
+    return [found[0], found[1]]

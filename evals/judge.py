@@ -1,0 +1,213 @@
+"""Two models' answers before a judge: each pair in both orders, verdicts kept as they come, and what they say."""
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from evals import verdicts, win_rate
+from evals.answering import Side
+from evals.journal import Journal, key_of
+from evals.questions import Question
+from evals.replies import Budget, Messages, Reply, Spent, Stopped
+from evals.verdicts import Pair
+
+ALPHA = 0.05
+ORDERS = (False, True)  # base is A and tuned is B; swapped
+
+
+class Judge(Protocol):
+    """Endpoint and LocalJudge. `name` and `request` are all that a reply depends on beside the prompt."""
+
+    name: str
+    request: dict[str, Any]
+    budget: Budget
+
+    def ask(self, prompts: Sequence[Messages]) -> Iterator[tuple[int, Reply]]: ...
+
+
+@dataclass
+class Hearing:
+    """What was asked and said.
+
+    Attributes:
+        replies: (place of the pair, swapped) -> reply; what was not asked is not there.
+        kept: replies that a run before has paid for. asked: that this one has.
+        stopped: why not everything was asked, or "". out_of_budget: whether the budget is why.
+    """
+
+    replies: dict[tuple[int, bool], Reply] = field(default_factory=dict)
+    kept: int = 0
+    asked: int = 0
+    stopped: str = ""
+    out_of_budget: bool = False
+
+    def outcome(self, place: int, pair: Pair) -> str | None:
+        """One of verdicts.OUTCOMES; None where an order has not been asked."""
+        if pair.same:
+            return "same"
+        both = [self.replies.get((place, swapped)) for swapped in ORDERS]
+        return None if both[0] is None or both[1] is None else verdicts.outcome(both[0], both[1])
+
+
+def pairs(questions: list[Question], base: Side, tuned: Side) -> list[Pair]:
+    """A pair for each turn of each question that both have answered."""
+    found = []
+    for number, (question, first, second) in enumerate(zip(questions, base.answers, tuned.answers, strict=True)):
+        if first is None or second is None:
+            continue
+        for turn in range(1, len(question.turns) + 1):
+            name = question.name + (f", turn {turn}" if len(question.turns) > 1 else "")
+            reference = question.references[turn - 1] if len(question.references) >= turn else ""
+            said = (question.turns[:turn], first[:turn], second[:turn])
+            found.append(Pair(name, number, turn, question.category, *said, reference, question.system))
+    return found
+
+
+def hear(found: list[Pair], judge: Judge, journal: Journal) -> Hearing:
+    """Ask the judge of every pair in both orders, but for what the journal has and for equal answers.
+
+    Pairs are asked in an order that hangs on nothing but their text, so that what a budget leaves is a fair sample.
+    Replies are kept in the journal as they come; a prompt that stayed without one is asked again by the next run.
+
+    Raises:
+        UserError: as the judge's `ask`.
+    """
+    from tqdm import tqdm
+
+    hearing = Hearing()
+    places: dict[str, list[tuple[int, bool]]] = {}
+    prompts: dict[str, Messages] = {}
+    for place, pair in sorted(enumerate(found), key=lambda item: _shuffled(item[1])):
+        for swapped in ORDERS if not pair.same else ():
+            messages = verdicts.prompt(pair, swapped)
+            key = key_of(judge.name, judge.request, messages)
+            places.setdefault(key, []).append((place, swapped))
+            prompts[key] = messages
+
+    def take(key: str, reply: Reply) -> None:
+        hearing.replies |= dict.fromkeys(places[key], reply)
+
+    missing = []
+    for key in places:
+        if (record := journal.get(key)) is None:
+            missing.append(key)
+        else:
+            take(key, Reply(record["reply"], record["finish"], record["tokens"]))
+    hearing.kept = len(places) - len(missing)
+    try:
+        for number, reply in tqdm(judge.ask([prompts[key] for key in missing]), "verdicts", len(missing), unit="call"):
+            key = missing[number]
+            if reply.text is not None:
+                place, swapped = places[key][0]
+                about = {"judge": judge.name, "item": found[place].name, "swapped": swapped}
+                journal.add(key, {**about, "reply": reply.text, "finish": reply.finish, "tokens": reply.tokens})
+            hearing.asked += 1
+            take(key, reply)
+    except Stopped as stopped:
+        hearing.stopped, hearing.out_of_budget = str(stopped), isinstance(stopped, Spent)
+    return hearing
+
+
+def _shuffled(pair: Pair) -> str:
+    text = "\0".join([*pair.asked, *pair.base, *pair.tuned])
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def report(found: list[Pair], hearing: Hearing, judge: Judge, base: Side, tuned: Side) -> dict[str, Any]:
+    """All figures, by category and turn, and every item with both replies: what judge.json holds."""
+    heard = [(place, pair, outcome) for place, pair in enumerate(found) if (outcome := hearing.outcome(place, pair))]
+    chosen, outcomes = [pair for _, pair, _ in heard], [outcome for *_, outcome in heard]
+    total = win_rate.of(chosen, outcomes)
+    return {
+        "base": _of_side(base),
+        "tuned": _of_side(tuned),
+        "judge": {"name": judge.name, "request": judge.request},
+        "alpha": ALPHA,
+        "pairs": len(found),
+        "not_asked": len(found) - len(heard),
+        "stopped": hearing.stopped,
+        "total": total,
+        "length_controlled": win_rate.length_controlled(chosen, outcomes),
+        "verdict": verdict(total),
+        "by_category": _by(chosen, outcomes, lambda pair: pair.category),
+        "by_turn": _by(chosen, outcomes, lambda pair: f"turn {pair.turn}"),
+        "position": position(hearing),
+        "unread": dict(Counter(why for reply in hearing.replies.values() if (why := unread(reply)))),
+        "speaks_to_judge": {
+            side: sum(verdicts.speaks_to_judge(vars(pair)[side][-1]) for pair in chosen) for side in ("base", "tuned")
+        },
+        "calls": {
+            "kept": hearing.kept,
+            "answered": hearing.asked,
+            "sent": judge.budget.used_calls,
+            "retries": judge.budget.retries,
+            "tokens": judge.budget.used_tokens,
+            "tokens_unsaid": judge.budget.unsaid,
+        },
+        "items": [_item(place, pair, outcome, hearing) for place, pair, outcome in heard],
+    }
+
+
+def verdict(total: dict[str, Any]) -> str:
+    """In a word; a difference needs p below ALPHA by the sign test."""
+    if total["rate"] is None:
+        return "nothing judged"
+    if total["p"] >= ALPHA or math.isclose(total["rate"], 0.5):
+        return "no difference found"
+    return "better" if total["rate"] > 0.5 else "worse"
+
+
+def position(hearing: Hearing) -> dict[str, int]:
+    """How often the first and the second answer were preferred: what a judge that looks at places would show."""
+    says = [verdicts.read(reply.text) for reply in hearing.replies.values() if reply.text is not None]
+    return {"first": says.count("A"), "second": says.count("B"), "tie": says.count("tie")}
+
+
+def unread(reply: Reply) -> str:
+    """Why a reply holds no verdict that can be read, or ""."""
+    if reply.text is None:
+        return f"no reply: {reply.failure}"[:200]
+    if verdicts.read(reply.text):
+        return ""
+    if reply.finish == "length":
+        return "cut at its limit of tokens before a verdict"
+    return "verdicts that differ" if verdicts.LINE.search(reply.text) else "no line with a verdict"
+
+
+def _of_side(side: Side) -> dict[str, Any]:
+    return {"name": side.name, "cut": side.cut, "unanswered": len(side.why), "notes": [*side.notes, *_reasons(side)]}
+
+
+def _reasons(side: Side) -> list[str]:
+    return [f"{count} questions stayed without its answer: {why}" for why, count in Counter(side.why.values()).items()]
+
+
+def _by(chosen: list[Pair], outcomes: list[str], name: Any) -> dict[str, dict[str, Any]]:
+    """Figures of each group, where there are several; p is of one look among many, so none is given."""
+    groups: dict[str, list[int]] = {}
+    for place, pair in enumerate(chosen):
+        groups.setdefault(name(pair), []).append(place)
+    if len(groups) < 2:
+        return {}
+    return {
+        group or "(none)": {
+            key: value
+            for key, value in win_rate.of([chosen[n] for n in members], [outcomes[n] for n in members]).items()
+            if key != "p"
+        }
+        for group, members in sorted(groups.items())
+    }
+
+
+def _item(place: int, pair: Pair, outcome: str, hearing: Hearing) -> dict[str, Any]:
+    replies = [hearing.replies.get((place, swapped)) for swapped in ORDERS]
+    said = [
+        None
+        if reply is None
+        else {"verdict": verdicts.read(reply.text or ""), "reply": reply.text, "why": unread(reply)}
+        for reply in replies
+    ]
+    return {**vars(pair), "outcome": outcome, "longer": pair.longer, "straight": said[0], "swapped": said[1]}
