@@ -1,10 +1,14 @@
 """lm-eval's tasks by name, of which only the folders that are needed are read, with their data from a local folder."""
 
 import contextlib
+import hashlib
 import logging
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from common import hub
 from common.cli import UserError, nearest
 
 TASKS = Path(__file__).parent / "tasks"
@@ -21,6 +25,7 @@ class Benchmarks:
         metadata: what tasks are told beside their own settings, as `lm_eval run --metadata`.
 
     Attributes:
+        cache: where `build` has made `datasets` keep what it read from a folder; "": where it always does.
         leaves: {task: its settings, functions as names}, of all tasks that the names stand for.
 
     Raises:
@@ -71,8 +76,10 @@ class Benchmarks:
             folder: holds data sets as <org>/<name>/ with a dataset card; None: they come from the Hub or its cache.
         """
         found, problems = [], {}
+        self.cache = self._cache(folder) if folder else ""
+        reached = folder is not None or hub._reachable()  # the Hub's client alone takes half a minute to give up
         # lm-eval loads «org/name» from that folder of the working directory, where there is one.
-        with contextlib.chdir(folder) if folder else contextlib.nullcontext():
+        with contextlib.chdir(folder or "."), _cached(self.cache), nullcontext() if reached else hub._offline():
             for name in self.names:
                 try:
                     found.append(self.manager._load_spec(name))
@@ -82,7 +89,35 @@ class Benchmarks:
                     words = str(error).strip().splitlines()
                     problems[name] = f"{type(error).__name__}: {words[0] if words else 'no message'}"
         tasks = [task for item in found for task in (item if isinstance(item, list) else [item])]  # a tag gives a list
-        return tasks, [f"{name} cannot be loaded: {problem}" for name, problem in problems.items()]
+        why = "" if reached else "the Hub cannot be reached from here (--benchmark_dir names a folder): "
+        return tasks, [f"{name} cannot be loaded: {why}{problem}" for name, problem in problems.items()]
+
+    def _cache(self, folder: Path) -> str:
+        """A place of its own for the data as it lies in the folder now.
+
+        `datasets` knows a local set by its name and card alone: another folder's set of that name, or this one before
+        its files were changed, would be taken from the cache in its stead, and nothing said.
+        """
+        from datasets import config
+
+        paths = {task["dataset_path"] for task in self.leaves.values() if task.get("dataset_path")}
+        files = [file for path in sorted(paths) for file in sorted((folder / path).rglob("*")) if file.is_file()]
+        stamps = [f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]
+        key = hashlib.sha256("\n".join(stamps).encode()).hexdigest()[:16]
+        return str(Path(config.HF_DATASETS_CACHE) / f"tunebook-{key}")
+
+
+@contextlib.contextmanager
+def _cached(place: str) -> Iterator[None]:
+    """`datasets` keeps what it reads there."""
+    from datasets import config
+
+    before = config.HF_DATASETS_CACHE
+    config.HF_DATASETS_CACHE = Path(place or before)
+    try:
+        yield
+    finally:
+        config.HF_DATASETS_CACHE = before
 
 
 def flat(built: list[Any]) -> list[Any]:

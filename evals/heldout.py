@@ -45,8 +45,9 @@ def template_of(name: str, tokenizer: Any) -> AnyTemplate:
 
 @cache
 def docs(words: tuple[str, ...], template: str, tokenizer: str) -> list[dict[str, Any]]:
-    """Items of the rows: `prompt`, `answer`, `scored` (what is scored after the prompt), `tokens` (how many train),
-    `bytes` (of the answer), `as_trained` (1.0 where lm-eval makes the tokens of it that training does).
+    """Items of the rows: `prompt`, `answer`, `context` and `scored` (what is scored after it: the prompt's last white
+    space with the answer and its end; the white space alone, where there is any), `tokens` (how many train), `bytes`
+    (of the answer), `as_trained` (1.0 where lm-eval makes the tokens of it that training does).
 
     Args:
         words: as --dataset takes them.
@@ -71,12 +72,14 @@ def items(rows: list[dict], tokenizer: Any, template: AnyTemplate) -> list[dict[
         start, end = spans[-1]
         prompt, answer = template.prompt(row), template.completion(row)
         whole = answer + tokenizer.convert_ids_to_tokens(ids[end - 1])
+        space = prompt[len(prompt.rstrip()) :]
         before, after = _as_lm_eval(tokenizer, prompt), _as_lm_eval(tokenizer, prompt + whole)
         found.append(
             {
                 "prompt": prompt,
                 "answer": answer,
-                "scored": [whole, ""] if prompt != prompt.rstrip() else [whole],
+                "context": prompt.rstrip(),
+                "scored": [space + whole, space] if space else [whole],
                 "tokens": end - start,
                 "bytes": len(answer.encode("utf-8", "surrogatepass")),
                 "as_trained": float(after == ids[:end] and len(before) == start and before == ids[:start]),

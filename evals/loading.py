@@ -25,6 +25,9 @@ class Loaded:
     """
 
     def __init__(self, model: str, adapter: str, four_bit: bool = False):
+        from transformers.utils import logging
+
+        logging.set_verbosity_error()  # of a prompt that is too long our own note says more
         found = adapted.named([adapter] if adapter else [])
         self.folder = next(iter(found.values()), "")
         name = adapted._model_of(model) or (adapted.base_of(self.folder) if self.folder else "") or "pocket"

@@ -25,6 +25,8 @@ class Plan:
         ours: some stand in evals/tasks. `metadata`: what they are told beside their settings.
         loaded: the model, not loaded yet. `settings`: of the scoring. `notes`: what a reader of the scores must know.
 
+        rows_alone: lm-eval alone must take one row at a time, as it would put padding behind virtual tokens.
+
     Raises:
         UserError: something would spoil the scores; all that was found, in one message.
     """
@@ -33,6 +35,7 @@ class Plan:
         if args.dataset and (args.suite or args.tasks):
             raise UserError("--dataset scores your own rows; give --suite or --tasks in a run of their own")
         self.names, chat = (OWN, False) if args.dataset else suites.tasks_of(args.suite, args.tasks, args.chat_template)
+        self.rows_alone = False  # known once the model is loaded
         self.loaded = Loaded(args.model, args.adapter, args.four_bit)
         self.notes = list(self.loaded.notes)
         self.metadata, ends = self._own(args) if args.dataset else ({}, {})

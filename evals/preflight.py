@@ -1,8 +1,11 @@
 """What would spoil an evaluation after hours, found before it starts: what cannot go on, what a reader must know."""
 
 import importlib.util
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from common.cli import UserError
 from evals import sandbox
@@ -38,15 +41,29 @@ def problems(
 def _data(found: Benchmarks, folder: Path | None) -> list[str]:
     if folder is None:
         return []
-    wanted: dict[str, list[str]] = {}
+    wanted: dict[tuple[str, str], list[str]] = {}
     for name, task in found.leaves.items():
         if "custom_dataset" not in task and task.get("dataset_path"):
-            wanted.setdefault(task["dataset_path"], []).append(name)
+            path = task["dataset_path"]
+            config = task.get("dataset_name") or ""
+            missing = config if (folder / path).is_dir() and config not in _configs(folder / path, config) else ""
+            if missing or not (folder / path).is_dir():
+                wanted.setdefault((path, missing), []).append(name)
     return [
-        f"{found.named(names)}: --benchmark_dir {folder} has no folder {path}/"
-        for path, names in wanted.items()
-        if not (folder / path).is_dir()
+        f"{found.named(names)}: --benchmark_dir {folder} has no "
+        + (f"configuration {config} in {path}/README.md" if config else f"folder {path}/")
+        for (path, config), names in wanted.items()
     ]
+
+
+@cache
+def _configs(folder: Path, otherwise: str) -> set[str]:
+    """The configurations that a data set's card names; a card that names none leaves it to the loader."""
+    card = folder / "README.md"
+    text = card.read_text(encoding="utf-8") if card.exists() else ""
+    parts = text.split("---\n")
+    head = (yaml.safe_load(parts[1]) or {}) if text.startswith("---\n") and len(parts) > 2 else {}
+    return {config["config_name"] for config in head.get("configs", [])} or {otherwise}
 
 
 def _code(found: Benchmarks, allowed: bool) -> list[str]:

@@ -60,12 +60,14 @@ def main(args: Args) -> dict[str, Any]:
     if data is not None and not data.is_dir():
         raise UserError(f"--benchmark_dir {args.benchmark_dir}: no such folder")
 
+    from common import generation
     from evals.plan import Plan
 
     plan = Plan(args, data)
     for note in plan.notes:
         print(f"note: {note}")
     model = plan.loaded.load()
+    plan.rows_alone = bool(generation.virtual_tokens(model))
     kept = ""
     if args.keep:
         kept = str((folder / "model").resolve())
@@ -102,7 +104,7 @@ def command(plan: Any, kept: str, folder: Path, data: Path | None) -> str | None
         return None
     settings = plan.settings
     words = ["lm_eval", "run", "--model", "hf", "--model_args", model, "--tasks", ",".join(plan.names)]
-    words += ["--batch_size", str(settings.batch_size), "--seed", str(settings.seed)]
+    words += ["--batch_size", str(1 if plan.rows_alone else settings.batch_size), "--seed", str(settings.seed)]
     if plan.ours:
         from evals.benchmarks import TASKS
 
@@ -118,7 +120,8 @@ def command(plan: Any, kept: str, folder: Path, data: Path | None) -> str | None
     if settings.allow_code:
         words.append("--confirm_run_unsafe_code")
     words += ["--log_samples", "--output_path", str((folder / "lm_eval").resolve())]
-    return (f"cd {shlex.quote(str(data))} && " if data else "") + shlex.join(words)
+    where = f"cd {shlex.quote(str(data))} && HF_DATASETS_CACHE={shlex.quote(plan.found.cache)} " if data else ""
+    return where + shlex.join(words)
 
 
 def show(report: dict[str, Any], plan: Any, folder: Path) -> None:
@@ -141,6 +144,12 @@ def show(report: dict[str, Any], plan: Any, folder: Path) -> None:
     if cut:
         lost, items = (sum(count[key] for count in cut.values()) for key in ("cut", "items"))
         print(f"prompts too long, which lost their beginning: {lost} of {items} items of {plan.found.named(cut)}")
+    if report["metrics"].get("heldout_loss", {}).get("tokens_as_in_training", 1) < 1:
+        print(
+            "some rows are other tokens to lm-eval than in training (tokens_as_in_training): their loss is another, too"
+        )
+    if plan.rows_alone:
+        print("one row at a time, as lm-eval alone must take them, changes log-likelihoods in the sixth digit or so")
     if report["command"]:
         print(f"the same numbers by lm-eval alone:\n  {report['command']}")
     elif plan.loaded.ours:
