@@ -52,7 +52,7 @@ def main(args: Args) -> dict[str, Any]:
     batches = answer_batches(drawn, tokenizer, args)
     told = corpus.token_ids(tokenizer, args.max_steps * args.corpus_tokens, args.seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=0.01, fused=True)
-    curve, begun, cpu = [], time.time(), time.process_time()
+    curve, cpu = [], time.process_time()
     for step in range(args.max_steps):
         share = step / args.max_steps
         optimizer.param_groups[0]["lr"] = args.learning_rate * min(share / 0.05, 0.5 + 0.5 * math.cos(math.pi * share))
@@ -73,7 +73,6 @@ def main(args: Args) -> dict[str, Any]:
         "args": {name: value for name, value in vars(args).items() if name != "output_dir"},
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "rows": len(drawn),
-        "seconds": round(time.time() - begun, 1),
         "cpu_seconds": round(time.process_time() - cpu, 1),
         "loss": curve,
     }
