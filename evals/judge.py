@@ -182,7 +182,8 @@ def _of_side(side: Side) -> dict[str, Any]:
 
 
 def _reasons(side: Side) -> list[str]:
-    return [f"{count} questions stayed without its answer: {why}" for why, count in Counter(side.why.values()).items()]
+    counts = Counter(side.why.values())
+    return [f"{count:,} of the questions have no answer of it: {why}" for why, count in counts.items()]
 
 
 def _by(chosen: list[Pair], outcomes: list[str], name: Any) -> dict[str, dict[str, Any]]:

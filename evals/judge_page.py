@@ -108,11 +108,11 @@ def notes(report: dict[str, Any]) -> list[str]:
 
 def explained(report: dict[str, Any]) -> list[str]:
     """What the numbers are."""
-    several = "by_turn" in report and bool(report["by_turn"])
-    by = "a paired bootstrap over questions" if several else "Tango's score method"
+    several = " and knows that turns of one question go together" if report["by_turn"] else ""
     return [
         "A win takes the same verdict in both orders; ties, orders that disagree and equal answers are half a win.",
-        f"The interval of the win rate is by {by}; p by the exact two-sided sign test, which leaves ties out.",
+        f"The interval of the win rate is Tango's score interval{several}; p is of the exact two-sided sign test"
+        f"{' on questions' if several else ''}, which leaves ties out.",
         "Length-controlled: a logistic regression of the verdicts on the difference of lengths, read where it is zero "
         "(after Dubois et al., 2024), with Firth's penalty; the interval is the wider of bootstrap and profile.",
         "Rows for turns and categories are looks at the same verdicts; no p is given for them.",

@@ -16,13 +16,13 @@ STEPS = 60  # of Newton's method
 STEEP = 25.0  # bound of the coefficients; beyond, every probability is 0 or 1
 
 
-def of(pairs: Sequence[Pair], outcomes: Sequence[str], seed: int = 0) -> dict[str, Any]:
+def of(pairs: Sequence[Pair], outcomes: Sequence[str]) -> dict[str, Any]:
     """Counts, win rate with interval and p, length-controlled win rate with interval, mean lengths.
 
     A tie is half a win. `rate`, `low` and `high` are shares from 0 to 1, None where nothing was judged. Of one judged
     turn a question, the interval is Tango's score interval of (won - lost) / items, moved to a rate; p is the exact
-    two-sided sign test, which leaves ties out. With several turns, questions are what varies: the interval is the
-    paired bootstrap's over questions, and the sign test counts the questions that were won or lost on balance.
+    two-sided sign test, which leaves ties out. With several turns, questions are what varies: the interval is that of
+    `effective` items, and the sign test counts the questions that were won or lost on balance.
     """
     counts = Counter(outcomes)
     judged = [(pair, SCORES[found]) for pair, found in zip(pairs, outcomes, strict=True) if found in SCORES]
@@ -44,15 +44,30 @@ def of(pairs: Sequence[Pair], outcomes: Sequence[str], seed: int = 0) -> dict[st
 
 
 def _interval(scores: np.ndarray, groups: np.ndarray) -> tuple[float, float]:
-    signs = 2 * scores - 1  # 1 won, 0 tied, -1 lost
-    each = np.bincount(groups)
-    totals = np.bincount(groups, weights=signs)
-    if each.max() == 1 or not totals.any():  # where no question differs, a bootstrap has no width
-        low, high = paired.score_interval(int((totals < 0).sum()), int((totals > 0).sum()), len(each))
-    else:
-        before, after = np.stack([0 * totals, each], axis=1), np.stack([totals, each], axis=1)
-        low, high, _ = paired.bootstrap(before, after, lambda means: means[..., 0] / means[..., 1])
+    signs, shrink = 2 * scores - 1, effective(scores, groups) / len(scores)
+    lost, won = shrink * (signs < 0).sum(), shrink * (signs > 0).sum()
+    low, high = paired.score_interval(lost, won, shrink * len(scores))  # pyright: ignore  its formula takes parts of items
     return max(0.0, (1 + low) / 2), min(1.0, (1 + high) / 2)
+
+
+def effective(scores: np.ndarray, groups: np.ndarray) -> float:
+    """How many independent items say as much as these, of which those of one group go together.
+
+    The items over the design effect, and less for few groups. Source: E. Korn and B. Graubard, Confidence intervals for
+    proportions with small expected number of positive counts estimated from survey data, Survey Methodology 24, 1998.
+    Where all scores are equal, it is the number of groups; it is never more than the items.
+    """
+    items, rest = len(scores), scores - scores.mean()
+    count = int(groups.max()) + 1
+    if count == items or count == 1:
+        return float(count)
+    if not rest.any():
+        return float(count)
+    between = count / (count - 1) * np.sum(np.bincount(groups, weights=rest) ** 2)
+    design = between / (items / (items - 1) * np.sum(rest**2))
+    quantile = (1 + paired.LEVEL) / 2
+    few = (stats.t.ppf(quantile, items - 1) / stats.t.ppf(quantile, count - 1)) ** 2
+    return float(items * min(1.0, few / design)) if design else float(items)
 
 
 def length_controlled(pairs: Sequence[Pair], outcomes: Sequence[str], seed: int = 0) -> dict[str, Any]:
@@ -81,7 +96,7 @@ def length_controlled(pairs: Sequence[Pair], outcomes: Sequence[str], seed: int 
     x = np.tanh(longer / longer.std())
     _, groups = np.unique([pair.question for pair, _ in judged], return_inverse=True)
     start, slope = fit(x, scores, np.ones((1, len(x))))[0]
-    low, high = _profile(x, scores, start)
+    low, high = _profile(x, scores, start, len(x) / effective(scores, groups))
     draws = np.random.default_rng(seed).multinomial(
         groups.max() + 1, np.ones(groups.max() + 1) / (groups.max() + 1), RESAMPLES
     )
@@ -132,8 +147,9 @@ def penalised(x: np.ndarray, scores: np.ndarray, start: float, slope: float) -> 
     return float(likelihood + 0.5 * np.log(max(information, 1e-300)))
 
 
-def _profile(x: np.ndarray, scores: np.ndarray, found: float) -> tuple[float, float]:
-    """The intercepts that the penalised likelihood-ratio test does not reject; at most ±STEEP."""
+def _profile(x: np.ndarray, scores: np.ndarray, found: float, design: float) -> tuple[float, float]:
+    """The intercepts that the penalised likelihood-ratio test does not reject; at most ±STEEP. `design`: how many of
+    these items say as much as one that is independent."""
 
     def best(start: float) -> float:
         result = optimize.minimize_scalar(
@@ -141,7 +157,7 @@ def _profile(x: np.ndarray, scores: np.ndarray, found: float) -> tuple[float, fl
         )
         return -float(result.fun)  # pyright: ignore[reportAttributeAccessIssue]
 
-    least = best(found) - stats.chi2.ppf(paired.LEVEL, 1) / 2
+    least = best(found) - design * stats.chi2.ppf(paired.LEVEL, 1) / 2
     ends = []
     for side in (-STEEP, STEEP):
         crosses = best(side) < least

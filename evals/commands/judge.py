@@ -6,8 +6,8 @@
         --judge https://api.example.com/v1 --judge_name big --max_calls 400
 
 BASE and TUNED are models, adapters or runs, which are asked, or files of answers. Files of questions may be MT-Bench's
-(every turn is judged), AlpacaEval's, or rows of yours. A key is read from OPENAI_API_KEY. Verdicts are kept in
-verdicts.jsonl as they come, so that a run that stopped, by a kill or its budget, goes on with the same command.
+(every turn is judged), AlpacaEval's, or rows of yours. A key is read from OPENAI_API_KEY. Verdicts are kept as they
+come: a run that stopped, by a kill or its budget, goes on with the same command.
 """
 
 import json
