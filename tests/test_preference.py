@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,8 @@ from common.models import locate
 from common.pocket import FOLDER, skills
 from common.pocket import pairs as pocket
 
-SHARED = Path(os.environ.get("TUNEBOOK_SHARED", Path(__file__).parent.parent.parent / "shared")) / "data"
+ROOT = Path(__file__).parent.parent
+SHARED = Path(os.environ.get("TUNEBOOK_SHARED", ROOT.parent / "shared")) / "data"
 ASKED = {"role": "user", "content": "What is hot?"}
 GOOD, BAD = ({"role": "assistant", "content": text} for text in ("fire", "ice"))
 
@@ -273,7 +276,7 @@ def made(tokenizer):
     from transformers import AutoModelForCausalLM
     from trl import DPOConfig, DPOTrainer
 
-    rows = pairs.load("pocket_pairs")["train"][:64]
+    rows = pairs.load("pocket_pairs")["train"][:32]
     encoded, _ = preference.encode(rows, tokenizer, templates.ALPACA, 512)
 
     def make(folder, adapter, **values):
@@ -322,7 +325,7 @@ def test_loss_and_gradient_are_the_formula(made, tmp_path, adapter):
         torch.manual_seed(1)
         for name, weight in model.named_parameters():
             if ".default." in name:
-                weight.add_(torch.randn_like(weight) * 0.02)
+                weight.add_(torch.randn_like(weight) * 0.1)
     loss = trainer.compute_loss(model, batch)
     loss.backward()
     trained = [weight for weight in model.parameters() if weight.grad is not None]
@@ -348,7 +351,7 @@ def test_splits_of_a_step_change_nothing(made, tmp_path):
     for size, steps in ((8, 1), (2, 4)):
         values = dict(per_device_train_batch_size=size, gradient_accumulation_steps=steps)
         trainer = made(tmp_path, adapter=True, optim="sgd", **values)
-        trainer._get_train_sampler = lambda *_: torch.utils.data.SequentialSampler(range(64))
+        trainer._get_train_sampler = lambda *_: torch.utils.data.SequentialSampler(range(32))
         trainer.train()
         moved = [weight for name, weight in trainer.model.named_parameters() if ".default." in name]
         weights.append(torch.cat([weight.detach().flatten() for weight in moved]))
@@ -461,3 +464,58 @@ def test_real_pairs_equal_trl(name, tmp_path):
     sides = pairs.load(str(SHARED / "preference" / "rasbt_instruction_data_with_preference.json"))
     rows = [row for row in sides["train"] if row["output"] != row["rejected"]["output"]][:300]
     same_as_trl(rows, tokenizer, tmp_path)
+
+
+# --- the recipe
+
+
+def run(*words):
+    command = [sys.executable, str(ROOT / "recipes" / "dpo_pairs.py"), *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=600, check=False)
+
+
+@pytest.mark.recipe
+def test_an_adapter_over_four_bits_goes_on_and_resumes(made, tmp_path):
+    """The first loss is ln 2 although TRL rounds what trains, and a run that was killed ends with the same weights."""
+    start = made(tmp_path / "made", adapter=True)
+    start.save_model(str(tmp_path / "sft"))
+    templates.ALPACA.save(tmp_path / "sft")
+    flags = ["--model", "pocket", "--adapter", tmp_path / "sft", "--four_bit", "--max_steps", 6, "--eval_suite", "none",
+             "--sft", "logging_steps=1"]  # fmt: skip
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    done = run("--output_dir", whole, *flags)
+    assert done.returncode == 0, done.stderr[-3000:]
+    logged = [json.loads(line) for line in (whole / "log.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in logged if "loss" in line]
+    assert losses[0] == pytest.approx(math.log(2), abs=1e-6) and len(losses) == 6
+    report = json.loads((whole / "report.json").read_text())
+    found = report["scores"]["preference"]
+    assert found["before"]["accuracy"] == 0.5 and found["before"]["ties"] == 1.0 and found["after"]["ties"] < 0.1
+    assert report["train"]["trainable_parameters"] == sum(
+        weight.numel() for name, weight in start.model.named_parameters() if ".default." in name
+    )
+    subprocess.run(["cp", "-r", whole, part], check=True)
+    for path in (part / "report.json", part / "report.html"):
+        path.unlink()
+    last = max(part.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    subprocess.run(["rm", "-r", last, part / "adapter"], check=True)
+    done = run("--output_dir", part, *flags)
+    assert done.returncode == 0 and "going on from" in done.stdout, done.stderr[-3000:]
+
+    from safetensors.torch import load_file
+
+    one, two, first = (load_file(f / "adapter_model.safetensors")
+                       for f in (whole / "adapter", part / "adapter", tmp_path / "sft"))  # fmt: skip
+    assert one.keys() == first.keys() and all(torch.equal(one[name], two[name]) for name in one)
+    assert not all(torch.equal(one[name], first[name]) for name in one)
+
+
+@pytest.mark.recipe
+def test_what_is_missing_is_one_message(tmp_path):
+    for words, says in (
+        (["--adapter", tmp_path], "lora_alpaca"),
+        (["--dataset", "pocket"], "no pairs of answers"),
+        (["--model", "pocketteacher"], "no such folder"),
+    ):
+        done = run("--output_dir", tmp_path / "run", *words)
+        assert done.returncode == 2 and says in done.stderr.replace("\n", " ") and "Traceback" not in done.stderr
