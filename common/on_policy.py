@@ -64,17 +64,28 @@ def rehearse(trainer: Any, rows: Any, tokenizer: Any, loss: Any) -> tuple[list[l
     Raises:
         Refused: as forecast.rehearse_loop and checks.first_batch.
     """
-    args, accelerator = trainer.args, trainer.accelerator
+    args = trainer.args
     size, accumulation = args.per_device_train_batch_size, args.gradient_accumulation_steps
     group = size * accumulation * args.world_size
     order = sampling.Buckets(sampling.lengths_of(rows), group, args.seed)
-    loader = accelerator.prepare(loading.loader(rows, tokenizer, size, order))
+    loader = trainer.accelerator.prepare(loading.loader(rows, tokenizer, size, order))
     view = checks.first_batch(loader, tokenizer)
+    count = steps.count(len(rows), group, args.num_train_epochs, args.max_steps)
+    with trainers.kept(trainer):
+        does = actor(trainer, rows, loader, loss)
+        expected = forecast.rehearse_loop(does, loader, does.optimizer(), count)
+        answering = seconds_of_answers(trainer, size) * accumulation * count
+    expected.seconds = (expected.seconds or 0.0) + answering
+    forecast.say(f"forecast: {forecast.duration(answering)} more for the student's own answers")
+    tokenizer.padding_side = "left"  # the prompts' side
+    return view, expected.as_dict()
 
-    def collate(places: list[int]) -> Any:
-        from accelerate.utils import send_to_device
 
-        return send_to_device(loader.collate_fn([rows[place] for place in places]), accelerator.device)
+def actor(trainer: Any, rows: Any, loader: Any, loss: Any) -> Actor:
+    """What a rehearsal does: steps on rows with their reference answers."""
+    from accelerate.utils import send_to_device
+
+    accelerator = trainer.accelerator
 
     def step(batch: dict[str, Any]) -> None:
         trainer.model.train()
@@ -90,17 +101,20 @@ def rehearse(trainer: Any, rows: Any, tokenizer: Any, loss: Any) -> tuple[list[l
         made, trainer.optimizer = trainer.create_optimizer(), None
         return made
 
-    count = steps.count(len(rows), group, args.num_train_epochs, args.max_steps)
-    with trainers.kept(trainer):
-        actor = Actor(trainer.model, collate, step, optimizer, evaluate, accumulation)
-        expected = forecast.rehearse_loop(actor, loader, optimizer(), count)
-        with rehearsal.undone(trainer.model):
-            begun = time.monotonic()
-            trainer._generate_and_score_completions(
-                [trainer.train_dataset[place] for place in range(min(size, len(rows)))]
-            )
-            answering = (time.monotonic() - begun) * accumulation * count
-    expected.seconds = (expected.seconds or 0.0) + answering
-    forecast.say(f"forecast: of these {forecast.duration(answering)} more for the student's own answers")
-    tokenizer.padding_side = "left"  # the prompts' side
-    return view, expected.as_dict()
+    return Actor(
+        model=trainer.model,
+        collate=lambda places: send_to_device(loader.collate_fn([rows[place] for place in places]), accelerator.device),
+        step=step,
+        optimizer=optimizer,
+        evaluate=evaluate,
+        accumulation=trainer.args.gradient_accumulation_steps,
+    )
+
+
+def seconds_of_answers(trainer: Any, count: int) -> float:
+    """How long the student takes to answer the first prompts."""
+    some = [trainer.train_dataset[place] for place in range(min(count, len(trainer.train_dataset)))]
+    with rehearsal.undone(trainer.model):
+        begun = time.monotonic()
+        trainer._generate_and_score_completions(some)
+        return time.monotonic() - begun
