@@ -135,7 +135,7 @@ def report(found: list[Pair], hearing: Hearing, judge: Judge, base: Side, tuned:
         "by_category": _by(chosen, outcomes, lambda pair: pair.category),
         "by_turn": _by(chosen, outcomes, lambda pair: f"turn {pair.turn}"),
         "position": position(hearing),
-        "unread": dict(Counter(why for reply in hearing.replies.values() if (why := unread(reply)))),
+        "unread": dict(Counter(why for reply in hearing.replies.values() if (why := unread(reply))).most_common()),
         "speaks_to_judge": {
             side: sum(verdicts.speaks_to_judge(vars(pair)[side][-1]) for pair in chosen) for side in ("base", "tuned")
         },

@@ -32,6 +32,8 @@ class LocalJudge:
         from common import chats, generation, rendering
         from common.adapted import Adapted
 
+        if not prompts:
+            return  # nothing to load a model for
         word = self.asked.word
         model = Adapted("" if self.asked.adapter else word, [word] if self.asked.adapter else [])
         stop = generation.ends(model.tokenizer, model.template)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from judge_server import Server, better, first, longer
+from judge_server import ANSWER, Server, better, first, longer
 from scipy import optimize, special, stats
 
 from common import commands
@@ -640,7 +640,7 @@ def test_the_published_question_sets(serve, tmp_path):
 
 
 @pytest.mark.recipe
-def test_models_answer_and_a_model_judges(serve, tmp_path, capsys):
+def test_models_answer_and_a_model_judges(serve, tmp_path, monkeypatch):
     rows = [{"instruction": f"Write the plural of the word: {word}"} for word in ("cat", "dog", "tree")]
     rows.append({"turns": ["Repeat: red hat", "Now backwards."], "system": "Answer the user."})
     rows.append({"instruction": "Repeat the text.", "input": "word " * 600})  # longer than pocket's positions
@@ -661,11 +661,42 @@ def test_models_answer_and_a_model_judges(serve, tmp_path, capsys):
     assert len(files[1].read_text().splitlines()) == 4
     assert judged(server, files, tmp_path / "files")["total"]["rate"] == report["total"]["rate"]
     # pocket is no judge, and that is said; what it wrote is kept, and not asked for again
-    for _ in range(2):
-        run(*files, "--judge", "pocket", "--judge_max_new_tokens", 8, "--output_dir", tmp_path / "local", code=1)
-    found = json.loads((tmp_path / "local" / "judge.json").read_text())
-    assert found["total"]["unread"] == 4 and found["total"]["judged"] == 0
-    assert any("takes 512" in why for why in found["unread"])
+    for name, positions in (("short", 512), ("long", 4096)):
+        judge = tmp_path / name
+        shutil.copytree(ROOT / "common" / "pocket" / "model", judge)
+        config = json.loads((judge / "config.json").read_text())
+        (judge / "config.json").write_text(json.dumps(config | {"max_position_embeddings": positions}))
+        words = ("--judge", judge, "--judge_max_new_tokens", 8, "--output_dir", tmp_path / f"by_{name}")
+        run(*files, *words, code=1)
+    found = {n: json.loads((tmp_path / f"by_{n}" / "judge.json").read_text()) for n in ("short", "long")}
+    assert found["short"]["calls"]["sent"] == 0 and all("takes 512" in why for why in found["short"]["unread"])
+    assert sum(found["long"]["unread"].values()) == 10 and found["long"]["calls"]["sent"] == 10
+    assert not any("no reply" in why for why in found["long"]["unread"]) and found["long"]["calls"]["tokens"] > 5000
+    monkeypatch.setattr("common.models.load_plain", None)  # nothing is loaded any more
+    run(*files, *words, code=1)
+
+
+@pytest.mark.recipe
+def test_a_model_of_this_machine_that_knows_how_to_judge(files, tmp_path, monkeypatch):
+    """Its words are put into its mouth; all else is as it is."""
+    from common import generation
+
+    judge, seen = tmp_path / "judge", []
+    shutil.copytree(ROOT / "common" / "pocket" / "model", judge)
+    config = json.loads((judge / "config.json").read_text())
+    (judge / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 4096}))
+
+    def say(model, tokenizer, prompts, *_):
+        seen.extend(tokenizer.decode(ids) for ids in prompts)
+        texts = [dict(ANSWER.findall(text)[n][::2] for n in range(2)) for text in seen[-len(prompts) :]]
+        return [generation.Answer(f"Verdict: {better(text['A'], text['B'])}") for text in texts]
+
+    monkeypatch.setattr(generation, "generate", say)
+    words = ("--judge", judge, "--output_dir", tmp_path / "out", "--max_calls")
+    report = run(*files(BAD[:6], GOOD[:6]), *words, 5)
+    assert report["calls"]["sent"] == 5 and "5 calls" in report["stopped"]
+    report = run(*files(BAD[:6], GOOD[:6]), *words, 50)
+    assert report["total"]["won"] == 6 and len(seen) == 12 == report["calls"]["kept"] + report["calls"]["sent"]
 
 
 @pytest.mark.recipe

@@ -76,7 +76,9 @@ def main(args: Args) -> dict[str, Any]:
     report |= judge.report(found, hearing, referee, base, tuned)
     write(folder, report)
     if not report["total"]["judged"]:
-        raise Refused("there is no verdict that can be read: " + (report["stopped"] or ", ".join(report["unread"])))
+        raise Refused(
+            "there is no verdict that can be read: " + (report["stopped"] or "; ".join([*report["unread"]][:3]))
+        )
     if hearing.stopped and not hearing.out_of_budget:
         raise Refused(f"the judge has stopped answering: {hearing.stopped}")
     return report
