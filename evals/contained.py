@@ -7,13 +7,13 @@ to the interpreter. So the program, and every thread of it, can:
     - start no process, and send no signal to another;
     - open no file for writing, make, rename or delete none, and change nothing of one;
     - raise no limit: memory (address space), processor time, open files.
-It can read files that its user can read, and burn its time. What it prints is thrown away.
+It can read files that its user can read, and burn its time. What it prints is thrown away. The tests run inside it, so
+a program that is written to forge its verdict can; a model that does not know this file does not.
 """
 
 import ctypes
 import os
 import platform
-import resource
 import sys
 
 # The calls without conditions: name -> number on x86_64 and on aarch64 (None: not there). From the kernel's unistd.h.
@@ -103,6 +103,8 @@ def _one_of(argument: int, values: tuple[int, ...]) -> list[Step]:
 
 def limit(seconds: int, memory: int) -> None:
     """Limits of this process: address space in bytes, processor time, no file grows, few files, no core dump."""
+    import resource
+
     for kind, value in (
         (resource.RLIMIT_AS, memory), (resource.RLIMIT_CPU, seconds), (resource.RLIMIT_FSIZE, 0),
         (resource.RLIMIT_NOFILE, 64), (resource.RLIMIT_CORE, 0),

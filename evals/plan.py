@@ -1,5 +1,6 @@
 """An evaluation before any score is taken: its tasks with their data, its model, and all that is wrong with them."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ class Plan:
         if args.dataset and (args.suite or args.tasks):
             raise UserError("--dataset scores your own rows; give --suite or --tasks in a run of their own")
         self.names, chat = (OWN, False) if args.dataset else suites.tasks_of(args.suite, args.tasks, args.chat_template)
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UserError("tunebook eval runs as one process; start it without torchrun or accelerate launch")
         self.rows_alone = False  # known once the model is loaded
         self.loaded = Loaded(args.model, args.adapter, args.four_bit)
         self.notes = list(self.loaded.notes)
