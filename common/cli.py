@@ -169,9 +169,11 @@ def overrides(pairs: list[str], config_class: type, written: set[str]) -> dict[s
         elif name not in known:
             problems.append(f"{name}: {config_class.__name__} has no such field{nearest(name, known)}")
         else:
-            value = yaml.safe_load(text)
+            value, kind = yaml.safe_load(text), str(known[name].type)
+            if isinstance(value, bool) and "bool" not in kind and "str" in kind:
+                value = text  # eval_strategy=no: a word, although YAML reads it as false
             try:
-                value = float(value) if isinstance(value, str) and "str" not in str(known[name].type) else value
+                value = float(value) if isinstance(value, str) and "str" not in kind else value
             except ValueError:
                 problems.append(f"{name}: {text!r} is not a number")
             values[name] = value

@@ -231,7 +231,7 @@ def test_ctrl_c_as_a_signal(tmp_path):
             text=True,
             bufsize=1,
         )
-        process.stdin.write(f"{ASK}\n")
+        process.stdin.write("Sort the words by the alphabet: win rake dark. Then tell a long story.\n")
         process.stdin.flush()
         assert process.stdout.read(1)  # it has begun
         os.kill(process.pid, signal.SIGINT)

@@ -220,7 +220,7 @@ def seen_smoothing(place):
         made.get_batch_samples = keep
         before, held_out = weights(made), made.evaluate()["eval_loss"]
         with torch.no_grad():
-            parts = [smoothed(made.model, [batch], 0.0).item() for batch in made.get_eval_dataloader()]
+            wanted_held_out = smoothed(made.model, list(made.get_eval_dataloader()), 0.0).item()
         made.train()
         after, wanted = weights(made), {}
         with torch.no_grad():
@@ -233,7 +233,7 @@ def seen_smoothing(place):
             wanted[name] = weight - 0.1 * made.model.get_parameter(name).grad
         found[f"{way} {share}"] = {
             "loss": logged(made, "loss")[0], "wanted": loss.item(), "step": moved(before, wanted),
-            "differs": moved(after, wanted), "held_out": held_out, "wanted_held_out": sum(parts) / len(parts),
+            "differs": moved(after, wanted), "held_out": held_out, "wanted_held_out": wanted_held_out,
         }  # fmt: skip
     return found
 
