@@ -34,6 +34,7 @@ class Server:
     def __init__(self, rule=better, before=None, says_tokens=True):
         self.rule, self.before, self.says_tokens = rule, before, says_tokens
         self.prompts, self.answered, self.bodies, self.headers = Counter(), Counter(), [], []
+        self.strays = []  # headers of requests that nobody should make
         self.lock = threading.Lock()
         outer = self
 
@@ -42,6 +43,10 @@ class Server:
 
             def do_POST(self):
                 outer.handle(self)
+
+            def do_GET(self):
+                outer.strays.append(dict(self.headers))
+                self.send_error(404)
 
             def log_message(self, *_):
                 pass

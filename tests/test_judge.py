@@ -110,6 +110,20 @@ def test_an_answer_cannot_leave_its_marks():
     )
 
 
+def test_a_code_that_an_answer_holds_is_not_used(monkeypatch):
+    class Hash:
+        def __init__(self, seed):
+            self.text = f"{seed.count(bytes(1)):012d}"
+
+        def hexdigest(self):
+            return self.text
+
+    monkeypatch.setattr(verdicts.hashlib, "sha256", Hash)
+    codes = ["000000000004", "000000000005"]
+    text = verdicts.prompt(pair(tuned=" ".join(codes)), False)[0]["content"]
+    assert "begins [000000000006]" in text and "[000000000004]" not in text
+
+
 def test_both_orders_and_the_reference_are_in_the_prompt():
     straight, swapped = (
         verdicts.prompt(pair(reference="old, of course"), order)[0]["content"] for order in (False, True)
@@ -319,7 +333,7 @@ def test_the_key_is_sent_and_nowhere_else(serve, files, tmp_path, monkeypatch, c
     asked = len(server.bodies)
     server.before = lambda number, text: (302, b"")
     judged(server, files(BAD, [f"newer {n}" for n in range(20)]), tmp_path / "out", "--concurrency", 1, code=2)
-    assert len(server.bodies) == asked + 1  # a redirect is not followed
+    assert len(server.bodies) == asked + 1 and not server.strays  # a redirect is not followed
     monkeypatch.setenv("OPENAI_API_KEY", "sk-\x01secret")
     with pytest.raises(UserError, match="OPENAI_API_KEY holds") as error:
         endpoint.Endpoint(server.url, "rules", {}, Budget())
