@@ -33,6 +33,10 @@ class Plan:
     """
 
     def __init__(self, args: Any, folder: Path | None):
+        if (args.bert_model or args.bert_layer or args.template) and not args.dataset:
+            raise UserError("--template, --bert_model and --bert_layer are for --dataset")
+        if args.bert_layer and not args.bert_model:
+            raise UserError("--bert_layer needs --bert_model")
         if args.dataset and (args.suite or args.tasks):
             raise UserError("--dataset scores your own rows; give --suite or --tasks in a run of their own")
         self.names, chat = (OWN, False) if args.dataset else suites.tasks_of(args.suite, args.tasks, args.chat_template)
@@ -66,7 +70,7 @@ class Plan:
 
     def _own(self, args: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """--metadata and --gen_kwargs of the tasks over the user's own rows."""
-        from evals import heldout
+        from evals import bertscore, heldout
 
         if args.chat_template:
             raise UserError("--chat_template is for benchmarks; of your own rows --template names the template")
@@ -76,4 +80,8 @@ class Plan:
         where = self.loaded.folder if self.loaded.own_tokenizer else self.loaded.place
         words = [str(Path(word).resolve()) if Path(word).exists() else word for word in args.dataset]
         metadata = {"dataset": words, "template": template, "tokenizer": str(where)}
+        if args.bert_model:
+            encoder = args.bert_model if not Path(args.bert_model).exists() else str(Path(args.bert_model).resolve())
+            bertscore.of(encoder, args.bert_layer)  # before hours are spent, and kept
+            metadata |= {"bert_model": encoder, "bert_layer": args.bert_layer}
         return metadata, heldout.stops(tokenizer, heldout.template_of(template, tokenizer))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_suites import arc
+from test_suites import arc, encoder
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from common.cli import UserError
@@ -102,6 +102,9 @@ def test_cut_prompts_are_counted(tmp_path, capsys):
         ({"suite": "quick", "keep": True}, "--four_bit"),
         ({"suite": "quick", "dataset": ["a.jsonl"]}, "--dataset"),
         ({}, "one of --suite"),
+        ({"suite": "quick", "bert_model": "x"}, "for --dataset"),
+        ({"dataset": ["pocket"], "bert_layer": 2}, "--bert_layer needs"),
+        ({"dataset": ["pocket"], "bert_model": "nowhere/at/all"}, "--bert_model nowhere/at/all cannot be loaded"),
         ({"tasks": ["pocket_seen"], "model": "nowhere/at/all"}, "no such folder"),
         ({"tasks": ["pocket_seen"], "adapter": MODEL}, "neither adapter_config.json"),
         ({"dataset": ["nothing.jsonl"]}, "nothing.jsonl"),
@@ -146,6 +149,7 @@ def test_the_printed_command_gives_the_same_numbers(kind, tmp_path):
         words |= {"four_bit": True, "keep": True}
     if kind == "heldout":
         words = {"model": "pocket", "dataset": ["pocket"], "limit": 10, "max_gen_toks": 16, "template": "alpaca"}
+        words |= {"bert_model": encoder(tmp_path / "encoder"), "bert_layer": 2}
     report = run(tmp_path / "out", **words)
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "HF_HUB_OFFLINE": "1"}
     subprocess.run(report["command"], shell=True, env=environment, check=True, capture_output=True)

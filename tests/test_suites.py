@@ -281,3 +281,58 @@ def test_items_reach_lm_eval_as_a_data_set(tmp_path):
     assert isinstance(found["test"], datasets.Dataset) and found["test"][0]["answer"] == "b"
     with pytest.raises(UserError, match="--metadata"):
         utils("heldout").load(version=1.0)
+
+
+def encoder(folder: Path) -> str:
+    """A small encoder with random weights, and a tokenizer of letters and a few words."""
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters), "cat", "."]
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "max_position_embeddings": 64}
+    BertModel(BertConfig(vocab_size=len(words), num_hidden_layers=3, **sizes)).save_pretrained(folder)
+    tokenizer = BertTokenizerFast(vocab={word: place for place, word in enumerate(words)}, model_max_length=64)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def test_bertscore_is_the_papers(tmp_path):
+    """Against loops over the definition. By hand: within 2e-7 of bert-score 0.3.13 on such an encoder, two layers."""
+    from transformers import AutoModel
+
+    from evals.bertscore import BertScore
+
+    folder = encoder(tmp_path)
+    reference, answer = "a cat sat on a mat.", "the cat is on it"
+    model = AutoModel.from_pretrained(folder).eval()
+    for layer in (2, 3):
+        found = BertScore(folder, layer)
+        rows = []
+        for text in (reference, answer):
+            ids = found.tokenizer(text).input_ids
+            with torch.no_grad():
+                states = model(torch.tensor([ids]), output_hidden_states=True).hidden_states[layer][0].numpy()
+            rows.append([state / (state**2).sum() ** 0.5 for state in states])
+        wanted, said = rows
+        precision = [max(float(one @ other) for other in wanted) for one in said[1:-1]]
+        recall = [max(float(one @ other) for other in said) for one in wanted[1:-1]]
+        p, r = sum(precision) / len(precision), sum(recall) / len(recall)
+        assert found.score(reference, answer) == pytest.approx(2 * p * r / (p + r), abs=1e-6)
+        assert found.score(reference, reference) == pytest.approx(1.0, abs=1e-6)
+    assert found.score(reference, " ") == 0.0 and 0 < found.score(reference, "z" * 500) < 1
+    with pytest.raises(UserError, match="has 3 layers"):
+        BertScore(folder, 4)
+    with pytest.raises(UserError, match="cannot be loaded"):
+        BertScore(str(tmp_path / "nothing"))
+
+
+def test_answers_have_a_bertscore_where_an_encoder_is_named(tmp_path):
+    folder = encoder(tmp_path / "encoder")
+    data = tmp_path / "rows.jsonl"
+    data.write_text(json.dumps({"instruction": "a", "output": "a cat"}) + "\n")
+    functions = utils("heldout")
+    for words, there in (({}, False), ({"bert_model": folder, "bert_layer": 2}, True)):
+        docs = functions.load(dataset=[str(data)], template="alpaca", tokenizer="pocket", **words)["test"]
+        assert ("bertscore" in functions.likeness(docs[0], ["a cat"])) == there
+    assert functions.likeness(docs[0], ["a cat"])["bertscore"] == pytest.approx(1.0, abs=1e-6)

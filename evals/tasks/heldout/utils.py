@@ -4,13 +4,16 @@ import math
 import re
 from functools import cache
 
-from evals import heldout
+from evals import bertscore, heldout
 
 
-def load(dataset="", template="", tokenizer="", pretrained="", **_):
+def load(dataset="", template="", tokenizer="", pretrained="", bert_model="", bert_layer=0, **_):
     import datasets
 
-    return {"test": datasets.Dataset.from_list(heldout.docs(tuple(dataset), template, tokenizer or pretrained))}
+    docs = heldout.docs(tuple(dataset), template, tokenizer or pretrained)
+    if bert_model:
+        docs = [doc | {"bert_model": bert_model, "bert_layer": bert_layer} for doc in docs]
+    return {"test": datasets.Dataset.from_list(docs)}
 
 
 def likelihood(doc, results):
@@ -40,11 +43,12 @@ def bits_per_byte(items):
 
 def likeness(doc, results):
     answer, reference = results[0].strip(), doc["answer"].strip()
+    encoder = bertscore.of(doc["bert_model"], doc["bert_layer"]) if "bert_model" in doc else None
     return {
         "exact_match": float(answer == reference),
         "rougeL": scorer().score(reference, answer)["rougeL"].fmeasure,
         "bleu": [reference, answer],
-    }
+    } | ({"bertscore": encoder.score(reference, answer)} if encoder else {})
 
 
 def bleu(items):
