@@ -78,6 +78,8 @@ def test_the_report_and_the_table(tmp_path, capsys):
         assert task in said and all(f"{value:.4f}" in said for value in metrics.values())
     with pytest.raises(UserError, match="finished run"):
         run(tmp_path / "out", model="pocket", tasks=["pocket_seen"])
+    run(tmp_path / "out", model="pocket", tasks=["pocket_facts"], limit=2, overwrite=True)
+    assert samples(tmp_path / "out").keys() == {"pocket_facts"}
 
 
 def test_cut_prompts_are_counted(tmp_path, capsys):

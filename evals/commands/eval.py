@@ -75,6 +75,9 @@ def main(args: Args) -> dict[str, Any]:
         kept = str((folder / "model").resolve())
         _save(model, plan.loaded.tokenizer, kept)
 
+    for old in (*folder.glob("*/results_*.json"), *folder.glob("*/samples_*.jsonl")):
+        old.unlink()  # --overwrite: tasks that are not scored again must not look as if they were
+
     from evals import harness
 
     scores = harness.score(model, plan.loaded.tokenizer, plan.tasks, folder, settings=plan.settings)
@@ -121,7 +124,7 @@ def command(plan: Any, kept: str, folder: Path, data: Path | None) -> str | None
         words += ["--metadata", json.dumps(plan.metadata)]
     if settings.allow_code:
         words.append("--confirm_run_unsafe_code")
-    words += ["--log_samples", "--output_path", str((folder / "lm_eval").resolve())]
+    words += ["--log_samples", "--output_path", f"{folder.resolve()}_lm_eval"]  # beside: one set of scores a folder
     where = f"cd {shlex.quote(str(data))} && HF_DATASETS_CACHE={shlex.quote(plan.found.cache)} " if data else ""
     return where + shlex.join(words)
 
