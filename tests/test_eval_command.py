@@ -217,9 +217,9 @@ def test_quick_starts_to_score_within_20_seconds(tmp_path):
         pytest.skip("no shared/data beside the checkout (or in TUNEBOOK_SHARED)")
     code = f"""
 import os, time
-from evals import harness
 from evals.commands import eval as command
-harness.in_memory = lambda *_: (print("seconds", time.process_time(), flush=True), os._exit(0))
+from lm_eval.models.huggingface import HFLM
+HFLM._model_call = lambda *_, **__: (print("seconds", time.process_time(), flush=True), os._exit(0))
 command.main(command.Args(suite="quick", model="pocket", benchmark_dir={str(HUB)!r}, output_dir={str(tmp_path)!r}))
 """
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
