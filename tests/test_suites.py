@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import datasets
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from common import masking, templates
 from common.cli import UserError
@@ -192,11 +192,8 @@ def test_the_loss_is_that_of_training(tmp_path):
     metadata = {"dataset": [str(data)], "template": "alpaca", "tokenizer": str(FOLDER / "model")}
     tasks, problems = benchmarks.Benchmarks(["heldout"], metadata).build(None)
     assert problems == []
-    model = AutoModelForCausalLM.from_pretrained(FOLDER / "model", dtype=torch.float32).eval()
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():  # as it is, it is so sure of the line break before an answer that counting it changes nothing
-        for weight in model.parameters():
-            weight += 0.05 * torch.randn(weight.shape, generator=generator)
+    torch.manual_seed(0)  # pocket itself is so sure of the line break before an answer that counting it changes nothing
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(FOLDER / "model"), dtype=torch.float32).eval()
     stops = heldout.stops(TOKENIZER, templates.ALPACA) | {"max_gen_toks": 16}
     found = harness.score(model, TOKENIZER, tasks, tmp_path / "eval", settings=harness.Settings(gen_kwargs=stops))
     total = weight = size = 0
