@@ -70,9 +70,7 @@ def _unfit(better: Row, other: Row) -> str:
                 return "out_of_order"
         if better["messages"][:-1] != other["messages"][:-1]:
             return "different_prompts"
-    if rendering.answers_nothing(_last(better)) or rendering.answers_nothing(_last(other)):
-        return "empty_output"
-    return "identical" if _core(better) == _core(other) else ""
+    return "empty_output" if any(rendering.answers_nothing(_last(row)) for row in (better, other)) else ""
 
 
 def _last(row: Row) -> Row:
@@ -80,13 +78,9 @@ def _last(row: Row) -> Row:
     return {"messages": row["messages"][-1:]} if "messages" in row else row
 
 
-def _core(row: Row) -> Row:
-    return {name: row[name] for name in FIELDS if name in row}
-
-
 def _text(pair: Row) -> str:
     """All that is encoded of a pair, in one text to search."""
-    return json.dumps([_core(pair), pair["rejected"]], ensure_ascii=False)
+    return json.dumps([pair.get(name) for name in FIELDS] + [pair["rejected"]], ensure_ascii=False)
 
 
 def _add(

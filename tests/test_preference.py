@@ -146,6 +146,18 @@ def test_lost_pairs_are_counted_with_their_rows(tmp_path, tokenizer):
     assert encoded["prompt_ids"][0].count(control) == encoded["prompt_ids"][1].count(control)  # text stays text
 
 
+def test_a_template_that_writes_the_prompt_by_its_answer_loses_the_pair(tmp_path, tokenizer):
+    path = tmp_path / "odd.jinja"
+    path.write_text(
+        "{{ messages[-1]['content'] | length }}{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+        "{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }}<|im_end|>{% endgeneration %}"
+        "{% else %}{{ m['content'] }}<|im_end|>{% endif %}{% endfor %}"
+    )
+    rows = read(tmp_path, [*many(FORMS["trl"][0], 3), FORMS["trl"][0] | {"rejected": {**BAD, "content": "wood"}}])
+    counts = preference.encode(rows, tokenizer, templates.get(str(path), tokenizer), 60)[1]
+    assert dict(counts.dropped) == {"different_prompts": 3} and counts.kept == 1
+
+
 def sequences(rows, tokenizer, template):
     """What masking.encode makes of the better rows and of the others."""
     both = [list(rows), [row["rejected"] for row in rows]]
@@ -453,6 +465,22 @@ def test_real_files_lose_what_is_named_and_are_encoded_as_in_sft(name):
             ids, start = row["prompt_ids"] + row[answer], len(row["prompt_ids"])
             assert ids == sft["input_ids"][: len(ids)] and row[answer] == sft["labels"][start : len(ids)]
             assert set(sft["labels"][:start] + sft["labels"][len(ids) :]) <= {IGNORE}
+
+
+@REAL
+@pytest.mark.real_data
+@pytest.mark.recipe
+def test_real_conversations_equal_trl(tmp_path):
+    """But for the line break that the template writes after the end of an answer: TRL trains it, SFT here does not."""
+    tokenizer = AutoTokenizer.from_pretrained(SHARED / "tokenizers" / "qwen2.5")
+    rows = pairs.load(str(SHARED / "preference" / "llamafactory_dpo_en_demo.json"))["train"][:100]
+    encoded, _ = preference.encode(rows, tokenizer, templates.get("tokenizer", tokenizer), 100_000)
+    turns = [{"prompt": row["messages"][:-1], "chosen": row["messages"][-1:],
+              "rejected": row["rejected"]["messages"][-1:]} for row in rows]  # fmt: skip
+    end = tokenizer("\n").input_ids
+    for row, their in zip(encoded, from_trl(turns, tokenizer, tmp_path), strict=True):
+        assert row["prompt_ids"] == their["prompt_ids"]
+        assert all(row[name] + end == their[name] for name in ("chosen_ids", "rejected_ids"))
 
 
 @REAL
