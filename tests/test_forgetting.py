@@ -2,6 +2,9 @@
 
 import json
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from common.pocket import FOLDER
 from evals import forgetting, harness
+
+ROOT = Path(__file__).parent.parent
 
 
 def scoring(**tasks):
@@ -95,3 +100,29 @@ def test_pocket_and_pocket_with_noise(tmp_path):
     found = scores.account(None, None)["forgetting"]
     assert {task["verdict"] for task in found["tasks"].values()} == {"forgot"}, found["words"]
     json.dumps(found, allow_nan=False)
+
+
+@pytest.mark.recipe
+def test_a_good_run_and_one_with_twenty_times_the_learning_rate(tmp_path):
+    """The same recipe for the same steps, each in its own process; what the page and the terminal say of it."""
+    found = {}
+    for name, rate in {"good": 2e-3, "over-trained": 4e-2}.items():
+        flags = [
+            "--output_dir",
+            tmp_path / name,
+            "--learning_rate",
+            rate,
+            "--max_steps",
+            40,
+            "--eval_suite",
+            "pocket_chat",
+        ]
+        command = [sys.executable, str(ROOT / "recipes" / "lora_alpaca.py"), *map(str, flags)]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=600, check=False)
+        assert done.returncode == 0, done.stderr[-2000:] + done.stdout[-2000:]
+        found[name] = json.loads((tmp_path / name / "report.json").read_text(encoding="utf-8"))["scores"]["forgetting"]
+        assert f"forgetting: {found[name]['words']}" in done.stdout
+        assert f"Forgetting: {found[name]['verdict']}" in (tmp_path / name / "report.html").read_text(encoding="utf-8")
+    assert found["good"]["verdict"] != "forgot", found["good"]["words"]
+    assert found["over-trained"]["verdict"] == "forgot", found["over-trained"]["words"]
+    assert found["over-trained"]["tasks"]["pocket_facts"]["loss_low"] > 0.02
