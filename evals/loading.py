@@ -46,9 +46,16 @@ class Loaded:
 
         return resolve_max_length(AutoConfig.from_pretrained(self.place), self.tokenizer)
 
-    def load(self) -> Any:
-        """The model with its adapter, ready to score."""
+    def load(self, keep: str = "") -> Any:
+        """The model with its adapter, ready to score.
+
+        Args:
+            keep: where to save the quantised base, as transformers loads it again bit for bit; "": nowhere.
+        """
         model = _in_four_bits(self.place) if self.four_bit else models.load_plain(self.place)
+        if keep:  # now: an adapter puts itself between the base's weights and their names
+            model.save_pretrained(keep)
+            tokenizers.load(self.place)[0].save_pretrained(keep)
         if self.ours:
             from common import adapters
 

@@ -68,13 +68,9 @@ def main(args: Args) -> dict[str, Any]:
     plan = Plan(args, data)
     for note in plan.notes:
         print(f"note: {note}")
-    model = plan.loaded.load()
+    kept = str((folder / "model").resolve()) if args.keep else ""
+    model = plan.loaded.load(kept)
     plan.rows_alone = bool(generation.virtual_tokens(model))
-    kept = ""
-    if args.keep:
-        kept = str((folder / "model").resolve())
-        _save(model, plan.loaded.tokenizer, kept)
-
     for old in (*folder.glob("*/results_*.json"), *folder.glob("*/samples_*.jsonl")):
         old.unlink()  # --overwrite: tasks that are not scored again must not look as if they were
 
@@ -93,13 +89,6 @@ def main(args: Args) -> dict[str, Any]:
     (folder / FILE).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     show(report, plan, folder)
     return report
-
-
-def _save(model: Any, tokenizer: Any, folder: str) -> None:
-    """The quantised base, as transformers loads it again bit for bit."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    base.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
 
 
 def command(plan: Any, kept: str, folder: Path, data: Path | None) -> str | None:
