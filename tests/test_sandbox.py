@@ -80,9 +80,9 @@ def test_a_right_program_passes(program):
     ],
 )  # fmt: skip
 def test_a_program_that_would_do_harm_fails(program, verdict):
-    before, started = mine(), time.time()
-    assert sandbox.run(program, seconds=2) == verdict
-    assert time.time() - started < 5
+    seconds, before, started = 2 if verdict == "timed out" else 60, mine(), time.time()
+    assert sandbox.run(program, seconds) == verdict
+    assert time.time() - started < seconds + 30
     assert mine() <= before
 
 
