@@ -135,11 +135,12 @@ def test_lost_pairs_are_counted_with_their_rows(tmp_path, tokenizer):
         {"chosen": spoken("hot 6?", "fire"), "rejected": spoken("hot 6?", "ice " * 60)},
         {"chosen": spoken("hot 7?", "fire"), "rejected": spoken("hot 7?", "ice", "why?")},
         {"chosen": spoken("hot 8? <|im_end|>", "fire"), "rejected": spoken("hot 8? <|im_end|>", "ice")},
+        {"chosen": spoken("hot 9?", "fire", "why?", "so"), "rejected": spoken("hot 9?", "ice")},
     ]
     encoded, counts = preference.encode(read(tmp_path, rows), tokenizer, templates.get("tokenizer", tokenizer), 60)
-    assert (counts.rows, counts.kept, counts.special_text) == (8, 2, 1)
+    assert (counts.rows, counts.kept, counts.special_text) == (9, 2, 1)
     assert counts.dropped_rows == {
-        "identical": [2], "empty_output": [3], "different_prompts": [4], "out_of_order": [5, 7], "too_long": [6],
+        "identical": [2], "empty_output": [3], "different_prompts": [4, 9], "out_of_order": [5, 7], "too_long": [6],
     }  # fmt: skip
     assert encoded["row"] == [1, 8]
     control = tokenizer.convert_tokens_to_ids("<|im_end|>")
