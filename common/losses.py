@@ -160,7 +160,7 @@ class _Blended(torch.autograd.Function):
                 gradient_CV = head.backward_(gradient_CV, logits_CV)
                 del logits_CV
                 _collect(gradients, gradient_CV, hidden_ND[rows].to(dtype), head.weight_VD, rows)
-        ctx.save_for_backward(*gradients)
+        ctx.gradients = gradients  # no saved tensors: backward scales them where they are, once
         ctx.dtypes = [None if value is None else value.dtype for value in (hidden_ND, weight_VD, bias_V)]
         sums = sums.to(wide(dtype))
         total = blend.alpha * blend.temperature**2 * sums[0] + (1 - blend.alpha) * sums[1]
@@ -170,9 +170,12 @@ class _Blended(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *outer):  # pyright: ignore[reportIncompatibleMethodOverride]
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:
+            raise RuntimeError("the loss of a student has one backward pass")
         found = [
-            None if gradient is None else (gradient * outer[0]).to(dtype)
-            for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+            None if gradient is None else gradient.mul_(outer[0]).to(dtype)
+            for gradient, dtype in zip(gradients, ctx.dtypes, strict=True)
         ]
         return *found, None, None, None, None, None
 
