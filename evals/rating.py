@@ -205,10 +205,11 @@ def _connect(gradio: Any, booth: Booth, controls: tuple[Any, ...], marks: list[A
             line = f'<p class="title" data-item="">{head}: all of them. Thank you; you may close this page.</p>'
             return [*opened, there, there, "", who, line, "", "", "", *[None] * len(marks)]
         place = booth.places[item.key] + 1
-        line = f'<p class="hint" data-item="{item.key}">Item {place} of {count} · {head}</p>'
         texts = [item.answers[side] for side in booth.sides(item.key, who)]
         boxes = [as_text(text, f"Answer {letter}") for text, letter in zip(texts, LETTERS, strict=True)]
         scores, choice = booth.said(item.key, who)
+        marked = ",".join("" if mark is None else str(mark) for mark in (*scores, choice))
+        line = f'<p class="hint" data-item="{item.key}" data-marks="{marked}">Item {place} of {count} · {head}</p>'
         return [*opened, there, there, item.key, who, line, as_text(item.prompt, "Prompt"), *boxes, *scores, choice]
 
     def enter(text: str) -> list[Any]:
