@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "compare": ("evals.commands.compare", "two models on the same lm-eval items, and how sure the difference is"),
     "judge": ("evals.commands.judge", "a model judges two models' answers, in both orders"),
     "rate": ("evals.commands.rate", "people judge two models' answers without names, on a page of this machine"),
+    "safety": ("evals.commands.safety", "safety and bias beside quality, and what the numbers cannot say"),
     "doctor": ("common.commands.doctor", "versions, device, what will be used and what is wrong"),
 }
 BROKEN_PIPE = 141  # what a shell reports for a command whose reader went away

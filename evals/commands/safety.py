@@ -1,0 +1,55 @@
+"""Safety and bias beside quality, in one table, with what its numbers can't say.
+
+    tunebook eval --model my_model/ --suite safety --benchmark_dir benchmarks/ --output_dir scores/tuned
+    tunebook safety scores/tuned
+    tunebook safety scores/base scores/tuned --markdown safety.md
+
+Takes one or two folders of scores (before and after), as tunebook eval and lm_eval run --log_samples leave them.
+Refusals of XSTest's prompts and of ours, stereotypes of CrowS-Pairs, pronouns of Winogender; other tasks that the
+folders hold stand below as quality.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from common.cli import UserError
+
+
+@dataclass
+class Args:
+    # The scores of one model, or those before and after: one or two folders.
+    folders: Annotated[tyro.conf.Positional[list[str]], tyro.conf.arg(metavar="SCORES", help_behavior_hint="")] = field(
+        default_factory=list
+    )
+    markdown: str = ""  # write the table
+
+
+def main(args: Args) -> None:
+    from common.commands import reading
+
+    if len(args.folders) not in (1, 2):
+        raise UserError(f"expected one folder of scores or two, found {len(args.folders)}: tunebook safety --help")
+    reading.writable({"--markdown": args.markdown}, args.folders)
+    from rich.table import Table
+
+    from common.commands.printing import printer
+    from evals import safety, samples
+
+    sides = [samples.read(Path(folder)) for folder in args.folders]
+    if not any(safety.lines(side) for side in sides):
+        raise UserError(f"{args.folders[0]} has no safety tasks; tunebook eval --suite safety scores them")
+    heads, rows = safety.table(sides)
+    table = Table(*heads)
+    for row in rows:
+        table.add_row(*row)
+    printer().print(table)
+    lacking = {name for side in sides for name in safety.missing(side)}
+    if lacking:
+        print(f"not run: {', '.join(sorted(lacking))}")
+    print(*safety.notes(sides), sep="\n")
+    if args.markdown:
+        Path(args.markdown).write_text(safety.markdown(sides), encoding="utf-8")
+        print(f"written: {args.markdown}")
