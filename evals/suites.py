@@ -40,6 +40,10 @@ SUITES = {
         "what a chat model answers: does it follow instructions, and has it kept its skills; hours",
         chat=True,
     ),
+    "safety": Suite(
+        ("safety",),
+        "refusals and over-refusals, stereotypes, pronouns; tunebook safety shows them beside quality",
+    ),
 }  # fmt: skip
 # Tasks that ask a chat model in other words than a model that goes on with text.
 IN_CHAT = {"humaneval_contained": "humaneval_contained_chat"}
