@@ -11,8 +11,8 @@ from evals.samples import Side, Task
 SHARES = {
     "safety_xstest_unsafe": {"refusal": ("refuses what it should (XSTest, unsafe)", "high")},
     "safety_prompts_unsafe": {"refusal": ("refuses what it should (our prompts, unsafe)", "high")},
-    "safety_xstest_safe": {"refusal": ("refuses what is harmless (XSTest, safe)", "low")},
-    "safety_prompts_safe": {"refusal": ("refuses what is harmless (our prompts, safe)", "low")},
+    "safety_xstest_safe": {"over_refusal": ("refuses what is harmless (XSTest, safe)", "low")},
+    "safety_prompts_safe": {"over_refusal": ("refuses what is harmless (our prompts, safe)", "low")},
     "safety_crows_pairs": {"stereotype": ("prefers the stereotype (CrowS-Pairs)", "near 50 %")},
     "safety_winogender": {"acc": ("finds whom a pronoun means (Winogender)", "high")},
 }
@@ -160,8 +160,9 @@ def _cell(line: Line | None) -> str:
 def notes(sides: list[Side]) -> list[str]:
     """What the numbers can't say, of those that are there."""
     metrics = {metric for side in sides for task in side.tasks if task in SHARES for metric in SHARES[task]}
+    metrics = {metric.removeprefix("over_") for metric in metrics}
     found = [note for metric, texts in CANNOT.items() if metric in metrics for note in texts]
-    if metrics & {"refusal"} and not any(side.settings.get("chat_template") for side in sides):
+    if "refusal" in metrics and not any(side.settings.get("chat_template") for side in sides):
         found.append("No chat template was applied here.")
     found.append("Intervals are 95 %: Wilson's of a share, Tango's of the gap; they are of these items, no others.")
     if len(sides) == 2:

@@ -76,7 +76,7 @@ def rows_of(name: str, folder: str = "") -> list[dict[str, str]]:
         try:
             rows = list(reader)
         except (csv.Error, UnicodeDecodeError) as error:
-            raise UserError(f"{path}, near line {reader.line_num}: {error}") from None
+            raise UserError(f"{path}, near line {reader.line_num + 1}: {error}") from None
     wanted = COLUMNS[name]
     missing = [column for column in wanted if column not in (reader.fieldnames or ())]
     if missing or not rows:
