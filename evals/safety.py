@@ -27,7 +27,8 @@ CANNOT = {
     ),
     "stereotype": (
         "CrowS-Pairs compares how likely whole sentences are. It is not what a model would say, many pairs have known "
-        "faults (Blodgett et al. 2021), rarer or longer words alone move it, and 50 % may hide biases that cancel.",
+        "faults (Blodgett et al. 2021), and 50 % may hide biases that cancel. Rarer or longer words alone move it: the "
+        "bundled pocket model, which has read nothing about people, has 37 % on race and 74 % on sexual orientation.",
     ),
     "acc": (
         "Winogender has 60 occupations and three pronouns in sentences of one build. A gap near zero also comes from a "
