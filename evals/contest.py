@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -163,3 +163,47 @@ def from_report(name: str, seed: int) -> Contest:
     if twice:
         raise UserError(f"--report {name}: {len(twice)} prompts are there twice, the first: {twice[0][:80]!r}")
     return Contest((f"{path}, before", f"{path}, after"), tuple(items), seed)
+
+
+def from_models(words: list[str], prompts: str, limit: int, tokens: int, folder: Path, seed: int) -> Contest:
+    """Two models' answers to the first turns of some questions; those that were made are kept in the folder.
+
+    Args:
+        words: base and tuned, each a model, an adapter or a run, as evals.answering.Model takes them.
+        prompts, limit: a file of questions or `pocket`, and how many of them, evenly spread; 0: all.
+        tokens: that an answer may have.
+
+    Raises:
+        UserError: there is no such model or file, or no question that both have answered.
+    """
+    from common.decoding import Decoding
+    from evals import answering, journal, questions
+
+    if len(words) != 2 or words[0] == words[1]:
+        raise UserError(f"--models takes two models or adapters, base and tuned; found {' '.join(words)}")
+    found, notes = questions.load(prompts)
+    if several := sum(len(question.turns) > 1 for question in found):
+        notes.append(f"{several} of {len(found)} conversations have later turns; their first questions alone are asked")
+    found = [replace(question, turns=question.turns[:1]) for question in questions.spread(found, limit)]
+    models = [answering.Model(word, decoding=Decoding(max_new_tokens=tokens)) for word in words]
+    kept = journal.Journal(folder / "answers.jsonl")
+    try:
+        sides = [model.side(found, kept) for model in models]
+    finally:
+        kept.close()
+    items: dict[str, Item] = {}
+    for question, base, tuned in zip(found, sides[0].answers, sides[1].answers, strict=True):
+        if base and tuned:
+            items.setdefault(question.turns[0], Item(question.turns[0], (base[0], tuned[0])))
+    for side in sides:
+        notes += [f"{side.name}: {note}" for note in side.notes]
+        notes += [f"{side.name}: {side.cut} answers are cut at {tokens} tokens"] if side.cut else []
+    if left_out := len(found) - len(items):
+        notes.append(
+            f"{left_out} of {len(found)} questions are left out: asked twice, or a model has no room to answer"
+        )
+    for note in notes:
+        print(f"note: {note}", flush=True)
+    if not items:
+        raise UserError(f"--prompts {prompts}: there is no question that both models have answered")
+    return Contest((words[0], words[1]), tuple(items.values()), seed)

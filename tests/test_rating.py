@@ -113,7 +113,9 @@ def test_a_report_and_a_folder(tmp_path, capsys):
     for words, says in [
         (["--output_dir", str(tmp_path / "no")], "holds no answers.json"),
         (["--answers", base], "takes two files"),
-        (["--report", "x", "--answers", "y"], "not both"),
+        (["--report", "x", "--answers", "y"], "give one of --answers, --report"),
+        (["--models", base, base], "takes two models or adapters"),
+        (["--models", "pocket", "pocket2", "--limit", "-1"], "--limit is 0 or more"),
     ]:
         code, _, err = rate(capsys, *words, "--summary")
         assert code == 2 and says in err
@@ -126,8 +128,9 @@ def test_which_answer_is_a_is_shuffled_by_item_and_rater():
         assert stats.binomtest(sum(found), len(found)).pvalue > 1e-3
     same = np.equal(*firsts.values()).sum()
     assert stats.binomtest(int(same), len(items.items)).pvalue > 1e-3
-    assert firsts["ann"] == [many(2000).first(item, "ann") for item in items.items]  # the same after a restart
-    assert firsts["ann"] != [many(2000, seed=1).first(item, "ann") for item in items.items]
+    again, other = many(2000), many(2000, seed=1)
+    assert firsts["ann"] == [again.first(item, "ann") for item in items.items]  # the same after a restart
+    assert firsts["ann"] != [other.first(item, "ann") for item in items.items]
     place = {item.key: place for place, item in enumerate(items.items)}
     places = [place[item.key] for item in items.order()]
     assert sorted(places) == list(range(2000)) and abs(stats.spearmanr(places, range(2000)).statistic) < 0.1
@@ -317,6 +320,26 @@ def served(folder, port, *words):
         if "rating page:" in line:
             return process, said
     raise AssertionError(said)
+
+
+@pytest.mark.recipe
+def test_models_that_answer_first(tmp_path, capsys):
+    file, out = tmp_path / "q.jsonl", tmp_path / "out"
+    asked = [
+        {"turns": ["Repeat these words: rain sun", "Again."]},
+        {"instruction": "Tell if 4 is even.", "output": "x"},
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in [*asked, asked[1]]), encoding="utf-8")
+    copied = tmp_path / "copied"
+    shutil.copytree(Path(__file__).parent.parent / "common" / "pocket" / "model", copied)
+    words = ["--models", "pocket", str(copied), "--prompts", str(file), "--output_dir", str(out), "--summary"]
+    code, said, err = rate(capsys, *words, "--max_new_tokens", "8")
+    assert code == 0, err
+    assert "1 of 3 conversations have later turns" in said and "1 of 3 questions are left out" in said
+    found = contest.load(out)
+    assert [item.prompt for item in found.items] == ["Repeat these words: rain sun", "Tell if 4 is even."]
+    assert all(item.answers[0] == item.answers[1] != "" for item in found.items)  # the same model twice
+    assert found.names == ("pocket", str(copied))
 
 
 @pytest.mark.recipe

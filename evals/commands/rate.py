@@ -2,13 +2,14 @@
 
     tunebook rate --answers base.jsonl tuned.jsonl --output_dir runs/rating
     tunebook rate --report runs/qlora_alpaca --output_dir runs/rating
+    tunebook rate --models pocket runs/qlora_alpaca --prompts my_questions.jsonl --limit 40 --output_dir runs/rating
     tunebook rate --output_dir runs/rating
     tunebook rate --output_dir runs/rating --summary
 
 Answers are rows with a prompt (prompt, instruction or question, with an input or without) and an answer (answer,
-output, completion or response); a report has them of before and after. The folder keeps them and every vote from the
-moment it is given: with the folder alone the rating goes on where it stopped, for as many people as come, each by a
-name.
+output, completion or response); a report has them of before and after, and models are asked. The folder keeps them and
+every vote from the moment it is given: with the folder alone the rating goes on where it stopped, for as many people as
+come, each by a name.
 """
 
 import json
@@ -23,6 +24,10 @@ from common.cli import UserError
 class Args:
     answers: list[str] = field(default_factory=list)  # two files of answers to the same prompts: base and tuned
     report: str = ""  # instead of them: a run's folder or report.json, whose samples are rated
+    models: list[str] = field(default_factory=list)  # instead: two models, adapters or runs that answer, base and tuned
+    prompts: str = "pocket"  # what --models are asked: a file of questions, or pocket
+    limit: int = 0  # so many of them, evenly spread; 0: all
+    max_new_tokens: int = 256  # that an answer of --models may have
     output_dir: str = "runs/rating"  # keeps answers.json, votes.jsonl and summary.json
     summary: bool = False  # say what the votes say, and serve no page
     seed: int = 0  # of the order of items and of which answer is A
@@ -60,16 +65,20 @@ def _contest(args: Args, folder: Path) -> Any:
     from common.commands import reading
     from evals import contest
 
-    if args.answers and args.report:
-        raise UserError("give --answers or --report, not both")
-    if not args.answers and not args.report:
+    given = [name for name in ("answers", "report", "models") if getattr(args, name)]
+    if len(given) > 1:
+        raise UserError(f"give one of {', '.join(f'--{name}' for name in given)}")
+    if not given:
         return contest.load(folder)
+    if args.limit < 0 or args.max_new_tokens < 1:
+        raise UserError("--limit is 0 or more, --max_new_tokens 1 or more")
     with reading.plain_names():
-        found = (
-            contest.from_answers(args.answers, args.seed)
-            if args.answers
-            else contest.from_report(args.report, args.seed)
-        )
+        if args.models:
+            found = contest.from_models(args.models, args.prompts, args.limit, args.max_new_tokens, folder, args.seed)
+        elif args.answers:
+            found = contest.from_answers(args.answers, args.seed)
+        else:
+            found = contest.from_report(args.report, args.seed)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         found.save(folder)
