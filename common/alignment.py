@@ -1,25 +1,16 @@
 """Direct preference optimisation: where it starts, what it is held against, and what held-out pairs say of it."""
 
+import contextlib
 import functools
 import json
 from pathlib import Path
 from typing import Any
 
-from common import models, preference, templates
+from common import preference, templates
 from common.cli import UserError
-from common.pocket import FOLDER as POCKET
 from common.templates import AnyTemplate
 
 TASK = "held_out_pairs"  # as the report calls them among the scores
-
-
-def locate(name: str) -> str:
-    """The folder or Hub name behind `--model` of a model that has learnt to answer; `pocket_teacher` is bundled.
-
-    Raises:
-        UserError: as models.locate.
-    """
-    return str(POCKET / "teacher") if name == "pocket_teacher" else models.locate(name)
 
 
 def check_adapter(folder: str) -> None:
@@ -53,7 +44,14 @@ def check_template(template: AnyTemplate, name: str, *folders: str) -> None:
 def taking_ids(trainer: type) -> type:
     """TRL's DPOTrainer for what preference.encode and preference.Collator make, where it would encode texts itself."""
 
+    import torch
+
     class Trainer(trainer):
+        def __init__(self, model: Any, **named: Any):
+            # PEFT makes the copy of an adapter on the CPU even where the model has no weights (tunebook plan).
+            with torch.device("meta") if model.device.type == "meta" else contextlib.nullcontext():
+                super().__init__(model=model, **named)
+
         def _prepare_dataset(self, dataset: Any, *words: Any) -> Any:
             return dataset
 
@@ -89,26 +87,11 @@ def hold_reference(trainer: Any, adapter: bool) -> None:
     model.save_pretrained = functools.partial(model.save_pretrained, selected_adapters=["default"])
 
 
-def by_pair(trainer: Any) -> None:
-    """Make the held-out loss a mean over pairs, whatever the batches; call it after callbacks.measure."""
+def pairs_of(inputs: dict[str, Any]) -> Any:
+    """float64 (): pairs of a batch; what its held-out loss is a mean over, for callbacks.measure."""
     import torch
 
-    predict, loop, parts = trainer.prediction_step, trainer.evaluation_loop, []
-
-    def prediction_step(model: Any, inputs: dict[str, Any], *words: Any, **named: Any) -> Any:
-        found = predict(model, inputs, *words, **named)
-        pairs = found[0].new_tensor(len(inputs["input_ids"]) // 2, dtype=torch.float64)
-        parts.append(torch.stack([found[0].double() * pairs, pairs]))
-        return found
-
-    def evaluation_loop(*words: Any, metric_key_prefix: str = "eval", **named: Any) -> Any:
-        parts.clear()
-        output = loop(*words, metric_key_prefix=metric_key_prefix, **named)
-        loss, pairs = trainer.accelerator.reduce(torch.stack(parts).sum(0), "sum")
-        output.metrics[f"{metric_key_prefix}_loss"] = (loss / pairs).item()
-        return output
-
-    trainer.prediction_step, trainer.evaluation_loop = prediction_step, evaluation_loop
+    return torch.tensor(len(inputs["input_ids"]) // 2, dtype=torch.float64, device=inputs["input_ids"].device)
 
 
 class Rewards:

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,19 @@ from common.masking import IGNORE
 from common.meter import Meter
 
 
-def measure(trainer: Any, log_file: Path) -> Meter:
+def tokens_of(inputs: dict[str, Any]) -> torch.Tensor:
+    """float64 (): tokens of a batch that train."""
+    return (inputs["labels"][:, 1:] != IGNORE).sum().double()
+
+
+def measure(trainer: Any, log_file: Path, parts_of: Callable[[dict[str, Any]], torch.Tensor] = tokens_of) -> Meter:
     """A meter that the trainer feeds; it takes the place of the trainer's own printing.
 
-    A held-out loss is nats a token: a mean over all tokens that train, not over batches, and without label smoothing.
+    A held-out loss is a mean over all parts that `parts_of` counts in its batches, not over batches, and without label
+    smoothing: nats a token.
     """
     meter = Meter(log_file)
-    by_token(trainer)
+    mean_over(trainer, parts_of)
     if trainer.label_smoother is not None:
         trainer.label_smoother = Smoother(trainer.label_smoother.epsilon)
     trainer.remove_callback(ProgressCallback)
@@ -41,24 +48,25 @@ def evaluate(trainer: Any) -> None:
         trainer.model._is_accelerate_prepared = False
 
 
-def by_token(trainer: Any) -> None:
-    """Make the trainer's evaluations means over tokens. Its own are means over batches, which differ with their size.
+def mean_over(trainer: Any, parts_of: Callable[[dict[str, Any]], torch.Tensor]) -> None:
+    """Make the trainer's evaluations means over what `parts_of` counts. Its own are means over batches, which differ
+    with their size.
 
     The last batches of several processes repeat rows so that all have as many; those count twice.
     """
-    predict, loop, parts = trainer.prediction_step, trainer.evaluation_loop, []
+    predict, loop, seen = trainer.prediction_step, trainer.evaluation_loop, []
 
     def prediction_step(model, inputs, *words, **named):
-        tokens = (inputs["labels"][:, 1:] != IGNORE).sum()
+        parts = parts_of(inputs)
         found = predict(model, inputs, *words, **named)
-        parts.append(torch.stack([found[0].double() * tokens, tokens.double()]))
+        seen.append(torch.stack([found[0].double() * parts, parts]))
         return found
 
     def evaluation_loop(*words, metric_key_prefix="eval", **named):
-        parts.clear()
+        seen.clear()
         output = loop(*words, metric_key_prefix=metric_key_prefix, **named)
-        loss, tokens = trainer.accelerator.reduce(torch.stack(parts).sum(0), "sum")
-        output.metrics[f"{metric_key_prefix}_loss"] = (loss / tokens).item()
+        loss, parts = trainer.accelerator.reduce(torch.stack(seen).sum(0), "sum")
+        output.metrics[f"{metric_key_prefix}_loss"] = (loss / parts).item()
         return output
 
     trainer.prediction_step, trainer.evaluation_loop = prediction_step, evaluation_loop

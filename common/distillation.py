@@ -8,7 +8,6 @@ from common import attention, checks, heads, losses, models, vocabularies
 from common.cli import UserError
 from common.losses import Blend, Online
 from common.masking import IGNORE
-from common.pocket import FOLDER as POCKET
 
 INPUTS = ("input_ids", "attention_mask", "position_ids")  # what a body is given of a batch
 
@@ -20,7 +19,7 @@ def locate(name: str) -> str:
         UserError: as models.locate.
     """
     try:
-        return str(POCKET / "teacher") if name == "pocket_teacher" else models.locate(name)
+        return models.locate(name)
     except UserError as error:
         raise UserError(str(error).replace("--model", "--teacher").replace("or pocket", "or pocket_teacher")) from None
 

@@ -9,6 +9,7 @@ from common.cli import UserError
 from common.pocket import FOLDER as POCKET
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+BUNDLED = {"pocket": "model", "pocket_teacher": "teacher"}  # name of --model -> its folder
 
 
 def locate(name: str) -> str:
@@ -17,8 +18,8 @@ def locate(name: str) -> str:
     Raises:
         UserError: a local folder lacks config, weights or tokenizer; or the name is neither folder nor Hub name.
     """
-    if name == "pocket":
-        return str(POCKET / "model")
+    if name in BUNDLED:
+        return str(POCKET / BUNDLED[name])
     path = Path(name)
     if not path.exists():
         if name.count("/") != 1 or name.startswith((".", "/", "~")):
@@ -150,7 +151,8 @@ def save(model: Any, tokenizer: Any, folder: str | Path) -> None:
                 if isinstance(plain.get_submodule(name.removesuffix(".weight")), Conv1D):  # as GPT-2 has it
                     weights[name] = weights[name].T.contiguous()
         plain.load_state_dict(weights, assign=True)
-        (model := plain).tie_weights()
+        plain.tie_weights()
+        model = plain
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -158,11 +160,9 @@ def save(model: Any, tokenizer: Any, folder: str | Path) -> None:
 def train_in_float32(model: Any) -> None:
     """Weights that train in float32, whatever computes: TRL makes the adapters of a 4-bit base bfloat16, where small
     updates are lost and a checkpoint does not hold what the optimiser would go on from."""
-    import torch
-
     for parameter in model.parameters():
         if parameter.requires_grad:
-            parameter.data = parameter.data.to(torch.float32)
+            parameter.data = parameter.data.float()
 
 
 def decoder_layers(model: Any) -> Any:

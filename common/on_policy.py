@@ -1,5 +1,6 @@
 """Beside a trainer whose student answers by itself: prompts of encoded rows, batches of answers, forecast, meter."""
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,7 @@ def rehearse(trainer: Any, rows: Any, tokenizer: Any, loss: Any) -> tuple[list[l
     view = checks.first_batch(loader, tokenizer)
     count = steps.count(len(rows), group, args.num_train_epochs, args.max_steps)
     with trainers.kept(trainer):
-        does = actor(trainer, rows, loader, loss)
+        does = actor(trainer, loader, loss)
         expected = forecast.rehearse_loop(does, loader, does.optimizer(), count)
         answering = seconds_of_answers(trainer, size) * accumulation * count
     expected.seconds = (expected.seconds or 0.0) + answering
@@ -81,34 +82,22 @@ def rehearse(trainer: Any, rows: Any, tokenizer: Any, loss: Any) -> tuple[list[l
     return view, expected.as_dict()
 
 
-def actor(trainer: Any, rows: Any, loader: Any, loss: Any) -> Actor:
-    """What a rehearsal does: steps on rows with their reference answers."""
-    from accelerate.utils import send_to_device
-
-    accelerator = trainer.accelerator
+def actor(trainer: Any, loader: Any, loss: Any) -> Actor:
+    """What a rehearsal does: steps on rows with their reference answers, as the trainer makes them."""
 
     def step(batch: dict[str, Any]) -> None:
         trainer.model.train()
-        with accelerator.autocast():
+        with trainer.accelerator.autocast():
             value = loss(trainer.model, batch)
-        accelerator.backward(value)
-
-    def evaluate(batch: dict[str, Any]) -> None:
-        with torch.no_grad():
-            loss(trainer.model, batch)
+        trainer.accelerator.backward(value)
 
     def optimizer() -> Any:
         made, trainer.optimizer = trainer.create_optimizer(), None
         return made
 
-    return Actor(
-        model=trainer.model,
-        collate=lambda places: send_to_device(loader.collate_fn([rows[place] for place in places]), accelerator.device),
-        step=step,
-        optimizer=optimizer,
-        evaluate=evaluate,
-        accumulation=trainer.args.gradient_accumulation_steps,
-    )
+    accumulation = trainer.args.gradient_accumulation_steps
+    plain = steps.actor(trainer.accelerator, trainer.model, loader, loss, accumulation)
+    return dataclasses.replace(plain, step=step, optimizer=optimizer)
 
 
 def seconds_of_answers(trainer: Any, count: int) -> float:

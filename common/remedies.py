@@ -20,8 +20,8 @@ def find(actor: Actor, sizes: fits.Sizes, workload: Workload, limit: int, step: 
     (rows, width), found = workload.shape, []
     if sizes.moments is None:
         return ["a smaller --per_device_train_batch_size, which --find_batch_size finds, or a shorter --max_length"]
-    most = fits.most_rows(sizes, width, limit)
-    if 0 < most < rows:
+    most = fits.most_rows(sizes, width, limit) // workload.sequences
+    if 0 < most < rows // workload.sequences:
         size = fits.divisor(step, most)
         flags = f"--per_device_train_batch_size {size} --gradient_accumulation_steps {step // size}"
         found.append(f"{flags}, which --find_batch_size does by itself")

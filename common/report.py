@@ -68,7 +68,7 @@ def write(
     """
     trainable, every = parameters(model)
     before, after = meter.losses
-    scores = dict(scores)
+    scores, pairs = dict(scores), "preference" in scores  # a loss of pairs is not nats a token
     extra = {"loss_before": before, "evaluations": meter.evaluations}
     extra |= {"by_skill": scores.pop("by_skill"), "command": scores.pop("command")}
     report = {
@@ -83,7 +83,7 @@ def write(
         "measured": meter.measured(),
         "train": {"steps": meter.steps, "loss": meter.loss, "evaluations": meter.evaluations}
         | {"trainable_parameters": trainable, "all_parameters": every},
-        "eval": {"loss": after, "perplexity": None if after is None else math.exp(min(after, 700))},
+        "eval": {"loss": after, "perplexity": None if after is None or pairs else math.exp(min(after, 700))},
         "scores": scores,
     }
     _replace(folder / "report.json", json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n")

@@ -13,7 +13,8 @@ class Workload:
 
     `rows` and `widths` are int64 (N,): rows of a batch and positions of a row. `longest` are the places in the data
     set of the rows of the batch with most positions (of those the widest), whichever epoch it is in. `members` are
-    those of the first epoch, batch after batch; batch k of it has members[starts[k] : starts[k + 1]].
+    those of the first epoch, batch after batch; batch k of it has members[starts[k] : starts[k + 1]]. A row of the
+    data set is `sequences` rows of a batch: two where it is a pair (common/preference.py).
     """
 
     rows: Any
@@ -23,8 +24,9 @@ class Workload:
     starts: Any
     steps: int  # of the optimiser
     epochs: int  # begun
-    batch_size: int  # rows of a whole batch
+    batch_size: int  # rows of the data set in a whole batch
     dataset: Any
+    sequences: int = 1
 
     @property
     def positions(self) -> Any:
@@ -60,8 +62,9 @@ class Workload:
 
 
 def of_loader(
-    loader: Any, dataset: Any, accumulation: int, epochs: float, max_steps: int, multiple: int = 1
-) -> Workload:
+    loader: Any, dataset: Any, accumulation: int, epochs: float, max_steps: int, multiple: int = 1,
+    sequences: int = 1,
+) -> Workload:  # fmt: skip
     """The batches that a prepared DataLoader will give, by its own batch sampler.
 
     Args:
@@ -70,6 +73,7 @@ def of_loader(
         accumulation: batches of a step; the last step of an epoch may have fewer.
         max_steps: of the optimiser; below 1: as many as the epochs take.
         multiple: widths are rounded up to one of it (pad_to_multiple_of).
+        sequences: rows of a batch that a row of the data set is.
     """
     import numpy
 
@@ -86,7 +90,7 @@ def of_loader(
         widest = numpy.maximum.reduceat(lengths[flat], edges[:-1])
         take = min(len(batches), left * accumulation)
         left -= min(left, per_epoch)
-        rows.append(numpy.diff(edges)[:take])
+        rows.append(numpy.diff(edges)[:take] * sequences)
         widths.append((-(-widest // multiple) * multiple)[:take])
         place = int(numpy.lexsort((widths[-1], rows[-1] * widths[-1]))[-1])
         size = int(rows[-1][place] * widths[-1][place]), int(widths[-1][place])
@@ -105,7 +109,13 @@ def of_loader(
         len(rows),
         loader.batch_sampler.batch_size,
         dataset,
+        sequences,
     )
+
+
+def sequences_of(dataset: Any) -> int:
+    """Rows of a batch that a row of the data set is: two where it holds pairs."""
+    return 2 if "rejected_ids" in dataset.column_names else 1
 
 
 def of_trainer(trainer: Any) -> Workload:
@@ -114,7 +124,7 @@ def of_trainer(trainer: Any) -> Workload:
     multiple = vars(args).get("pad_to_multiple_of") or 1
     return of_loader(
         trainer.get_train_dataloader(), trainer.train_dataset, args.gradient_accumulation_steps,
-        args.num_train_epochs, args.max_steps, multiple,
+        args.num_train_epochs, args.max_steps, multiple, sequences_of(trainer.train_dataset),
     )  # fmt: skip
 
 

@@ -16,8 +16,10 @@ from evals.in_memory import in_memory
 BATCH = 64
 SHOWN = ("metrics", "items")  # of what `score` returns, in a report
 TASKS = Path(__file__).parent / "tasks"
+POCKET = ["pocket_seen", "pocket_unseen", "pocket_facts", "pocket_text"]
 SUITES = {
-    "pocket": ["pocket_seen", "pocket_unseen", "pocket_facts", "pocket_text"],
+    "pocket": POCKET,
+    "pocket_pairs": POCKET,
     "pocket_chat": ["pocket_chat", "pocket_facts", "pocket_text"],
 }
 

@@ -20,7 +20,7 @@ def mcnemar(lost: int, won: int) -> float:
     return float(stats.binomtest(lost, lost + won).pvalue) if lost + won else 1.0
 
 
-def score_interval(lost: int, won: int, items: int, level: float = LEVEL) -> tuple[float, float]:
+def score_interval(lost: float, won: float, items: float, level: float = LEVEL) -> tuple[float, float]:
     """Tango's score interval of (won - lost) / items, a difference of two shares on the same items.
 
     Source: T. Tango, Equivalence test and confidence interval for the difference in proportions for the paired-sample
@@ -44,7 +44,7 @@ def score_interval(lost: int, won: int, items: int, level: float = LEVEL) -> tup
     return low, high
 
 
-def _share_lost(lost: int, won: int, items: int, difference: float) -> float:
+def _share_lost(lost: float, won: float, items: float, difference: float) -> float:
     """The likeliest share of lost items where the difference is given (Tango 1998, the root of a quadratic)."""
     a = 2 * items
     b = -won - lost + (2 * items - won + lost) * difference

@@ -46,7 +46,7 @@ def of(pairs: Sequence[Pair], outcomes: Sequence[str]) -> dict[str, Any]:
 def _interval(scores: np.ndarray, groups: np.ndarray) -> tuple[float, float]:
     signs, shrink = 2 * scores - 1, effective(scores, groups) / len(scores)
     lost, won = shrink * (signs < 0).sum(), shrink * (signs > 0).sum()
-    low, high = paired.score_interval(lost, won, shrink * len(scores))  # pyright: ignore  its formula takes parts of items
+    low, high = paired.score_interval(lost, won, shrink * len(scores))
     return max(0.0, (1 + low) / 2), min(1.0, (1 + high) / 2)
 
 

@@ -41,7 +41,7 @@ def main(args: Args) -> dict:
     from common import alignment, checks, forecast, loading, mix, models, pairs, preference, report, sampling, templates
     from evals import harness
 
-    place = alignment.locate(args.model)
+    place = models.locate(args.model)
     if args.adapter != "none":
         alignment.check_adapter(args.adapter)
     tasks = harness.suite_for(args.eval_suite, args.dataset)
@@ -131,8 +131,7 @@ def main(args: Args) -> dict:
 
     rewards = alignment.Rewards(trainer, judged)
     rewards.take("before")
-    meter = callbacks.measure(trainer, folder / "log.jsonl")
-    alignment.by_pair(trainer)
+    meter = callbacks.measure(trainer, folder / "log.jsonl", alignment.pairs_of)
     callbacks.evaluate(trainer)
     trainer.train(resume_from_checkpoint=checkpoint)
     callbacks.evaluate(trainer)

@@ -230,6 +230,8 @@ def test_ctrl_c_as_a_signal(tmp_path):
             cwd=ROOT,
             text=True,
             bufsize=1,
+            # a shell's background job ignores the signal, and so would its children
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         process.stdin.write("Sort the words by the alphabet: win rake dark. Then tell a long story.\n")
         process.stdin.flush()

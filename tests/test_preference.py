@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from common import alignment, data, masking, pairs, preference, templates
+from common import alignment, callbacks, data, masking, pairs, preference, templates, workload
 from common.cli import UserError
 from common.masking import IGNORE
 from common.models import locate
@@ -218,9 +218,24 @@ def test_a_held_out_loss_is_a_mean_over_pairs():
             return type("Output", (), {"metrics": {"eval_loss": 3.0}})
 
     trainer = Stub()
-    alignment.by_pair(trainer)
+    callbacks.mean_over(trainer, alignment.pairs_of)
     for _ in range(2):
         assert trainer.evaluation_loop().metrics["eval_loss"] == 2.0
+
+
+def test_a_pair_is_two_sequences_to_the_forecast(tmp_path, made):
+    trainer, batches = made(tmp_path, adapter=False, max_steps=5, per_device_train_batch_size=6), []
+    expected, fetch = workload.of_trainer(trainer), trainer.get_batch_samples
+
+    def kept(*words, **named):
+        found = fetch(*words, **named)
+        batches.extend(tuple(batch["input_ids"].shape) for batch in found[0])
+        return found
+
+    trainer.get_batch_samples = kept
+    trainer.train()
+    assert batches == list(zip(expected.rows, expected.widths, strict=True)) and batches[0][0] == 12
+    assert expected.batch_size == 6
 
 
 def test_what_cannot_be_started_from(tmp_path):

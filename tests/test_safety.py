@@ -196,7 +196,7 @@ class ByRule(LM):
         return -1.0 if text.strip() == doc["choices"][wanted] else -2.0
 
     def loglikelihood_rolling(self, requests):
-        raise NotImplementedError
+        raise AssertionError("no safety task asks for the likelihood of a whole text")
 
 
 def run(folder, refuses, tasks=("safety",)):

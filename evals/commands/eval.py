@@ -30,7 +30,7 @@ FILE = "scores.json"
 class Args:
     model: str = ""  # Hub name, folder, or pocket; default: the base that the adapter names, or pocket
     adapter: str = ""  # a run's folder, an adapter's, or a Hub name
-    suite: str = ""  # quick, core, code or chat
+    suite: str = ""  # quick, core, code, chat or safety
     tasks: list[str] = field(default_factory=list)  # names of lm-eval's tasks, groups or tags
     dataset: list[str] = field(default_factory=list)  # your own test rows: a file, a folder with a test side, ...
     output_dir: str = ""  # where the scores go
