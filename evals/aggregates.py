@@ -53,9 +53,8 @@ def _n_grams(values: Sequence[Any]) -> np.ndarray:
             raise TypeError
         found = score.corpus_score([answer], [[text] for text in references])
         rows.append([*found.counts, *found.totals, found.sys_len, found.ref_len])
-    return np.array(rows, dtype=np.float64) * len(
-        rows
-    )  # so that a mean over the items is a sum: smoothing needs counts
+    # So that a mean over the items is a sum: smoothing needs counts.
+    return np.array(rows, dtype=np.float64) * len(rows)
 
 
 def _bleu(rows: np.ndarray) -> np.ndarray:
@@ -78,6 +77,7 @@ KNOWN = (
     Aggregate("exp(-mean)", _numbers, lambda rows: np.exp(-rows[..., 0])),
     Aggregate("share of all results", _lists, _quotient),
     Aggregate("exp(-sum / weight)", _pairs, lambda rows: np.exp(-_quotient(rows))),
+    Aggregate("-sum / weight", _pairs, lambda rows: -_quotient(rows)),
     Aggregate("-sum / weight / ln 2", _pairs, lambda rows: -_quotient(rows) / math.log(2)),
     Aggregate("corpus BLEU", _n_grams, _bleu),
 )

@@ -11,6 +11,7 @@ from evals.loading import Loaded
 
 BOOTSTRAP = 1000  # resamples for standard errors that have no formula
 OWN = ["heldout"]  # the tasks of --dataset
+ASKED = "safety"  # so the names of tasks begin whose prompts are asked as the model was trained to be asked
 
 
 class Plan:
@@ -33,8 +34,8 @@ class Plan:
     """
 
     def __init__(self, args: Any, folder: Path | None):
-        if (args.bert_model or args.bert_layer or args.template) and not args.dataset:
-            raise UserError("--template, --bert_model and --bert_layer are for --dataset")
+        if (args.bert_model or args.bert_layer) and not args.dataset:
+            raise UserError("--bert_model and --bert_layer are for --dataset")
         if args.bert_layer and not args.bert_model:
             raise UserError("--bert_layer needs --bert_model")
         if args.dataset and (args.suite or args.tasks):
@@ -45,7 +46,10 @@ class Plan:
         self.rows_alone = False  # known once the model is loaded
         self.loaded = Loaded(args.model, args.adapter, args.four_bit)
         self.notes = list(self.loaded.notes)
-        self.metadata, ends = self._own(args) if args.dataset else ({}, {})
+        asked = not args.dataset and any(name.startswith(ASKED) for name in self.names) and not chat
+        if args.template and not (args.dataset or asked):
+            raise UserError("--template is for --dataset and safety's prompts; --chat_template asks in the tokenizer's")
+        self.metadata, ends = self._own(args) if args.dataset else (self._template(args) if asked else {}, {})
         found = self.found = benchmarks.Benchmarks(self.names, self.metadata)
         positions, tokenizer = self.loaded.positions(), self.loaded.tokenizer
         problems = preflight.problems(found, folder, tokenizer, positions, chat, args.allow_code, args.max_gen_toks)
@@ -74,14 +78,20 @@ class Plan:
 
         if args.chat_template:
             raise UserError("--chat_template is for benchmarks; of your own rows --template names the template")
-        tokenizer = self.loaded.tokenizer
-        template, note = heldout.choose(args.template, [self.loaded.folder, self.loaded.place], tokenizer)
-        self.notes += [note] if note else []
-        where = self.loaded.folder if self.loaded.own_tokenizer else self.loaded.place
         words = [str(Path(word).resolve()) if Path(word).exists() else word for word in args.dataset]
-        metadata = {"dataset": words, "template": template, "tokenizer": str(where)}
+        metadata = {"dataset": words} | self._template(args)
         if args.bert_model:
             encoder = args.bert_model if not Path(args.bert_model).exists() else str(Path(args.bert_model).resolve())
             bertscore.of(encoder, args.bert_layer)  # before hours are spent, and kept
             metadata |= {"bert_model": encoder, "bert_layer": args.bert_layer}
-        return metadata, heldout.stops(tokenizer, heldout.template_of(template, tokenizer))
+        tokenizer = self.loaded.tokenizer
+        return metadata, heldout.stops(tokenizer, heldout.template_of(metadata["template"], tokenizer))
+
+    def _template(self, args: Any) -> dict[str, Any]:
+        """--metadata of tasks whose prompts are put into the model's template."""
+        from evals import heldout
+
+        loaded = self.loaded
+        template, note = heldout.choose(args.template, [loaded.folder, loaded.place], loaded.tokenizer)
+        self.notes += [note] if note else []
+        return {"template": template, "tokenizer": str(loaded.folder if loaded.own_tokenizer else loaded.place)}

@@ -163,12 +163,18 @@ def notes(sides: list[Side]) -> list[str]:
     metrics = {metric for side in sides for task in side.tasks if task in SHARES for metric in SHARES[task]}
     metrics = {metric.removeprefix("over_") for metric in metrics}
     found = [note for metric, texts in CANNOT.items() if metric in metrics for note in texts]
-    if "refusal" in metrics and not any(side.settings.get("chat_template") for side in sides):
-        found.append("No chat template was applied here.")
+    if "refusal" in metrics and not all(side.settings.get("chat_template") or _in_template(side) for side in sides):
+        found.append("No template was applied here: prompts were asked as they are.")
     found.append("Intervals are 95 %: Wilson's of a share, Tango's of the gap; they are of these items, no others.")
     if len(sides) == 2:
         found.append("Whether before and after differ by more than chance: tunebook compare, on the same two folders.")
     return found
+
+
+def _in_template(side: Side) -> bool:
+    """Whether the prompts were put into the template of --template or of the training."""
+    docs = [item["doc"] for task in side.tasks.values() for item in task.items.values() if "asked" in item["doc"]]
+    return bool(docs) and all(doc["asked"] != doc["prompt"] for doc in docs)
 
 
 def markdown(sides: list[Side]) -> str:

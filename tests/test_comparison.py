@@ -415,4 +415,5 @@ def test_what_no_formula_gives_is_not_guessed():
     found, (rows,) = aggregates.find([([-1.0, -2.0], math.exp(1.5))])
     assert found.name == "exp(-mean)" and rows.shape == (2, 1)
     assert aggregates.find([([[-3.0, 4], [-1.0, 2]], 4 / 6 / math.log(2))])[0].name == "-sum / weight / ln 2"
+    assert aggregates.find([([[-3.0, 4], [-1.0, 2]], 4 / 6)])[0].name == "-sum / weight"
     assert aggregates.find([(["x", "y"], 1.0)]) is None

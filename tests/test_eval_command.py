@@ -105,6 +105,8 @@ def test_cut_prompts_are_counted(tmp_path, capsys):
         ({"suite": "quick", "dataset": ["a.jsonl"]}, "--dataset"),
         ({}, "one of --suite"),
         ({"suite": "quick", "bert_model": "x"}, "for --dataset"),
+        ({"suite": "quick", "template": "alpaca"}, "for --dataset and safety"),
+        ({"tasks": ["safety"], "chat_template": True, "template": "alpaca"}, "for --dataset and safety"),
         ({"dataset": ["pocket"], "bert_layer": 2}, "--bert_layer needs"),
         ({"dataset": ["pocket"], "bert_model": "nowhere/at/all"}, "--bert_model nowhere/at/all cannot be loaded"),
         ({"tasks": ["pocket_seen"], "model": "nowhere/at/all"}, "no such folder"),
@@ -141,7 +143,7 @@ def lora(folder: Path) -> str:
 
 
 @pytest.mark.recipe
-@pytest.mark.parametrize("kind", ["full", "adapter", "four_bit", "four_bit_adapter", "heldout"])
+@pytest.mark.parametrize("kind", ["full", "adapter", "four_bit", "four_bit_adapter", "heldout", "safety"])
 def test_the_printed_command_gives_the_same_numbers(kind, tmp_path):
     """Every score, every standard error and every response to an item, to the last digit."""
     words = {"model": "pocket", "tasks": TASKS, "benchmark_dir": str(arc(tmp_path / "sets", 12)), "limit": 10}
@@ -152,6 +154,8 @@ def test_the_printed_command_gives_the_same_numbers(kind, tmp_path):
     if kind == "heldout":
         words = {"model": "pocket", "dataset": ["pocket"], "limit": 10, "max_gen_toks": 16, "template": "alpaca"}
         words |= {"bert_model": encoder(tmp_path / "encoder"), "bert_layer": 2}
+    if kind == "safety":
+        words |= {"tasks": ["safety_prompts_safe"], "max_gen_toks": 16, "template": "alpaca"}
     report = run(tmp_path / "out", **words)
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "HF_HUB_OFFLINE": "1"}
     subprocess.run(report["command"], shell=True, env=environment, check=True, capture_output=True)
@@ -162,6 +166,8 @@ def test_the_printed_command_gives_the_same_numbers(kind, tmp_path):
     assert results(ours) == results(theirs)
     said, expected = samples(ours), samples(theirs)
     assert said.keys() == expected.keys() and sum(map(len, said.values())) == 10 * len(said)
+    if kind == "safety":
+        assert all("\n### Response:" in item["doc"]["asked"] for item in said["safety_prompts_safe"])
     for task, items in said.items():
         for item, other in zip(items, expected[task], strict=True):
             assert (item["resps"], item["prompt_hash"]) == (other["resps"], other["prompt_hash"])

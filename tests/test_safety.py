@@ -245,7 +245,7 @@ def test_lm_eval_on_our_tasks_and_the_table(data, capsys):
 
     commands.main(["safety", str(data / "base"), str(data / "tuned"), "--markdown", str(data / "out.md")])
     said = capsys.readouterr().out
-    assert "No chat template was applied" in said and "Blodgett" in said and "tunebook compare" in said
+    assert "No template was applied" in said and "Blodgett" in said and "tunebook compare" in said
     table = (data / "out.md").read_text(encoding="utf-8")
     assert (
         "| refuses what it should (XSTest, unsafe) | high | 4 | 25.0 % (4.6 to 69.9) | 100.0 % (51.0 to 100.0) |"

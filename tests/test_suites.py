@@ -56,7 +56,7 @@ def test_names_of_suites_and_tasks():
 
 
 @pytest.mark.parametrize(
-    ("suite", "leaves"), [("quick", 7), ("core", 57 + 1 + 3 + 1 + 27), ("code", 1), ("chat", 4 + 27)]
+    ("suite", "leaves"), [("quick", 7), ("core", 57 + 1 + 3 + 1 + 27), ("code", 1), ("chat", 4 + 27), ("safety", 6)]
 )
 def test_every_task_of_a_suite_is_found_without_reading_all_of_them(suite, leaves, capsys):
     found = benchmarks.Benchmarks(list(suites.SUITES[suite].tasks))

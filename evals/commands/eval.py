@@ -34,7 +34,7 @@ class Args:
     tasks: list[str] = field(default_factory=list)  # names of lm-eval's tasks, groups or tags
     dataset: list[str] = field(default_factory=list)  # your own test rows: a file, a folder with a test side, ...
     output_dir: str = ""  # where the scores go
-    template: str = ""  # of --dataset: alpaca, chatml, ..., a folder with a saved one; default: as it was trained
+    template: str = ""  # of --dataset and safety: alpaca, chatml, ..., a folder with one; default: as it was trained
     bert_model: str = ""  # of --dataset: an encoder for BERTScore, a folder or a Hub name; default: no BERTScore
     bert_layer: int = 0  # whose embeddings it compares; 0: the last
     benchmark_dir: str = ""  # a folder of data sets, <org>/<name>/ each; default: the Hub
