@@ -79,7 +79,7 @@ class Plan:
         if args.chat_template:
             raise UserError("--chat_template is for benchmarks; of your own rows --template names the template")
         words = [str(Path(word).resolve()) if Path(word).exists() else word for word in args.dataset]
-        metadata = {"dataset": words} | self._template(args)
+        metadata: dict[str, Any] = {"dataset": words, **self._template(args)}
         if args.bert_model:
             encoder = args.bert_model if not Path(args.bert_model).exists() else str(Path(args.bert_model).resolve())
             bertscore.of(encoder, args.bert_layer)  # before hours are spent, and kept
