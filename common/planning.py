@@ -12,7 +12,8 @@ from typing import Any
 
 from common import cli, fits
 from common.cli import UserError
-from common.shapes import Planned, Target, planned, recipe, shallow, shape
+from common.planned import Planned, Target, planned, recipe
+from common.shapes import shallow, shape
 
 GIB = 2**30
 DEPTHS = (1, 3)  # layers of the copies that are timed; what a layer takes is the difference
@@ -20,10 +21,10 @@ PATIENCE = 900  # seconds that a copy may take
 ALONE = """
 import json, sys
 from pathlib import Path
-from common import cli, shapes
+from common import cli, planned
 file, model, folder, *words = sys.argv[1:]
 cli._environment()
-module = shapes.recipe(Path(file))
+module = planned.recipe(Path(file))
 args = cli.parse(module.Args, words)
 args.model, args.output_dir, args.dry_run = model, folder, True
 print("\\n" + json.dumps(module.main(args)))
@@ -161,7 +162,7 @@ def _sizes(model: Any, found: Planned, recomputes: bool, process: int, target: T
     padded = bool((batch["attention_mask"] == 0).any()) if "attention_mask" in batch else False
     states = footprint.optimizer_states(model, found.optimizer)
     return fits.Sizes(
-        weights=footprint.weights(model),
+        weights=footprint.weights(model) + found.beside,
         gradients=footprint.gradients(model),
         optimizer=2 * footprint.gradients(model) if states is None else states,
         process=process,

@@ -1,83 +1,17 @@
-"""Models without weights, for planning: a recipe runs as it is up to its forecast, with a model on the meta device."""
+"""Models without weights, for planning: on the meta device from a config alone, also in 4 bits, and what they hold."""
 
-import importlib.util
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from common import footprint
 from common.cli import UserError
-from common.rehearsal import Actor
-from common.workload import Workload, of_loader, of_trainer
-
-
-class Planned(Exception):
-    """A recipe has come to its forecast: what it would have trained, on which batches."""
-
-    def __init__(self, actor: Actor, workload: Workload, optimizer: str, recomputes: bool):
-        super().__init__("planned")
-        self.actor, self.workload, self.optimizer, self.recomputes = actor, workload, optimizer, recomputes
-
-
-@dataclass
-class Target:
-    """The device that is planned for.
-
-    Args:
-        gpu: a GPU, whose recipes train in bfloat16 and recompute activations; else a CPU, in float32.
-        four_bit: load the base in 4 bits or not, whatever the recipe says; None: as it says.
-    """
-
-    gpu: bool
-    four_bit: bool | None = None
-
-    @property
-    def dtype(self) -> Any:
-        import torch
-
-        return torch.bfloat16 if self.gpu else torch.float32
 
 
 @contextmanager
-def planned(target: Target) -> Iterator[None]:
-    """Inside, recipes get models without weights, and their forecast raises Planned."""
-    from common import checks, forecast, models, trainers
-
-    asked: dict[str, str] = {}
-
-    def rehearse(trainer: Any, find_batch_size: bool = False) -> None:
-        recomputes = trainer.args.gradient_checkpointing or trainer.model.is_gradient_checkpointing
-        raise Planned(trainers.actor(trainer), of_trainer(trainer), asked["optim"], recomputes)
-
-    def rehearse_loop(actor: Actor, loader: Any, optimizer: Any, max_steps: int, evaluated: int = 0) -> None:
-        workload = of_loader(loader, loader.dataset, actor.accumulation, 0, max_steps)
-        raise Planned(actor, workload, forecast.name(optimizer), actor.model.is_gradient_checkpointing)
-
-    def load(name: str, max_length: int, four_bit: bool = False, full: bool = False) -> tuple[Any, Any]:
-        stack.enter_context(_first_optimizer(asked))
-        wanted = four_bit if target.four_bit is None else target.four_bit
-        return shape(name, target.dtype, wanted, full, max_length)
-
-    with ExitStack() as stack:
-        for module, name, stand_in in (
-            (models, "WEIGHTS", (*models.WEIGHTS, "config.json")),  # a config is enough
-            (models, "load", load),
-            (models, "dtype", lambda: target.dtype),
-            (models, "precision", lambda: {"bf16": False, "fp16": False}),  # there is nothing to compute
-            (models, "mixed_precision", lambda: "no"),
-            (models, "checkpointing", lambda: "unsloth" if target.gpu else False),
-            (checks, "isolation", lambda trainer: 0.0),
-            (forecast, "rehearse", rehearse),
-            (forecast, "rehearse_loop", rehearse_loop),
-        ):
-            stack.enter_context(_replaced(module, name, stand_in))
-        yield
-
-
-@contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Inside, an attribute of a module or class is another."""
     before = getattr(owner, name)
     setattr(owner, name, value)
     try:
@@ -86,25 +20,11 @@ def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
         setattr(owner, name, before)
 
 
-@contextmanager
-def _first_optimizer(asked: dict[str, str]) -> Iterator[None]:
-    """The optimiser that a recipe asks for: without a GPU, Unsloth puts another in the place of some."""
-    from transformers import TrainingArguments
-
-    def note(self: Any, name: str, value: Any) -> None:
-        if name == "optim":
-            asked.setdefault("optim", str(getattr(value, "value", value)))
-        object.__setattr__(self, name, value)
-
-    with _replaced(TrainingArguments, "__setattr__", note):
-        yield
-
-
 def located(name: str) -> str:
     """What models.locate says of a model, of which the weights may be missing."""
     from common import models
 
-    with _replaced(models, "WEIGHTS", (*models.WEIGHTS, "config.json")):
+    with replaced(models, "WEIGHTS", (*models.WEIGHTS, "config.json")):
         return models.locate(name)
 
 
@@ -201,8 +121,8 @@ def moments(model: Any, padded: bool, gpu: bool) -> footprint.Moments:
 
     vocabulary = model.get_output_embeddings().weight.shape[0]
     with (
-        _replaced(torch.nn.functional, "scaled_dot_product_attention", _fused),
-        _replaced(masking_utils, "find_packed_sequence_indices", lambda positions: None),  # it asks for values
+        replaced(torch.nn.functional, "scaled_dot_product_attention", _fused),
+        replaced(masking_utils, "find_packed_sequence_indices", lambda positions: None),  # it asks for values
     ):
         return footprint.moments(model, step, rows, label_bytes=4 * vocabulary * (2 if gpu else 1))
 
@@ -235,16 +155,3 @@ def shallow(place: str, layers: int, folder: Path) -> None:
     text.num_hidden_layers = layers
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     AutoTokenizer.from_pretrained(place).save_pretrained(folder)
-
-
-def recipe(file: Path) -> Any:
-    """The module of a recipe's file, which need not be on the path."""
-    import sys
-
-    spec = importlib.util.spec_from_file_location(f"planned_{file.stem}", file)
-    if spec is None or spec.loader is None:
-        raise UserError(f"{file} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses and help texts look for it there
-    spec.loader.exec_module(module)
-    return module

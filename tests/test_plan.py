@@ -152,8 +152,12 @@ def test_this_device(tmp_path, monkeypatch):
 
 
 def run(*words, cwd):
-    command = [sys.executable, "-m", "common.commands", "plan", *map(str, words)]
+    return python("-m", "common.commands", "plan", *map(str, words), cwd=cwd)
+
+
+def python(*words, cwd):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, *words]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=600, check=False)
 
 
@@ -164,17 +168,27 @@ def test_what_it_says_of_bad_words_is_quick(tmp_path):
 
 
 @pytest.mark.recipe
-@pytest.mark.parametrize("recipe", [name for name in ls.recipes() if name != "pretrain_pocket"])
-def test_every_recipe_is_planned(tmp_path, recipe):
-    done = run(recipe, "--no-time", "--json", "plan.json", "--max_steps", "50", cwd=tmp_path)
+def test_every_recipe_is_planned(tmp_path):
+    """In one process, which loads Unsloth once."""
+    names = [name for name in ls.recipes() if name != "pretrain_pocket"]
+    code = "import sys; from common.commands import main"
+    code += "\nfor name in sys.argv[1:]:\n    print(name, file=sys.stderr)"
+    code += "\n    main(['plan', name, '--no-time', '--json', name + '.json', '--max_steps', '50'])"
+    done = python("-c", code, *names, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads((tmp_path / "plan.json").read_text())
-    assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]  # nothing else was written
-    assert found["fits"] and found["steps"] == 50 and found["peak_bytes"] == sum(found["parts"].values())
-    assert {"full", "LoRA", "QLoRA"} <= {row["method"] for row in found["table"]}
-    assert sum(row["own"] for row in found["table"]) == 1
-    for row in found["table"]:
-        assert row["rows"] >= found["longest"]["rows"] if row["fits"] else row["rows"] < found["longest"]["rows"]
+    plans = {path.stem: json.loads(path.read_text()) for path in tmp_path.iterdir()}  # nothing else was written
+    assert plans.keys() == set(names)
+    for found in plans.values():
+        assert found["fits"] and found["steps"] == 50 and found["peak_bytes"] == sum(found["parts"].values())
+        assert {"full", "LoRA", "QLoRA"} <= {row["method"] for row in found["table"]}
+        assert sum(row["own"] for row in found["table"]) == 1
+        for row in found["table"]:
+            enough = row["rows"] >= found["longest"]["rows"]
+            assert enough if row["fits"] else not enough
+    weights = {name: found["parts"]["weights"] for name, found in plans.items()}
+    stored = (Path(locate("pocket_teacher")) / "model.safetensors").stat().st_size  # in bfloat16
+    assert weights["distill_alpaca"] - weights["lora_alpaca"] == pytest.approx(2 * stored, rel=0.01)
+    assert weights["distill_cached_alpaca"] == weights["lora_alpaca"]  # its teacher is gone when training begins
 
 
 @pytest.mark.recipe
@@ -185,9 +199,9 @@ def test_the_plan_is_what_the_rehearsal_finds(tmp_path):
     planned = json.loads((tmp_path / "plan.json").read_text())
     words = ["--max_steps", "50", "--dry_run", "--eval_suite", "none", "--output_dir", tmp_path / "run"]
     code = (
-        "import json, runpy, sys; sys.argv[0] = 'qlora_alpaca.py'; from common import cli, shapes; cli._environment();"
+        "import json, runpy, sys; sys.argv[0] = 'qlora_alpaca.py'; from common import cli, planned; cli._environment();"
     )
-    code += "from pathlib import Path; module = shapes.recipe(Path(sys.argv.pop(1)));"
+    code += "from pathlib import Path; module = planned.recipe(Path(sys.argv.pop(1)));"
     code += "print('\\n' + json.dumps(module.main(cli.parse(module.Args, sys.argv[1:]))))"
     command = [sys.executable, "-c", code, ROOT / "recipes" / "qlora_alpaca.py", *words]
     real = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=ROOT, timeout=600, check=False)
