@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import few
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -142,6 +143,7 @@ def test_splits_by_the_flags_of_the_loop(tmp_path):
         folder = tmp_path / f"{per_device}x{steps}"
         sizes = ["--per_device_train_batch_size", str(per_device), "--gradient_accumulation_steps", str(steps)]
         words = [*sizes, "--max_steps", "10", "--learning_rate", "1e-3", "--eval_suite", "none"]
+        words += ["--dataset", str(few.rows(tmp_path / "few"))]
         command = [sys.executable, str(ROOT / "recipes" / "loop_alpaca.py"), "--output_dir", str(folder), *words]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, done.stderr[-3000:]

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import few
 import pytest
 import torch
 
@@ -251,6 +252,7 @@ def losses_of(recipe, folder, *words):
     """Losses of 20 steps of a recipe."""
     flags = ["--max_steps", "20", "--eval_suite", "none", "--sft", "logging_steps=1", "eval_strategy=no"]
     flags = [*flags, "load_best_model_at_end=false", "--output_dir", str(folder), *words]
+    flags += ["--dataset", str(few.rows(folder.parent / "few"))]
     command = [sys.executable, str(ROOT / "recipes" / recipe), *flags]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -8,6 +8,7 @@ import sys
 import weakref
 from pathlib import Path
 
+import few
 import numpy
 import pytest
 import torch
@@ -400,8 +401,9 @@ def test_other_errors_stay_errors():
 
 
 def recipe(folder, *words, kib=None):
-    limit = f"ulimit -v {kib}; " if kib else ""
-    settings = ["--output_dir", folder, "--max_steps", "1", "--eval_suite", "none", "--per_device_train_batch_size"]
+    limit, data = f"ulimit -v {kib}; " if kib else "", few.rows(folder.parent / "few", train=1100)
+    settings = ["--output_dir", folder, "--dataset", data, "--max_steps", "1", "--eval_suite", "none"]
+    settings.append("--per_device_train_batch_size")
     command = " ".join([sys.executable, str(ROOT / "recipes" / "lora_alpaca.py"), *map(str, settings + list(words))])
     return subprocess.run(["bash", "-c", limit + command], capture_output=True, text=True, check=False, timeout=600)
 
@@ -415,7 +417,7 @@ def test_a_recipe_under_a_limit_of_memory(tmp_path):
     refused = recipe(tmp_path / "refused", 1024, kib=limit)
     assert refused.returncode == 1 and "Traceback" not in refused.stderr, refused.stderr[-3000:]
     said = refused.stderr[refused.stderr.index("refused: the longest batch, 1024 x ") :]
-    assert "(row " in said and " of pocket" in said and "--per_device_train_batch_size" in said
+    assert "(row " in said and " of " in said and "--per_device_train_batch_size" in said
     assert not list((tmp_path / "refused").glob("checkpoint-*"))
     found = recipe(tmp_path / "found", 1024, "--find_batch_size", kib=limit)
     assert found.returncode == 0 and "batch size found: " in found.stdout, found.stderr[-3000:]

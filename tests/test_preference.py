@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import few
 import pytest
 import torch
 from transformers import AutoTokenizer
@@ -525,7 +526,7 @@ def test_an_adapter_over_four_bits_goes_on_and_resumes(made, tmp_path):
     start.save_model(str(tmp_path / "sft"))
     templates.ALPACA.save(tmp_path / "sft")
     flags = ["--model", "pocket", "--adapter", tmp_path / "sft", "--four_bit", "--max_steps", 6, "--eval_suite", "none",
-             "--sft", "logging_steps=1"]  # fmt: skip
+             "--dataset", few.rows(tmp_path / "few", "pairs"), "--sft", "logging_steps=1"]  # fmt: skip
     whole, part = tmp_path / "whole", tmp_path / "part"
     done = run("--output_dir", whole, *flags)
     assert done.returncode == 0, done.stderr[-3000:]

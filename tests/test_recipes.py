@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import few
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -74,7 +75,8 @@ def test_nothing_to_train_ends_with_1(tmp_path):
 @pytest.mark.parametrize("recipe", [name for name in RECIPES if name != "pretrain_pocket.py"])
 def test_train_stop_resume_reload(tmp_path, recipe):
     """A run killed after its checkpoint goes on to the weights of a run that was left alone; plain PEFT reads them."""
-    flags = ["--max_steps", "10", "--eval_suite", "none"]
+    kind = {"dpo_pairs.py": "pairs", "chat_sharegpt.py": "chat"}.get(recipe, "")
+    flags = ["--max_steps", "10", "--eval_suite", "none", "--dataset", few.rows(tmp_path / "few", kind)]
     whole = run("--output_dir", tmp_path / "whole", *flags, recipe=recipe)
     assert whole.returncode == 0, whole.stderr[-3000:]
     report = json.loads((tmp_path / "whole" / "report.json").read_text())
@@ -145,7 +147,8 @@ def test_the_loop_equals_the_trainer(tmp_path):
     losses = {}
     for name, more in (("lora_alpaca", ["--sft", "logging_steps=1"]), ("loop_alpaca", [])):
         flags = ["--max_steps", "50", "--gradient_accumulation_steps", "2", "--per_device_train_batch_size", "8"]
-        done = run("--output_dir", tmp_path / name, "--eval_suite", "none", *flags, *more, recipe=f"{name}.py")
+        flags += ["--eval_suite", "none", "--dataset", few.rows(tmp_path / "few")]
+        done = run("--output_dir", tmp_path / name, *flags, *more, recipe=f"{name}.py")
         assert done.returncode == 0, done.stderr[-3000:]
         lines = [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
         losses[name] = [line["loss"] for line in lines if "loss" in line]

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import few
 import pytest
 
 from common import table
@@ -61,7 +62,7 @@ def test_rows_and_pages():
 @pytest.mark.recipe
 def test_two_methods_and_again(tmp_path):
     words = ["--recipes", "lora_alpaca", "lora_alpaca:use_dora=True", "--output_dir", str(tmp_path / "t")]
-    words += ["--max_steps", "4", "--eval_suite", "none"]
+    words += ["--max_steps", "4", "--eval_suite", "none", "--dataset", str(few.rows(tmp_path / "few"))]
     run = [sys.executable, "-m", "common.commands", "table", *words]
     done = subprocess.run(run, capture_output=True, text=True, cwd=ROOT, timeout=600, check=False)
     assert done.returncode == 0, done.stderr[-2000:] + done.stdout[-2000:]
