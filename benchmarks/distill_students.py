@@ -10,8 +10,10 @@ cached   the same with the teacher's k likeliest tokens from a file, made once; 
 
 Each seed has its own adapters and order of rows, which all ways share, so that ways are compared in pairs; the interval
 of a mean difference over seeds is Student's t, 95 %. A score is the share of greedy answers that are the reference,
-whole and exact: pocket's test rows in phrasings that training rows have (seen) and in new ones (unseen). Seconds are
-those of an epoch of steps without its evaluation.
+whole and exact: pocket's test rows in phrasings that training rows have (seen) and in new ones (unseen). Loss is the
+cross entropy of the test rows' answers, in nats a token; a difference is better below zero. Seconds are those of an
+epoch of steps without its evaluation. With --noise, a share of the training rows has the answer of another row of its
+skill, as data from outside have wrong ones; the teacher has learnt from right ones.
 """
 
 import json
@@ -35,6 +37,7 @@ class Args:
     model: str = "pocket"
     teacher: str = "pocket_teacher"
     rows: int = 800  # of pocket's training rows, from the first
+    noise: float = 0.0  # share of them whose answer is that of another row of the same skill
     epochs: int = 5
     seeds: int = 5
     first_seed: int = 0
@@ -97,12 +100,13 @@ class World:
         self.place = models.locate(args.model)
         self.tokenizer = AutoTokenizer.from_pretrained(self.place)
         sides = data.load("pocket")
-        self.train, _ = masking.encode(sides["train"][: args.rows], self.tokenizer, templates.ALPACA, 512)
+        rows = confused(sides["train"][: args.rows], args.noise)
+        self.train, _ = masking.encode(rows, self.tokenizer, templates.ALPACA, 512)
         self.asked = sides[args.side][: 40 if args.quick else None]
-        encoded, _ = masking.encode(self.asked, self.tokenizer, templates.ALPACA, 512)
+        self.encoded, _ = masking.encode(self.asked, self.tokenizer, templates.ALPACA, 512)
         self.prompts = [
             [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label == masking.IGNORE]
-            for row in encoded
+            for row in self.encoded
         ]
         found = AutoModelForCausalLM.from_pretrained(distillation.locate(args.teacher), dtype=torch.float32)
         self.teacher = distillation.Teacher(found, args.teacher)
@@ -151,7 +155,9 @@ class World:
         return {"seconds": seconds / args.epochs, "cpu_seconds": cpu / args.epochs, **self.score(model)}
 
     def score(self, model: Any) -> dict[str, float]:
-        """Exact match by phrasing, and of all rows."""
+        """Exact match by phrasing, and of all rows; the loss of the references."""
+        import torch
+
         from common import generation
 
         found = generation.answers(model.eval(), self.tokenizer, self.prompts, max_new_tokens=32, batch_size=64)
@@ -160,7 +166,28 @@ class World:
             right[phrasing] = [
                 r for r, row in zip(right["all"], self.asked, strict=True) if row["phrasing"] == phrasing
             ]
-        return {name: statistics.fmean(values) for name, values in right.items() if values}
+        losses, tokens = 0.0, 0
+        for start in range(0, len(self.encoded), 64):
+            batch = self.collate([self.encoded[k] for k in range(start, min(start + 64, len(self.encoded)))])
+            with torch.no_grad():
+                logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
+            labels = batch["labels"][:, 1:]
+            losses += torch.nn.functional.cross_entropy(
+                logits[labels != -100].float(), labels[labels != -100], reduction="sum"
+            ).item()
+            tokens += int((labels != -100).sum())
+        return {name: statistics.fmean(values) for name, values in right.items() if values} | {"loss": losses / tokens}
+
+
+def confused(rows: list[dict[str, Any]], share: float) -> list[dict[str, Any]]:
+    """The rows, a share of which has the answer of another row of the same skill."""
+    import random
+
+    draw = random.Random(0)
+    answers: dict[str, list[str]] = {}
+    for row in rows:
+        answers.setdefault(row["skill"], []).append(row["output"])
+    return [row | {"output": draw.choice(answers[row["skill"]])} if draw.random() < share else row for row in rows]
 
 
 class Stub:
@@ -184,20 +211,22 @@ def means(runs: list[dict[str, Any]], way: str) -> dict[str, float]:
     mine = [run for run in runs if run["way"] == way]
     medians = {name: statistics.median(run[name] for run in mine) for name in ("seconds", "cpu_seconds")}
     return medians | {
-        name: statistics.fmean(run[name] for run in mine) for name in ("all", "seen", "unseen") if name in mine[0]
+        name: statistics.fmean(run[name] for run in mine)
+        for name in ("all", "seen", "unseen", "loss")
+        if name in mine[0]
     }
 
 
 def paired(runs: list[dict[str, Any]], way: str, other: str) -> dict[str, Any]:
     """Mean difference of the scores over seeds with its interval, and in how many seeds the first is better."""
     found: dict[str, Any] = {}
-    for name in ("all", "seen", "unseen"):
+    for name in ("all", "seen", "unseen", "loss"):
         one, two = ([run[name] for run in runs if run["way"] == w and name in run] for w in (way, other))
         apart = [a - b for a, b in zip(one, two, strict=True)]
         if len(apart) > 1:
             half = T95[len(apart) - 1] * statistics.stdev(apart) / math.sqrt(len(apart))
             mean = statistics.fmean(apart)
-            better = sum(value > 0 for value in apart)
+            better = sum(value < 0 if name == "loss" else value > 0 for value in apart)
             found[name] = {"mean": mean, "interval": [mean - half, mean + half], "better": better, "seeds": len(apart)}
     return found
 
@@ -206,16 +235,18 @@ def show(result: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("way", "seen", "unseen", "all", "seconds an epoch", "CPU seconds")
+    table = Table("way", "seen", "unseen", "all", "loss", "seconds an epoch", "CPU seconds")
     for name, row in {"teacher": result["teacher"], **result["means"]}.items():
         scores = [f"{row[key]:.1%}" if key in row else "" for key in ("seen", "unseen", "all")]
-        table.add_row(name, *scores, *(f"{row[key]:.2f}" if key in row else "" for key in ("seconds", "cpu_seconds")))
+        rest = ("loss", "seconds", "cpu_seconds")
+        table.add_row(name, *scores, *(f"{row[key]:.3f}" if key in row else "" for key in rest))
     Console().print(table)
     for pair, values in result["differences"].items():
         for name, value in values.items():
             low, high = value["interval"]
             better = f"{value['better']} of {value['seeds']}"
-            print(f"{pair}, {name}: {value['mean']:+.1%} ({low:+.1%} to {high:+.1%}), better in {better}")
+            form = "+.3f" if name == "loss" else "+.1%"
+            print(f"{pair}, {name}: {value['mean']:{form}} ({low:{form}} to {high:{form}}), better in {better}")
     print(f"teacher's file: {result['bytes_per_token']:.0f} bytes a trained token")
 
 

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ class Adapted:
             self._ours = True
         else:
             try:
-                self.model = models.with_adapter(self.model, folder)
+                self.model = put_on(self.model, folder)
             except UserError:
                 self.model = models.load_plain(self.name)  # it may have been put on in part
                 raise
@@ -89,7 +90,7 @@ class Adapted:
             adapters.remove(self.model)
             self._ours = False
             return
-        self.model = models.without_adapter(self.model)
+        self.model = taken_off(self.model)
         if self.model is None:  # its adapter had changed weights of the base
             gc.collect()
             self.model = models.load_plain(self.name)
@@ -163,3 +164,42 @@ def _model_of(name: str) -> str:
         if name and (inside / "config.json").exists() and not (Path(name) / "config.json").exists()
         else name
     )
+
+
+def put_on(model: Any, folder: str, trains: bool = False) -> Any:
+    """The model with an adapter of PEFT on it, of any kind, to answer with or to go on training.
+
+    Raises:
+        UserError: it cannot be read, or was made for another model: PEFT itself takes one for more or fewer layers of
+            the same width, and leaves the rest of either as it is.
+    """
+    from peft import PeftModel
+
+    wrong = f"--adapter {folder} cannot be put on this model"
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*missing adapter keys")
+            found = PeftModel.from_pretrained(model, folder, is_trainable=trains)
+        said = found.load_adapter(folder, "default", is_trainable=trains)  # which from_pretrained keeps to itself
+    except (OSError, ValueError, RuntimeError, KeyError, UserWarning) as error:
+        raise UserError(f"{wrong}: {str(error)[:400]}") from error
+    over = [name for name in said.unexpected_keys if name != "prompt_embeddings"]  # those are set, not loaded
+    if over:
+        raise UserError(f"{wrong}, which lacks {len(over)} of the places it adapts, such as {over[0]}")
+    return found.train(trains)
+
+
+def taken_off(model: Any) -> Any | None:
+    """The base under an adapter of PEFT as it was before; None where the adapter has changed the base's own weights
+    (PiSSA and its like, modules that were trained whole), so that it must be loaded again."""
+    config = model.active_peft_config
+    if config.is_prompt_learning:
+        return model.get_base_model()
+    start = getattr(config, "init_lora_weights", True)
+    changed = [
+        getattr(config, name, None)
+        for name in ("modules_to_save", "trainable_token_indices", "bias", "layer_replication")
+    ]
+    if any(value not in (None, "none") for value in changed) or start not in (True, False, "gaussian"):
+        return None
+    return model.unload()

@@ -218,33 +218,3 @@ def load_plain(name: str) -> Any:
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"--model {name} cannot be loaded: {error}") from error
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-
-
-def with_adapter(model: Any, folder: str) -> Any:
-    """The model with an adapter of PEFT on it, of any kind, to answer with.
-
-    Raises:
-        UserError: it cannot be read, or does not fit the model.
-    """
-    from peft import PeftModel
-
-    try:
-        return PeftModel.from_pretrained(model, folder).eval()
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise UserError(f"--adapter {folder} cannot be put on this model: {error}") from error
-
-
-def without_adapter(model: Any) -> Any | None:
-    """The base under an adapter of PEFT as it was before; None where the adapter has changed the base's own weights
-    (PiSSA and its like, modules that were trained whole), so that it must be loaded again."""
-    config = model.active_peft_config
-    if config.is_prompt_learning:
-        return model.get_base_model()
-    start = getattr(config, "init_lora_weights", True)
-    changed = [
-        getattr(config, name, None)
-        for name in ("modules_to_save", "trainable_token_indices", "bias", "layer_replication")
-    ]
-    if any(value not in (None, "none") for value in changed) or start not in (True, False, "gaussian"):
-        return None
-    return model.unload()

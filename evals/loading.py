@@ -61,7 +61,7 @@ class Loaded:
 
             adapters.load(model, self.folder)
         elif self.folder:
-            model = models.with_adapter(model, self.folder)
+            model = adapted.put_on(model, self.folder)
         return model.eval()
 
     def words(self, model_folder: str = "") -> str | None:

@@ -50,11 +50,10 @@ def main(args: Args) -> dict:
     sides = pairs.load(args.dataset, seed=args.seed)
 
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
-    from peft import PeftModel
     from trl import DPOConfig, DPOTrainer
     from unsloth import FastLanguageModel
 
-    from common import callbacks, generation
+    from common import adapted, callbacks, generation
 
     overrides = cli.overrides(args.sft, DPOConfig, written=set(vars(args)))
     checkpoint = checks.continues(folder, vars(args), args.resume, args.overwrite)
@@ -64,7 +63,7 @@ def main(args: Args) -> dict:
     if args.four_bit and not args.dry_run and cli.first_process():
         models.save(model, tokenizer, folder / "base")  # for lm-eval's own command
     if args.adapter != "none":
-        model = PeftModel.from_pretrained(model, args.adapter, is_trainable=True)
+        model = adapted.put_on(model, args.adapter, trains=True)
 
     # Data: pairs -> ids of prompt and both answers, with every pair that is lost counted.
     template = templates.get(args.template, tokenizer)

@@ -7,7 +7,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig, LlamaForCausalLM
 
-from common import adapters, models
+from common import adapted, adapters, models
+from common.cli import UserError
 
 ALL_SEVEN = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 KINDS = {
@@ -209,3 +210,23 @@ def test_soft_prompts_behind_padding(kind):
         found.append(torch.stack(out.logits))
     same = torch.allclose(*found, atol=1e-4, rtol=0)
     assert same if kind == "prefix" else not same
+
+
+@pytest.mark.parametrize(("layers", "says"), [(1, "lacks 4 of the places it adapts"), (3, "missing adapter keys")])
+def test_an_adapter_for_more_or_fewer_layers_is_refused(layers, says, tmp_path):
+    """PEFT's own from_pretrained takes both with a warning or none, and leaves layers as they are."""
+
+    def made(count):
+        torch.manual_seed(0)
+        shape = dict(hidden_size=32, intermediate_size=64, num_attention_heads=2, vocab_size=64)
+        return LlamaForCausalLM(LlamaConfig(num_hidden_layers=count, **shape)).eval()
+
+    tuned = peft.get_peft_model(made(2), low_rank(2, ["q_proj", "v_proj"], init_lora_weights=False)).eval()
+    tuned.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=says):
+        adapted.put_on(made(layers), str(tmp_path))
+    ids = torch.arange(8)[None]
+    for trains in (False, True):
+        found = adapted.put_on(made(2), str(tmp_path), trains)
+        assert torch.equal(found.eval()(input_ids=ids).logits, tuned(input_ids=ids).logits)
+        assert models.parameters(found)[0] == (models.parameters(tuned)[0] if trains else 0)
