@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import browser
 import pytest
 
 from common import commands
@@ -147,6 +148,7 @@ def test_inspect_prints_figures_and_writes_files(tmp_path):
     assert [token for token, _, _ in shown["tokens"]] == lines[2]["input_ids"]
     assert [trains for _, _, trains in shown["tokens"]] == [label != -100 for label in lines[2]["labels"]]
     assert files[0].read_text().startswith("<!doctype html>")
+    browser.look(files[0])
 
 
 def test_inspect_ends_with_1_where_training_would_refuse(tmp_path):

@@ -5,9 +5,9 @@ import math
 import random
 import re
 import shutil
-import subprocess
 import zlib
 
+import browser
 import pytest
 from lm_eval import simple_evaluate
 from lm_eval.api.model import LM
@@ -396,18 +396,10 @@ def test_a_page_says_text_as_text(base, tuned, tmp_path):
     assert "<script>" not in page and "&lt;script&gt;alert(1)" in page
 
 
-@pytest.mark.skipif(not shutil.which("chromium"), reason="no Chromium")
+@browser.needed
 def test_the_page_in_a_browser(base, tuned, tmp_path):
-    """Nothing on the console, and nothing wider than a phone but what scrolls in itself."""
-    page = comparison_page.page(comparison.compare(base, tuned))
-    probe = "<script>document.title = 'wide ' + (document.documentElement.scrollWidth - innerWidth)</script>"
-    path = tmp_path / "page.html"
-    path.write_text(page.replace("</body>", probe + "</body>"), encoding="utf-8")
-    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
-    command += ["--window-size=500,900", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", path.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    assert "CONSOLE" not in done.stderr
-    assert int(re.search(r"<title>wide (-?\d+)", done.stdout)[1]) <= 0
+    (tmp_path / "page.html").write_text(comparison_page.page(comparison.compare(base, tuned)), encoding="utf-8")
+    browser.look(tmp_path / "page.html")
 
 
 def test_what_no_formula_gives_is_not_guessed():

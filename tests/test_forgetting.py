@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import browser
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -123,6 +124,7 @@ def test_a_good_run_and_one_with_twenty_times_the_learning_rate(tmp_path):
         found[name] = json.loads((tmp_path / name / "report.json").read_text(encoding="utf-8"))["scores"]["forgetting"]
         assert f"forgetting: {found[name]['words']}" in done.stdout
         assert f"Forgetting: {found[name]['verdict']}" in (tmp_path / name / "report.html").read_text(encoding="utf-8")
+    browser.look(tmp_path / "good" / "report.html")
     assert found["good"]["verdict"] != "forgot", found["good"]["words"]
     assert found["over-trained"]["verdict"] == "forgot", found["over-trained"]["words"]
     assert found["over-trained"]["tasks"]["pocket_facts"]["loss_low"] > 0.02

@@ -14,6 +14,7 @@ import urllib.request
 from html.parser import HTMLParser
 from pathlib import Path
 
+import browser
 import numpy as np
 import pytest
 from scipy import stats
@@ -25,7 +26,6 @@ from evals import agreement, contest, paired, rating, tally
 from evals.contest import Contest, Item
 from evals.votes import Vote, Votes
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 HOSTILE = (
     "<script>window.hit=1</script><img src=x onerror='window.hit=1'>",
     "${window.hit=1} {{value}} `x` </div> **b**",
@@ -342,12 +342,12 @@ def test_models_that_answer_first(tmp_path, capsys):
     assert found.names == ("pocket", str(copied))
 
 
+@browser.needed
 @pytest.mark.recipe
 def test_twenty_votes_in_a_browser_with_a_kill_between(tmp_path):
     pytest.importorskip("gradio")
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: no browser is driven")
-    if not CHROMIUM:
-        pytest.skip("no Chromium on this machine")
+    from playwright import sync_api
+
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -357,8 +357,8 @@ def test_twenty_votes_in_a_browser_with_a_kill_between(tmp_path):
     process, _ = served(folder, port, "--answers", *files)
     try:
         with sync_api.sync_playwright() as play:
-            browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-            page = browser.new_page()
+            chromium = play.chromium.launch(executable_path=browser.CHROMIUM, args=["--no-sandbox"])
+            page = chromium.new_page()
             page.on("request", lambda request: asked.append(request.url))
             page.on("console", lambda message: said.append(message.text))
             enter(page, port)
@@ -385,7 +385,7 @@ def test_twenty_votes_in_a_browser_with_a_kill_between(tmp_path):
                 give(page, place, given)
             assert "20 of 20 rated: all of them" in page.inner_text("[data-item]")
             assert page.evaluate("window.hit") is None
-            browser.close()
+            chromium.close()
         assert not [url for url in asked if not url.startswith((f"http://127.0.0.1:{port}/", "data:", "blob:"))]
         assert_blind_and_local(port, files)
         process.send_signal(signal.SIGINT)

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import browser
 import few
 import pytest
 
@@ -106,6 +107,8 @@ def test_train_stop_resume_reload(tmp_path, recipe):
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
     assert run("--output_dir", part, *flags, recipe=recipe).returncode == 2  # finished now
 
+    if recipe == "dpo_pairs.py":
+        browser.look(tmp_path / "whole" / "report.html")
     if recipe in ("packed_alpaca.py", "qlora_alpaca.py"):
         same_logits_with_plain_peft(tmp_path / "whole")
 

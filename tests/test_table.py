@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import browser
 import few
 import pytest
 
@@ -48,7 +49,7 @@ def report(loss, trained):
     }
 
 
-def test_rows_and_pages():
+def test_rows_and_pages(tmp_path):
     rows = [table.row("lora_alpaca", "lora_alpaca", report(1.0, 50)), table.row("mine", "mine", report(None, 50))]
     assert rows[0]["share"] == 1.0 and rows[0]["task acc"] == 50.0 and rows[0]["quoted_quality"] == "95-98"
     text = table.markdown(rows)
@@ -57,6 +58,8 @@ def test_rows_and_pages():
     assert read[0]["task acc"] == "50.0" and read[1]["loss"] == ""
     page = table.page(rows, {"lora_alpaca": [[0, 3.0], [5, 1.0]]}, ["a note"], {"flags": "<none>"})
     assert page.count("<svg") == 4 and "a note" in page and "&lt;none&gt;" in page and "<script" not in page
+    (tmp_path / "table.html").write_text(page, encoding="utf-8")
+    browser.look(tmp_path / "table.html")
 
 
 @pytest.mark.recipe
