@@ -179,13 +179,17 @@ def put_on(model: Any, folder: str, trains: bool = False) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message=".*missing adapter keys")
+            warnings.filterwarnings("ignore", message=".*from a non-meta parameter")  # a plan has no weights
             found = PeftModel.from_pretrained(model, folder, is_trainable=trains)
-        said = found.load_adapter(folder, "default", is_trainable=trains)  # which from_pretrained keeps to itself
-    except (OSError, ValueError, RuntimeError, KeyError, UserWarning) as error:
-        raise UserError(f"{wrong}: {str(error)[:400]}") from error
+            said = found.load_adapter(folder, "default", is_trainable=trains)  # which from_pretrained keeps to itself
+    except UserWarning as error:
+        names = str(error).split("'")[1::2]
+        raise UserError(f"{wrong}: it has nothing for {len(names)} weights, such as {names[0]}") from error
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise UserError(f"{wrong}: {error}") from error
     over = [name for name in said.unexpected_keys if name != "prompt_embeddings"]  # those are set, not loaded
     if over:
-        raise UserError(f"{wrong}, which lacks {len(over)} of the places it adapts, such as {over[0]}")
+        raise UserError(f"{wrong}: it has {len(over)} weights for what is not there, such as {over[0]}")
     return found.train(trains)
 
 

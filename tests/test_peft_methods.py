@@ -212,7 +212,7 @@ def test_soft_prompts_behind_padding(kind):
     assert same if kind == "prefix" else not same
 
 
-@pytest.mark.parametrize(("layers", "says"), [(1, "lacks 4 of the places it adapts"), (3, "missing adapter keys")])
+@pytest.mark.parametrize(("layers", "says"), [(1, "has 4 weights for what is not"), (3, "nothing for 4 weights")])
 def test_an_adapter_for_more_or_fewer_layers_is_refused(layers, says, tmp_path):
     """PEFT's own from_pretrained takes both with a warning or none, and leaves layers as they are."""
 
