@@ -313,6 +313,7 @@ def served(folder, port, *words):
         [*command, "--output_dir", str(folder), "--port", str(port)],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=Path(__file__).parent.parent,
         env=os.environ | {"GRADIO_ANALYTICS_ENABLED": "True"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # jobs in the background ignore it
     )  # fmt: skip
     said = ""
     for line in process.stdout:
