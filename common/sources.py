@@ -190,14 +190,7 @@ def _lines(binary: BinaryIO, problems: Problems) -> Iterator[Any]:
 
 
 def _table(binary: BinaryIO, problems: Problems, header: bool, tabs: bool) -> Iterator[dict[str, str]]:
-    before = csv.field_size_limit(LONGEST)  # the module's, and so everyone's
-    try:
-        yield from _cells(binary, problems, header, tabs)
-    finally:
-        csv.field_size_limit(before)
-
-
-def _cells(binary: BinaryIO, problems: Problems, header: bool, tabs: bool) -> Iterator[dict[str, str]]:
+    csv.field_size_limit(LONGEST)
     lines = (text for _, text in _decoded(binary, problems, broken=True))
     reader = csv.reader(lines, delimiter="\t" if tabs else ",", strict=True)
     names: list[str] | None = None
