@@ -10,6 +10,8 @@ from common.rehearsal import Actor, OutOfMemory, guarded, worst
 from common.rehearsal import rehearse as steps
 from common.workload import Workload, of_loader, of_trainer
 
+ROOM = 0.15  # of the limit, which a batch size that was looked for leaves: a run's fragments grow beyond a rehearsal's
+
 
 @dataclass
 class Forecast:
@@ -144,8 +146,9 @@ def attempt(
     Args:
         optimizer: named as in TrainingArguments.optim.
         evaluated: positions of all evaluations.
-        agreed: where it does not fit in one of several processes, it does not in any. Otherwise that one gives up
-            without waiting for the others, who may wait for it in the middle of a step.
+        agreed: a size is being looked for: it must leave room, and where it does not fit in one of several processes,
+            it does not in any. Otherwise that one gives up without waiting for the others, who may wait for it in the
+            middle of a step.
     """
     rows, width = workload.shape
     sizes, measured, problem, limit = None, None, "", memory.limit()
@@ -154,6 +157,8 @@ def attempt(
         if sizes.peak(rows, width) > limit:
             raise OutOfMemory(f"by arithmetic it needs {gib(sizes.peak(rows, width))}")
         measured = steps(actor, workload)
+        if agreed and measured.peak_bytes > (1 - ROOM) * limit:  # what has just gone well need not a second time
+            raise OutOfMemory(f"its steps took {gib(measured.peak_bytes)}, which leaves too little room")
     except OutOfMemory as error:
         problem = str(error)
     if agreed and worst(bool(problem)) and not problem:
