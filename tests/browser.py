@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-LACKING = "" if CHROMIUM else "no Chromium on this machine"
-LACKING = LACKING if importlib.util.find_spec("playwright") else "playwright is not installed"
+DRIVER = importlib.util.find_spec("playwright")
+LACKING = "no Chromium on this machine" if not CHROMIUM else "" if DRIVER else "playwright is not installed"
 needed = pytest.mark.skipif(bool(LACKING), reason=f"{LACKING}: no browser is driven")
 SEEN = """() => {
     const wider = document.documentElement.scrollWidth > window.innerWidth
@@ -27,7 +27,7 @@ def look(file: Path) -> None:
         return
     from playwright.sync_api import sync_playwright
 
-    asked, said, light = [], [], {}
+    asked, said = [], []
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         for width in (1200, 360):
@@ -39,8 +39,9 @@ def look(file: Path) -> None:
                 page.goto(file.resolve().as_uri())
                 seen = page.evaluate(SEEN)
                 assert not seen["wider"], (file, width)
-                light[scheme] = [sum(map(int, seen[name][4:-1].split(","))) for name in ("paper", "ink")]
+                colours = [sum(map(int, seen[name][4:-1].split(","))) for name in ("paper", "ink")]  # 0 to 765
+                dark, bright = sorted(colours)
+                assert dark < 150 and bright > 600 and (colours[0] == dark) == (scheme == "dark"), (file, scheme)
                 page.close()
         browser.close()
     assert not said and all(url.startswith(("file:", "data:")) for url in asked), (said, asked)
-    assert light["light"][0] > 600 > 150 > light["light"][1] and light["dark"][0] < 150 < 600 < light["dark"][1]

@@ -77,7 +77,8 @@ def test_nothing_to_train_ends_with_1(tmp_path):
 def test_train_stop_resume_reload(tmp_path, recipe):
     """A run killed after its checkpoint goes on to the weights of a run that was left alone; plain PEFT reads them."""
     kind = {"dpo_pairs.py": "pairs", "chat_sharegpt.py": "chat"}.get(recipe, "")
-    flags = ["--max_steps", "10", "--eval_suite", "none", "--dataset", few.rows(tmp_path / "few", kind)]
+    data = few.rows(tmp_path / "rows_in_a_folder_whose_name_is_wider_than_a_phone", kind)
+    flags = ["--max_steps", "10", "--eval_suite", "none", "--dataset", data]
     whole = run("--output_dir", tmp_path / "whole", *flags, recipe=recipe)
     assert whole.returncode == 0, whole.stderr[-3000:]
     report = json.loads((tmp_path / "whole" / "report.json").read_text())
