@@ -3,6 +3,16 @@
 from typing import Any
 
 NAME = "documents"  # as transformers knows it
+# Types of models (config.model_type) that have forwards of Unsloth's own on a GPU.
+UNSLOTH_FORWARDS = {"llama", "mistral", "gemma", "gemma2", "qwen2", "qwen3"}
+
+
+def one_row(model: Any) -> bool:
+    """Whether the bins of a packed batch have to stand in one row: Unsloth's own forwards (Llama, Mistral, Qwen, Gemma,
+    ... on a GPU) find documents by their positions in a batch of one row alone, and are plain causal in any other.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return type(base.base_model).forward.__module__.startswith("unsloth.")
 
 
 def by_document(model: Any) -> bool:

@@ -3,24 +3,32 @@
 from dataclasses import dataclass
 from typing import Any
 
+from common import attention
 from common.masking import IGNORE
 
 
 @dataclass
 class PackedCollator:
-    """Bins (rows of packing.packed) as one batch, a bin a row, padded to the longest.
+    """Bins (rows of packing.packed) as one batch: a bin a row, padded to the longest, or all of them in one row.
 
     There is no attention mask: with one, or with a key-value cache, documents of a bin would see each other
     (transformers tells them apart by positions that begin at 0, and only then). Each padding position is 0, so that
     padding is many documents of its own. The first token of a document is never a label: what stands before it is
     another document.
+
+    Args:
+        one_row: join the bins, as `attention.one_row` says.
     """
 
     pad_token_id: int
+    one_row: bool = False
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         import torch
 
+        if self.one_row:
+            names = ("input_ids", "labels", "seq_lengths")
+            rows = [{name: [value for row in rows for value in row[name]] for name in names}]
         width = max(len(row["input_ids"]) for row in rows)
         ids_BT = torch.full((len(rows), width), self.pad_token_id)
         labels_BT = torch.full((len(rows), width), IGNORE)
@@ -33,6 +41,11 @@ class PackedCollator:
             positions_BT[place, :length] = starts
         labels_BT[positions_BT == 0] = IGNORE
         return {"input_ids": ids_BT, "labels": labels_BT, "position_ids": positions_BT}
+
+
+def collator(model: Any, tokenizer: Any) -> PackedCollator:
+    """The collator of packed rows for a model: bins in one row where its attention needs that to part documents."""
+    return PackedCollator(tokenizer.pad_token_id or 0, attention.one_row(model))
 
 
 def real(batch: dict[str, Any]) -> Any:

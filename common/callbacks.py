@@ -15,6 +15,8 @@ from common.generation import Samples
 from common.masking import IGNORE
 from common.meter import Meter
 
+HALVINGS = 16  # of a float16 run's loss scale of 65,536, after which it is 1
+
 
 def tokens_of(inputs: dict[str, Any]) -> torch.Tensor:
     """float64 (): tokens of a batch that train."""
@@ -97,8 +99,8 @@ class Measure(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         self.meter.begin(state.global_step, state.max_steps)
 
-    def on_step_end(self, args, state, control, **kwargs):
-        self.meter.step(state.global_step)
+    def on_step_end(self, args, state, control, optimizer=None, **kwargs):
+        self.meter.step(state.global_step, optimizer.step_was_skipped)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         logs = logs or {}
@@ -115,8 +117,10 @@ class Watchdog(TrainerCallback):
 
     Before training, where virtual tokens stand in front of each row: label smoothing, which transformers would hold
     against the labels of other places, noise on embeddings that it does not find, and rows that would run past learnt
-    positions are refused.
+    positions are refused; with prefixes, activation checkpointing, too.
     """
+
+    overflows = 0  # logs in a row with a gradient norm that is no number
 
     def on_init_end(self, args, state, control, model: Any = None, **kwargs):
         methods = getattr(model, "peft_config", {}).values()
@@ -131,6 +135,11 @@ class Watchdog(TrainerCallback):
                 "--sft neftune_noise_alpha: behind virtual tokens transformers does not find the embeddings of a "
                 f"{type(model.base_model).__name__}. Leave it out, or use lora_alpaca"
             )
+        if args.gradient_checkpointing and any(method.peft_type == "PREFIX_TUNING" for method in methods):
+            raise UserError(
+                "--sft gradient_checkpointing: transformers leaves prefixes out where it recomputes a layer. Leave it "
+                "out, or use lora_alpaca"
+            )
         limit = learnt_positions(model) if virtual else None
         if limit is not None and args.max_length + virtual > limit:
             raise UserError(
@@ -140,8 +149,11 @@ class Watchdog(TrainerCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         logs = logs or {}
+        self.overflows = 0 if math.isfinite(float(logs.get("grad_norm", 0.0))) else self.overflows + 1
         for name in ("loss", "grad_norm"):
-            if not math.isfinite(float(logs.get(name, 0.0))):
+            # float16 scales its loss and leaves a step out where a gradient overflows, with half the scale after it.
+            allowed = HALVINGS if args.fp16 and name == "grad_norm" else 0
+            if not math.isfinite(float(logs.get(name, 0.0))) and self.overflows > allowed:
                 raise Refused(
                     f"{name} is {logs[name]} at step {state.global_step}: training has diverged. Lower --learning_rate "
                     f"(now {args.learning_rate:g}), or lengthen the warm-up; checkpoints in {args.output_dir} are kept"

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from common import rendering
+from common import models, rendering
 from common.cli import UserError
 from common.decoding import Decoding, Halt, Noise
 from common.streaming import Pieces, Tokens, before_stop, in_thread
@@ -52,7 +52,7 @@ class Samples:
 
     def take(self, when: str, model: Any) -> None:
         """Keep the model's answers as `before` or `after`."""
-        for row, answer in zip(self.rows, self.answers(model), strict=True):
+        for row, answer in zip(self.rows, self.answers(models.unwrapped(model)), strict=True):
             row[when] = answer
 
 
@@ -88,7 +88,7 @@ def generate(
 
     Prompts of like length are answered together, padded on the left. An answer is that of its prompt alone: what
     rounding may change is said at `decoding.Noise`. With virtual tokens before the prompt (prompt tuning) only prompts
-    of equal length go together. The model is left in the mode (training or not) it was in.
+    of equal length go together. The model is left as it was: training or not, checkpointing or not.
 
     Raises:
         UserError: a prompt leaves no room for an answer in the positions that the model has.
@@ -190,15 +190,15 @@ def _answering(model: Any, tokenizer: Any, stop: Ends) -> Iterator[None]:
     from transformers import GenerationConfig
 
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    was_training, was_config = model.training, base.generation_config
+    was_config = base.generation_config
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     base.generation_config = GenerationConfig(pad_token_id=pad, eos_token_id=sorted(stop.ids))
-    model.eval()
     try:
-        yield
+        with models.flags_kept(model):
+            model.eval()
+            yield
     finally:
         base.generation_config = was_config
-        model.train(was_training)
 
 
 def _run(

@@ -29,7 +29,7 @@ class Meter:
         self.evaluations: list[list[float]] = []
         self.seconds = self.seconds_to_first_step = self.waited = 0.0
         self.positions = self.tokens = self.trained = 0
-        self.steps = self.max_steps = self._steps_here = 0
+        self.steps = self.max_steps = self.skipped = self._steps_here = 0
         self._next_line, self._warned, self._ended = 0.0, False, False
         self._bar: Any = None
 
@@ -48,9 +48,10 @@ class Meter:
             self.tokens += int(real(batch).sum())
             self.trained += int((batch["labels"] != IGNORE).sum())
 
-    def step(self, step: int) -> None:
-        """The optimiser has made a step."""
+    def step(self, step: int, skipped: bool = False) -> None:
+        """The optimizer has made a step, or has left it out for a gradient that float16 could not hold."""
         self.steps, self._steps_here = step, self._steps_here + 1
+        self.skipped += skipped
         self.seconds = time.monotonic() - self._begun
         if not self.seconds_to_first_step:
             self.seconds_to_first_step = time.time() - psutil.Process().create_time()
@@ -92,6 +93,8 @@ class Meter:
     def end(self) -> None:
         self.peak.stop()
         self._bar.close()
+        if self.skipped:
+            self._say(f"{self.skipped} of {self._steps_here} steps changed no weight: a gradient overflowed float16")
         self._ended = True
 
     @property
@@ -104,7 +107,7 @@ class Meter:
         before = next((value for step, value in self.evaluations if step == 0), None)
         return before, self.evaluations[-1][1] if self._ended and self.evaluations else None
 
-    def measured(self) -> dict[str, float]:
+    def measured(self) -> dict[str, Any]:
         """The `measured` fields of report.json; the seconds of training hold its evaluations."""
         seconds = max(self.seconds, 1e-9)
         return {
@@ -115,7 +118,7 @@ class Meter:
             "trained_tokens": self.trained,
             "data_wait_share": self.waited / seconds,
             "seconds_to_first_step": self.seconds_to_first_step,
-        }
+        } | ({"skipped_steps": self.skipped} if self.skipped else {})
 
     def _say(self, text: str) -> None:
         if self._bar is not None and not self._bar.disable:

@@ -1,6 +1,9 @@
-"""Models and tokenizers: loaded through Unsloth, in the precision that suits the device."""
+"""Models and tokenizers: loaded through Unsloth or transformers, in the precision that suits the device."""
 
+import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +15,20 @@ WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.b
 BUNDLED = {"pocket": "model", "pocket_teacher": "teacher"}  # name of --model -> its folder
 
 
-def locate(name: str) -> str:
+def locate(name: str, max_length: int | None = None) -> str:
     """The folder or Hub name behind `--model`, checked before anything heavy is imported.
 
+    Args:
+        max_length: tokens that the model must take in; looked up in a local folder's config.
+
     Raises:
-        UserError: a local folder lacks config, weights or tokenizer; or the name is neither folder nor Hub name.
+        UserError: a local folder lacks config, weights or tokenizer; or the name is neither folder nor Hub name; or
+            the model takes fewer tokens than max_length.
     """
     if name in BUNDLED:
-        return str(POCKET / BUNDLED[name])
+        place = str(POCKET / BUNDLED[name])
+        _check_length(name, json.loads(Path(place, "config.json").read_text(encoding="utf-8")), max_length)
+        return place
     path = Path(name)
     if not path.exists():
         if name.count("/") != 1 or name.startswith((".", "/", "~")):
@@ -37,7 +46,25 @@ def locate(name: str) -> str:
         missing.append("a tokenizer (tokenizer.json)")
     if missing:
         raise UserError(f"--model {name}: the folder has no " + " and no ".join(missing))
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"--model {name}: config.json cannot be read: {error}") from error
+    _check_length(name, config, max_length)
     return str(path)
+
+
+def _check_length(name: str, config: dict[str, Any], max_length: int | None) -> int | None:
+    """The tokens that a model takes by its config, which must be at least max_length; None where it names no limit.
+
+    Read before the model is loaded: Unsloth stretches the positions of a model to what is asked for (linear RoPE
+    scaling), after which nothing tells that another model trains than the one that is served.
+    """
+    config = config.get("text_config") or config
+    limit = config.get("max_position_embeddings", config.get("n_positions"))
+    if max_length is not None and isinstance(limit, int) and limit < max_length:
+        raise UserError(f"--max_length {max_length}: {name} takes {limit} tokens at most")
+    return limit if isinstance(limit, int) else None
 
 
 def dtype() -> Any:
@@ -89,42 +116,86 @@ def device() -> str:
     return f"CPU, {torch.get_num_threads()} threads"
 
 
-def load(name: str, max_length: int, four_bit: bool = False, full: bool = False) -> tuple[Any, Any]:
-    """A causal language model and its tokenizer, loaded by Unsloth.
+def load(name: str, max_length: int, four_bit: bool = False, full: bool = False, fast: bool = True) -> tuple[Any, Any]:
+    """A causal language model and its tokenizer, on this machine's device.
 
     Args:
         name: what `locate` takes.
         max_length: tokens that the model must take in.
-        four_bit: weights in NF4 with double quantisation; compute stays in `dtype`.
+        four_bit: weights in NF4 with double quantization; compute stays in `dtype`.
         full: all weights are to train.
+        fast: load through Unsloth, for its kernels. Not for methods that act where its forwards do not look (virtual
+            tokens, hooks on layers): on a GPU it replaces PEFT's forward, for all models of the process, by one that
+            passes virtual tokens over, and it decodes without calling the layers.
 
     Raises:
         UserError: the model cannot be loaded, has no end token, or takes fewer tokens than max_length.
     """
-    from unsloth import FastLanguageModel  # noqa: I001  first: it patches transformers
+    import unsloth  # noqa: F401  first: it patches transformers
+    from transformers import AutoConfig, AutoTokenizer
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     use_all_cores()
     place = locate(name)
     try:
-        model, tokenizer = FastLanguageModel.from_pretrained(
-            model_name=place,
-            max_seq_length=max_length,
-            dtype=dtype(),
-            load_in_4bit=four_bit,
-            full_finetuning=full,
-            use_gradient_checkpointing=False,
-        )
+        config = AutoConfig.from_pretrained(place, trust_remote_code=False)
+        limit = _check_length(name, config.to_dict(), max_length)
+        if fast:
+            model, tokenizer = _load_by_unsloth(place, limit or max_length, four_bit, full)
+        else:
+            model, tokenizer = load_plain(name, four_bit), AutoTokenizer.from_pretrained(place, trust_remote_code=False)
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"--model {name} cannot be loaded: {error}") from error
     tokenizers.check(tokenizer, f"--model {name}")
     for line in tokenizers.problems(tokenizer, Path(place)):
         print(f"tokenizer of {name}: {line}")
-    limit = getattr(model.config, "max_position_embeddings", None)
-    if limit is not None and limit < max_length:
-        raise UserError(f"--max_length {max_length}: {name} takes {limit} tokens at most")
     return model, tokenizer
+
+
+def _load_by_unsloth(place: str, limit: int, four_bit: bool, full: bool) -> tuple[Any, Any]:
+    from unsloth import FastLanguageModel
+
+    # max_seq_length is the model's own limit, not --max_length: Unsloth cuts every input to it, those of lm-eval and of
+    # a long prompt, too. It costs a table of sines; caches grow as they are needed.
+    return FastLanguageModel.from_pretrained(
+        model_name=place,
+        max_seq_length=limit,
+        dtype=dtype(),
+        load_in_4bit=four_bit,
+        full_finetuning=full,
+        use_gradient_checkpointing=False,
+    )
+
+
+@contextmanager
+def flags_kept(model: Any) -> Iterator[None]:
+    """Training mode and activation checkpointing of every module are afterwards what they were.
+
+    Unsloth's `generate` turns checkpointing off and, for a model in evaluation mode, leaves it off: the rest of a run
+    would keep all its activations.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    checkpoints = [
+        (module, module.gradient_checkpointing)
+        for module in model.modules()
+        if hasattr(module, "gradient_checkpointing")
+    ]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for module, on in checkpoints:
+            module.gradient_checkpointing = on
+
+
+def unwrapped(model: Any) -> Any:
+    """The model without the autocast that accelerate has put around its forward: it computes as it will be served."""
+    original = vars(model).pop("_original_forward", None)
+    if original is not None:
+        model.forward = original
+    return model
 
 
 def save(model: Any, tokenizer: Any, folder: str | Path) -> None:
@@ -202,19 +273,31 @@ def world_size() -> int:
     return found
 
 
-def load_plain(name: str) -> Any:
-    """A causal language model to answer with, on this machine's device, by transformers alone.
+def load_plain(name: str, four_bit: bool = False) -> Any:
+    """A causal language model on this machine's device, by transformers alone.
+
+    Args:
+        four_bit: weights in NF4 with double quantization; compute stays in `dtype`.
 
     Raises:
         UserError: it is not there or cannot be loaded.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype(),
+    )
+    device, bits = "cuda" if torch.cuda.is_available() else "cpu", " in 4 bits" if four_bit else ""
+    # bitsandbytes quantizes where it loads
+    given = dict(quantization_config=quantization, device_map={"": device}) if four_bit else {}
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(locate(name), dtype=dtype())
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"--model {name} cannot be loaded: {error}") from error
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        model: Any = AutoModelForCausalLM.from_pretrained(locate(name), dtype=dtype(), trust_remote_code=False, **given)
+        return (model if four_bit else model.to(device)).eval()
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        raise UserError(f"--model {name} cannot be loaded{bits}: {error}") from error

@@ -59,7 +59,7 @@ class Target:
 @contextmanager
 def planned(target: Target) -> Iterator[None]:
     """Inside, recipes get models without weights, and their forecast raises Planned."""
-    from common import checks, forecast, models, trainers
+    from common import attention, checks, forecast, models, trainers
 
     asked: dict[str, str] = {}
     loaded: list[weakref.ref[Any]] = []
@@ -88,6 +88,7 @@ def planned(target: Target) -> Iterator[None]:
             (models, "precision", lambda: {"bf16": False, "fp16": False}),  # there is nothing to compute
             (models, "mixed_precision", lambda: "no"),
             (models, "checkpointing", lambda: "unsloth" if target.gpu else False),
+            (attention, "one_row", lambda model: target.gpu and model.config.model_type in attention.UNSLOTH_FORWARDS),
             (checks, "isolation", lambda trainer: 0.0),
             (forecast, "rehearse", rehearse),
             (forecast, "rehearse_loop", rehearse_loop),

@@ -151,12 +151,15 @@ class Placed:
 
     def __init__(self, collate: Any, targets: Targets | Nothing):
         self.collate, self.targets = collate, targets
+        self.one_row = getattr(collate, "one_row", False)
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         batch = self.collate(rows)
         batch["places"] = torch.full_like(batch["input_ids"], -1)
-        for line, row in enumerate(rows):
-            at = 0
+        line, at = 0, 0
+        for number, row in enumerate(rows):
+            if not self.one_row:
+                line, at = number, 0
             for ids, labels in documents([row]):
                 trains = numpy.flatnonzero(labels[1:] != IGNORE) + 1
                 start = self.targets.start(ids, labels)  # held-out rows have none

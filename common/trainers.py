@@ -7,7 +7,7 @@ from typing import Any
 
 from common.rehearsal import Actor
 from common.sampling import lengths_of
-from common.workload import Workload, evaluations, sequences_of
+from common.workload import Workload, evaluations, joins, sequences_of
 
 
 def candidates(trainer: Any, find_batch_size: bool) -> list[int]:
@@ -104,9 +104,12 @@ def evaluated(trainer: Any, workload: Workload) -> int:
     if trainer.eval_dataset is None:
         return 0
     lengths, size = lengths_of(trainer.eval_dataset), trainer.args.eval_batch_size
-    starts = numpy.arange(0, len(lengths), size)
-    widths = numpy.maximum.reduceat(lengths, starts)
-    positions = int(widths @ numpy.diff(starts, append=len(lengths))) * sequences_of(trainer.eval_dataset)
+    if joins(trainer.data_collator):
+        positions = int(lengths.sum())
+    else:
+        starts = numpy.arange(0, len(lengths), size)
+        widths = numpy.maximum.reduceat(lengths, starts)
+        positions = int(widths @ numpy.diff(starts, append=len(lengths))) * sequences_of(trainer.eval_dataset)
     return evaluations(trainer.args, workload) * positions // trainer.args.world_size
 
 

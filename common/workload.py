@@ -77,7 +77,7 @@ def of_loader(
     """
     import numpy
 
-    lengths = lengths_of(dataset)
+    lengths, one_row = lengths_of(dataset), joins(loader.collate_fn)
     per_epoch = -(-len(loader) // accumulation)
     steps = max_steps if max_steps > 0 else -int(-(epochs * per_epoch) // 1)
     rows, widths, members, starts, left = [], [], None, None, steps
@@ -87,10 +87,11 @@ def of_loader(
         batches = [numpy.asarray(batch, dtype=numpy.int64) for batch in loader.batch_sampler]
         edges = numpy.cumsum([0, *(len(batch) for batch in batches)])
         flat = numpy.concatenate(batches)
-        widest = numpy.maximum.reduceat(lengths[flat], edges[:-1])
+        # Padded to the longest row, or joined into one row (batches.PackedCollator).
+        widest = (numpy.add if one_row else numpy.maximum).reduceat(lengths[flat], edges[:-1])
         take = min(len(batches), left * accumulation)
         left -= min(left, per_epoch)
-        rows.append(numpy.diff(edges)[:take] * sequences)
+        rows.append((numpy.ones(take, numpy.int64) if one_row else numpy.diff(edges)[:take]) * sequences)
         widths.append((-(-widest // multiple) * multiple)[:take])
         place = int(numpy.lexsort((widths[-1], rows[-1] * widths[-1]))[-1])
         size = int(rows[-1][place] * widths[-1][place]), int(widths[-1][place])
@@ -111,6 +112,11 @@ def of_loader(
         dataset,
         sequences,
     )
+
+
+def joins(collate: Any) -> bool:
+    """Whether a collator makes one row of all the rows of a batch."""
+    return getattr(collate, "one_row", False)
 
 
 def sequences_of(dataset: Any) -> int:

@@ -124,17 +124,16 @@ def score(
     from lm_eval.tasks import TaskManager
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    was_training = model.training
     tracker = EvaluationTracker(output_path=str(folder))
-    memory = in_memory(model, tokenizer, settings.batch_size)
-    results: Any = simple_evaluate(
-        model=memory,
-        tasks=tasks,
-        task_manager=TaskManager(include_path=str(TASKS), include_defaults=False),
-        evaluation_tracker=tracker,
-        **_words(settings),
-    )
-    model.train(was_training)
+    memory = in_memory(models.unwrapped(model), tokenizer, settings.batch_size)
+    with models.flags_kept(model):
+        results: Any = simple_evaluate(
+            model=memory,
+            tasks=tasks,
+            task_manager=TaskManager(include_path=str(TASKS), include_defaults=False),
+            evaluation_tracker=tracker,
+            **_words(settings),
+        )
     assert results is not None  # only a second process gets None
     samples = results.pop("samples")
     if first_process():
@@ -230,6 +229,7 @@ def command(
     """The plain lm_eval command for the same scores; None where nothing was scored, or it cannot load the model."""
     if not tasks or model is None:
         return None
-    place = f"pretrained={model},dtype={str(dtype).removeprefix('torch.')}" + (f",peft={adapter}" if adapter else "")
+    kinds = f"dtype={str(dtype).removeprefix('torch.')},softmax_dtype=float32"
+    place = f"pretrained={model},{kinds}" + (f",peft={adapter}" if adapter else "")
     where = f"--include_path {TASKS} --tasks {','.join(tasks)}"
     return f"lm_eval run --model hf --model_args {place} {where} --batch_size {batch_size}"

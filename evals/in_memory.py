@@ -54,4 +54,5 @@ def in_memory(model: Any, tokenizer: Any, batch_size: int) -> Any:
                     answers[place] = answer
             return answers
 
-    return InMemory(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+    # Likelihoods in float32 whatever the model computes in: of bfloat16 logits they have two or three digits.
+    return InMemory(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, softmax_dtype="float32")

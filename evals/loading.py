@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 from common import adapted, models, tokenizers
-from common.cli import UserError
 
 
 class Loaded:
@@ -52,7 +51,7 @@ class Loaded:
         Args:
             keep: where to save the quantised base, as transformers loads it again bit for bit; "": nowhere.
         """
-        model = _in_four_bits(self.place) if self.four_bit else models.load_plain(self.place)
+        model = models.load_plain(self.place, self.four_bit)
         if keep:  # now: an adapter puts itself between the base's weights and their names
             model.save_pretrained(keep)
             tokenizers.load(self.place)[0].save_pretrained(keep)
@@ -73,7 +72,7 @@ class Loaded:
         if self.ours or (self.four_bit and not model_folder):
             return None
         dtype = str(models.dtype()).removeprefix("torch.")
-        words = f"pretrained={model_folder or _absolute(self.place)},dtype={dtype}"
+        words = f"pretrained={model_folder or _absolute(self.place)},dtype={dtype},softmax_dtype=float32"
         if self.folder:
             words += f",peft={_absolute(self.folder)}"
         return words + (f",tokenizer={_absolute(self.folder)}" if self.own_tokenizer else "")
@@ -82,20 +81,3 @@ class Loaded:
 def _absolute(place: str) -> str:
     """A folder's whole path, as a command may be run elsewhere; a Hub name as it is."""
     return str(Path(place).resolve()) if Path(place).exists() else place
-
-
-def _in_four_bits(place: str) -> Any:
-    import torch
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    dtype = models.dtype()
-    settings = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
-    )
-    device = {"": 0} if torch.cuda.is_available() else {"": "cpu"}
-    try:
-        return AutoModelForCausalLM.from_pretrained(place, dtype=dtype, quantization_config=settings, device_map=device)
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
-        raise UserError(f"--model {place} cannot be loaded in 4 bits: {error}") from error

@@ -37,7 +37,7 @@ def main(args: Args) -> dict:
     from common import checks, data, forecast, loading, masking, mix, models, report, sampling, templates
     from evals import harness
 
-    models.locate(args.model)
+    models.locate(args.model, args.max_length)
     tasks = harness.suite_for(args.eval_suite, args.dataset)
     folder = cli.fresh_folder(args.output_dir, args.overwrite, marker="report.json")
     sides = data.load(args.dataset, seed=args.seed)
@@ -50,8 +50,8 @@ def main(args: Args) -> dict:
     overrides = cli.overrides(args.sft, SFTConfig, written=set(vars(args)))
     checkpoint = checks.continues(folder, vars(args), args.resume, args.overwrite)
 
-    # Model: the base in the precision of the device.
-    model, tokenizer = models.load(args.model, args.max_length)
+    # Model: the base in the precision of the device. Not by Unsloth, whose decoding on a GPU passes the layers by.
+    model, tokenizer = models.load(args.model, args.max_length, fast=False)
 
     # Data: rows -> ids and labels, with every row that is lost counted.
     template = templates.ALPACA

@@ -44,7 +44,7 @@ def main(args: Args) -> dict:
     from common import batches, checks, data, forecast, loading, masking, mix, models, packing, report, templates
     from evals import harness
 
-    models.locate(args.model)
+    models.locate(args.model, args.max_length)
     tasks = harness.suite_for(args.eval_suite, args.dataset)
     folder = cli.fresh_folder(args.output_dir, args.overwrite, marker="report.json")
     sides = data.load(args.dataset, seed=args.seed)
@@ -121,7 +121,7 @@ def main(args: Args) -> dict:
         processing_class=tokenizer,
         train_dataset=train,
         eval_dataset=held_out if len(held_out) else None,
-        data_collator=batches.PackedCollator(tokenizer.pad_token_id or 0) if args.packing else None,
+        data_collator=batches.collator(model, tokenizer) if args.packing else None,
         args=SFTConfig(**{**config, **overrides}),
         callbacks=[callbacks.Watchdog(), callbacks.ShowSamples(samples)],
     )

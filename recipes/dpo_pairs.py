@@ -42,7 +42,7 @@ def main(args: Args) -> dict:
     from common import alignment, checks, forecast, loading, mix, models, pairs, preference, report, sampling, templates
     from evals import harness
 
-    place = models.locate(args.model)
+    place = models.locate(args.model, args.max_length)
     if args.adapter != "none":
         alignment.check_adapter(args.adapter)
     tasks = harness.suite_for(args.eval_suite, args.dataset)

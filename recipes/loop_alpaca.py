@@ -37,7 +37,7 @@ def main(args: Args) -> dict:
     from common import checks, data, forecast, loading, masking, mix, models, report, sampling, steps, templates
     from evals import harness
 
-    models.locate(args.model)
+    models.locate(args.model, args.max_length)
     tasks = harness.suite_for(args.eval_suite, args.dataset)
     folder = cli.fresh_folder(args.output_dir, args.overwrite, marker="report.json")
     sides = data.load(args.dataset, seed=args.seed)
@@ -103,7 +103,7 @@ def main(args: Args) -> dict:
     meter.begin(done, max_steps)
     for step, batches, tokens in steps.batches(accelerator, loader, order, accumulation, done, max_steps, meter):
         values = train_step(accelerator, model, optimizer, schedule, batches, tokens)
-        meter.step(step)
+        meter.step(step, accelerator.optimizer_step_was_skipped)
         if step % math.ceil(max_steps / 100) == 0:
             meter.log(step, values)
             accelerator.log(values, step)
@@ -141,7 +141,8 @@ def train_step(accelerator, model, optimizer, schedule, batches, tokens) -> dict
     norm = accelerator.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     rate = schedule.get_last_lr()[0]
-    schedule.step()
+    if not accelerator.optimizer_step_was_skipped:  # float16: the scaler found a gradient that is no number
+        schedule.step()
     optimizer.zero_grad()
     return {"loss": accelerator.reduce(loss, "sum").item(), "grad_norm": float(norm), "learning_rate": rate}
 

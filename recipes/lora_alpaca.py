@@ -38,7 +38,7 @@ def main(args: Args) -> dict:
     from common import checks, data, forecast, loading, masking, mix, models, report, sampling, templates
     from evals import harness
 
-    models.locate(args.model)
+    models.locate(args.model, args.max_length)
     tasks = harness.suite_for(args.eval_suite, args.dataset)
     folder = cli.fresh_folder(args.output_dir, args.overwrite, marker="report.json")
     sides = data.load(args.dataset, seed=args.seed)

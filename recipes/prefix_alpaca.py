@@ -37,7 +37,7 @@ def main(args: Args) -> dict:
     from common import checks, data, forecast, loading, masking, mix, models, report, sampling, templates
     from evals import harness
 
-    models.locate(args.model)
+    models.locate(args.model, args.max_length)
     tasks = harness.suite_for(args.eval_suite, args.dataset)
     folder = cli.fresh_folder(args.output_dir, args.overwrite, marker="report.json")
     sides = data.load(args.dataset, seed=args.seed)
@@ -51,8 +51,8 @@ def main(args: Args) -> dict:
     overrides = cli.overrides(args.sft, SFTConfig, written=set(vars(args)))
     checkpoint = checks.continues(folder, vars(args), args.resume, args.overwrite)
 
-    # Model: the base in the precision of the device.
-    model, tokenizer = models.load(args.model, args.max_length)
+    # Model: the base in the precision of the device. Not by Unsloth, whose forwards on a GPU pass virtual tokens by.
+    model, tokenizer = models.load(args.model, args.max_length, fast=False)
 
     # Data: rows -> ids and labels, with every row that is lost counted.
     template = templates.ALPACA
@@ -86,7 +86,7 @@ def main(args: Args) -> dict:
         per_device_train_batch_size=args.per_device_train_batch_size,
         per_device_eval_batch_size=args.per_device_train_batch_size,
         gradient_accumulation_steps=args.gradient_accumulation_steps,
-        gradient_checkpointing=bool(models.checkpointing()),
+        gradient_checkpointing=False,  # transformers drops the prefixes where it recomputes a layer
         num_train_epochs=args.num_train_epochs,
         max_steps=args.max_steps,
         learning_rate=args.learning_rate,
