@@ -20,6 +20,7 @@ from types import SimpleNamespace
 import recipe_probe
 
 GIB = 2**30
+ORIGINAL = {}  # what was replaced, by its name
 SLOW = "interpreted, a run takes minutes; test_kernels holds the two together"
 ENVIRONMENT = {
     "UNSLOTH_ALLOW_CPU": "1",  # Unsloth's own switch for its tests: it takes the CUDA branches
@@ -255,6 +256,7 @@ def take_card(dtype):
     import torch
 
     for owner, name, stand_in, _ in patches(torch, dtype):
+        ORIGINAL[name] = getattr(owner, name)
         setattr(owner, name, stand_in)
     brain = dtype != "float16"
     values = {
@@ -304,6 +306,7 @@ def run(job):
 
 
 if __name__ == "__main__":
+    sys.modules["cuda_stack"] = sys.modules["__main__"]  # for scripts that ask what was replaced
     REPLY = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     start()

@@ -1,6 +1,6 @@
 """Watches a recipe from inside its own process and writes what it saw as JSON; the recipe is run as it is.
 
-    python tests/recipe_probe.py SEEN.json recipes/lora_alpaca.py --max_steps 5 ...
+python tests/recipe_probe.py SEEN.json recipes/lora_alpaca.py --max_steps 5 ...
 """
 
 import json
@@ -84,11 +84,11 @@ def trained(model):
 
 
 def flags(model):
-    return [(module.training, vars(module).get("gradient_checkpointing")) for module in model.modules()]
+    return [(module.training, getattr(module, "gradient_checkpointing", None)) for module in model.modules()]
 
 
 def checkpointing(model):
-    return sum(bool(vars(module).get("gradient_checkpointing")) for module in model.modules())
+    return sum(bool(getattr(module, "gradient_checkpointing", None)) for module in model.modules())
 
 
 def watch(file):

@@ -18,6 +18,7 @@ BY_TRANSFORMERS = {"prefix_alpaca", "soft_prompts_alpaca", "adapters_alpaca", "s
 # Where no more is asked for, each recipe has one shape and dtype, and every shape and dtype has several recipes.
 ALL = [(recipe, shape, dtype) for recipe in RECIPES for shape in SHAPES for dtype in DTYPES]
 ONE_EACH = [(recipe, SHAPES[n % 3], DTYPES[n // 3 % 2]) for n, recipe in enumerate(RECIPES)]
+RESUMED = ("lora_alpaca", "packed_alpaca", "loop_alpaca", "prefix_alpaca")  # the ways a checkpoint is written
 CASES = ALL if os.environ.get("CUDA_BRANCHES") == "all" else ONE_EACH
 
 pytestmark = [
@@ -139,3 +140,152 @@ def test_recipe(stack, models, rows, tmp_path, recipe, shape, dtype):
     assert seen["changed_flags"] == [] and seen["calls_generate"] >= 2
     assert len(set(seen["checkpointing"])) == 1 and (seen["checkpointing"][0] > 0) == (recipe != "prefix_alpaca")
     same_logits(tmp_path, models / shape, recipe, dtype)
+
+
+def same_logits(out, base, recipe, dtype):
+    """What plain transformers and PEFT make of the saved folder is what the model in memory gave.
+
+    The bound is rounding: of float32, of float16, or of the bfloat16 in which bitsandbytes computes on a CPU.
+    """
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    from common import adapters, models
+
+    ids, kind = torch.arange(5, 45)[None], getattr(torch, dtype)
+    if (out / "run" / "model").exists():
+        model = AutoModelForCausalLM.from_pretrained(out / "run" / "model", dtype=kind)
+    elif recipe == "qlora_alpaca":
+        model = PeftModel.from_pretrained(models.load_plain(str(base), four_bit=True), out / "run" / "adapter")
+    else:
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=kind)
+        if recipe == "adapters_alpaca":
+            adapters.load(model, out / "run" / "adapter")
+        else:
+            model = PeftModel.from_pretrained(model, out / "run" / "adapter")
+    with torch.no_grad():
+        plain = model.eval()(input_ids=ids, use_cache=False).logits.float()
+    memory = torch.load(out / "seen.logits", weights_only=True)
+    bound = 0.05 if recipe == "qlora_alpaca" else 1e-4 if dtype == "float32" else 0.02
+    difference, spread = (plain - memory).abs().max().item(), plain.std().item()
+    assert difference <= bound * spread, (difference, spread)
+
+
+@pytest.mark.parametrize("recipe, shape, dtype", [case for case in CASES if case[0] in RESUMED or CASES is ALL])
+def test_resumed_is_undisturbed(stack, models, rows, tmp_path, recipe, shape, dtype):
+    """A run that lost its last checkpoint and its result ends with the weights of the run that was left alone.
+
+    On CPU tensors every sum has one order, so that the bound is 0; on a GPU, where sums of attention's backward pass
+    have none, it is rounding (benchmarks/results/gpu.json).
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    words = words_of(recipe, models / shape, rows, tmp_path)
+    assert stack.run(tmp_path, dtype, *words)[0] == 0
+    run = tmp_path / "run"
+    result = run / ("model" if (run / "model").exists() else "adapter")
+    (file,) = result.glob("*.safetensors")
+    whole = load_file(file)
+    last = max(run.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    subprocess.run(["rm", "-r", last, result, run / "report.json", run / "report.html"], check=True)
+    code, said, errors = stack.run(tmp_path, dtype, *words)
+    assert code == 0 and "going on from" in said, errors[-3000:]
+    again = load_file(file)
+    assert whole.keys() == again.keys() and all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+LONG_INPUT = """
+import sys, torch, unsloth
+from common import models
+model, tokenizer = models.load(sys.argv[1], 64)
+assert type(model.model).forward.__module__.startswith("unsloth.")
+with torch.no_grad():
+    print(tuple(model.eval()(input_ids=torch.arange(5, 205)[None]).logits.shape))
+"""
+
+LONG_ROWS = """
+import sys, unsloth
+from common import models
+from common.cli import UserError
+try:
+    model, _ = models.load(sys.argv[1], 1024)
+    print("loaded", model.config.rope_scaling, model.config.max_position_embeddings)
+except UserError as error:
+    print(error)
+"""
+
+TWO_ROWS = """
+import sys, torch, unsloth
+from common import attention, batches, models
+model, tokenizer = models.load(sys.argv[1], 64)
+assert attention.one_row(model)
+rows = [{"input_ids": [5 + n for n in range(40)], "labels": [5] * 40, "seq_lengths": [17, 23]},
+        {"input_ids": [90 + n for n in range(30)], "labels": [5] * 30, "seq_lengths": [30]}]
+batch = batches.collator(model, tokenizer)(rows)
+assert batch["input_ids"].shape == (1, 70)
+with torch.no_grad():
+    logits = model.eval()(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits[0]
+    parts = [batch["input_ids"][:, place] for place in batches.documents(batch, 0)]
+    alone = torch.cat([model(input_ids=part, use_cache=False).logits[0] for part in parts])
+print((logits - alone).abs().max().item() / alone.std().item())
+"""
+
+KERNELS = """
+import torch
+import cuda_stack
+from cuda_stack import ORIGINAL
+from unsloth.kernels import rms_layernorm, rope_embedding
+
+def difference(one, two):
+    return max((a.float() - b.float()).abs().max().item() for a, b in zip(one, two, strict=True))
+
+torch.manual_seed(0)
+for dtype, bound in ((torch.float32, 1e-5), (torch.float16, 5e-3)):
+    x, dy, w = torch.randn(3, 128, dtype=dtype), torch.randn(3, 128, dtype=dtype), torch.rand(128, dtype=dtype) + 0.5
+    for gemma in (False, True):
+        kernel = ORIGINAL["_rms_forward"](x, w, 1e-6, gemma, rms_layernorm._eager_kernel, multirow=False)
+        stand_in = cuda_stack.normalized(torch)(x, w, 1e-6, gemma)
+        assert difference(kernel, stand_in) < bound, ("forward", dtype, gemma)
+        grads = []
+        for function in (ORIGINAL["_rms_backward"], cuda_stack.normalized_backward(torch)):
+            dx = torch.empty_like(x)
+            given = (dy, dx, x, w, kernel[1], 1e-6, gemma, rms_layernorm._eager_kernel)
+            dw = function(*given, multirow=False, train_w=True)
+            grads.append((dx, dw))
+        assert difference(*grads) < 4 * bound, ("backward", dtype, gemma)
+    q, k, cos, sin = torch.randn(1, 2, 3, 64), torch.randn(1, 1, 3, 64), torch.randn(8, 64), torch.randn(8, 64)
+    q, k, places = q.to(dtype), k.to(dtype), torch.tensor([0, 1, 5], dtype=torch.int32)
+    for backward in (False, True):
+        turned = []
+        for function in (ORIGINAL["_rope_launch"], cuda_stack.rotated(torch)):
+            outs = torch.empty_like(q), torch.empty_like(k)
+            function(q, outs[0], k, outs[1], cos, sin, places, True, backward, False, rms_layernorm._eager_kernel)
+            turned.append(outs)
+        assert difference(*turned) < bound, ("rope", dtype, backward)
+print("equal")
+"""
+
+
+@pytest.mark.parametrize(
+    "script, says",
+    [
+        pytest.param(LONG_INPUT, "(1, 200, 3072)", id="inputs over max_length are not cut"),
+        pytest.param(LONG_ROWS, "takes 512 tokens at most", id="more positions than the model has are refused"),
+        pytest.param(KERNELS, "equal", id="kernels"),
+    ],
+)
+def test_scripts(stack, models, tmp_path, script, says):
+    (tmp_path / "script.py").write_text(script)
+    code, said, errors = stack.run(tmp_path, "float32", tmp_path / "script.py", models / "llama")
+    assert code == 0, errors[-3000:]
+    assert says in said.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_packed_is_unpacked(stack, models, tmp_path, shape):
+    (tmp_path / "script.py").write_text(TWO_ROWS)
+    code, said, errors = stack.run(tmp_path, "float32", tmp_path / "script.py", models / shape)
+    assert code == 0, errors[-3000:]
+    assert float(said.strip().splitlines()[-1]) < 1e-4
