@@ -10,6 +10,7 @@ import torch
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer_pt_utils import LabelSmoother
 
+from common import models
 from common.cli import Refused, UserError
 from common.generation import Samples
 from common.masking import IGNORE
@@ -43,7 +44,8 @@ def evaluate(trainer: Any) -> None:
     """The held-out loss, where there are held-out rows; the meter keeps it."""
     if trainer.eval_dataset is None:
         return
-    trainer.evaluate()
+    with models.flags_kept(trainer.model):
+        trainer.evaluate()
     if trainer.args.world_size > 1 and trainer.model_wrapped is trainer.model:
         # An evaluation before training marks the model as prepared and does not wrap it; accelerate (1.15) would leave
         # it so when training begins, and each process would train by itself.

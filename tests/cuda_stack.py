@@ -90,6 +90,7 @@ def patches(torch, dtype):
           for name, stand_in in (("get_rng_state", torch.get_rng_state), ("set_rng_state", none),
                                  ("get_rng_state_all", list), ("set_rng_state_all", none))),
         (torch.random, "fork_rng", no_rng_of_a_card(torch.random.fork_rng), "a CPU's random state is the only one"),
+        (torch.Tensor, "record_stream", none, "no streams"),
         (cuda, "Stream", Stream, "no streams"),
         (cuda, "Event", Stream, "no streams"),
         (cuda, "current_stream", one_stream, "no streams"),
@@ -106,6 +107,8 @@ def patches(torch, dtype):
         (rms_layernorm, "_rms_forward", normalized(torch), SLOW),
         (rms_layernorm, "_rms_backward", normalized_backward(torch), SLOW),
         (rope_embedding, "_rope_launch", rotated(torch), SLOW),
+        (utils, "_USE_NF4_KERNELS", False, "4-bit weights are those of bitsandbytes' CPU kernels, below"),
+        (utils, "_BNB_GEMM_4BIT", False, "4-bit weights are those of bitsandbytes' CPU kernels, below"),
         (utils, "_fast_dequantize_bnb", dequantized(bitsandbytes.functional), "bitsandbytes' CPU kernel, not CUDA's"),
         (utils, "_fast_gemv_bnb", multiplied(bitsandbytes.functional), "bitsandbytes' CPU kernel, not CUDA's"),
     ]  # fmt: skip
@@ -226,8 +229,6 @@ def cpu_mode(torch):
                 kwargs.pop("pin_memory")
             if name in ("cuda", "pin_memory"):
                 return args[0]
-            if name == "record_stream":
-                return None
             if name == "to" and len(args) > 1:
                 args = (args[0], "cpu" if type(args[1]) is int else cpu(args[1]), *args[2:])
             return function(*args, **kwargs)
