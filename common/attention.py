@@ -21,7 +21,8 @@ def by_document(model: Any) -> bool:
     With its own sdpa attention, transformers makes a mask of T x T for each bin of T tokens and computes every product
     in it, of which only those inside documents are used. Here time and memory are those of the documents alone.
     Batches with a mask or a key-value cache, and layers with a window, are computed as before. On a GPU nothing is
-    changed: flash and xformers attention know documents.
+    changed: sdpa attention tells documents apart by positions that begin anew; flash attention and Unsloth's own do so
+    in a batch of one row only.
 
     Returns:
         Whether it attends by document now. A model that does not compute with it what it computes with sdpa is left as
@@ -45,7 +46,7 @@ def by_document(model: Any) -> bool:
         model.train(training)
     difference = (expected - found).abs().max().item()
     if difference <= 1e-4 * expected.std().item():
-        return True
+        return model.config._attn_implementation == NAME  # not where the model knows no other attention than its own
     model.set_attn_implementation(before)
     print(
         f"packing: {type(model).__name__} keeps {before} attention (by document, a logit differs by {difference:.1g})"
@@ -77,9 +78,10 @@ def _attend(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, 
     import torch
     from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
-    if attention_mask is not None or query.shape[2] != key.shape[2]:
+    positions = given.get("position_ids")  # some models do not pass them on
+    if attention_mask is not None or positions is None or query.shape[2] != key.shape[2]:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **given)
-    positions_BT = given["position_ids"].expand(len(query), -1)
+    positions_BT = positions.expand(len(query), -1)
     rows = []
     for row, places in enumerate(_pieces(positions_BT)):
         sizes = [size for size, _ in places]

@@ -60,7 +60,11 @@ def real(batch: dict[str, Any]) -> Any:
 
 
 def documents(batch: dict[str, Any], row: int) -> list[slice]:
-    """Where the documents of one row of a packed batch stand; padding is left out."""
-    kept = int(real(batch)[row].sum())
-    starts = (batch["position_ids"][row, :kept] == 0).nonzero().flatten().tolist()
-    return [slice(start, end) for start, end in zip(starts, [*starts[1:], kept], strict=True)]
+    """Where the documents of one row of a packed batch stand.
+
+    Padding is left out, and so are documents of one token, which look like it and train nothing.
+    """
+    positions_T = batch["position_ids"][row]
+    starts = (positions_T == 0).nonzero().flatten().tolist()
+    ends = [*starts[1:], len(positions_T)]
+    return [slice(start, end) for start, end in zip(starts, ends, strict=True) if end - start > 1]

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from common import loading
-from common.batches import documents, real
+from common.batches import real
 from common.cli import Refused, UserError, first_process
+from common.isolation import isolation as isolation
 from common.masking import IGNORE, Counts, show
 from common.models import world_size
 
@@ -73,47 +74,6 @@ def first_batch(loader: Iterable[dict[str, Any]], tokenizer: Any, debug_batches:
     print(f"First batch {shape}: row 1 has {len(keep)} tokens, of which these {trained} train:")
     _print_marked(view)
     return view
-
-
-def isolation(trainer: Any, rows: int = 2) -> float:
-    """Prove on the trainer's own first packed batch, with its own attention, that no document sees another.
-
-    Each document of the first `rows` bins is run alone, too, and must get the same logits.
-
-    Returns:
-        The largest difference of a logit.
-
-    Raises:
-        Refused: it is over what rounding gives. Documents that see each other differ by about the logits' spread.
-    """
-    import torch
-
-    model, batch = trainer.model, next(iter(trainer.get_train_dataloader()))
-    batch = {name: value[:rows].to(model.device) for name, value in batch.items()}
-    was_training = model.training
-    model.eval()
-    worst = spread = 0.0
-    try:
-        with torch.no_grad(), trainer.compute_loss_context_manager():
-            together_BTV = model(**{**batch, "labels": None}, use_cache=False).logits.float()
-            for row in range(len(batch["input_ids"])):
-                for place in documents(batch, row):
-                    alone_TV = (
-                        model(input_ids=batch["input_ids"][row : row + 1, place], use_cache=False).logits[0].float()
-                    )
-                    worst = max(worst, (together_BTV[row, place] - alone_TV).abs().max().item())
-                    spread = max(spread, alone_TV.std().item())
-    finally:
-        model.train(was_training)
-    bound = (1e-4 if model.dtype == torch.float32 else 0.1) * spread  # half precision differs by rounding
-    attention = model.config._attn_implementation
-    if worst > bound:
-        raise Refused(
-            f"packed rows see each other with {attention} attention: a logit differs by {worst:.2g} from the row "
-            f"alone, {bound:.2g} is allowed. Train unpacked, or choose another attention"
-        )
-    print(f"packing: documents of the first batch are apart with {attention} attention (logits differ by {worst:.1e})")
-    return worst
 
 
 def _print_marked(view: list[list]) -> None:
