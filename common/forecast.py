@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from common import fits, memory, trainers
-from common.cli import Refused, UserError, first_process
+from common.cli import Refused, first_process
 from common.masking import IGNORE
 from common.rehearsal import Actor, OutOfMemory, guarded, worst
 from common.rehearsal import rehearse as steps
@@ -87,11 +87,8 @@ def rehearse(trainer: Any, find_batch_size: bool = False) -> Forecast:
 
     Raises:
         Refused: the longest batch does not fit; names it, and what would.
-        UserError: find_batch_size with DeepSpeed, which keeps sizes of its own.
     """
     args = trainer.args
-    if find_batch_size and trainer.is_deepspeed_enabled:
-        raise UserError("--find_batch_size: DeepSpeed keeps its own batch sizes; set per_device_train_batch_size")
     asked, expected, problem = args.per_device_train_batch_size, None, ""
     for size in trainers.candidates(trainer, find_batch_size):
         if size != args.per_device_train_batch_size:
