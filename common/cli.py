@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-
 # Ways to cut a model over GPUs: name, variable of `accelerate launch`, fields of TrainingArguments.
 SHARDING = (
     ("FSDP", "ACCELERATE_USE_FSDP", ("fsdp", "fsdp_config")),
@@ -53,7 +52,7 @@ def run(main: Callable[[Any], Any], args_class: type, argv: list[str] | None = N
 
 
 def _refuse_sharding(args: dict[str, Any]) -> None:
-    """Refuse FSDP and DeepSpeed, by the variables that `accelerate launch` sets and by the fields of a trainer's config.
+    """Refuse FSDP and DeepSpeed, by what `accelerate launch` sets and by the fields of a trainer's config.
 
     The model is loaded, forecast and sampled from whole in every process; that has not been written for slices of it.
 
