@@ -104,7 +104,7 @@ def _steps(actor: Actor, workload: Workload, peak: memory.Peak) -> Measured:
     import torch
 
     timed: list[tuple[int, float]] = []
-    optimizer = actor.optimizer()
+    optimizer = _unpaged(actor.optimizer())
     try:
         usual = actor.collate(workload.at(0.5))
         _timed(actor.step, usual)
@@ -112,6 +112,12 @@ def _steps(actor: Actor, workload: Workload, peak: memory.Peak) -> Measured:
         if actor.accumulation == 1:
             actor.model.zero_grad(set_to_none=True)
         longest = actor.collate(workload.longest)
+        if (
+            torch.cuda.is_available()
+        ):  # the first time at a new size compiles and chooses kernels, which training pays once
+            actor.step(longest)
+            if actor.accumulation == 1:
+                actor.model.zero_grad(set_to_none=True)
         timed.append((longest["input_ids"].numel(), _timed(actor.step, longest)))
         update = _update(optimizer)
         actor.model.zero_grad(set_to_none=True)
@@ -128,6 +134,14 @@ def _steps(actor: Actor, workload: Workload, peak: memory.Peak) -> Measured:
         return Measured(peak.bytes, sum(value.nbytes for value in states), base, rate, update, evaluated)
     finally:
         optimizer.state.clear()
+
+
+def _unpaged(optimizer: Any) -> Any:
+    """An optimizer whose states will lie where torch counts and frees them: bitsandbytes never frees paged ones, so
+    that those of a rehearsal would be held beside those of the run."""
+    if "is_paged" in vars(optimizer):
+        optimizer.is_paged = False
+    return optimizer
 
 
 def worst(value: float) -> float:
@@ -181,7 +195,7 @@ def _update(optimizer: Any) -> float:
 
 @contextmanager
 def undone(model: Any) -> Iterator[None]:
-    """Gradients, training mode and all random states are afterwards as they were."""
+    """Gradients, training mode and all random states are afterwards as they were, and no compiled graph is left."""
     import numpy
     import torch
 
@@ -193,11 +207,29 @@ def undone(model: Any) -> Iterator[None]:
     finally:
         model.zero_grad(set_to_none=True)
         model.train(mode)
+        _forget_compiled(model)
         random.setstate(states[0])
         numpy.random.set_state(states[1])
         torch.set_rng_state(states[2])
         if devices:
             torch.cuda.set_rng_state_all(devices)
+
+
+def _forget_compiled(model: Any) -> None:
+    """Drop what torch.compile has made of the steps: training on graphs from before `train` gave gradients of NaN
+    (unslothai/unsloth pull request 6511). A step that ran out of memory also leaves Unsloth's counts of checkpoints and
+    their buffers half way. `train` would do both, with a warning, where Unsloth has seen such steps."""
+    import torch
+
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()
+    checkpoints = sys.modules.get("unsloth_zoo.gradient_checkpointing")
+    if checkpoints is not None:
+        checkpoints.reset_unsloth_gradient_checkpointing_buffers()
+    for module in model.modules():
+        seen = vars(module).get("_unsloth_pretrain_marker")
+        if seen is not None:
+            seen["seen"] = False
 
 
 @contextmanager

@@ -264,6 +264,58 @@ def test_a_run_after_a_rehearsal_is_the_same_bit_for_bit(tmp_path, capsys):
     assert expected.as_dict()["longest"] == {"rows": 4, "width": 60, "name": "row 19 of a.json, 60 tokens"}
 
 
+def test_paged_states_are_rehearsed_unpaged(tmp_path, monkeypatch):
+    """bitsandbytes keeps every paged buffer for ever. Its branch for a GPU runs here, on memory of the CPU."""
+    from bitsandbytes import functional
+    from bitsandbytes.optim import AdamW
+    from bitsandbytes.optim.optimizer import Optimizer8bit
+
+    pages = []
+    monkeypatch.setattr(functional.GlobalPageManager.get_instance(), "paged_tensors", pages)
+
+    def on_a_gpu(self, p, dtype=torch.float32):
+        buffer = torch.zeros_like(p, dtype=dtype)
+        if self.is_paged:
+            self.page_mng.paged_tensors.append(buffer)
+        return buffer
+
+    def first_update(self, closure=None):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self.init_state(group, parameter, 0, 0)
+
+    monkeypatch.setattr(Optimizer8bit, "get_state_buffer", on_a_gpu)
+    monkeypatch.setattr(Optimizer8bit, "step", first_update)
+    one = trainer(tmp_path)
+    made = []
+
+    def create():
+        made.append(AdamW(one.model.parameters(), is_paged=True))
+        return made[-1]
+
+    monkeypatch.setattr(one, "create_optimizer", create)
+    monkeypatch.setattr(one.args, "optim", "paged_adamw_32bit")
+    expected = forecast.rehearse(one)
+    assert made and not pages and memory.paged() == 0
+    states = 8 * sum(parameter.numel() for parameter in one.model.parameters())
+    assert expected.parts["optimizer"] == states == footprint.optimizer_states(one.model, "paged_adamw_32bit")
+    optimizer = create()  # the run's own are paged, and counted
+    optimizer.step()
+    assert optimizer.is_paged and memory.paged() == states
+
+
+def test_no_compiled_graph_of_a_rehearsal_is_left(tmp_path, monkeypatch):
+    """Neither torch's own nor what Unsloth takes as a sign that there is one."""
+    import torch._dynamo
+
+    one, resets = trainer(tmp_path), []
+    one.model._unsloth_pretrain_marker = marker = {"seen": False}
+    one.model.register_forward_pre_hook(lambda *_: marker.update(seen=marker["seen"] or torch.is_grad_enabled()))
+    monkeypatch.setattr(torch._dynamo, "reset", lambda: resets.append(marker["seen"]))
+    forecast.rehearse(one)
+    assert True in resets and not marker["seen"]
+
+
 def test_gradients_that_are_no_numbers_change_no_weight(tmp_path):
     one = trainer(tmp_path)
     with torch.no_grad():
