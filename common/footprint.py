@@ -20,6 +20,8 @@ LABELS = 2  # labels a row of them
 EIGHT_BIT_FROM = 4096  # elements; bitsandbytes keeps the states of smaller tensors in 32 bits
 # Optimiser by its name in TrainingArguments -> states an element, in the dtype of the weight.
 STATES = {"adamw_torch": 2, "adamw_torch_fused": 2, "adamw_apex_fused": 2, "sgd": 0, "rmsprop": 1, "adagrad": 1}
+# The same, for what a step makes for a moment on a GPU, where torch updates all weights at once (foreach).
+FOREACH = {"adamw_torch": 1, "rmsprop": 1, "adagrad": 2}
 # The same in float32, whatever the weight is.
 FLOAT_STATES = {"paged_adamw_32bit": 2, "lion_32bit": 1, "paged_lion_32bit": 1}
 # The same with states of 8 bits and a float32 scale for every 256 of them.
@@ -86,6 +88,11 @@ def optimizer_states(model: Any, name: str) -> int | None:
     if name == "adafactor":  # a row and a column of float32 in place of a matrix (Shazeer & Stern 2018)
         return sum(4 * (sum(p.shape) if p.dim() > 1 else p.numel()) for p in parameters)
     return None
+
+
+def update(model: Any, name: str, gpu: bool) -> int:
+    """Bytes that a step of such an optimizer takes beside its states, while it works."""
+    return FOREACH.get(name, 0) * gradients(model) if gpu else 0
 
 
 class Unknown(Exception):

@@ -109,16 +109,12 @@ def _steps(actor: Actor, workload: Workload, peak: memory.Peak) -> Measured:
         usual = actor.collate(workload.at(0.5))
         _timed(actor.step, usual)
         _update(optimizer)
-        if actor.accumulation == 1:
-            actor.model.zero_grad(set_to_none=True)
-        longest = actor.collate(workload.longest)
-        if (
-            torch.cuda.is_available()
-        ):  # the first time at a new size compiles and chooses kernels, which training pays once
-            actor.step(longest)
+        longest, took = actor.collate(workload.longest), 0.0
+        for _ in range(2 if torch.cuda.is_available() else 1):  # the first step of a size compiles its kernels
             if actor.accumulation == 1:
                 actor.model.zero_grad(set_to_none=True)
-        timed.append((longest["input_ids"].numel(), _timed(actor.step, longest)))
+            took = _timed(actor.step, longest)
+        timed.append((longest["input_ids"].numel(), took))
         update = _update(optimizer)
         actor.model.zero_grad(set_to_none=True)
         begun, alone = time.monotonic(), not torch.distributed.is_initialized()
@@ -144,11 +140,18 @@ def _unpaged(optimizer: Any) -> Any:
     return optimizer
 
 
+def processes() -> int:
+    """Of this run."""
+    import torch
+
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+
+
 def worst(value: float) -> float:
     """The largest value of all processes."""
     import torch
 
-    if not torch.distributed.is_initialized():
+    if processes() == 1:
         return value
     device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
     found = torch.tensor(float(value), dtype=torch.float64, device=device)
