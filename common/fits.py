@@ -19,6 +19,7 @@ class Sizes:
         accumulates: a step has several batches, so that gradients stay from one to the next.
         labels: share of positions that train, in the longest batch.
         moments: None where they are not known; then activations count nothing.
+        hidden: width of the hidden states, on a GPU.
         update: what the optimizer's step takes while it works.
         buckets: what DistributedDataParallel holds to send gradients in.
     """
@@ -31,6 +32,7 @@ class Sizes:
     accumulates: bool
     labels: float
     moments: Any
+    hidden: int | None = None
     update: int = 0
     buckets: int = 0
 
@@ -40,7 +42,7 @@ class Sizes:
 
         moment = {"activations": 0, "gradients": self.gradients, "logits": 0, "optimizer": self.optimizer + self.update}
         if self.moments is not None:
-            labels = footprint.chunk(round(rows * width * self.labels), self.vocabulary)
+            labels = footprint.chunk(round(rows * width * self.labels), self.vocabulary, self.hidden)
             step = {**self.moments.peak(rows, width, labels, self.accumulates), "optimizer": self.optimizer}
             moment = max(step, moment, key=lambda found: sum(found.values()))
         own = {"weights": self.weights, "process": self.process, **moment}

@@ -192,6 +192,7 @@ def measure(actor: Actor, workload: Workload, optimizer: str) -> fits.Sizes:
 
     from common import footprint
 
+    gpu = torch.cuda.is_available()
     model, batch = trainers.unwrapped(actor.model), actor.collate(workload.longest)
     weights, states = footprint.weights(model), footprint.optimizer_states(model, optimizer)
     if states is None:
@@ -212,7 +213,8 @@ def measure(actor: Actor, workload: Workload, optimizer: str) -> fits.Sizes:
         accumulates=actor.accumulation > 1,
         labels=float((batch["labels"] != IGNORE).float().mean()),
         moments=moments,
-        update=footprint.update(model, optimizer, gpu=torch.cuda.is_available()),
+        hidden=model.config.get_text_config().hidden_size if gpu else None,
+        update=footprint.update(model, optimizer, gpu),
         buckets=buckets(actor),
     )
 

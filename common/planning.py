@@ -162,6 +162,7 @@ def _sizes(model: Any, found: Planned, recomputes: bool, process: int, target: T
         accumulates=found.actor.accumulation > 1,
         labels=float((batch["labels"] != IGNORE).float().mean()),
         moments=shapes.moments(model, padded, target.dtype if target.gpu else None),
+        hidden=model.config.get_text_config().hidden_size if target.gpu else None,
         update=footprint.update(model, found.optimizer, target.gpu),
     )
 

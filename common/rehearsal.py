@@ -227,7 +227,7 @@ def _forget_compiled(model: Any) -> None:
     if "torch._dynamo" in sys.modules:
         torch._dynamo.reset()
     checkpoints = sys.modules.get("unsloth_zoo.gradient_checkpointing")
-    if checkpoints is not None:
+    if checkpoints is not None and "GPU_BUFFERS" in vars(checkpoints):  # made with the first of its checkpoints
         checkpoints.reset_unsloth_gradient_checkpointing_buffers()
     for module in model.modules():
         seen = vars(module).get("_unsloth_pretrain_marker")

@@ -280,6 +280,23 @@ def test_workload_is_what_the_run_does(tmp_path, bucketed, settings):
     assert expected.name().endswith("of a.json, 60 tokens") and len(expected.longest) == expected.shape[0]
 
 
+@pytest.mark.recipe
+def test_labels_at_once_are_those_of_unsloths_fused_head():
+    code = """
+import sys, unsloth
+from unsloth_zoo.fused_losses.fused_linear import fused_linear_rows
+from common import footprint
+for labels in (1, 7, 500, 2600, 16_384, 100_000):
+    for vocabulary in (1024, 32_000, 128_256, 151_936, 262_144):
+        for hidden in (64, 2048, 4096, 8192):
+            theirs, mine = fused_linear_rows(labels, hidden, vocabulary), footprint.chunk(labels, vocabulary, hidden)
+            assert theirs == mine, (labels, vocabulary, hidden, theirs, mine)
+print("the same")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert "the same" in done.stdout, done.stderr[-2000:]
+
+
 def test_line_through_times():
     assert rehearsal.line([(100, 1.1), (200, 2.1), (300, 3.1)]) == pytest.approx((0.1, 0.01))
     assert rehearsal.line([(100, 1.0), (100, 3.0), (100, 2.0)]) == pytest.approx((0.0, 0.02))
