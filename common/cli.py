@@ -10,6 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+# Ways to cut a model over GPUs: name, variable of `accelerate launch`, fields of TrainingArguments.
+SHARDING = (
+    ("FSDP", "ACCELERATE_USE_FSDP", ("fsdp", "fsdp_config")),
+    ("DeepSpeed", "ACCELERATE_USE_DEEPSPEED", ("deepspeed",)),
+)
+
 
 class UserError(Exception):
     """Bad input: the message names the place and the remedy. The command ends with exit code 2."""
@@ -23,6 +29,7 @@ def run(main: Callable[[Any], Any], args_class: type, argv: list[str] | None = N
     """Parse the command line into `args_class`, call `main`, and end the process with its exit code.
 
     `--config FILE.yaml` gives values for any field; flags win over it. `--debug` shows the traceback of an error.
+    A launch that cuts the model over several GPUs is refused here, before anything heavy is imported.
     """
     _environment()
     if not first_process():
@@ -31,7 +38,9 @@ def run(main: Callable[[Any], Any], args_class: type, argv: list[str] | None = N
     debug = "--debug" in argv
     argv = [word for word in argv if word != "--debug"]
     try:
-        main(parse(args_class, argv, sys.modules[main.__module__].__doc__ or ""))
+        args = parse(args_class, argv, sys.modules[main.__module__].__doc__ or "")
+        _refuse_sharding(vars(args))
+        main(args)
     except (UserError, Refused) as error:
         if debug:
             traceback.print_exc()
@@ -40,6 +49,26 @@ def run(main: Callable[[Any], Any], args_class: type, argv: list[str] | None = N
     except KeyboardInterrupt:
         print("stopped by the user; checkpoints that were written are kept", file=sys.stderr)
         sys.exit(130)
+
+
+def _refuse_sharding(args: dict[str, Any]) -> None:
+    """Refuse FSDP and DeepSpeed, by what `accelerate launch` sets and by the fields of a trainer's config.
+
+    The model is loaded, forecast and sampled from whole in every process; that has not been written for slices of it.
+
+    Raises:
+        UserError: the launch or an override asks for one of them.
+    """
+    words = [str(word).partition("=")[0] for word in args.get("sft", [])]
+    for name, variable, fields in SHARDING:
+        asked = [f"--sft {word}" for word in words if word in fields]
+        if os.environ.get(variable, "false").lower() in ("1", "true"):
+            asked.insert(0, f"{variable}={os.environ[variable]}, as accelerate launch sets it")
+        if asked:
+            raise UserError(
+                f"{asked[0]}: {name} is not supported yet; launch with recipes/accelerate/ddp.yaml (the whole model on "
+                f"every GPU), and where it does not fit one GPU, take a base in 4 bits (qlora_alpaca)"
+            )
 
 
 def first_process() -> bool:

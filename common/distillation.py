@@ -1,6 +1,8 @@
 """A student's step: hidden states of both models at the positions that train, and the loss over them."""
 
+import os
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -45,12 +47,14 @@ class Teacher:
 
 
 def teacher(name: str, max_length: int, four_bit: bool, student_tokenizer: Any) -> Teacher:
-    """A teacher, loaded as the student's base is.
+    """A teacher, loaded as the student's base is, after it. What Unsloth notes of a load in the environment, and
+    asks when it puts adapters on any model, stays what it has noted of the student.
 
     Raises:
         UserError: as models.load; or its tokenizer is not the student's.
     """
-    model, tokenizer = models.load(locate(name), max_length, four_bit=four_bit)
+    with patch.dict(os.environ):
+        model, tokenizer = models.load(locate(name), max_length, four_bit=four_bit)
     vocabularies.require_same(student_tokenizer, tokenizer, name)
     return Teacher(model, name)
 

@@ -19,6 +19,9 @@ class Sizes:
         accumulates: a step has several batches, so that gradients stay from one to the next.
         labels: share of positions that train, in the longest batch.
         moments: None where they are not known; then activations count nothing.
+        hidden: width of the hidden states, on a GPU.
+        update: what the optimizer's step takes while it works.
+        buckets: what DistributedDataParallel holds to send gradients in.
     """
 
     weights: int
@@ -29,17 +32,21 @@ class Sizes:
     accumulates: bool
     labels: float
     moments: Any
+    hidden: int | None = None
+    update: int = 0
+    buckets: int = 0
 
     def parts(self, rows: int, width: int) -> dict[str, int]:
         """Bytes of each of PARTS at the moment at which most is held, for a batch of rows x width."""
         from common import footprint
 
-        moment = {"activations": 0, "gradients": self.gradients, "logits": 0}  # while the optimiser works
+        moment = {"activations": 0, "gradients": self.gradients, "logits": 0, "optimizer": self.optimizer + self.update}
         if self.moments is not None:
-            labels = footprint.chunk(round(rows * width * self.labels), self.vocabulary)
-            step = self.moments.peak(rows, width, labels, self.accumulates)
+            labels = footprint.chunk(round(rows * width * self.labels), self.vocabulary, self.hidden)
+            step = {**self.moments.peak(rows, width, labels, self.accumulates), "optimizer": self.optimizer}
             moment = max(step, moment, key=lambda found: sum(found.values()))
-        own = {"weights": self.weights, "optimizer": self.optimizer, "process": self.process, **moment}
+        own = {"weights": self.weights, "process": self.process, **moment}
+        own["gradients"] += self.buckets
         return {name: own[name] for name in PARTS}
 
     def peak(self, rows: int, width: int) -> int:

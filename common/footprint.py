@@ -20,6 +20,8 @@ LABELS = 2  # labels a row of them
 EIGHT_BIT_FROM = 4096  # elements; bitsandbytes keeps the states of smaller tensors in 32 bits
 # Optimiser by its name in TrainingArguments -> states an element, in the dtype of the weight.
 STATES = {"adamw_torch": 2, "adamw_torch_fused": 2, "adamw_apex_fused": 2, "sgd": 0, "rmsprop": 1, "adagrad": 1}
+# The same, for what a step makes for a moment on a GPU, where torch updates all weights at once (foreach).
+FOREACH = {"adamw_torch": 1, "rmsprop": 1, "adagrad": 2}
 # The same in float32, whatever the weight is.
 FLOAT_STATES = {"paged_adamw_32bit": 2, "lion_32bit": 1, "paged_lion_32bit": 1}
 # The same with states of 8 bits and a float32 scale for every 256 of them.
@@ -86,6 +88,11 @@ def optimizer_states(model: Any, name: str) -> int | None:
     if name == "adafactor":  # a row and a column of float32 in place of a matrix (Shazeer & Stern 2018)
         return sum(4 * (sum(p.shape) if p.dim() > 1 else p.numel()) for p in parameters)
     return None
+
+
+def update(model: Any, name: str, gpu: bool) -> int:
+    """Bytes that a step of such an optimizer takes beside its states, while it works."""
+    return FOREACH.get(name, 0) * gradients(model) if gpu else 0
 
 
 class Unknown(Exception):
@@ -190,9 +197,12 @@ def moments(model: Any, step: Callable[[int, bool], Any], rows: int, label_bytes
         model.zero_grad(set_to_none=True)
         return recorder.backward or len(events), events, gradients
 
-    runs = [record(width, True) for width in SMALL]
-    numbers = runs[0][1][:, 0]
-    if any(len(events) != len(numbers) or (events[:, 0] != numbers).any() for _, events, _ in runs):
+    for _ in range(2):  # the first steps of a model may try kernels and fill caches, which stay
+        runs = [record(width, True) for width in SMALL]
+        numbers = runs[0][1][:, 0]
+        if all(len(events) == len(numbers) and (events[:, 0] == numbers).all() for _, events, _ in runs):
+            break
+    else:
         raise Unknown("the model does other operations at other widths")
     terms = numpy.array([[1.0, rows * width, rows * width * width] for width in SMALL])
     loss, events, gradients = runs[-1]
@@ -244,7 +254,21 @@ def cut(batch: dict[str, Any], rows: int, width: int, few: bool) -> dict[str, An
     return small
 
 
-def chunk(labels: int, vocabulary: int) -> int:
-    """Labels of which Unsloth computes the loss at once: 16 Mi logits on a CPU; on a GPU as many as are free, which is
-    no need, and is counted like this."""
-    return min(labels, max(16, 16 * 2**20 // vocabulary))
+def chunk(labels: int, vocabulary: int, hidden: int | None = None) -> int:
+    """Labels of which Unsloth computes the loss at once.
+
+    Args:
+        hidden: width of the hidden states, on a GPU, where its fused head takes a power of two near labels · hidden /
+            vocabulary, within bounds (fused_linear_rows of unsloth_zoo 2026.10.9; a card with under 4 GiB free gets
+            fewer). None: a CPU, where it takes 16 Mi logits.
+    """
+    if hidden is None:
+        return min(labels, max(16, 16 * 2**20 // vocabulary))
+    least = min(max(_power_of_two(512 * 151_936 / vocabulary), 512), 4096)
+    rows = min(max(_power_of_two(labels * hidden / vocabulary), least), 4096, 2 * 2**30 // (4 * vocabulary))
+    return min(labels, rows)
+
+
+def _power_of_two(value: float) -> int:
+    """The largest that is not over it; 1 where none is."""
+    return 1 << max(0, int(value).bit_length() - 1)

@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from common import fits, memory, trainers
-from common.cli import Refused, UserError, first_process
+from common.cli import Refused, first_process
 from common.masking import IGNORE
-from common.rehearsal import Actor, OutOfMemory, guarded, worst
+from common.rehearsal import Actor, OutOfMemory, guarded, processes, worst
 from common.rehearsal import rehearse as steps
 from common.workload import Workload, of_loader, of_trainer
 
@@ -87,11 +87,8 @@ def rehearse(trainer: Any, find_batch_size: bool = False) -> Forecast:
 
     Raises:
         Refused: the longest batch does not fit; names it, and what would.
-        UserError: find_batch_size with DeepSpeed, which keeps sizes of its own.
     """
     args = trainer.args
-    if find_batch_size and trainer.is_deepspeed_enabled:
-        raise UserError("--find_batch_size: DeepSpeed keeps its own batch sizes; set per_device_train_batch_size")
     asked, expected, problem = args.per_device_train_batch_size, None, ""
     for size in trainers.candidates(trainer, find_batch_size):
         if size != args.per_device_train_batch_size:
@@ -135,7 +132,9 @@ def rehearse_loop(actor: Actor, loader: Any, optimizer: Any, max_steps: int, eva
 def name(optimizer: Any) -> str:
     """An optimiser as TrainingArguments.optim names its kind."""
     kind = type(optimizer).__name__.lower()
-    return {"adam": "adamw_torch", "adamw": "adamw_torch"}.get(kind, kind)
+    if kind not in ("adam", "adamw"):
+        return kind
+    return "adamw_torch_fused" if optimizer.defaults["fused"] else "adamw_torch"
 
 
 def attempt(
@@ -157,6 +156,7 @@ def attempt(
         if sizes.peak(rows, width) > limit:
             raise OutOfMemory(f"by arithmetic it needs {gib(sizes.peak(rows, width))}")
         measured = steps(actor, workload)
+        measured.peak_bytes += buckets(actor)
         if agreed and measured.peak_bytes > (1 - ROOM) * limit:  # what has just gone well need not a second time
             raise OutOfMemory(f"its steps took {gib(measured.peak_bytes)}, which leaves too little room")
     except OutOfMemory as error:
@@ -171,11 +171,11 @@ def attempt(
         accumulation=actor.accumulation,
         steps=workload.steps,
     )
-    if problem or measured is None:
+    if problem or measured is None or sizes is None:
         return expected, refusal(actor, expected, sizes, workload, problem)
     measured = measured.worst()
     expected.rehearsed_bytes = measured.peak_bytes
-    expected.parts["optimizer"] = measured.state_bytes
+    expected.parts["optimizer"] += measured.state_bytes - sizes.optimizer
     expected.parts["allocator"] = expected.peak_bytes - expected.arithmetic_bytes
     expected.seconds = measured.seconds(workload, evaluated)
     expected.timing = {name: vars(measured)[name] for name in ("base", "rate", "update", "evaluation_rate")}
@@ -188,8 +188,11 @@ def measure(actor: Actor, workload: Workload, optimizer: str) -> fits.Sizes:
     Raises:
         OutOfMemory: not even they fit.
     """
+    import torch
+
     from common import footprint
 
+    gpu = torch.cuda.is_available()
     model, batch = trainers.unwrapped(actor.model), actor.collate(workload.longest)
     weights, states = footprint.weights(model), footprint.optimizer_states(model, optimizer)
     if states is None:
@@ -210,7 +213,19 @@ def measure(actor: Actor, workload: Workload, optimizer: str) -> fits.Sizes:
         accumulates=actor.accumulation > 1,
         labels=float((batch["labels"] != IGNORE).float().mean()),
         moments=moments,
+        hidden=model.config.get_text_config().hidden_size if gpu else None,
+        update=footprint.update(model, optimizer, gpu),
+        buckets=buckets(actor),
     )
+
+
+def buckets(actor: Actor) -> int:
+    """Bytes of the buckets that DistributedDataParallel will make for a model that it does not wrap yet: those of all
+    gradients once more (its own gradient_as_bucket_view is off)."""
+    from common import footprint
+
+    wrapped = trainers.unwrapped(actor.model) is not actor.model  # then they are in what the process holds
+    return 0 if wrapped or processes() == 1 else footprint.gradients(actor.model)
 
 
 def refusal(actor: Actor, expected: Forecast, sizes: fits.Sizes | None, workload: Workload, problem: str) -> str:

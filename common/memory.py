@@ -1,6 +1,7 @@
 """Memory of this process: how much it takes, its peak, and how much it may take. Bytes throughout.
 
-With a GPU that is what torch holds of it; without one it is what the process keeps resident.
+With a GPU that is what the process's tensors take of it; the allocator's gaps between them come on top, and are part of
+what `limit` gives. Without a GPU it is what the process keeps resident.
 """
 
 import ctypes
@@ -20,14 +21,14 @@ UNLIMITED = 2**60  # control groups write no limit as a very large number
 class Peak:
     """The largest memory since it was made or last reset: `bytes`.
 
-    On Linux the kernel keeps it, so that no short peak is missed; elsewhere a thread looks every `interval` seconds.
+    CUDA's allocator and Linux keep one peak for all, so that no short one is missed; elsewhere a thread looks every
+    `interval` seconds.
     """
 
     _all: ClassVar["weakref.WeakSet[Peak]"] = weakref.WeakSet()
     _kernel: ClassVar[bool] = sys.platform == "linux"  # until a reset is refused, as some containers do
 
     def __init__(self, interval: float = 0.05):
-        self._process = psutil.Process()
         self._highest, self._stop = 0, threading.Event()
         self.reset()
         Peak._all.add(self)
@@ -36,32 +37,27 @@ class Peak:
 
     def _watch(self, interval: float) -> None:
         while not self._stop.wait(interval):
-            self._highest = max(self._highest, self._process.memory_info().rss)
+            self._highest = max(self._highest, held())
 
     def reset(self) -> None:
         """Begin anew from what is held now. Other Peaks of this process keep what they have seen."""
         import torch
 
-        if Peak._kernel:
-            for other in Peak._all:
-                other._highest = max(other._highest, _high_water())
+        for other in Peak._all:
+            other._highest = other.bytes
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        elif Peak._kernel:
             try:
                 RESET_PEAK.write_text("5")
             except OSError:
                 Peak._kernel = False
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
-        self._highest = self._process.memory_info().rss
+        self._highest = held()
 
     @property
     def bytes(self) -> int:
-        import torch
-
-        if torch.cuda.is_available():
-            return torch.cuda.max_memory_allocated()
         if not self._stop.is_set():
-            kept = _high_water() if Peak._kernel else 0
-            self._highest = max(self._highest, kept, self._process.memory_info().rss)
+            self._highest = max(self._highest, _high_water(), held())
         return self._highest
 
     def stop(self) -> int:
@@ -72,14 +68,24 @@ class Peak:
 
 
 def held() -> int:
-    """What is taken now."""
+    """What is taken now: with a GPU, tensors on it and paged optimizer states."""
     import torch
 
-    return torch.cuda.memory_allocated() if torch.cuda.is_available() else psutil.Process().memory_info().rss
+    return torch.cuda.memory_allocated() + paged() if torch.cuda.is_available() else psutil.Process().memory_info().rss
+
+
+def paged() -> int:
+    """Bytes of optimizer states in CUDA's managed memory, which moves between GPU and host. torch does not count them,
+    and bitsandbytes never frees them."""
+    functional = sys.modules.get("bitsandbytes.functional")  # whoever has such states has imported it
+    if functional is None:
+        return 0
+    return sum(buffer.nbytes for buffer in functional.GlobalPageManager.get_instance().paged_tensors)
 
 
 def limit() -> int:
-    """What this process may take in all: of the GPU, or else of memory, its control group, and `ulimit -v` or `-d`."""
+    """What this process may take in all, gaps included: of the GPU, or else of memory, its control group, and
+    `ulimit -v` or `-d`."""
     import torch
 
     if torch.cuda.is_available():
@@ -102,7 +108,13 @@ def release() -> None:
 
 
 def _high_water() -> int:
-    """Linux's own peak of resident memory since its last reset."""
+    """The largest memory since the last reset, where CUDA's allocator or Linux keeps it; else 0."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() + paged()
+    if not Peak._kernel:
+        return 0
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024
 

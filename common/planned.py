@@ -42,18 +42,30 @@ class Target:
     """The device that is planned for.
 
     Args:
-        gpu: a GPU, whose recipes train in bfloat16 and recompute activations; else a CPU, in float32.
+        gpu: a GPU, whose recipes compute in 16 bits and recompute activations; else a CPU, in float32.
         four_bit: load the base in 4 bits or not, whatever the recipe says; None: as it says.
+        bf16: the GPU has bfloat16; one without computes in float16.
     """
 
     gpu: bool
     four_bit: bool | None = None
+    bf16: bool = True
 
     @property
     def dtype(self) -> Any:
+        """What products are computed in."""
         import torch
 
-        return torch.bfloat16 if self.gpu else torch.float32
+        if not self.gpu:
+            return torch.float32
+        return torch.bfloat16 if self.bf16 else torch.float16
+
+    def loaded(self, full: bool) -> Any:
+        """What weights are loaded in: those that are all to train in float16 become float32 (Unsloth, FastModel), so
+        that each takes 16 bytes with its gradient and its states in AdamW."""
+        import torch
+
+        return torch.float32 if full and self.dtype == torch.float16 else self.dtype
 
 
 @contextmanager
@@ -76,7 +88,7 @@ def planned(target: Target) -> Iterator[None]:
     def load(name: str, max_length: int, four_bit: bool = False, full: bool = False) -> tuple[Any, Any]:
         stack.enter_context(_first_optimizer(asked))
         wanted = four_bit if target.four_bit is None else target.four_bit
-        model, tokenizer = shape(name, target.dtype, wanted, full, max_length)
+        model, tokenizer = shape(name, target.loaded(full), wanted, full, max_length)
         loaded.append(weakref.ref(model))
         return model, tokenizer
 

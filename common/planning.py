@@ -7,15 +7,16 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
-from common import cli, fits
+from common import cards, cli, fits
 from common.cli import UserError
 from common.planned import Planned, Target, planned, recipe
 from common.shapes import shallow, shape
 
-GIB = 2**30
 DEPTHS = (1, 3)  # layers of the copies that are timed; what a layer takes is the difference
 PATIENCE = 900  # seconds that a copy may take
 ALONE = """
@@ -31,35 +32,26 @@ print("\\n" + json.dumps(module.main(args)))
 """
 
 
-def device() -> tuple[str, int | None]:
-    """This device in words and its GPU's free bytes; None without one. The GPU is only asked, nothing is put on it."""
-    if shutil.which("nvidia-smi") is None:
-        return "this device (CPU)", None
-    query = ["nvidia-smi", "--query-gpu=name,memory.free", "--format=csv,noheader,nounits"]
-    done = subprocess.run(query, capture_output=True, text=True, check=False)
-    if done.returncode or not done.stdout.strip():
-        return "this device (CPU)", None
-    name, free = done.stdout.splitlines()[0].rsplit(",", 1)
-    return f"this device ({name})", int(free) * 2**20
-
-
-def plan(file: Path, words: list[str], folder: Path, gpu: int | None) -> dict[str, Any]:
+def plan(file: Path, words: list[str], folder: Path, card: cards.Card | None = None) -> dict[str, Any]:
     """What a recipe will take: parts, peak and whether it fits; and what other methods, batches and lengths would.
 
     Args:
         words: flags of the recipe.
         folder: for what it writes on its way.
-        gpu: bytes of the GPU that is planned for; None: this device.
+        card: the GPU that is planned for; None: this device.
 
     Raises:
         UserError, Refused: what the recipe says of its arguments and data.
     """
+    device = cards.here() if card is None else card
+    with patch.dict(os.environ, CUDA_VISIBLE_DEVICES=""):  # before torch: shapes need no GPU
+        return _plan(file, words, folder, device) | {"here": card is None}
+
+
+def _plan(file: Path, words: list[str], folder: Path, device: cards.Card) -> dict[str, Any]:
     from common import footprint, memory, models
 
-    where, here = device() if gpu is None else (f"a GPU of {gpu / GIB:g} GiB", None)
-    limit = gpu if gpu is not None else here
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch: shapes need no GPU
-    target = Target(gpu=limit is not None)
+    target = Target(gpu=device.free is not None, bf16=device.bf16)
     module = recipe(file)
     args = cli.parse(module.Args, words, module.__doc__ or "")
     found = run(module, args, folder, target)
@@ -68,7 +60,7 @@ def plan(file: Path, words: list[str], folder: Path, gpu: int | None) -> dict[st
     methods = {_method(model): model, **_others(found, module, args, folder, target)}
     table = _table(found, methods, target)
     sizes = next(row["sizes"] for row in table if row["own"])
-    limit = memory.limit() if limit is None else limit
+    limit = memory.limit() if device.free is None else device.free
     longest = getattr(model.config.get_text_config(), "max_position_embeddings", 2**20)
     trainable, every = models.parameters(model)
     return {
@@ -79,9 +71,9 @@ def plan(file: Path, words: list[str], folder: Path, gpu: int | None) -> dict[st
         "method": _method(model),
         "optimizer": found.optimizer,
         "known_optimizer": footprint.optimizer_states(model, found.optimizer) is not None,
-        "device": where,
+        "device": device.words,
         "gpu": target.gpu,
-        "here": gpu is None,
+        "dtype": str(target.dtype).removeprefix("torch."),
         "limit_bytes": limit,
         "longest": {"rows": rows, "width": width, "name": workload.name()},
         "steps": workload.steps,
@@ -137,7 +129,7 @@ def _others(found: Planned, module: Any, args: Any, folder: Path, target: Target
 
     own, others = _method(found.actor.model), {}
     if own != "full":
-        others["full"] = shape(args.model, target.dtype, four_bit=False, full=True)[0]
+        others["full"] = shape(args.model, target.loaded(full=True), four_bit=False, full=True)[0]
     for name, four_bit in (("LoRA", False), ("QLoRA", True)):
         if name == own:
             continue
@@ -146,7 +138,7 @@ def _others(found: Planned, module: Any, args: Any, folder: Path, target: Target
         else:
             source = recipe(ls.recipes()["lora_alpaca"])
             given = source.Args(model=args.model)
-        others[name] = run(source, given, folder / name, Target(target.gpu, four_bit)).actor.model
+        others[name] = run(source, given, folder / name, replace(target, four_bit=four_bit)).actor.model
     return others
 
 
@@ -169,7 +161,9 @@ def _sizes(model: Any, found: Planned, recomputes: bool, process: int, target: T
         vocabulary=model.get_output_embeddings().weight.shape[0],
         accumulates=found.actor.accumulation > 1,
         labels=float((batch["labels"] != IGNORE).float().mean()),
-        moments=shapes.moments(model, padded, target.gpu),
+        moments=shapes.moments(model, padded, target.dtype if target.gpu else None),
+        hidden=model.config.get_text_config().hidden_size if target.gpu else None,
+        update=footprint.update(model, found.optimizer, target.gpu),
     )
 
 
@@ -199,8 +193,7 @@ def time(file: Path, words: list[str], folder: Path, plan: dict[str, Any]) -> di
         copy = folder / f"layers{layers}"
         shallow(plan["model"], layers, copy)
         command = [sys.executable, "-c", ALONE, str(file), str(copy), str(folder / f"run{layers}"), *words]
-        environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
-        environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent.parent), *sys.path[1:]])
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent.parent), *sys.path[1:]])}
         try:
             done = subprocess.run(
                 command, capture_output=True, text=True, check=False, timeout=PATIENCE, env=environment

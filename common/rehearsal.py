@@ -104,15 +104,17 @@ def _steps(actor: Actor, workload: Workload, peak: memory.Peak) -> Measured:
     import torch
 
     timed: list[tuple[int, float]] = []
-    optimizer = actor.optimizer()
+    optimizer = _unpaged(actor.optimizer())
     try:
         usual = actor.collate(workload.at(0.5))
         _timed(actor.step, usual)
         _update(optimizer)
-        if actor.accumulation == 1:
-            actor.model.zero_grad(set_to_none=True)
-        longest = actor.collate(workload.longest)
-        timed.append((longest["input_ids"].numel(), _timed(actor.step, longest)))
+        longest, took = actor.collate(workload.longest), 0.0
+        for _ in range(2 if torch.cuda.is_available() else 1):  # the first step of a size compiles its kernels
+            if actor.accumulation == 1:
+                actor.model.zero_grad(set_to_none=True)
+            took = _timed(actor.step, longest)
+        timed.append((longest["input_ids"].numel(), took))
         update = _update(optimizer)
         actor.model.zero_grad(set_to_none=True)
         begun, alone = time.monotonic(), not torch.distributed.is_initialized()
@@ -130,11 +132,26 @@ def _steps(actor: Actor, workload: Workload, peak: memory.Peak) -> Measured:
         optimizer.state.clear()
 
 
+def _unpaged(optimizer: Any) -> Any:
+    """An optimizer whose states will lie where torch counts and frees them: bitsandbytes never frees paged ones, so
+    that those of a rehearsal would be held beside those of the run."""
+    if "is_paged" in vars(optimizer):
+        optimizer.is_paged = False
+    return optimizer
+
+
+def processes() -> int:
+    """Of this run."""
+    import torch
+
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+
+
 def worst(value: float) -> float:
     """The largest value of all processes."""
     import torch
 
-    if not torch.distributed.is_initialized():
+    if processes() == 1:
         return value
     device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
     found = torch.tensor(float(value), dtype=torch.float64, device=device)
@@ -181,7 +198,7 @@ def _update(optimizer: Any) -> float:
 
 @contextmanager
 def undone(model: Any) -> Iterator[None]:
-    """Gradients, training mode and all random states are afterwards as they were."""
+    """Gradients, training mode and all random states are afterwards as they were, and no compiled graph is left."""
     import numpy
     import torch
 
@@ -193,11 +210,29 @@ def undone(model: Any) -> Iterator[None]:
     finally:
         model.zero_grad(set_to_none=True)
         model.train(mode)
+        _forget_compiled(model)
         random.setstate(states[0])
         numpy.random.set_state(states[1])
         torch.set_rng_state(states[2])
         if devices:
             torch.cuda.set_rng_state_all(devices)
+
+
+def _forget_compiled(model: Any) -> None:
+    """Drop what torch.compile has made of the steps: training on graphs from before `train` gave gradients of NaN
+    (unslothai/unsloth pull request 6511). A step that ran out of memory also leaves Unsloth's counts of checkpoints and
+    their buffers half way. `train` would do both, with a warning, where Unsloth has seen such steps."""
+    import torch
+
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()
+    checkpoints = sys.modules.get("unsloth_zoo.gradient_checkpointing")
+    if checkpoints is not None and "GPU_BUFFERS" in vars(checkpoints):  # made with the first of its checkpoints
+        checkpoints.reset_unsloth_gradient_checkpointing_buffers()
+    for module in model.modules():
+        seen = vars(module).get("_unsloth_pretrain_marker")
+        if seen is not None:
+            seen["seen"] = False
 
 
 @contextmanager

@@ -70,5 +70,12 @@ def in_four_bits(model: Any, sizes: fits.Sizes) -> fits.Sizes | None:
     if gradients > 4 * adapters:  # all of it trained
         moments = dataclasses.replace(moments, sizes=moments.sizes * ~moments.grown[:, None])
         gradients, optimizer = 4 * adapters, 8 * adapters
-    weights = sizes.weights - saved
-    return dataclasses.replace(sizes, weights=weights, gradients=gradients, optimizer=optimizer, moments=moments)
+    return dataclasses.replace(
+        sizes,
+        weights=sizes.weights - saved,
+        gradients=gradients,
+        optimizer=optimizer,
+        moments=moments,
+        update=min(sizes.update, gradients),
+        buckets=min(sizes.buckets, gradients),
+    )

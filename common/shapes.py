@@ -97,19 +97,22 @@ def _four_bit(model: Any, dtype: Any) -> Any:
     return model
 
 
-def moments(model: Any, padded: bool, gpu: bool) -> footprint.Moments:
+def moments(model: Any, padded: bool, autocast: Any = None) -> footprint.Moments:
     """What a step of a model on the meta device holds.
 
     Args:
         padded: batches have padding, so that attention gets a mask.
-        gpu: the loss keeps the gradient of its logits beside them.
+        autocast: the dtype in which a GPU computes products, whatever dtype weights have; there the loss also keeps the
+            gradient of its logits beside them. None: no GPU.
     """
     import torch
     from transformers import masking_utils
 
-    rows = 2
+    rows, linear = 2, torch.nn.functional.linear
     for module in model.modules():
         vars(module).pop("hf_device_map", None)  # PEFT would look for each layer in it
+        if autocast is not None and "cast_input_dtype_enabled" in vars(module):
+            module.cast_input_dtype_enabled = False  # PEFT leaves that to autocast, where there is one
     prompts = hasattr(model, "peft_config") and model.active_peft_config.is_prompt_learning
 
     def step(width: int, few: bool) -> None:
@@ -119,18 +122,23 @@ def moments(model: Any, padded: bool, gpu: bool) -> footprint.Moments:
         logits_BTV = model(**given, use_cache=False, logits_to_keep=footprint.LABELS).logits
         logits_BTV.float().sum().backward()
 
+    def product(x, weight, bias=None):  # torch.autocast knows no meta device
+        return linear(x.to(autocast), weight.to(autocast), None if bias is None else bias.to(autocast))
+
     vocabulary = model.get_output_embeddings().weight.shape[0]
     with (
+        replaced(torch.nn.functional, "linear", linear if autocast is None else product),
         replaced(torch.nn.functional, "scaled_dot_product_attention", _fused),
         replaced(masking_utils, "find_packed_sequence_indices", lambda positions: None),  # it asks for values
     ):
-        return footprint.moments(model, step, rows, label_bytes=4 * vocabulary * (2 if gpu else 1))
+        return footprint.moments(model, step, rows, label_bytes=4 * vocabulary * (1 if autocast is None else 2))
 
 
 def _fused(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
     """Fused attention, which keeps no T x T products; on the meta device torch would choose one that does."""
     import torch
 
+    query, key = query.to(value.dtype), key.to(value.dtype)  # as autocast does
     if enable_gqa:
         groups = query.shape[-3] // key.shape[-3]
         key, value = key.repeat_interleave(groups, -3), value.repeat_interleave(groups, -3)

@@ -337,6 +337,44 @@ def test_doctor_sees_one_thread_and_a_cpu_build_beside_a_gpu(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
     assert machine._cores().state == doctor.NOTE and "OMP_NUM_THREADS=3" in machine._cores().remedy
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if not torch.cuda.is_available():
         monkeypatch.setattr(machine.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
         assert machine._device().state == doctor.WRONG
+
+
+OLD = "The NVIDIA driver on your system is too old (found version 12040).\nPlease update"
+NO_KERNEL = "CUDA error: no kernel image is available for execution on the device"
+
+
+@pytest.mark.parametrize("built, fails, says, remedy", [
+    (None, None, "2.13.0+cpu is a build for the CPU", "torch===2.13.0"),
+    ("13.0", OLD, "cannot compute on it: The NVIDIA driver on your system is too old", "driver 580 or later"),
+    ("13.0", NO_KERNEL, "cannot compute on it: CUDA error: no kernel image", "index of CUDA 12.6"),
+])  # fmt: skip
+def test_a_gpu_that_torch_does_not_reach(monkeypatch, built, fails, says, remedy):
+    """`make install` ends with it, and doctor says the same."""
+    import torch
+
+    def init():
+        if fails == OLD:
+            raise RuntimeError(OLD)
+
+    def zeros(*_, **__):
+        raise torch.AcceleratorError(NO_KERNEL)
+
+    monkeypatch.setattr(torch, "__version__", "2.13.0+cu130" if built else "2.13.0+cpu")
+    monkeypatch.setattr(torch.version, "cuda", built)
+    monkeypatch.setattr(torch.cuda, "init", init)
+    monkeypatch.setattr(torch, "zeros", zeros)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(machine.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with pytest.raises(SystemExit) as ended:
+        machine.require_gpu()
+    assert says in ended.value.code and remedy in ended.value.code and "Please update" not in ended.value.code
+    found = machine._device()
+    assert found.state == doctor.WRONG and says in found.found and remedy in found.remedy
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # then it is not wanted
+    machine.require_gpu()
+    assert machine._device().state == doctor.GOOD and "hides every GPU" in machine._device().found

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -270,3 +271,21 @@ def test_alpha_0_is_plain_sft_and_accumulation_changes_no_step(tmp_path):
     split = ["--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "4"]
     one, four = (losses_of("distill_alpaca.py", tmp_path / str(len(more)), *more) for more in ([], split))
     assert four == pytest.approx(one, abs=1e-5) and one != pytest.approx(plain, abs=1e-2)
+
+
+def test_a_teacher_leaves_what_unsloth_noted_of_the_student(monkeypatch):
+    """It keeps process-wide flags of the last load, by which it puts adapters on any model, or none."""
+    from common import distillation, models, vocabularies
+
+    def load(*_, **__):
+        monkeypatch.setitem(os.environ, "UNSLOTH_USE_NEW_MODEL", "1")
+        monkeypatch.setitem(os.environ, "UNSLOTH_ENABLE_FULL_FINETUNING", "0")
+        return "model", "tokenizer"
+
+    monkeypatch.delenv("UNSLOTH_USE_NEW_MODEL", raising=False)
+    monkeypatch.setenv("UNSLOTH_ENABLE_FULL_FINETUNING", "1")
+    monkeypatch.setattr(models, "load", load)
+    monkeypatch.setattr(vocabularies, "require_same", lambda *_: None)
+    monkeypatch.setattr(distillation, "Teacher", lambda model, name: (model, name))
+    assert distillation.teacher("pocket_teacher", 64, False, None) == ("model", "pocket_teacher")
+    assert "UNSLOTH_USE_NEW_MODEL" not in os.environ and os.environ["UNSLOTH_ENABLE_FULL_FINETUNING"] == "1"

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy
 import psutil
 import pytest
+import torch
 
 from common import memory
 
@@ -48,6 +49,42 @@ def test_a_stopped_peak_stays(peak):
     stopped = peak.bytes
     touch(200)
     assert peak.bytes == stopped
+
+
+class Card:
+    """CUDA's allocator as far as Peak asks it: one peak for all, which a reset forgets."""
+
+    def __init__(self, monkeypatch):
+        self.now = self.highest = 0
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: self.now)
+        monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: self.highest)
+        monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: self.take(self.now, fresh=True))
+
+    def take(self, size, fresh=False):
+        self.now, self.highest = size, size if fresh else max(size, self.highest)
+
+
+def test_peaks_of_a_card(monkeypatch):
+    """What one forgets the others keep, and paged states, which the allocator does not know, are in all of them."""
+    from bitsandbytes import functional
+
+    card, pages = Card(monkeypatch), []
+    monkeypatch.setattr(functional.GlobalPageManager.get_instance(), "paged_tensors", pages)
+    card.take(10 * MIB)
+    peak = memory.Peak()
+    card.take(700 * MIB)
+    card.take(100 * MIB)
+    other = memory.Peak()
+    assert (peak.bytes, other.bytes) == (700 * MIB, 100 * MIB)
+    card.take(900 * MIB)
+    other.stop()
+    card.take(50 * MIB)
+    peak.reset()
+    assert (peak.bytes, other.bytes) == (50 * MIB, 900 * MIB)
+    pages.append(torch.zeros(4 * MIB, dtype=torch.uint8))
+    assert memory.held() == 54 * MIB and peak.bytes == 54 * MIB and other.bytes == 900 * MIB
+    peak.stop()
 
 
 def test_without_the_kernels_peak_a_thread_looks(monkeypatch, tmp_path):

@@ -54,5 +54,24 @@ def test_make_has_the_target(target):
     assert re.search(rf"^{target}:", MAKEFILE, re.MULTILINE)
 
 
+def test_the_gpu_is_tried_before_the_rest_is_installed():
+    """Where torch cannot use it, Unsloth cannot be imported, and minutes of installing would end in nothing."""
+    rule = re.search(r"^\.venv/installed:.*\n((?:\t.*\n)+)", MAKEFILE, re.MULTILINE).group(1)
+    torch, tried, rest = (rule.index(part) for part in ("torch==", "machine.require_gpu()", '-e ".'))
+    assert torch < tried < rest
+    pinned = re.search(r"torch==([\d.]+)", rule).group(1)
+    assert f"torch==={pinned}" in (ROOT / "common" / "commands" / "machine.py").read_text(encoding="utf-8")
+    assert [f"=={pinned}"] == pins()["torch"]
+
+
+def test_what_the_pinned_cuda_torch_needs_is_pinned_for_the_same_cuda():
+    """xformers 0.0.35, for one, links libcudart.so.12 and cannot load beside a torch for CUDA 13."""
+    kinds = {name for name in pins() if re.search(r"-cu\d+$", name)}
+    assert kinds and all(name.endswith("-cu13") for name in kinds)
+    for name in ("cuda-toolkit", "nvidia-cuda-runtime", "nvidia-cuda-nvrtc", "nvidia-cublas"):
+        assert all(pin.startswith("==13.") for pin in pins()[name]), name
+    assert "xformers" not in pins() and not [line for line in WANTED if "xformers" in line]
+
+
 def test_make_clean_keeps_what_was_trained():
     assert "runs" not in re.search(r"^clean:\n((?:\t.*\n)+)", MAKEFILE, re.MULTILINE).group(1)

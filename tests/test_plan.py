@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +11,11 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from common import footprint, planning, shapes
+from common import cards, footprint, planning, shapes
 from common.cli import UserError
 from common.commands import ls, plan
 from common.models import locate
+from common.planned import Target
 
 ROOT = Path(__file__).parent.parent
 LLAMA_2_7B = dict(hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32)
@@ -94,10 +96,51 @@ def test_a_shape_holds_what_the_model_holds(tmp_path, method, recompute):
         found(**given, use_cache=False, logits_to_keep=footprint.LABELS).logits.float().sum().backward()
 
     expected = footprint.moments(found, step, 2, label_bytes=4 * 1024)
-    planned = shapes.moments(without, padded=True, gpu=False)
+    planned = shapes.moments(without, padded=True)
     for rows, width in ((2, 16), (8, 64), (16, 512)):
         mine, theirs = (sum(one.peak(rows, width, 1, False).values()) for one in (planned, expected))
         assert mine == pytest.approx(theirs, rel=0.01, abs=2**15), (rows, width)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_gpu_without_bfloat16_trains_all_weights_in_float32(tmp_path, dtype):
+    """16 bytes a weight: itself, its gradient, two states of AdamW. With bfloat16 it is 2 + 2 + 8."""
+    target = Target(gpu=True, bf16=dtype == torch.bfloat16)
+    assert target.dtype == dtype
+    place = str(folder_of(tmp_path, SMALL))
+    model, _ = shapes.shape(place, target.loaded(full=True), four_bit=False, full=True)
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    states = footprint.optimizer_states(model, "paged_adamw_32bit")
+    bytes_each = (footprint.weights(model) + footprint.gradients(model) + states) / weights
+    assert bytes_each == pytest.approx(12 if dtype == torch.bfloat16 else 16, rel=1e-3)  # with some buffers
+    moments = shapes.moments(model, padded=True, autocast=target.dtype)
+    assert moments.peak(2, 512, 1, False)["activations"] > 0
+    adapters, _ = shapes.shape(place, target.loaded(full=False), four_bit=False, full=False)
+    assert next(adapters.parameters()).dtype == dtype
+
+
+def test_adapters_in_float32_get_their_inputs_as_autocast_makes_them(tmp_path):
+    """Beside it: the same step with real weights under torch's own autocast, which alone casts, as in Unsloth."""
+    from peft.helpers import disable_input_dtype_casting
+
+    place = str(folder_of(tmp_path, SMALL, weights=True))
+    without = adapted(shapes.shape(place, torch.bfloat16, False, full=False)[0])
+    found = adapted(LlamaForCausalLM.from_pretrained(place, dtype=torch.bfloat16))
+    for model in (without, found):
+        for parameter in footprint.trainable(model):
+            parameter.data = parameter.data.float()
+
+    def step(width, few):
+        given = {"input_ids": torch.ones((2, width), dtype=torch.long)}
+        with torch.autocast("cpu", torch.bfloat16), disable_input_dtype_casting(found):
+            logits = found(**given, use_cache=False, logits_to_keep=footprint.LABELS).logits
+        logits.float().sum().backward()
+
+    expected = footprint.moments(found, step, 2, label_bytes=8 * 1024)
+    planned = shapes.moments(without, padded=False, autocast=torch.bfloat16)
+    for rows, width in ((2, 64), (8, 256)):
+        mine, theirs = (sum(one.peak(rows, width, 1, False).values()) for one in (planned, expected))
+        assert mine == pytest.approx(theirs, rel=0.03, abs=2**17), (rows, width)
 
 
 def test_shallow_copies(tmp_path):
@@ -116,13 +159,14 @@ def test_shallow_copies(tmp_path):
 
 @pytest.mark.parametrize("words, size", [("16 GB", 16), ("24gib", 24), (" 80 ", 80), ("7.5 G", 7.5)])
 def test_gpu_words(words, size):
-    assert plan.gigabytes(words) == size * 2**30
+    assert cards.named(words) == cards.Card(f"a GPU of {size} GiB", size * 2**30)
+    assert cards.named(f"{words} fp16") == cards.Card(f"a GPU of {size} GiB", size * 2**30, bf16=False)
 
 
-@pytest.mark.parametrize("words", ["big", "16 MB", "0 GB", "-4", "A100", "16 GB x 2"])
+@pytest.mark.parametrize("words", ["big", "16 MB", "0 GB", "-4", "A100", "16 GB x 2", "fp16", "16 GB bf16"])
 def test_other_gpu_words(words):
     with pytest.raises(UserError, match="expected the memory of the GPU, like"):
-        plan.gigabytes(words)
+        cards.named(words)
 
 
 def test_which_recipe(tmp_path):
@@ -136,16 +180,79 @@ def test_which_recipe(tmp_path):
     assert plan.find(str(copy)) == copy
 
 
-def test_this_device(tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert planning.device() == ("this device (CPU)", None)
-    tool = tmp_path / "nvidia-smi"
-    tool.write_text("#!/bin/sh\necho 'NVIDIA H100 80GB HBM3, 81000'\necho 'NVIDIA H100 80GB HBM3, 500'\n")
-    tool.chmod(0o755)
+CARDS = """0, GPU-1f0c, 81000, 9.0, NVIDIA H100 80GB HBM3
+1, GPU-1f7a, 500, 9.0, NVIDIA H100 80GB HBM3
+2, GPU-90aa, 15000, 7.5, Tesla T4
+3, GPU-77bb, [N/A], 12.1, NVIDIA GB10
+"""
+
+
+@pytest.fixture
+def smi(tmp_path, monkeypatch):
+    """A machine with those cards; gives how to make its nvidia-smi say something else."""
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
-    assert planning.device() == ("this device (NVIDIA H100 80GB HBM3)", 81000 * 2**20)
-    tool.write_text("#!/bin/sh\necho 'No devices were found'\nexit 6\n")
-    assert planning.device() == ("this device (CPU)", None)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+    def say(text, code=0):
+        tool = tmp_path / "nvidia-smi"
+        tool.write_text(f"#!/bin/sh\ncat <<EOF\n{text}EOF\nexit {code}\n")
+        tool.chmod(0o755)
+
+    say(CARDS)
+    return say
+
+
+H100, H100_BUSY, T4, CPU = (
+    cards.Card("this device (NVIDIA H100 80GB HBM3)", 81000 * 2**20),
+    cards.Card("this device (NVIDIA H100 80GB HBM3)", 500 * 2**20),
+    cards.Card("this device (Tesla T4)", 15000 * 2**20, bf16=False),
+    cards.Card("this device (CPU)"),
+)
+
+
+@pytest.mark.parametrize("visible, card", [
+    (None, H100), ("0", H100), ("1,0", H100_BUSY), (" 2 , 0", T4), ("GPU-90aa", T4), ("GPU-1f7", H100_BUSY),
+    ("", CPU), ("-1", CPU),
+])  # fmt: skip
+def test_this_device(smi, monkeypatch, visible, card):
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert cards.here() == card
+
+
+@pytest.mark.parametrize("visible, says", [
+    ("7", "CUDA_VISIBLE_DEVICES=7: nvidia-smi tells of no such card, only of 0 (NVIDIA H100 80GB HBM3), 1 "),
+    ("GPU-1f", "tells of no such card"),  # of two cards
+    ("MIG-2a", "tells of no such card"),
+    ("3", "does not tell the free memory of NVIDIA GB10 ([N/A]); give its memory: --gpu"),
+])  # fmt: skip
+def test_cards_that_cannot_be_planned_for(smi, monkeypatch, visible, says):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with pytest.raises(UserError, match=re.escape(says)):
+        cards.here()
+
+
+def test_no_card(smi, monkeypatch, tmp_path):
+    smi("No devices were found\n", 6)
+    assert cards.here() == CPU
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    assert cards.here() == CPU
+
+
+def test_shallow_copies_run_on_the_card_that_was_planned(monkeypatch, tmp_path):
+    """What hides GPUs while shapes are made is gone when time is measured, and what the user set is there."""
+    seen = []
+    monkeypatch.setattr(planning, "_plan", lambda *_: {"saw": os.environ["CUDA_VISIBLE_DEVICES"]})
+    monkeypatch.setattr(planning, "shallow", lambda place, layers, folder: folder.mkdir())
+    monkeypatch.setattr(subprocess, "run", lambda command, env, **_: seen.append(env) or subprocess.CompletedProcess(
+        command, 0, '{"seconds": 1.0, "peak_bytes": 1}', ""))  # fmt: skip
+    for visible in ("2", None):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible or "")
+        if visible is None:
+            monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+        assert planning.plan(Path("a.py"), [], tmp_path, H100)["saw"] == ""
+        planning.time(Path("a.py"), [], tmp_path, {"here": True, "fits": True, "layers": 1, "model": "pocket"})
+        assert seen.pop().get("CUDA_VISIBLE_DEVICES") == visible
 
 
 # The command

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,15 @@ CONFIGS = sorted((ROOT / "recipes" / "accelerate").glob("*.yaml"))
 FLAGS = ["--max_steps", "10", "--learning_rate", "0.3", "--eval_suite", "none"]
 SFT = ["--sft", "optim=sgd", "eval_strategy='no'", "load_best_model_at_end=false", "save_strategy='no'"]
 AT_ONCE = "--per_device_train_batch_size"
+
+
+@dataclass
+class Args:
+    sft: list[str] = field(default_factory=list)
+
+
+def print_done(args):
+    print("done")
 
 
 def run(*words, recipe="qlora_alpaca.py", processes=1):
@@ -82,6 +92,47 @@ def test_launch_settings(path):
         assert args.fsdp_version == 2 and args.fsdp_state_dict_type == "FULL_STATE_DICT"
     if args.use_deepspeed:
         assert args.zero_stage == 3 and args.offload_optimizer_device == "cpu"
+
+
+def launched(path):
+    """The variables that `accelerate launch` gives to a recipe."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+
+    args = launch_command_parser().parse_args(["--config_file", str(path), "--num_processes", "4", "recipe.py"])
+    args = _validate_launch_command(args)[0]
+    return prepare_deepspeed_cmd_env(args)[1] if args.use_deepspeed else prepare_multi_gpu_env(args)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_only_ddp_gets_past_the_command_line(path, monkeypatch, capsys):
+    """A model in slices is refused with one sentence, whatever launches it, before anything heavy is imported."""
+    from common import cli
+
+    for name, value in launched(path).items():
+        monkeypatch.setenv(name, value)
+    if path.stem == "ddp":
+        cli.run(print_done, Args, [])
+        assert "done" in capsys.readouterr().out
+        return
+    with pytest.raises(SystemExit) as ended:
+        cli.run(print_done, Args, [])
+    found = capsys.readouterr()
+    said = found.err
+    assert ended.value.code == 2 and "done" not in found.out and said.count("\n") == 1, said
+    assert "is not supported yet; launch with recipes/accelerate/ddp.yaml" in said
+    assert "Recipes refuse this launch" in path.read_text()
+
+
+@pytest.mark.parametrize("word", ["deepspeed=zero.json", "fsdp=full_shard", "fsdp_config={}"])
+def test_overrides_that_cut_the_model_are_refused(word, capsys):
+    from common import cli
+
+    with pytest.raises(SystemExit) as ended:
+        cli.run(print_done, Args, ["--sft", "warmup_steps=2", word])
+    assert ended.value.code == 2 and f"--sft {word.partition('=')[0]}: " in capsys.readouterr().err
+    cli.run(print_done, Args, ["--sft", "warmup_steps=2"])
+    assert "done" in capsys.readouterr().out
 
 
 def test_every_launch_setting_is_looked_at():

@@ -10,6 +10,7 @@ from common.commands.doctor import GOOD, NOTE, WRONG, Finding
 GIB = 2**30
 LOW_MEMORY = 4 * GIB  # a recipe on the bundled model peaks at about half of it
 LOW_DISK = 5 * GIB
+DRIVER = 580  # the first for CUDA 13, for which the pinned torch is built
 LOW_SHARED = 256 * 2**20  # loader workers hand batches over in /dev/shm; containers often have 64 MiB
 SETTINGS = (
     "CUDA_VISIBLE_DEVICES", "HF_HOME", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_ENDPOINT",
@@ -32,16 +33,50 @@ def _device() -> Finding:
     from common import models
 
     found = f"{models.device()}; {torch.cuda.device_count()} GPU(s) in all"
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and unreached() is None:
         major, minor = torch.cuda.get_device_capability(0)
         return Finding("device", GOOD, f"{found}, compute capability {major}.{minor}, CUDA {torch.version.cuda}")
+    if hidden():
+        return Finding("device", GOOD, f"{models.device()}; CUDA_VISIBLE_DEVICES hides every GPU")
     if shutil.which("nvidia-smi") is None:
         return Finding("device", GOOD, models.device())
-    if torch.version.cuda is None:
-        why, remedy = "torch is its CPU build", "install the CUDA build: pip install --force-reinstall torch==2.13.0"
-    else:
-        why, remedy = "torch does not reach the GPU", "compare the driver (nvidia-smi) with CUDA " + torch.version.cuda
+    why, remedy = unreached() or ("torch finds no GPU", "see what nvidia-smi says of it")
     return Finding("device", WRONG, f"{models.device()}; this machine has an NVIDIA driver, but {why}", remedy)
+
+
+def hidden() -> bool:
+    """Whether the user has told CUDA to show no GPU."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+
+
+def unreached() -> tuple[str, str] | None:
+    """Why torch cannot compute on this machine's NVIDIA GPU, and what to do about it; None where it can."""
+    import torch
+
+    built = torch.version.cuda
+    if built is None:
+        return (
+            f"torch {torch.__version__} is a build for the CPU, which pip prefers where it finds both",
+            "take the one for CUDA and go on: .venv/bin/pip install -c constraints.txt torch===2.13.0 && make install",
+        )
+    try:
+        torch.cuda.init()
+        torch.zeros(1, device="cuda").add_(1).item()  # where CUDA starts, the build may have no kernels for the card
+    except RuntimeError as error:
+        return (
+            f"torch {torch.__version__} cannot compute on it: {str(error).splitlines()[0]}",
+            f"CUDA {built} needs driver {DRIVER} or later and a card of Turing (T4) or later: update the driver, or "
+            'make clean install PIP_FLAGS="--extra-index-url URL", with the index of CUDA 12.6 that PyTorch\'s '
+            "installation page names",
+        )
+    return None
+
+
+def require_gpu() -> None:
+    """For `make install` on a machine with a GPU: end it with what is wrong, before minutes are spent on the rest."""
+    problem = None if hidden() else unreached()
+    if problem:
+        sys.exit(f"this machine has an NVIDIA GPU, but {problem[0]}\n→ {problem[1]}")
 
 
 def _precision() -> Finding:

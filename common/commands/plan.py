@@ -8,7 +8,6 @@ it is. Any flag of the recipe may follow. Nothing is written into its output_dir
 """
 
 import json
-import re
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,23 +25,23 @@ OURS = ("output_dir", "dry_run", "overwrite", "resume")  # flags of a recipe tha
 class Args:
     # One of `tunebook ls`, or a file.
     recipe: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RECIPE", help_behavior_hint="")] = ""
-    gpu: str = ""  # plan for a GPU of this memory, like "16 GB"; without it, for this device
+    gpu: str = ""  # plan for a GPU of this memory, like "16 GB" ("16 GB fp16": a T4); without it, for this device
     time: bool = True  # also measure the time, where it fits this device: some steps of a shallow copy
     json: str = ""  # also write the plan to this file
     rest: list[str] = field(default_factory=list)  # flags of the recipe
 
 
 def main(args: Args) -> None:
-    from common import planning
+    from common import cards, planning
 
     file = find(args.recipe)
-    memory = gigabytes(args.gpu) if args.gpu else None
+    card = cards.named(args.gpu) if args.gpu else None
     for word in args.rest:
         name = word.partition("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_")
         if word.startswith("--") and name in OURS:
             raise UserError(f"tunebook plan: --{name} is not for a plan, which writes nothing")
     with tempfile.TemporaryDirectory() as folder:
-        plan = planning.plan(file, args.rest, Path(folder), memory)
+        plan = planning.plan(file, args.rest, Path(folder), card)
         show(plan)
         unknown = {"unknown": "it was not asked for"}
         plan["time"] = planning.time(file, args.rest, Path(folder), plan) if args.time else unknown
@@ -71,18 +70,6 @@ def find(name: str) -> Path:
     if file.suffix == ".py" and file.is_file():
         return file.resolve()
     raise UserError(f"tunebook plan {name}: no such recipe or file; there is {', '.join(found)}{nearest(name, found)}")
-
-
-def gigabytes(words: str) -> int:
-    """Bytes of "16 GB". GB means GiB, as cards are sold.
-
-    Raises:
-        UserError: it says something else.
-    """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(gb|gib|g)?\s*", words, re.IGNORECASE)
-    if not found or not float(found[1]):
-        raise UserError(f'--gpu {words!r}: expected the memory of the GPU, like "16 GB" or 24')
-    return int(float(found[1]) * 2**30)
 
 
 def show(plan: dict[str, Any]) -> None:
@@ -128,6 +115,8 @@ def notes(plan: dict[str, Any]) -> list[str]:
             "Arithmetic of plain torch. It is without the CUDA context and fragmentation, which take more, and without "
             "Unsloth's kernels, which take less."
         )
+        if plan["dtype"] == "float16":
+            found.append("This GPU has no bfloat16: it computes in float16, and weights that all train are in float32.")
     else:
         found.append("Arithmetic of tensors; glibc may keep up to as much again of what activations take.")
     if not plan["known_optimizer"]:
