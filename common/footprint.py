@@ -36,14 +36,18 @@ def storages(tensors: Iterable[torch.Tensor]) -> int:
 
 
 def weights(model: Any) -> int:
-    """Bytes of parameters, buffers and the parts of 4-bit weights.
+    """Bytes of parameters, buffers and the parts of 4-bit weights."""
+    return held(model.parameters(), model.buffers())
+
+
+def held(parameters: Iterable[torch.Tensor], buffers: Iterable[torch.Tensor] = ()) -> int:
+    """Bytes of parameters, each storage once, with the parts of 4-bit weights; and of buffers.
 
     A 4-bit weight that has no values yet (meta device) counts as NF4 with double quantisation: half a byte an element,
     a byte for every 64, four for every 16,384 (Dettmers et al. 2023).
     """
-    plain: list[torch.Tensor] = list(model.buffers())
-    unpacked = 0
-    for parameter in model.parameters():
+    plain, unpacked = list(buffers), 0
+    for parameter in parameters:
         state = vars(parameter).get("quant_state")
         if state is not None:
             parts = [state, state.state2] if state.nested else [state]

@@ -9,10 +9,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from common.cli import first_process
+from common import saved
+from common.cli import Refused, first_process
 from common.masking import Counts
 from common.meter import Meter
 from common.models import device, parameters
+from common.parameter_table import in_units
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "unsloth", "lm_eval")
 
@@ -58,15 +60,22 @@ def write(
         recipe: the recipe's own file.
         args: its arguments.
         mask_view: [[text, trains], ...] of one training row.
-        expected: the forecast: peak_bytes and seconds at least.
+        expected: the forecast: peak_bytes and seconds at least; its `parameters` and `saved` become part of `train`.
         scores: before, after and comparison ({task: {metric: {before, after, items}}}), by_skill (a table of `columns`
             and `rows`), forgetting (the verdict, empty where no general task was scored) and command (the lm_eval
             command line that gives the scores after), as harness.Scores has them.
 
     Returns:
         What report.json holds.
+
+    Raises:
+        Refused: what was saved in adapter/ or model/ is not what was to be; the report is there.
     """
     trainable, every = parameters(model)
+    expected = dict(expected)
+    table, size = expected.pop("parameters", []), expected.pop("saved", None)
+    result = folder / ("adapter" if (folder / "adapter").exists() else "model")
+    problem = saved.difference(model, result, size["bytes"]) if size and first_process() else ""
     before, after = meter.losses
     scores, pairs = dict(scores), "preference" in scores  # a loss of pairs is not nats a token
     extra = {"loss_before": before, "evaluations": meter.evaluations}
@@ -82,13 +91,15 @@ def write(
         "forecast": expected,
         "measured": meter.measured(),
         "train": {"steps": meter.steps, "loss": meter.loss, "evaluations": meter.evaluations}
-        | {"trainable_parameters": trainable, "all_parameters": every},
+        | {"trainable_parameters": trainable, "all_parameters": every, "parameters": table, "saved": size},
         "eval": {"loss": after, "perplexity": None if after is None or pairs else math.exp(min(after, 700))},
         "scores": scores,
     }
     _replace(folder / "report.json", json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     _replace(folder / "report.html", _page(report, mask_view, extra))
     _say(folder, report, extra)
+    if problem:
+        raise Refused(problem)
     return report
 
 
@@ -97,7 +108,7 @@ def _page(report: dict[str, Any], mask_view: list[list], extra: dict[str, Any]) 
 
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(curve=curve, bytes=in_bytes, number=number, duration=duration)
+    environment.filters.update(curve=curve, bytes=in_bytes, number=number, duration=duration, units=in_units)
     written = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     page = environment.get_template("report.html.jinja")
     return page.render(**report, mask_view=mask_view, extra=extra, written=written)
