@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from common import rendering
+from common import mixtures, rendering
 from common.cli import UserError
 from common.decoding import Decoding, Halt, Noise
 from common.streaming import Pieces, Tokens, before_stop, in_thread
@@ -195,7 +195,8 @@ def _answering(model: Any, tokenizer: Any, stop: Ends) -> Iterator[None]:
     base.generation_config = GenerationConfig(pad_token_id=pad, eos_token_id=sorted(stop.ids))
     model.eval()
     try:
-        yield
+        with mixtures.without_router_logits(model):
+            yield
     finally:
         base.generation_config = was_config
         model.train(was_training)

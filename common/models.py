@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from common import tokenizers
+from common import mixtures, parameter_table, tokenizers
 from common.cli import UserError
 from common.pocket import FOLDER as POCKET
 
@@ -124,6 +124,9 @@ def load(name: str, max_length: int, four_bit: bool = False, full: bool = False)
     limit = getattr(model.config, "max_position_embeddings", None)
     if limit is not None and limit < max_length:
         raise UserError(f"--max_length {max_length}: {name} takes {limit} tokens at most")
+    mixtures.ask_for_router_logits(model, False)
+    if four_bit:
+        parameter_table.check_four_bit(model, name)
     return model, tokenizer
 
 
@@ -217,4 +220,5 @@ def load_plain(name: str) -> Any:
         model: Any = AutoModelForCausalLM.from_pretrained(locate(name), dtype=dtype())
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"--model {name} cannot be loaded: {error}") from error
+    mixtures.ask_for_router_logits(model, False)
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()

@@ -30,7 +30,7 @@ def of(model: Any) -> dict[str, str]:
 
 
 def adapter(parts: list[str], method: str, prefix: str | None) -> tuple[str, list[str]]:
-    """What a parameter's name says of an adapter ("" for the model's own), and the name of what it is on, if anything."""
+    """What a parameter's name says of an adapter ("" for the model's own), and the name of what it is on."""
     for place, part in enumerate(parts):
         if part == "prompt_encoder":
             return "prefix" if method == "PREFIX_TUNING" else "soft prompt", []

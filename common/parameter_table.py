@@ -4,10 +4,11 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from common import module_kinds
+from common import mixtures, module_kinds
 from common.cli import Refused
 
 LINES = 12  # of a terminal
+FOUR_BIT = ("attention", "MLP", "shared experts", "experts")  # kinds of weights that 4 bits are for
 NAMED = 3  # parameters that a message names
 
 
@@ -68,9 +69,7 @@ class Table:
     """
 
     def __init__(self, model: Any):
-        self.model, self.groups, self._kinds = model, {}, module_kinds.of(model)
-        for name, parameter in model.named_parameters():
-            self.groups.setdefault(self._kinds[name], Group(self._kinds[name])).add(parameter)
+        self.model, self.groups, self._kinds = model, groups(model), module_kinds.of(model)
         self._without = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         self._still = set(self._without)
         self._experts: dict[tuple[str, str], Any] = {}  # kind, module -> bool (experts,): which have had a gradient
@@ -87,7 +86,7 @@ class Table:
             self._without.discard(name)
             if name in self._still and bool(parameter.grad.any()):
                 self._still.discard(name)
-            used = experts_used(self.model, name, parameter)
+            used = mixtures.experts_used(self.model, name, parameter)
             if used is not None:
                 place = self._kinds[name], name.partition(".experts.")[0]
                 self._experts[place] = used | self._experts[place] if place in self._experts else used
@@ -107,7 +106,9 @@ class Table:
             group.unrouted = sum(int((~used).sum()) for (own, _), used in self._experts.items() if own == kind)
         if len(self._without) == len(trained):
             raise Refused(nothing_reached(self.model))
-        unrouted = {name for name in self._without if routed(trained[name]) and self.groups[trained[name]].reached}
+        unrouted = {
+            name for name in self._without if mixtures.routed(trained[name]) and self.groups[trained[name]].reached
+        }
         for kind, _ in {(trained[name], re.sub(r"(\.experts\.\d+)\..*", r"\1", name)) for name in unrouted}:
             self.groups[kind].unrouted += 1
         if lost := [name for name in trained if name in self._without - unrouted]:
@@ -118,6 +119,14 @@ class Table:
                 "(exclude_modules), or freeze them"
             )
 
+
+def groups(model: Any) -> dict[str, Group]:
+    """The parameters by their kind, in the model's order."""
+    found: dict[str, Group] = {}
+    kinds = module_kinds.of(model)
+    for name, parameter in model.named_parameters():
+        found.setdefault(kinds[name], Group(kinds[name])).add(parameter)
+    return found
 
 
 def nothing_reached(model: Any) -> str:
@@ -146,26 +155,6 @@ def some(names: Any) -> str:
     return ", ".join(names[:NAMED]) + (" ..." if len(names) > NAMED else "")
 
 
-def routed(kind: str) -> bool:
-    """Whether a token goes through some of a kind's modules alone."""
-    return kind.removeprefix("LoRA on ") == "experts"
-
-
-def experts_used(model: Any, name: str, parameter: Any) -> Any:
-    """bool (experts,): those of a parameter of fused experts whose gradient is not zero; None for other parameters.
-
-    PEFT's adapters on such a parameter are two matrices of rank·experts rows or columns; the first has no gradient
-    while the second is zero, so the second is asked: (out, rank·experts), experts last (peft.tuners.lora.ParamWrapper).
-    """
-    if parameter.dim() == 3 and ".experts." in name:
-        return parameter.grad.flatten(1).any(1)
-    place, found, _ = name.partition(".lora_B.")
-    if not found:
-        return None
-    count = vars(model.get_submodule(place)).get("num_experts", 1)
-    return parameter.grad.unflatten(1, (-1, count)).any(1).any(0) if count > 1 else None
-
-
 def unmatched(model: Any) -> list[str]:
     """What PEFT's configs name as targets and the model does not have, in words. PEFT itself refuses only where not
     one name of a list matches."""
@@ -185,6 +174,30 @@ def unmatched(model: Any) -> list[str]:
                 if not any(place == word or place.endswith(f".{word}") for place in places):
                     found.append(f"{name}: {word} matches nothing in this {type(model.get_base_model()).__name__}")
     return found
+
+
+def check_four_bit(model: Any, name: str) -> None:
+    """Whether the weights of attention, MLP and experts are in 4 bits where that was asked for. Embeddings, head, norms
+    and routers are not meant to be; nor, where a quantized checkpoint leaves some out, all layers.
+
+    Raises:
+        Refused: all weights of one of these kinds are in more: bitsandbytes quantizes linear layers, and transformers 5
+            keeps the experts of a layer in one tensor that is none.
+    """
+    found = groups(model)
+    wide = [group for kind, group in found.items() if kind in FOUR_BIT and 4 not in group.bits]
+    if wide:
+        every, held = (sum(vars(group)[word] for group in found.values()) for word in ("parameters", "bytes"))
+        lines = [
+            f"{group.kind}, {group.parameters:,} of {every:,} parameters, in {max(group.bits)} bits "
+            f"({in_units(group.bytes)} of {in_units(held)})"
+            for group in wide
+        ]
+        raise Refused(
+            f"--model {name}: 4 bits were asked for and not had: {'; '.join(lines)}. bitsandbytes quantizes linear "
+            "layers whose width is a multiple of 64, and no fused experts. Train adapters on all its bits "
+            "(lora_alpaca), or name a checkpoint that is in 4 bits already"
+        )
 
 
 def text(groups: list[Group]) -> str:

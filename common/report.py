@@ -75,7 +75,8 @@ def write(
     expected = dict(expected)
     table, size = expected.pop("parameters", []), expected.pop("saved", None)
     result = folder / ("adapter" if (folder / "adapter").exists() else "model")
-    problem = saved.difference(model, result, size["bytes"]) if size and first_process() else ""
+    if size:
+        size["difference"] = saved.difference(model, result, size["bytes"]) if first_process() else ""
     before, after = meter.losses
     scores, pairs = dict(scores), "preference" in scores  # a loss of pairs is not nats a token
     extra = {"loss_before": before, "evaluations": meter.evaluations}
@@ -98,8 +99,8 @@ def write(
     _replace(folder / "report.json", json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     _replace(folder / "report.html", _page(report, mask_view, extra))
     _say(folder, report, extra)
-    if problem:
-        raise Refused(problem)
+    if size and size["difference"]:
+        raise Refused(size["difference"])
     return report
 
 
