@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from common import mixtures, parameter_table, tokenizers
+from common import mixtures, module_kinds, parameter_table, tokenizers
 from common.cli import UserError
 from common.pocket import FOLDER as POCKET
 
@@ -125,6 +125,9 @@ def load(name: str, max_length: int, four_bit: bool = False, full: bool = False)
     if limit is not None and limit < max_length:
         raise UserError(f"--max_length {max_length}: {name} takes {limit} tokens at most")
     mixtures.ask_for_router_logits(model, False)
+    for part, parameter in model.named_parameters():
+        if full and module_kinds.beside_text(part):
+            parameter.requires_grad_(False)  # the data are texts: it would be saved as trained
     if four_bit:
         parameter_table.check_four_bit(model, name)
     return model, tokenizer

@@ -6,6 +6,7 @@ Names and classes tell, as transformers and PEFT give them; what they do not tel
 from typing import Any
 
 TOWERS = {"vision tower": ("vision", "visual", "image"), "audio tower": ("audio", "speech")}
+BESIDE_TEXT = ("vision", "visual", "image", "audio", "speech", "projector")  # words in names of what text does not use
 RECURRENT = ("Mamba", "DeltaNet", "Mixer", "ShortConv", "Rwkv", "RecurrentBlock", "SSM")
 
 
@@ -27,6 +28,11 @@ def of(model: Any) -> dict[str, str]:
         kind = "embeddings, tied head" if tied and kind == "embeddings" and not what else kind
         found[name] = f"{what} {kind}".strip()
     return found
+
+
+def beside_text(name: str) -> bool:
+    """Whether a module or parameter is for images or sound, which text alone does not go through."""
+    return any(word in name for word in BESIDE_TEXT)
 
 
 def adapter(parts: list[str], method: str, prefix: str | None) -> tuple[str, list[str]]:

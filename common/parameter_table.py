@@ -158,21 +158,14 @@ def some(names: Any) -> str:
 def unmatched(model: Any) -> list[str]:
     """What PEFT's configs name as targets and the model does not have, in words. PEFT itself refuses only where not
     one name of a list matches."""
-    found = []
+    found, modules = [], [name for name, _ in model.named_modules()]
+    weights = [name.replace(".base_layer", "") for name, _ in model.named_parameters()]
     for config in getattr(model, "peft_config", {}).values():
-        if config.is_prompt_learning:
-            continue
-        saved = [name.rpartition(".modules_to_save")[0] for name, _ in model.named_modules()]
-        there = {
-            "target_modules": model.base_model.targeted_module_names,
-            "target_parameters": model.base_model.targeted_parameter_names,
-            "modules_to_save": [name for name in saved if name],
-        }
-        for name, places in there.items():
-            asked = vars(config).get(name)
+        for what, places in (("target_modules", modules), ("target_parameters", weights), ("modules_to_save", modules)):
+            asked = vars(config).get(what)
             for word in sorted(asked) if isinstance(asked, (list, set, tuple)) else []:
                 if not any(place == word or place.endswith(f".{word}") for place in places):
-                    found.append(f"{name}: {word} matches nothing in this {type(model.get_base_model()).__name__}")
+                    found.append(f"{what}: {word} matches nothing in this {type(model.get_base_model()).__name__}")
     return found
 
 
@@ -208,9 +201,8 @@ def text(groups: list[Group]) -> str:
         if over > 0 and len(few) > 1:
             few = few[: over + 1]
             groups = [group for group in groups if group not in few] + [together(few, "others")]
-    groups.append(together(groups, "all"))
     lines = [("parameters", "all", "trained", "bits", "held", "gradient")]
-    for group in groups:
+    for group in [*groups, together(groups, "all")]:
         bits, values = "/".join(map(str, group.bits)), (f"{group.parameters:,}", f"{group.trained:,}")
         lines.append((group.kind, *values, bits, in_units(group.bytes), group.gradient))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
