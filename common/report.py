@@ -54,7 +54,7 @@ def write(
     samples: list[dict],
     scores: dict[str, Any],
 ) -> dict[str, Any]:
-    """Write report.json and report.html into the run's folder, and print where the page is and what changed.
+    """Write report.json, which is returned, and report.html into the run's folder; print where it is and what changed.
 
     Args:
         recipe: the recipe's own file.
@@ -65,22 +65,13 @@ def write(
             and `rows`), forgetting (the verdict, empty where no general task was scored) and command (the lm_eval
             command line that gives the scores after), as harness.Scores has them.
 
-    Returns:
-        What report.json holds.
-
     Raises:
         Refused: what was saved in adapter/ or model/ is not what was to be; the report is there.
     """
-    trainable, every = parameters(model)
-    expected = dict(expected)
-    table, size = expected.pop("parameters", []), expected.pop("saved", None)
-    result = folder / ("adapter" if (folder / "adapter").exists() else "model")
-    if size:
-        size["difference"] = saved.difference(model, result, size["bytes"]) if first_process() else ""
     before, after = meter.losses
     scores, pairs = dict(scores), "preference" in scores  # a loss of pairs is not nats a token
-    extra = {"loss_before": before, "evaluations": meter.evaluations}
-    extra |= {"by_skill": scores.pop("by_skill"), "command": scores.pop("command")}
+    extra = {name: scores.pop(name) for name in ("by_skill", "command")}
+    extra |= {"loss_before": before, "evaluations": meter.evaluations}
     report = {
         "recipe": Path(recipe).stem,
         "args": args,
@@ -89,19 +80,27 @@ def write(
         "versions": versions(),
         "commit": commit(),
         "data": {**counts.as_dict(), "padding_share": meter.padding_share},
-        "forecast": expected,
+        "forecast": {name: value for name, value in expected.items() if name not in ("parameters", "saved")},
         "measured": meter.measured(),
         "train": {"steps": meter.steps, "loss": meter.loss, "evaluations": meter.evaluations}
-        | {"trainable_parameters": trainable, "all_parameters": every, "parameters": table, "saved": size},
+        | _weights(folder, model, expected),
         "eval": {"loss": after, "perplexity": None if after is None or pairs else math.exp(min(after, 700))},
         "scores": scores,
     }
     _replace(folder / "report.json", json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     _replace(folder / "report.html", _page(report, mask_view, extra))
     _say(folder, report, extra)
-    if size and size["difference"]:
-        raise Refused(size["difference"])
     return report
+
+
+def _weights(folder: Path, model: Any, expected: dict[str, Any]) -> dict[str, Any]:
+    """What trained, and whether what was saved is what was to be."""
+    trainable, every = parameters(model)
+    found = {"trainable_parameters": trainable, "all_parameters": every}
+    size, result = expected.get("saved"), folder / ("adapter" if (folder / "adapter").exists() else "model")
+    if size:
+        size = {**size, "difference": saved.difference(model, result, size["bytes"]) if first_process() else ""}
+    return {**found, "parameters": expected.get("parameters", []), "saved": size}
 
 
 def _page(report: dict[str, Any], mask_view: list[list], extra: dict[str, Any]) -> str:
@@ -126,6 +125,8 @@ def _say(folder: Path, report: dict[str, Any], extra: dict[str, Any]) -> None:
     if extra["command"]:
         print(f"the same scores by lm-eval alone: {extra['command']}")
     print(f"report: {folder / 'report.html'}")
+    if problem := (report["train"]["saved"] or {}).get("difference"):
+        raise Refused(problem)
 
 
 def _replace(path: Path, text: str) -> None:

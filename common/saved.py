@@ -4,8 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from common.cli import Refused
-
 SHORT = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # as safetensors has them
 
 
@@ -57,10 +55,10 @@ def size(model: Any) -> dict[str, int] | None:
 
 
 def written(folder: Path) -> dict[str, int]:
-    """Name -> bytes of every tensor in the safetensors files of a folder.
+    """Name -> bytes of every tensor in the safetensors files of a folder, as their headers say.
 
     Raises:
-        Refused: a file is shorter or longer than its header says.
+        ValueError: a file is shorter or longer than its header says.
     """
     found: dict[str, int] = {}
     for path in sorted(folder.glob("*.safetensors")):
@@ -70,16 +68,18 @@ def written(folder: Path) -> dict[str, int]:
         header.pop("__metadata__", None)
         ends = {name: entry["data_offsets"] for name, entry in header.items()}
         if path.stat().st_size != 8 + length + max((end for _, end in ends.values()), default=0):
-            raise Refused(f"{path} has not the length that its header gives: it was not written to its end")
+            raise ValueError(f"{path} has not the length that its header gives: it was not written to its end")
         found |= {name: end - start for name, (start, end) in ends.items()}
     return found
 
 
 def difference(model: Any, folder: Path, predicted: int) -> str:
-    """How the files of a folder differ from the bytes of tensors that were predicted, in words; "" where they do not,
-    or where none were written."""
-    found = written(folder)
-    if not found or sum(found.values()) == predicted:
+    """How a folder's files differ from the bytes of weights that were predicted, in words; "" where they do not."""
+    try:
+        found = written(folder)
+    except ValueError as error:
+        return str(error)
+    if sum(found.values()) == predicted:
         return ""
     expected = {name: weight.numel() * weight.element_size() for name, weight in (tensors(model) or {}).items()}
     parts = [f"{folder} holds {sum(found.values()):,} bytes of weights, where {predicted:,} were to be saved"]
