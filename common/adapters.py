@@ -61,7 +61,7 @@ def attach(
     config = {"bottleneck": bottleneck, "activation": activation, "dropout": dropout, "layers": layers}
     _add(model, name, config | {"attention": attention, "mlp": mlp}, seed)
     train(model, name)
-    return list(_weights(model, name).values())
+    return list(tensors(model, name).values())
 
 
 def _add(model: Any, name: str, config: dict[str, Any], seed: int = 0) -> None:
@@ -116,7 +116,7 @@ def train(model: Any, name: str) -> None:
     """Use this adapter, and let it train alone."""
     use(model, name)
     model.requires_grad_(False)
-    for weight in _weights(model, name).values():
+    for weight in tensors(model, name).values():
         weight.requires_grad_(True)
 
 
@@ -148,7 +148,7 @@ def save(model: Any, folder: str | Path, name: str) -> None:
         raise UserError(f"adapters: there is no {name} to save; on the model: {', '.join(names(model)) or 'none'}")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {key: weight.detach().cpu().contiguous() for key, weight in _weights(model, name).items()}
+    weights = {key: weight.detach().cpu().contiguous() for key, weight in tensors(model, name).items()}
     config = {"version": VERSION, "name": name, **model.bottlenecks.configs[name], "base": _base(model)}
     config["parameters"] = sum(weight.numel() for weight in weights.values())
     data = safetensors.torch.save(weights, metadata={"format": "pt"})
@@ -184,7 +184,7 @@ def load(model: Any, folder: str | Path, name: str | None = None) -> str:
         print(f"{folder}: this adapter was trained on {base['name']}; the base here is {mine['name']}")
     called: str = config["name"] if name is None else name
     _add(model, called, {field: config[field] for field in FIELDS})
-    for key, weight in _weights(model, called).items():
+    for key, weight in tensors(model, called).items():
         weight.data.copy_(weights[key])
     use(model, called)
     return called
@@ -220,7 +220,7 @@ def _base(model: Any) -> dict[str, Any]:
     return {"name": model.config._name_or_path, **shape}
 
 
-def _weights(model: Any, name: str) -> dict[str, Any]:
+def tensors(model: Any, name: str) -> dict[str, Any]:
     """An adapter's weights by layer and place, whatever the base calls its parts: 3.mlp.down.weight."""
     config = model.bottlenecks.configs[name]
     pairs = parts(model, config["attention"], config["mlp"])

@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer_pt_utils import LabelSmoother
 
-from common import models
+from common import mixtures, models
 from common.cli import Refused, UserError
 from common.generation import Samples
 from common.masking import IGNORE
@@ -27,8 +28,8 @@ def tokens_of(inputs: dict[str, Any]) -> torch.Tensor:
 def measure(trainer: Any, log_file: Path, parts_of: Callable[[dict[str, Any]], torch.Tensor] = tokens_of) -> Meter:
     """A meter that the trainer feeds; it takes the place of the trainer's own printing.
 
-    A held-out loss is a mean over all parts that `parts_of` counts in its batches, not over batches, and without label
-    smoothing: nats a token.
+    A held-out loss is a mean over all parts that `parts_of` counts in its batches, not over batches, without label
+    smoothing and without the router's loss of a mixture of experts: nats a token.
     """
     meter = Meter(log_file)
     mean_over(trainer, parts_of)
@@ -62,7 +63,8 @@ def mean_over(trainer: Any, parts_of: Callable[[dict[str, Any]], torch.Tensor]) 
 
     def prediction_step(model, inputs, *words, **named):
         parts = parts_of(inputs)
-        found = predict(model, inputs, *words, **named)
+        with without_router_loss(trainer):
+            found = predict(model, inputs, *words, **named)
         seen.append(torch.stack([found[0].double() * parts, parts]))
         return found
 
@@ -74,6 +76,18 @@ def mean_over(trainer: Any, parts_of: Callable[[dict[str, Any]], torch.Tensor]) 
         return output
 
     trainer.prediction_step, trainer.evaluation_loop = prediction_step, evaluation_loop
+
+
+@contextmanager
+def without_router_loss(trainer: Any) -> Iterator[None]:
+    """Inside, a mixture's loss is the cross entropy alone, without the balancing loss of its router."""
+    enabled = vars(trainer).get("aux_loss_enabled", False)  # TRL's; it then asks for the logits, whatever the config
+    trainer.aux_loss_enabled = False
+    try:
+        with mixtures.without_router_logits(trainer.model):
+            yield
+    finally:
+        trainer.aux_loss_enabled = enabled
 
 
 class Smoother(LabelSmoother):
@@ -101,7 +115,7 @@ class Measure(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         self.meter.begin(state.global_step, state.max_steps)
 
-    def on_step_end(self, args, state, control, optimizer=None, **kwargs):
+    def on_step_end(self, args, state, control, optimizer: Any = None, **kwargs):
         self.meter.step(state.global_step, optimizer.step_was_skipped)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
@@ -110,8 +124,9 @@ class Measure(TrainerCallback):
         if "eval_loss" in logs:
             self.meter.evaluated(state.global_step, logs["eval_loss"])
 
-    def on_train_end(self, args, state, control, **kwargs):
+    def on_train_end(self, args, state, control, model: Any = None, **kwargs):
         self.meter.end()
+        mixtures.ask_for_router_logits(model, False)  # a saved config that asks for them cannot answer
 
 
 class Watchdog(TrainerCallback):
@@ -127,6 +142,8 @@ class Watchdog(TrainerCallback):
     def on_init_end(self, args, state, control, model: Any = None, **kwargs):
         methods = getattr(model, "peft_config", {}).values()
         virtual = max((method.num_virtual_tokens for method in methods if method.is_prompt_learning), default=0)
+        if virtual and mixtures.ask_for_router_logits(model, False) is not None:
+            args.router_aux_loss_coef = 0.0  # read by TRL after this; nothing of the router trains here
         if virtual and args.label_smoothing_factor:
             raise UserError(
                 "--sft label_smoothing_factor: label smoothing does not go with virtual tokens (prompt and prefix "

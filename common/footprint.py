@@ -38,19 +38,18 @@ def storages(tensors: Iterable[torch.Tensor]) -> int:
 
 
 def weights(model: Any) -> int:
-    """Bytes of parameters, buffers and the parts of 4-bit weights.
+    """Bytes of parameters, buffers and the parts of 4-bit weights."""
+    return held(model.parameters(), model.buffers())
 
-    A 4-bit weight that has no values yet (meta device) counts as NF4 with double quantisation: half a byte an element,
-    a byte for every 64, four for every 16,384 (Dettmers et al. 2023).
-    """
-    plain: list[torch.Tensor] = list(model.buffers())
-    unpacked = 0
-    for parameter in model.parameters():
+
+def held(parameters: Iterable[torch.Tensor], buffers: Iterable[torch.Tensor] = ()) -> int:
+    """The same of these, each storage once. A 4-bit weight without values (meta device) counts as `four_bit`."""
+    plain, unpacked = list(buffers), 0
+    for parameter in parameters:
         state = vars(parameter).get("quant_state")
         if state is not None:
-            parts = [state, state.state2] if state.nested else [state]
-            plain += [tensor for part in parts for tensor in (part.absmax, part.code)]
-            plain += [state.offset] if state.nested else []
+            plain += [state.absmax, state.code]
+            plain += [state.state2.absmax, state.state2.code, state.offset] if state.nested else []
         if type(parameter).__name__ == "Params4bit" and parameter.is_meta:
             unpacked += four_bit(parameter.numel())
         else:
@@ -59,7 +58,8 @@ def weights(model: Any) -> int:
 
 
 def four_bit(elements: int) -> int:
-    """Bytes of a weight of so many elements in NF4 with double quantisation."""
+    """Bytes of a weight of so many elements in NF4 with double quantisation: half a byte an element, a byte for every
+    64, four for every 16,384 (Dettmers et al. 2023)."""
     return elements // 2 + math.ceil(elements / 64) + 4 * math.ceil(elements / 64 / 256)
 
 

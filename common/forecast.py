@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from common import fits, memory, trainers
+from common import fits, memory, parameter_table, saved, trainers
 from common.cli import Refused, first_process
 from common.masking import IGNORE
 from common.rehearsal import Actor, OutOfMemory, guarded, processes, worst
@@ -20,6 +20,7 @@ class Forecast:
     `process` is what the process holds beside the model: libraries and data. A rehearsal adds `allocator`, what was
     taken beyond the arithmetic: glibc keeps and scatters freed blocks, so that a CPU run takes up to twice what its
     tensors do (before glibc 2.38, and how much differs from run to run). Without a rehearsal `seconds` is None.
+    `parameters`: what trains (parameter_table.Table). `saved`: what will be saved (saved.size).
     """
 
     parts: dict[str, int]
@@ -31,6 +32,8 @@ class Forecast:
     rehearsed_bytes: int | None = None
     seconds: float | None = None
     timing: dict[str, float] = field(default_factory=dict)
+    parameters: list[parameter_table.Group] = field(default_factory=list)
+    saved: dict[str, int] | None = None
 
     @property
     def arithmetic_bytes(self) -> int:
@@ -42,7 +45,8 @@ class Forecast:
 
     def as_dict(self) -> dict[str, Any]:
         own = {"peak_bytes": self.peak_bytes, "arithmetic_bytes": self.arithmetic_bytes}
-        return own | {name: value for name, value in vars(self).items() if name != "rehearsed_bytes"}
+        own |= {name: value for name, value in vars(self).items() if name != "rehearsed_bytes"}
+        return own | {"parameters": [group.as_dict() for group in self.parameters]}
 
     def line(self) -> str:
         """The forecast in one line."""
@@ -54,6 +58,13 @@ class Forecast:
             f"forecast: {gib(self.peak_bytes)} of {gib(self.limit_bytes)} ({parts}){time}; "
             f"longest batch {rows} x {width} ({self.longest['name']})"
         )
+
+    def show(self) -> None:
+        """Print what trains, and the forecast."""
+        say(parameter_table.text(self.parameters))
+        if self.saved is not None:
+            say(f"to be saved: {self.saved['file']:,} bytes")
+        say(self.line())
 
 
 def say(text: str) -> None:
@@ -105,7 +116,7 @@ def rehearse(trainer: Any, find_batch_size: bool = False) -> Forecast:
     if expected.batch_size != asked:
         was = f"{expected.batch_size} x {expected.accumulation}, where {asked} x "
         say(f"batch size found: {was}{expected.batch_size * expected.accumulation // asked} was asked for")
-    say(expected.line())
+    expected.show()
     return expected
 
 
@@ -125,7 +136,7 @@ def rehearse_loop(actor: Actor, loader: Any, optimizer: Any, max_steps: int, eva
     expected, problem = attempt(actor, workload, name(optimizer), evaluated)
     if problem:
         raise Refused(problem)
-    say(expected.line())
+    expected.show()
     return expected
 
 
@@ -148,14 +159,19 @@ def attempt(
         agreed: a size is being looked for: it must leave room, and where it does not fit in one of several processes,
             it does not in any. Otherwise that one gives up without waiting for the others, who may wait for it in the
             middle of a step.
+
+    Raises:
+        Refused: something that is to train would not (parameter_table.Table).
     """
     rows, width = workload.shape
     sizes, measured, problem, limit = None, None, "", memory.limit()
+    model = trainers.unwrapped(actor.model)
+    table = parameter_table.Table(model)
     try:
         sizes = measure(actor, workload, optimizer)
         if sizes.peak(rows, width) > limit:
             raise OutOfMemory(f"by arithmetic it needs {gib(sizes.peak(rows, width))}")
-        measured = steps(actor, workload)
+        measured = steps(actor, workload, table.see)
         measured.peak_bytes += buckets(actor)
         if agreed and measured.peak_bytes > (1 - ROOM) * limit:  # what has just gone well need not a second time
             raise OutOfMemory(f"its steps took {gib(measured.peak_bytes)}, which leaves too little room")
@@ -173,6 +189,8 @@ def attempt(
     )
     if problem or measured is None or sizes is None:
         return expected, refusal(actor, expected, sizes, workload, problem)
+    table.check()
+    expected.parameters, expected.saved = [*table.groups.values()], saved.size(model)
     measured = measured.worst()
     expected.rehearsed_bytes = measured.peak_bytes
     expected.parts["optimizer"] += measured.state_bytes - sizes.optimizer

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from common import models, rendering
+from common import mixtures, models, rendering
 from common.cli import UserError
 from common.decoding import Decoding, Halt, Noise
 from common.streaming import Pieces, Tokens, before_stop, in_thread
@@ -194,7 +194,7 @@ def _answering(model: Any, tokenizer: Any, stop: Ends) -> Iterator[None]:
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     base.generation_config = GenerationConfig(pad_token_id=pad, eos_token_id=sorted(stop.ids))
     try:
-        with models.flags_kept(model):
+        with models.flags_kept(model), mixtures.without_router_logits(model):
             model.eval()
             yield
     finally:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from common import tokenizers
+from common import mixtures, module_kinds, parameter_table, tokenizers
 from common.cli import UserError
 from common.pocket import FOLDER as POCKET
 
@@ -150,6 +150,12 @@ def load(name: str, max_length: int, four_bit: bool = False, full: bool = False,
     tokenizers.check(tokenizer, f"--model {name}")
     for line in tokenizers.problems(tokenizer, Path(place)):
         print(f"tokenizer of {name}: {line}")
+    mixtures.ask_for_router_logits(model, False)
+    for part, parameter in model.named_parameters():
+        if full and module_kinds.beside_text(part):
+            parameter.requires_grad_(False)  # the data are texts: it would be saved as trained
+    if four_bit:
+        parameter_table.check_four_bit(model, name)
     return model, tokenizer
 
 
@@ -298,6 +304,7 @@ def load_plain(name: str, four_bit: bool = False) -> Any:
     given = dict(quantization_config=quantization, device_map={"": device}) if four_bit else {}
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(locate(name), dtype=dtype(), trust_remote_code=False, **given)
-        return (model if four_bit else model.to(device)).eval()
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise UserError(f"--model {name} cannot be loaded{bits}: {error}") from error
+    mixtures.ask_for_router_logits(model, False)
+    return (model if four_bit else model.to(device)).eval()

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from common import memory
+from common import memory, parameter_table
+from common.cli import Refused
 from common.workload import Workload
 
 ENOUGH = 3.0  # seconds of steps after which no further one is timed
@@ -18,6 +19,8 @@ SHARES = (0.5, 0.25, 0.75, 0.5, 0.25, 0.75)  # of the batches by size: those tha
 NO_MEMORY = re.compile(
     r"can't allocate memory|not enough memory|bad_alloc|out of memory|could not create a memory", re.I
 )
+
+NO_GRAPH = "does not require grad"  # what torch says of a loss that depends on nothing that trains
 
 
 @dataclass
@@ -66,11 +69,14 @@ class OutOfMemory(Exception):
     """A step took more than there is."""
 
 
-def rehearse(actor: Actor, workload: Workload) -> Measured:
+def rehearse(actor: Actor, workload: Workload, see: Callable[[], None] = lambda: None) -> Measured:
     """Steps of rate 0 on a usual batch, on the longest, and on more usual ones until ENOUGH seconds are timed.
 
     The first creates the optimiser's states, so that the longest batch meets them, as in training; with accumulation
     it also meets the gradients of a batch before it. Nothing of it stays: see `undone`.
+
+    Args:
+        see: called after each backward pass, while its gradients are there.
 
     Raises:
         OutOfMemory: with what the allocator said.
@@ -78,7 +84,7 @@ def rehearse(actor: Actor, workload: Workload) -> Measured:
     memory.release()
     peak = memory.Peak()
     try:
-        return guarded(actor.model, _steps, actor, workload, peak)
+        return guarded(actor.model, _steps, actor, workload, peak, see)
     finally:
         peak.stop()
 
@@ -87,12 +93,15 @@ def guarded(model: Any, run: Callable, *args: Any) -> Any:
     """run(*args), of which nothing stays but its result; running out of memory is OutOfMemory, whoever says it.
 
     Raises:
+        Refused: the loss depends on nothing that trains.
         OutOfMemory: with what the allocator said; the frames that held the failed step's tensors are gone by then.
     """
     try:
         with undone(model), _allocation_fails():
             return run(*args)
     except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        if NO_GRAPH in str(error):
+            raise Refused(parameter_table.nothing_reached(model)) from error
         if not isinstance(error, MemoryError) and not NO_MEMORY.search(str(error)):
             raise
         failure = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -100,7 +109,7 @@ def guarded(model: Any, run: Callable, *args: Any) -> Any:
     raise OutOfMemory(failure)
 
 
-def _steps(actor: Actor, workload: Workload, peak: memory.Peak) -> Measured:
+def _steps(actor: Actor, workload: Workload, peak: memory.Peak, see: Callable[[], None]) -> Measured:
     import torch
 
     timed: list[tuple[int, float]] = []
@@ -108,6 +117,7 @@ def _steps(actor: Actor, workload: Workload, peak: memory.Peak) -> Measured:
     try:
         usual = actor.collate(workload.at(0.5))
         _timed(actor.step, usual)
+        see()
         _update(optimizer)
         longest, took = actor.collate(workload.longest), 0.0
         for _ in range(2 if torch.cuda.is_available() else 1):  # the first step of a size compiles its kernels
@@ -115,12 +125,14 @@ def _steps(actor: Actor, workload: Workload, peak: memory.Peak) -> Measured:
                 actor.model.zero_grad(set_to_none=True)
             took = _timed(actor.step, longest)
         timed.append((longest["input_ids"].numel(), took))
+        see()
         update = _update(optimizer)
         actor.model.zero_grad(set_to_none=True)
         begun, alone = time.monotonic(), not torch.distributed.is_initialized()
         for share in SHARES:
             batch = actor.collate(workload.at(share))
             timed.append((batch["input_ids"].numel(), _timed(actor.step, batch)))
+            see()
             actor.model.zero_grad(set_to_none=True)
             if time.monotonic() - begun > ENOUGH if alone else len(timed) == TOGETHER:
                 break

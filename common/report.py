@@ -9,10 +9,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from common.cli import first_process
+from common import saved
+from common.cli import Refused, first_process
 from common.masking import Counts
 from common.meter import Meter
 from common.models import device, parameters
+from common.parameter_table import in_units
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "unsloth", "lm_eval")
 
@@ -52,25 +54,24 @@ def write(
     samples: list[dict],
     scores: dict[str, Any],
 ) -> dict[str, Any]:
-    """Write report.json and report.html into the run's folder, and print where the page is and what changed.
+    """Write report.json, which is returned, and report.html into the run's folder; print where it is and what changed.
 
     Args:
         recipe: the recipe's own file.
         args: its arguments.
         mask_view: [[text, trains], ...] of one training row.
-        expected: the forecast: peak_bytes and seconds at least.
+        expected: the forecast: peak_bytes and seconds at least; its `parameters` and `saved` become part of `train`.
         scores: before, after and comparison ({task: {metric: {before, after, items}}}), by_skill (a table of `columns`
             and `rows`), forgetting (the verdict, empty where no general task was scored) and command (the lm_eval
             command line that gives the scores after), as harness.Scores has them.
 
-    Returns:
-        What report.json holds.
+    Raises:
+        Refused: what was saved in adapter/ or model/ is not what was to be; the report is there.
     """
-    trainable, every = parameters(model)
     before, after = meter.losses
     scores, pairs = dict(scores), "preference" in scores  # a loss of pairs is not nats a token
-    extra = {"loss_before": before, "evaluations": meter.evaluations}
-    extra |= {"by_skill": scores.pop("by_skill"), "command": scores.pop("command")}
+    extra = {name: scores.pop(name) for name in ("by_skill", "command")}
+    extra |= {"loss_before": before, "evaluations": meter.evaluations}
     report = {
         "recipe": Path(recipe).stem,
         "args": args,
@@ -79,10 +80,10 @@ def write(
         "versions": versions(),
         "commit": commit(),
         "data": {**counts.as_dict(), "padding_share": meter.padding_share},
-        "forecast": expected,
+        "forecast": {name: value for name, value in expected.items() if name not in ("parameters", "saved")},
         "measured": meter.measured(),
         "train": {"steps": meter.steps, "loss": meter.loss, "evaluations": meter.evaluations}
-        | {"trainable_parameters": trainable, "all_parameters": every},
+        | _weights(folder, model, expected),
         "eval": {"loss": after, "perplexity": None if after is None or pairs else math.exp(min(after, 700))},
         "scores": scores,
     }
@@ -92,12 +93,22 @@ def write(
     return report
 
 
+def _weights(folder: Path, model: Any, expected: dict[str, Any]) -> dict[str, Any]:
+    """What trained, and whether what was saved is what was to be."""
+    trainable, every = parameters(model)
+    found = {"trainable_parameters": trainable, "all_parameters": every}
+    size, result = expected.get("saved"), folder / ("adapter" if (folder / "adapter").exists() else "model")
+    if size:
+        size = {**size, "difference": saved.difference(model, result, size["bytes"]) if first_process() else ""}
+    return {**found, "parameters": expected.get("parameters", []), "saved": size}
+
+
 def _page(report: dict[str, Any], mask_view: list[list], extra: dict[str, Any]) -> str:
     import jinja2
 
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(curve=curve, bytes=in_bytes, number=number, duration=duration)
+    environment.filters.update(curve=curve, bytes=in_bytes, number=number, duration=duration, units=in_units)
     written = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     page = environment.get_template("report.html.jinja")
     return page.render(**report, mask_view=mask_view, extra=extra, written=written)
@@ -114,6 +125,8 @@ def _say(folder: Path, report: dict[str, Any], extra: dict[str, Any]) -> None:
     if extra["command"]:
         print(f"the same scores by lm-eval alone: {extra['command']}")
     print(f"report: {folder / 'report.html'}")
+    if problem := (report["train"]["saved"] or {}).get("difference"):
+        raise Refused(problem)
 
 
 def _replace(path: Path, text: str) -> None:

@@ -51,9 +51,8 @@ def main(args: Args) -> dict:
 
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
     from trl import SFTConfig, SFTTrainer
-    from unsloth import FastLanguageModel
 
-    from common import callbacks, distillation, generation, losses, sampling
+    from common import callbacks, distillation, generation, lora, losses, sampling
 
     blend = losses.Blend(args.alpha, args.temperature, args.beta)
     overrides = cli.overrides(args.sft, SFTConfig, written=set(vars(args)))
@@ -80,8 +79,8 @@ def main(args: Args) -> dict:
         scores.take("before", model, tokenizer)
 
     if args.lora_r:
-        lora = dict(r=args.lora_r, lora_alpha=2 * args.lora_r, target_modules="all-linear", random_state=args.seed)
-        model = FastLanguageModel.get_peft_model(model, use_gradient_checkpointing=models.checkpointing(), **lora)
+        rank = dict(r=args.lora_r, lora_alpha=2 * args.lora_r)
+        model = lora.add(model, **rank, target_modules="all-linear", random_state=args.seed)
     distillation.prepare(model, args.model)
     config = dict(
         output_dir=str(folder),
@@ -100,6 +99,7 @@ def main(args: Args) -> dict:
         warmup_steps=0.03,  # a share of the steps
         weight_decay=0.0,
         optim="adamw_torch_fused",
+        router_aux_loss_coef=0.0,  # a mixture of experts learns from teacher and labels alone
         logging_steps=0.01,
         eval_strategy="steps" if len(held_out) else "no",
         eval_steps=0.2,

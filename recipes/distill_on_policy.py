@@ -48,9 +48,8 @@ def main(args: Args) -> dict:
 
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
     from trl import DistillationConfig, DistillationTrainer
-    from unsloth import FastLanguageModel
 
-    from common import callbacks, distillation, generation, losses, on_policy
+    from common import callbacks, distillation, generation, lora, losses, on_policy
 
     blend = losses.Blend(1.0, args.temperature, args.beta)
     overrides = cli.overrides(args.sft, DistillationConfig, written=set(vars(args)))
@@ -74,8 +73,8 @@ def main(args: Args) -> dict:
         scores.take("before", model, tokenizer)
 
     if args.lora_r:
-        lora = dict(r=args.lora_r, lora_alpha=2 * args.lora_r, target_modules="all-linear", random_state=args.seed)
-        model = FastLanguageModel.get_peft_model(model, use_gradient_checkpointing=models.checkpointing(), **lora)
+        rank = dict(r=args.lora_r, lora_alpha=2 * args.lora_r)
+        model = lora.add(model, **rank, target_modules="all-linear", random_state=args.seed)
     distillation.prepare(model, args.model)
     config = dict(
         output_dir=str(folder),

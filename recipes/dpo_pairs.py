@@ -51,9 +51,8 @@ def main(args: Args) -> dict:
 
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
     from trl import DPOConfig, DPOTrainer
-    from unsloth import FastLanguageModel
 
-    from common import adapted, callbacks, generation
+    from common import adapted, callbacks, generation, lora
 
     overrides = cli.overrides(args.sft, DPOConfig, written=set(vars(args)))
     checkpoint = checks.continues(folder, vars(args), args.resume, args.overwrite)
@@ -82,8 +81,9 @@ def main(args: Args) -> dict:
         scores.take("before", model, tokenizer)
 
     if args.adapter == "none":
-        lora = dict(r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear", random_state=args.seed)
-        model = FastLanguageModel.get_peft_model(model, use_gradient_checkpointing=models.checkpointing(), **lora)
+        model = lora.add(
+            model, r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear", random_state=args.seed
+        )
     config = dict(
         output_dir=str(folder),
         max_length=args.max_length,

@@ -47,9 +47,8 @@ def main(args: Args) -> dict:
     from torch.optim import AdamW
     from transformers import get_scheduler
     from trl.trainer import add_fused_lm_head
-    from unsloth import FastLanguageModel
 
-    from common import checkpoints, generation
+    from common import checkpoints, generation, lora
     from common.meter import Meter
 
     checkpoint = checks.continues(folder, vars(args), args.resume, args.overwrite)
@@ -73,8 +72,7 @@ def main(args: Args) -> dict:
         samples.take("before", model)
         scores.take("before", model, tokenizer)
 
-    lora = dict(r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear", random_state=args.seed)
-    model = FastLanguageModel.get_peft_model(model, use_gradient_checkpointing=models.checkpointing(), **lora)
+    model = lora.add(model, r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear", random_state=args.seed)
     models.train_in_float32(model)
     log_with = None if args.report_to == "none" else args.report_to
     accelerator = Accelerator(mixed_precision=models.mixed_precision(), log_with=log_with, project_dir=folder)

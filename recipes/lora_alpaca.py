@@ -45,9 +45,8 @@ def main(args: Args) -> dict:
 
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
     from trl import SFTConfig, SFTTrainer
-    from unsloth import FastLanguageModel
 
-    from common import callbacks, generation
+    from common import callbacks, generation, lora
 
     overrides = cli.overrides(args.sft, SFTConfig, written=set(vars(args)))
     checkpoint = checks.continues(folder, vars(args), args.resume, args.overwrite)
@@ -70,7 +69,7 @@ def main(args: Args) -> dict:
         samples.take("before", model)
         scores.take("before", model, tokenizer)
 
-    model = FastLanguageModel.get_peft_model(
+    model = lora.add(
         model,
         r=16,
         lora_alpha=32,
@@ -79,7 +78,6 @@ def main(args: Args) -> dict:
         use_dora=False,  # weight = magnitude x direction, the direction low-rank; slower, often better at small r
         use_rslora=False,  # alpha / sqrt(r) in place of alpha / r: for large r
         init_lora_weights=True,  # "pissa": start from the largest singular values of the base
-        use_gradient_checkpointing=models.checkpointing(),
         random_state=args.seed,
     )
     config = dict(

@@ -45,9 +45,8 @@ def main(args: Args) -> dict:
 
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
     from trl import SFTConfig, SFTTrainer
-    from unsloth import FastLanguageModel
 
-    from common import callbacks, generation
+    from common import callbacks, generation, lora
 
     overrides = cli.overrides(args.sft, SFTConfig, written=set(vars(args)))
     checkpoint = checks.continues(folder, vars(args), args.resume, args.overwrite)
@@ -70,13 +69,12 @@ def main(args: Args) -> dict:
         samples.take("before", model)
         scores.take("before", model, tokenizer, keep=folder / "base")
 
-    model = FastLanguageModel.get_peft_model(
+    model = lora.add(
         model,
         r=16,
         lora_alpha=32,
         lora_dropout=0.0,
         target_modules="all-linear",
-        use_gradient_checkpointing=models.checkpointing(),
         random_state=args.seed,
     )
     config = dict(
