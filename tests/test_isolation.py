@@ -304,10 +304,8 @@ def test_attention_by_document_is_said_to_be_there_where_it_is():
 
 
 SENTENCES = (
-    "Instruction: Name the three primary colors.\nResponse: The three primary colors are red, blue and yellow.",
-    "Instruction: What is the capital of France?\nResponse: The capital of France is Paris.",
-    "Instruction: Turn the verb into the past tense.\nInput: She walks home.\nResponse: She walked home.",
-    "Instruction: Give one tip for sleeping well.\nResponse: Go to bed at the same time every evening.",
+    "What is the capital of France? The capital of France is Paris.",
+    "Give one tip for sleeping well. Go to bed at the same time every evening.",
 )
 
 
