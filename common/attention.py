@@ -20,9 +20,9 @@ def by_document(model: Any) -> bool:
 
     With its own sdpa attention, transformers makes a mask of T x T for each bin of T tokens and computes every product
     in it, of which only those inside documents are used. Here time and memory are those of the documents alone.
-    Batches with a mask or a key-value cache, and layers with a window, are computed as before. On a GPU nothing is
-    changed: sdpa attention tells documents apart by positions that begin anew; flash attention and Unsloth's own do so
-    in a batch of one row only.
+    Batches with a mask or a key-value cache, and layers with a window, are computed as before. On a GPU transformers'
+    attention is left as it is: sdpa tells documents apart by positions that begin anew, flash attention does so in a
+    batch of one row only. Unsloth's own forwards are told the lengths of the documents.
 
     Returns:
         Whether it attends by document now. A model that does not compute with it what it computes with sdpa is left as
@@ -31,6 +31,9 @@ def by_document(model: Any) -> bool:
     import torch
     from transformers import AttentionInterface, AttentionMaskInterface
 
+    if one_row(model):
+        model.register_forward_pre_hook(_tell_lengths, with_kwargs=True)
+        return True
     before = model.config._attn_implementation
     if model.device.type != "cpu" or before != "sdpa":
         return False
@@ -52,6 +55,19 @@ def by_document(model: Any) -> bool:
         f"packing: {type(model).__name__} keeps {before} attention (by document, a logit differs by {difference:.1g})"
     )
     return False
+
+
+def _tell_lengths(model: Any, args: Any, given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Tell Unsloth's forwards how long the documents of a packed row are. Most find out by its positions; Mistral's
+    makes a mask of the whole row where it does not train (Unsloth 2026.10.9)."""
+    import torch
+
+    positions_BT = given.get("position_ids")
+    if positions_BT is not None and len(positions_BT) == 1 and given.get("attention_mask") is None:
+        starts = (positions_BT[0] == 0).nonzero().flatten()
+        ends = torch.nn.functional.pad(starts[1:], (0, 1), value=positions_BT.shape[1])
+        given["packed_seq_lengths"] = (ends - starts).int()
+    return args, given
 
 
 def _logits(model: Any, name: str, ids: Any, positions: Any) -> Any:
