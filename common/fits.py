@@ -38,11 +38,9 @@ class Sizes:
 
     def parts(self, rows: int, width: int) -> dict[str, int]:
         """Bytes of each of PARTS at the moment at which most is held, for a batch of rows x width."""
-        from common import footprint
-
         moment = {"activations": 0, "gradients": self.gradients, "logits": 0, "optimizer": self.optimizer + self.update}
         if self.moments is not None:
-            labels = footprint.chunk(round(rows * width * self.labels), self.vocabulary, self.hidden)
+            labels = chunk(round(rows * width * self.labels), self.vocabulary, self.hidden)
             step = {**self.moments.peak(rows, width, labels, self.accumulates), "optimizer": self.optimizer}
             moment = max(step, moment, key=lambda found: sum(found.values()))
         own = {"weights": self.weights, "process": self.process, **moment}
@@ -75,3 +73,23 @@ def _largest(fits: Callable[[int], bool], at_most: int) -> int:
 def divisor(rows: int, most: int) -> int:
     """The largest divisor of `rows` that is not over `most`."""
     return next(size for size in range(max(1, min(rows, most)), 0, -1) if rows % size == 0)
+
+
+def chunk(labels: int, vocabulary: int, hidden: int | None = None) -> int:
+    """Labels of which Unsloth computes the loss at once.
+
+    Args:
+        hidden: width of the hidden states, on a GPU, where its fused head takes a power of two near labels · hidden /
+            vocabulary, within bounds (fused_linear_rows of unsloth_zoo 2026.10.9; a card with under 4 GiB free gets
+            fewer). None: a CPU, where it takes 16 Mi logits.
+    """
+    if hidden is None:
+        return min(labels, max(16, 16 * 2**20 // vocabulary))
+    least = min(max(_power_of_two(512 * 151_936 / vocabulary), 512), 4096)
+    rows = min(max(_power_of_two(labels * hidden / vocabulary), least), 4096, 2 * 2**30 // (4 * vocabulary))
+    return min(labels, rows)
+
+
+def _power_of_two(value: float) -> int:
+    """The largest that is not over it; 1 where none is."""
+    return 1 << max(0, int(value).bit_length() - 1)

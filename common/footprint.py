@@ -80,11 +80,8 @@ def optimizer_states(model: Any, name: str) -> int | None:
     if name in FLOAT_STATES:
         return 4 * FLOAT_STATES[name] * sum(parameter.numel() for parameter in parameters)
     if name in EIGHT_BIT:
-        sizes = [(EIGHT_BIT[name], parameter.numel()) for parameter in parameters]
-        return sum(
-            states * (size + 4 * math.ceil(size / 256) if size >= EIGHT_BIT_FROM else 4 * size)
-            for states, size in sizes
-        )
+        sizes = [parameter.numel() for parameter in parameters]
+        return EIGHT_BIT[name] * sum(n + 4 * math.ceil(n / 256) if n >= EIGHT_BIT_FROM else 4 * n for n in sizes)
     if name == "adafactor":  # a row and a column of float32 in place of a matrix (Shazeer & Stern 2018)
         return sum(4 * (sum(p.shape) if p.dim() > 1 else p.numel()) for p in parameters)
     return None
@@ -131,9 +128,7 @@ class Recorder(TorchDispatchMode):
 
     def gradients(self, model: Any) -> set[int]:
         """Numbers of the storages that are gradients now."""
-        found = {
-            parameter.grad.untyped_storage()._cdata for parameter in trainable(model) if parameter.grad is not None
-        }
+        found = {weight.grad.untyped_storage()._cdata for weight in trainable(model) if weight.grad is not None}
         return {self._alive[key][0] for key in found if key in self._alive}
 
 
@@ -252,23 +247,3 @@ def cut(batch: dict[str, Any], rows: int, width: int, few: bool) -> dict[str, An
     start = width - 2 - LABELS if few else 0
     small["labels"][:, start : width - 2 if few else width] = small["input_ids"][:, start : width - 2 if few else width]
     return small
-
-
-def chunk(labels: int, vocabulary: int, hidden: int | None = None) -> int:
-    """Labels of which Unsloth computes the loss at once.
-
-    Args:
-        hidden: width of the hidden states, on a GPU, where its fused head takes a power of two near labels · hidden /
-            vocabulary, within bounds (fused_linear_rows of unsloth_zoo 2026.10.9; a card with under 4 GiB free gets
-            fewer). None: a CPU, where it takes 16 Mi logits.
-    """
-    if hidden is None:
-        return min(labels, max(16, 16 * 2**20 // vocabulary))
-    least = min(max(_power_of_two(512 * 151_936 / vocabulary), 512), 4096)
-    rows = min(max(_power_of_two(labels * hidden / vocabulary), least), 4096, 2 * 2**30 // (4 * vocabulary))
-    return min(labels, rows)
-
-
-def _power_of_two(value: float) -> int:
-    """The largest that is not over it; 1 where none is."""
-    return 1 << max(0, int(value).bit_length() - 1)

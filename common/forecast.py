@@ -4,9 +4,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from common import fits, memory, parameter_table, saved, trainers
+from common.attempts import OutOfMemory, guarded
 from common.cli import Refused, first_process
 from common.masking import IGNORE
-from common.rehearsal import Actor, OutOfMemory, guarded, processes, worst
+from common.rehearsal import Actor, processes, worst
 from common.rehearsal import rehearse as steps
 from common.workload import Workload, of_loader, of_trainer
 

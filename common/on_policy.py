@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from common import checks, forecast, loading, rehearsal, sampling, steps, trainers
+from common import attempts, checks, forecast, loading, sampling, steps, trainers
 from common.callbacks import Measure, PrinterCallback, ProgressCallback
 from common.masking import IGNORE
 from common.meter import Meter
@@ -103,7 +103,7 @@ def actor(trainer: Any, loader: Any, loss: Any) -> Actor:
 def seconds_of_answers(trainer: Any, count: int) -> float:
     """How long the student takes to answer the first prompts."""
     some = [trainer.train_dataset[place] for place in range(min(count, len(trainer.train_dataset)))]
-    with rehearsal.undone(trainer.model):
+    with attempts.undone(trainer.model):
         begun = time.monotonic()
         trainer._generate_and_score_completions(some)
         return time.monotonic() - begun

@@ -1,26 +1,17 @@
 """A few real steps before training that leave everything as it was: what they take of memory and time."""
 
-import random
-import re
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from common import memory, parameter_table
-from common.cli import Refused
+from common import memory
+from common.attempts import guarded
 from common.workload import Workload
 
 ENOUGH = 3.0  # seconds of steps after which no further one is timed
 TOGETHER = 3  # batches that are timed where processes may wait for each other in one: as many in each
 SHARES = (0.5, 0.25, 0.75, 0.5, 0.25, 0.75)  # of the batches by size: those that are timed after the longest
-NO_MEMORY = re.compile(
-    r"can't allocate memory|not enough memory|bad_alloc|out of memory|could not create a memory", re.I
-)
-
-NO_GRAPH = "does not require grad"  # what torch says of a loss that depends on nothing that trains
 
 
 @dataclass
@@ -65,21 +56,17 @@ class Measured:
         return batches + self.update * workload.steps + self.evaluation_rate * evaluated
 
 
-class OutOfMemory(Exception):
-    """A step took more than there is."""
-
-
 def rehearse(actor: Actor, workload: Workload, see: Callable[[], None] = lambda: None) -> Measured:
     """Steps of rate 0 on a usual batch, on the longest, and on more usual ones until ENOUGH seconds are timed.
 
     The first creates the optimiser's states, so that the longest batch meets them, as in training; with accumulation
-    it also meets the gradients of a batch before it. Nothing of it stays: see `undone`.
+    it also meets the gradients of a batch before it. Nothing of it stays: see attempts.undone.
 
     Args:
         see: called after each backward pass, while its gradients are there.
 
     Raises:
-        OutOfMemory: with what the allocator said.
+        attempts.OutOfMemory: with what the allocator said.
     """
     memory.release()
     peak = memory.Peak()
@@ -87,26 +74,6 @@ def rehearse(actor: Actor, workload: Workload, see: Callable[[], None] = lambda:
         return guarded(actor.model, _steps, actor, workload, peak, see)
     finally:
         peak.stop()
-
-
-def guarded(model: Any, run: Callable, *args: Any) -> Any:
-    """run(*args), of which nothing stays but its result; running out of memory is OutOfMemory, whoever says it.
-
-    Raises:
-        Refused: the loss depends on nothing that trains.
-        OutOfMemory: with what the allocator said; the frames that held the failed step's tensors are gone by then.
-    """
-    try:
-        with undone(model), _allocation_fails():
-            return run(*args)
-    except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
-        if NO_GRAPH in str(error):
-            raise Refused(parameter_table.nothing_reached(model)) from error
-        if not isinstance(error, MemoryError) and not NO_MEMORY.search(str(error)):
-            raise
-        failure = str(error).splitlines()[0] if str(error) else type(error).__name__
-    memory.release()
-    raise OutOfMemory(failure)
 
 
 def _steps(actor: Actor, workload: Workload, peak: memory.Peak, see: Callable[[], None]) -> Measured:
@@ -206,64 +173,3 @@ def _update(optimizer: Any) -> float:
             if parameter.grad is not None and not bool(parameter.grad.isfinite().all()):
                 parameter.grad.zero_()
     return _timed(optimizer.step)
-
-
-@contextmanager
-def undone(model: Any) -> Iterator[None]:
-    """Gradients, training mode and all random states are afterwards as they were, and no compiled graph is left."""
-    import numpy
-    import torch
-
-    mode = model.training
-    states = random.getstate(), numpy.random.get_state(), torch.get_rng_state()
-    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    try:
-        yield
-    finally:
-        model.zero_grad(set_to_none=True)
-        model.train(mode)
-        _forget_compiled(model)
-        random.setstate(states[0])
-        numpy.random.set_state(states[1])
-        torch.set_rng_state(states[2])
-        if devices:
-            torch.cuda.set_rng_state_all(devices)
-
-
-def _forget_compiled(model: Any) -> None:
-    """Drop what torch.compile has made of the steps: training on graphs from before `train` gave gradients of NaN
-    (unslothai/unsloth pull request 6511). A step that ran out of memory also leaves Unsloth's counts of checkpoints and
-    their buffers half way. `train` would do both, with a warning, where Unsloth has seen such steps."""
-    import torch
-
-    if "torch._dynamo" in sys.modules:
-        torch._dynamo.reset()
-    checkpoints = sys.modules.get("unsloth_zoo.gradient_checkpointing")
-    if checkpoints is not None and "GPU_BUFFERS" in vars(checkpoints):  # made with the first of its checkpoints
-        checkpoints.reset_unsloth_gradient_checkpointing_buffers()
-    for module in model.modules():
-        seen = vars(module).get("_unsloth_pretrain_marker")
-        if seen is not None:
-            seen["seen"] = False
-
-
-@contextmanager
-def _allocation_fails() -> Iterator[None]:
-    """Without a GPU: allocations past what is there fail with an error, where the kernel would end the process."""
-    import torch
-
-    if sys.platform != "linux" or torch.cuda.is_available():
-        yield
-        return
-    import resource
-
-    import psutil
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    most = psutil.Process().memory_info().vms + memory.limit() - memory.held()
-    bounds = [value for value in (soft, hard, most) if value != resource.RLIM_INFINITY]
-    resource.setrlimit(resource.RLIMIT_AS, (min(bounds), hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

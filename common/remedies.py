@@ -4,7 +4,8 @@ import dataclasses
 from typing import Any
 
 from common import fits, footprint, trainers
-from common.rehearsal import Actor, OutOfMemory, guarded
+from common.attempts import OutOfMemory, guarded
+from common.rehearsal import Actor
 from common.sampling import lengths_of
 from common.workload import Workload
 

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 from transformers.optimization import Adafactor
 
-from common import fits, footprint, forecast, memory, rehearsal, remedies, sampling, trainers, workload
+from common import attempts, fits, footprint, forecast, memory, rehearsal, remedies, sampling, trainers, workload
 from common.batches import PackedCollator
 from common.cli import Refused
 
@@ -285,11 +285,11 @@ def test_labels_at_once_are_those_of_unsloths_fused_head():
     code = """
 import sys, unsloth
 from unsloth_zoo.fused_losses.fused_linear import fused_linear_rows
-from common import footprint
+from common import fits
 for labels in (1, 7, 500, 2600, 16_384, 100_000):
     for vocabulary in (1024, 32_000, 128_256, 151_936, 262_144):
         for hidden in (64, 2048, 4096, 8192):
-            theirs, mine = fused_linear_rows(labels, hidden, vocabulary), footprint.chunk(labels, vocabulary, hidden)
+            theirs, mine = fused_linear_rows(labels, hidden, vocabulary), fits.chunk(labels, vocabulary, hidden)
             assert theirs == mine, (labels, vocabulary, hidden, theirs, mine)
 print("the same")
 """
@@ -502,12 +502,12 @@ def test_what_fits_is_the_most_that_fits():
 def test_too_large_an_allocation_is_an_error_not_the_end_of_the_process():
     code = """
 import resource, torch
-from common import rehearsal
+from common import attempts
 model = torch.nn.Linear(2, 2)
 before = resource.getrlimit(resource.RLIMIT_AS)
 try:
-    rehearsal.guarded(model, lambda: [torch.ones(2**28) for _ in range(10_000)])
-except rehearsal.OutOfMemory as error:
+    attempts.guarded(model, lambda: [torch.ones(2**28) for _ in range(10_000)])
+except attempts.OutOfMemory as error:
     print("out of memory", error, resource.getrlimit(resource.RLIMIT_AS) == before)
 """
     command = ["bash", "-c", f"ulimit -v {6 * 2**20}; exec {sys.executable} -c '{code}'"]
@@ -517,7 +517,7 @@ except rehearsal.OutOfMemory as error:
 
 def test_other_errors_stay_errors():
     with pytest.raises(RuntimeError, match="shapes"):
-        rehearsal.guarded(torch.nn.Linear(2, 2), lambda: torch.ones(2, 3) @ torch.ones(2, 3))
+        attempts.guarded(torch.nn.Linear(2, 2), lambda: torch.ones(2, 3) @ torch.ones(2, 3))
 
 
 def recipe(folder, *words, kib=None):
