@@ -124,7 +124,7 @@ def main(args: Args) -> dict:
 
 
 def loss_of(model, batch):
-    """Sum over the labels of a batch that train."""
+    """Sum over the labels of a batch that train; without the balancing loss of a mixture's router."""
     return -model(**batch, use_cache=False, fused_lm_head=True).log_probs.sum()
 
 

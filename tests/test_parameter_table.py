@@ -240,18 +240,13 @@ class Unfused(torch.nn.Module):
 
 
 def test_experts_without_a_token_are_counted_and_not_refused():
+    # One token has a loss, and goes to one of the four experts of each of the two layers.
     one = dict(input_ids=torch.tensor([[5, 6]]), labels=torch.tensor([[-100, 6]]), use_cache=False)
-    model = made("Mixtral", num_experts_per_tok=1)
-    used = []  # which expert each token of each layer goes to, as the router says
-    for layer in model.model.layers:
-        layer.mlp.gate.register_forward_hook(lambda _module, _inputs, output: used.append(output[-1].unique()))
-    for kind, adapted in (("experts", model), ("LoRA on experts", low_rank(model, init_lora_weights=True))):
-        used.clear()
-        found = account(adapted, **one).groups[kind]
-        # the last token of the last layer has no loss of its own
-        assert 8 - sum(map(len, used)) <= found.unrouted < 8 and found.reached == found.tensors > 0
-        assert re.fullmatch(r"all tensors, \d experts without a token", found.gradient)
-        adapted.zero_grad()
+    for kind, adapted in (("experts", False), ("LoRA on experts", True)):
+        model = made("Mixtral", num_experts_per_tok=1)
+        found = account(low_rank(model, init_lora_weights=True) if adapted else model, **one).groups[kind]
+        assert found.unrouted == 2 * 3 and found.reached == found.tensors > 0
+        assert found.gradient == "all tensors, 6 experts without a token"
     model = made("Llama")
     for layer in model.model.layers:
         layer.mlp = Unfused()
@@ -299,7 +294,10 @@ def test_the_size_of_what_is_saved_is_predicted_to_the_byte(kind, tmp_path):
         adapters.attach(model, "one", bottleneck=8)
     elif SAVED[kind] is not None:
         model = low_rank(model, **SAVED[kind])
-    table, size = account(model), saved.size(model)
+    table = account(model)
+    if kind == "attention":
+        model.lm_head.half()  # narrower tensors lie behind wider ones
+    size = saved.size(model)
     assert (kind in table.groups or kind == "DoRA") and size is not None
     adapters.save(model, tmp_path, "one") if kind.startswith("bottleneck") else model.save_pretrained(tmp_path)
     (file,) = tmp_path.glob("*.safetensors")
@@ -312,7 +310,7 @@ def test_the_size_of_what_is_saved_is_predicted_to_the_byte(kind, tmp_path):
     save_file({name: tensor for name, tensor in tensors.items() if name != lost}, file)
     if len(tensors) > 1:
         assert f"1 missing, such as {lost}" in saved.difference(model, tmp_path, size["bytes"])
-    save_file({**tensors, lost: tensors[lost].half()}, file)
+    save_file({**tensors, lost: tensors[lost].double()}, file)
     assert f"1 of another size, such as {lost}" in saved.difference(model, tmp_path, size["bytes"])
     save_file({**tensors, "odd": torch.zeros(3)}, file)
     assert "1 more than what trains, such as odd" in saved.difference(model, tmp_path, size["bytes"])
