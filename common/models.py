@@ -171,6 +171,7 @@ def _load_by_unsloth(place: str, limit: int, four_bit: bool, full: bool) -> tupl
         load_in_4bit=four_bit,
         full_finetuning=full,
         use_gradient_checkpointing=False,
+        use_exact_model_name=True,  # else a 4-bit Hub name is one that Unsloth has quantized in another way
     )
 
 

@@ -16,6 +16,7 @@ from common import cards, cli, fits
 from common.cli import UserError
 from common.planned import Planned, Target, planned, recipe
 from common.shapes import shallow, shape
+from common.workload import Workload
 
 DEPTHS = (1, 3)  # layers of the copies that are timed; what a layer takes is the difference
 PATIENCE = 900  # seconds that a copy may take
@@ -75,13 +76,13 @@ def _plan(file: Path, words: list[str], folder: Path, device: cards.Card) -> dic
         "gpu": target.gpu,
         "dtype": str(target.dtype).removeprefix("torch."),
         "limit_bytes": limit,
-        "longest": {"rows": rows, "width": width, "name": workload.name()},
+        "longest": {"rows": rows, "width": width, "joined": workload.joined, "name": workload.name()},
         "steps": workload.steps,
         "layers": model.config.get_text_config().num_hidden_layers,
         "parts": sizes.parts(rows, width),
         "peak_bytes": sizes.peak(rows, width),
         "fits": sizes.peak(rows, width) <= limit,
-        "table": [_room(row.pop("sizes"), rows, width, limit, longest) | row for row in table],
+        "table": [_room(row.pop("sizes"), workload, limit, longest) | row for row in table],
     }
 
 
@@ -167,14 +168,19 @@ def _sizes(model: Any, found: Planned, recomputes: bool, process: int, target: T
     )
 
 
-def _room(sizes: fits.Sizes, rows: int, width: int, limit: int, longest: int) -> dict[str, Any]:
+def _room(sizes: fits.Sizes, workload: Workload, limit: int, longest: int) -> dict[str, Any]:
+    """The peak; the most rows of the longest batch's width that fit, and the longest of as many rows as it has.
+
+    Where a batch is one row (packed, for Unsloth's forwards on a GPU), both are of the rows that are joined in it.
+    """
+    (rows, width), joined = workload.shape, workload.joined
     peak = sizes.peak(rows, width)
-    return {
-        "peak_bytes": peak,
-        "fits": peak <= limit,
-        "rows": fits.most_rows(sizes, width, limit),
-        "width": fits.longest_width(sizes, rows, limit, longest),
-    }
+    if joined > 1:
+        most = fits.longest_width(sizes, 1, limit) * joined // width
+        across = fits.longest_width(sizes, 1, limit, longest * joined) // joined
+    else:
+        most, across = fits.most_rows(sizes, width, limit), fits.longest_width(sizes, rows, limit, longest)
+    return {"peak_bytes": peak, "fits": peak <= limit, "rows": most, "width": across}
 
 
 def time(file: Path, words: list[str], folder: Path, plan: dict[str, Any]) -> dict[str, Any]:

@@ -21,12 +21,16 @@ def find(actor: Actor, sizes: fits.Sizes, workload: Workload, limit: int, step: 
     (rows, width), found = workload.shape, []
     if sizes.moments is None:
         return ["a smaller --per_device_train_batch_size, which --find_batch_size finds, or a shorter --max_length"]
-    most = fits.most_rows(sizes, width, limit) // workload.sequences
-    if 0 < most < rows // workload.sequences:
+    length, joined = fits.longest_width(sizes, rows, limit, width), workload.joined
+    if joined > 1:  # fewer of them make a shorter row
+        most, asked = length * joined // width, joined
+    else:
+        most, asked = fits.most_rows(sizes, width, limit) // workload.sequences, rows // workload.sequences
+    if 0 < most < asked:
         size = fits.divisor(step, most)
         flags = f"--per_device_train_batch_size {size} --gradient_accumulation_steps {step // size}"
         found.append(f"{flags}, which --find_batch_size does by itself")
-    length = fits.longest_width(sizes, rows, limit, width)
+    length, width = length // joined, width // joined
     if 0 < length < width:
         lost = int((lengths_of(workload.dataset) > length).sum())
         if 2 * lost < len(workload.dataset):
@@ -44,6 +48,8 @@ def find(actor: Actor, sizes: fits.Sizes, workload: Workload, limit: int, step: 
 def recomputed(actor: Actor, sizes: fits.Sizes, workload: Workload) -> fits.Sizes | None:
     """The sizes with activation checkpointing; None where it is on, or where not even small steps fit."""
     model = trainers.unwrapped(actor.model)
+    if any(method.peft_type == "PREFIX_TUNING" for method in vars(model).get("peft_config", {}).values()):
+        return None  # transformers leaves prefixes out where it recomputes a layer
     with trainers.recomputed(model) as turned:
         if not turned:
             return None

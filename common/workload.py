@@ -27,6 +27,7 @@ class Workload:
     batch_size: int  # rows of the data set in a whole batch
     dataset: Any
     sequences: int = 1
+    joined: int = 1  # rows of the data set that the longest batch has in each row
 
     @property
     def positions(self) -> Any:
@@ -111,6 +112,7 @@ def of_loader(
         loader.batch_sampler.batch_size,
         dataset,
         sequences,
+        len(longest) if one_row else 1,
     )
 
 

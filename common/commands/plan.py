@@ -96,8 +96,9 @@ def show(plan: dict[str, Any]) -> None:
     room = f", {gib(plan['limit_bytes'])} of which can be had" if plan["here"] else ""
     parts.add_row("peak", f"{gib(plan['peak_bytes'])}: {verdict} {plan['device']}{room}")
     console.print(parts)
-    table = Table("method", "activations", "peak", "fits", f"rows of {longest['width']}",
-                  f"length of {longest['rows']} rows", box=None, pad_edge=False)  # fmt: skip
+    rows, width = longest["rows"] * longest["joined"], longest["width"] // longest["joined"]
+    table = Table("method", "activations", "peak", "fits", f"rows of {width}",
+                  f"length of {rows} rows", box=None, pad_edge=False)  # fmt: skip
     for row in plan["table"]:
         name = f"{row['method']} (as it is)" if row["own"] else row["method"]
         kept = "recomputed" if row["checkpointing"] else "kept"
