@@ -241,6 +241,20 @@ def test_a_step_that_cannot_be_continued_is_measured_alone(tmp_path, capsys):
         forecast.rehearse(one)
 
 
+def test_what_only_the_first_steps_do_hides_no_arithmetic():
+    """As Unsloth's tables for RoPE and the trials of its kernels, on a GPU."""
+    model, caches = llama(), []
+
+    def step(some):
+        if len(caches) < 2:
+            caches.append(torch.ones(1000) + 1)
+        model(**some, use_cache=False).loss.backward()
+
+    batch = collate(list(dataset(4)))
+    found = footprint.moments_of(model, step, batch)
+    assert len(caches) == 2 and (found.numbers == footprint.moments_of(model, step, batch).numbers).all()
+
+
 # The batches of a run
 
 
