@@ -101,7 +101,7 @@ def patches(torch, dtype):
          "autocast of a GPU is that of the CPU here"),
         (torch, "is_autocast_enabled", on_cpu_function(torch.is_autocast_enabled), "the same, where it is asked for"),
         (torch, "get_autocast_dtype", on_cpu_function(torch.get_autocast_dtype), "the same, where it is asked for"),
-        (accelerate.accelerator, "get_grad_scaler", lambda *args, **kwargs: torch.amp.GradScaler("cpu"),
+        (accelerate.accelerator, "get_grad_scaler", lambda *args, **kwargs: torch.amp.GradScaler("cpu", init_scale=256.0),
          "a scaler of losses that scales on a CPU"),
         (models, "dtype", lambda: getattr(torch, dtype), "float32 for bfloat16, which the interpreter's numpy has not"),
         (rms_layernorm, "_rms_forward", normalized(torch), SLOW),
