@@ -136,9 +136,10 @@ def test_recipe(stack, models, rows, tmp_path, recipe, shape, dtype):
     assert seen["dtypes"] == ["float32"]
 
     assert seen["still"] == [] and seen["without_gradient"] == []
-    before, after = report["eval"].get("before", {}).get("loss"), report["eval"]["loss"]
-    losses = [value for _, value in report["train"]["loss"]]
-    assert min(losses[1:]) < losses[0] if before is None else after < before
+    evaluations, losses = report["train"]["evaluations"], [value for _, value in report["train"]["loss"]]
+    assert evaluations[-1][1] < evaluations[0][1] if evaluations else min(losses[1:]) < losses[0]
+    print(f"| {recipe} | {shape} | {dtype} | {(evaluations or [[0, losses[0]]])[0][1]:.4f} | "
+          f"{(evaluations or [[0, min(losses[1:])]])[-1][1]:.4f} |")  # fmt: skip
     assert seen["changed_flags"] == [] and seen["calls_generate"] >= 2
     assert len(set(seen["checkpointing"])) == 1 and (seen["checkpointing"][0] > 0) == (recipe != "prefix_alpaca")
     same_logits(tmp_path, models / shape, recipe, dtype)
