@@ -28,7 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ WAYS = ("tunebook", "TRL")
 @dataclass
 class Args:
     json: str = ""  # write the figures here
+    sizes: list[str] = field(default_factory=lambda: ["1B", "8B"])  # of the random Llamas
     quick: bool = False  # a tiny shape and four cases; works without a GPU
     minutes: float = 9  # a case that would begin later is not run, and said to be so
     folder: str = ""  # holds the random models while it runs, 19 GB; default: a temporary folder
@@ -65,7 +66,7 @@ def main(args: Args) -> dict:
         total = torch.cuda.get_device_properties(0).total_memory
         machine = f"{torch.cuda.get_device_name(0)}, {total / 2**30:.0f} GiB; {machine}"
     with tempfile.TemporaryDirectory(dir=args.folder or None) as folder:
-        cases = every_case(args.quick, Path(folder))
+        cases = every_case(args, Path(folder))
         for case in cases:
             if case["method"] == "full" and gpu and (reason := too_large(case, total)):
                 case.update(status="skipped", error=reason)
@@ -86,15 +87,15 @@ def main(args: Args) -> dict:
     return result
 
 
-def every_case(quick: bool, folder: Path) -> list[dict[str, Any]]:
+def every_case(args: Args, folder: Path) -> list[dict[str, Any]]:
     """The cases in the order in which they run, ours and TRL's next to each other."""
-    if quick:
+    if args.quick:
         todo = [("tiny", "full", True), ("tiny", "QLoRA", False)]
     else:
-        todo = [(size, method, packed) for size in ("1B", "8B") for method in METHODS for packed in (False, True)]
+        todo = [(size, method, packed) for size in args.sizes for method in METHODS for packed in (False, True)]
     cases: list[dict[str, Any]] = []
     for size, method, packed in todo:
-        at = {"size": size, "quick": quick, "folder": str(folder / size)}
+        at = {"size": size, "quick": args.quick, "folder": str(folder / size)}
         if not any(case["size"] == size for case in cases):
             cases.append({**at, "method": "make", "packed": False, "way": "tunebook"})
         cases += [{**at, "method": method, "packed": packed, "way": way} for way in WAYS]

@@ -41,21 +41,19 @@ def ours(case: Case, results: str) -> Any:
     """A trainer as the recipes make it."""
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
     from trl import SFTConfig, SFTTrainer
-    from unsloth import FastLanguageModel
 
-    from common import attention, loading, models, packing, sampling
+    from common import attention, batches, loading, lora, models, packing, sampling
 
     model, tokenizer = models.load(case.folder, WIDTH, four_bit=case.method == "QLoRA", full=case.method == "full")
     if case.method != "full":
-        lora = dict(r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear", random_state=0)
-        model = FastLanguageModel.get_peft_model(model, use_gradient_checkpointing=models.checkpointing(), **lora)
+        model = lora.add(model, r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear", random_state=0)
     data = rows(case.size, case.rows)
     optimizers = {"full": "paged_adamw_32bit", "LoRA": "adamw_torch_fused", "QLoRA": "paged_adamw_8bit"}
     trainer = SFTTrainer(
         model=model,
         processing_class=tokenizer,
         train_dataset=packing.packed(data, WIDTH) if case.packed else data,
-        data_collator=collator() if case.packed else None,
+        data_collator=batches.collator(model, tokenizer) if case.packed else None,
         args=SFTConfig(
             output_dir=results,
             max_length=WIDTH,
@@ -81,24 +79,6 @@ def ours(case: Case, results: str) -> Any:
     else:
         sampling.bucket(trainer)
     return trainer
-
-
-def collator() -> Any:
-    """On a GPU all packed sequences of a batch in one row: of several rows with positions alone, Unsloth's attention
-    for Llama takes each row for one document."""
-    import torch
-
-    from common.batches import PackedCollator
-
-    apart = PackedCollator(0)
-    if not torch.cuda.is_available():
-        return apart
-
-    def one_row(bins: list[dict[str, Any]]) -> dict[str, Any]:
-        parts = [apart([one]) for one in bins]
-        return {name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]}
-
-    return one_row
 
 
 def trls(case: Case, results: str) -> Any:
