@@ -87,12 +87,10 @@ def of_loader(
         loader.set_epoch(epoch)
         batches = [numpy.asarray(batch, dtype=numpy.int64) for batch in loader.batch_sampler]
         edges = numpy.cumsum([0, *(len(batch) for batch in batches)])
-        flat = numpy.concatenate(batches)
-        # Padded to the longest row, or joined into one row (batches.PackedCollator).
-        widest = (numpy.add if one_row else numpy.maximum).reduceat(lengths[flat], edges[:-1])
-        take = min(len(batches), left * accumulation)
+        flat, take = numpy.concatenate(batches), min(len(batches), left * accumulation)
         left -= min(left, per_epoch)
-        rows.append((numpy.ones(take, numpy.int64) if one_row else numpy.diff(edges)[:take]) * sequences)
+        counts, widest = _shapes(lengths[flat], edges, one_row)
+        rows.append(counts[:take] * sequences)
         widths.append((-(-widest // multiple) * multiple)[:take])
         place = int(numpy.lexsort((widths[-1], rows[-1] * widths[-1]))[-1])
         size = int(rows[-1][place] * widths[-1][place]), int(widths[-1][place])
@@ -114,6 +112,19 @@ def of_loader(
         sequences,
         len(longest) if one_row else 1,
     )
+
+
+def _shapes(lengths: Any, edges: Any, one_row: bool) -> tuple[Any, Any]:
+    """int64 (B,) twice: rows and width of each batch, whose rows are padded to the longest, or joined into one.
+
+    Args:
+        lengths: tokens of the rows, batch after batch; batch k has those at edges[k] : edges[k + 1].
+    """
+    import numpy
+
+    if one_row:
+        return numpy.ones(len(edges) - 1, numpy.int64), numpy.add.reduceat(lengths, edges[:-1])
+    return numpy.diff(edges), numpy.maximum.reduceat(lengths, edges[:-1])
 
 
 def joins(collate: Any) -> bool:

@@ -125,8 +125,8 @@ def score(
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     tracker = EvaluationTracker(output_path=str(folder))
-    memory = in_memory(models.unwrapped(model), tokenizer, settings.batch_size)
     with models.flags_kept(model):
+        memory = in_memory(models.unwrapped(model), tokenizer, settings.batch_size)
         results: Any = simple_evaluate(
             model=memory,
             tasks=tasks,

@@ -103,7 +103,7 @@ def patches(torch, dtype):
         (torch, "get_autocast_dtype", on_cpu_function(torch.get_autocast_dtype), "the same, where it is asked for"),
         (accelerate.accelerator, "get_grad_scaler", lambda *args, **kwargs: torch.amp.GradScaler("cpu", init_scale=256.0),
          "a scaler of losses that scales on a CPU"),
-        (models, "dtype", lambda: getattr(torch, dtype), "float32 for bfloat16, which the interpreter's numpy has not"),
+        (models, "dtype", lambda: getattr(torch, dtype), "float32 for bfloat16, which numpy has not"),
         (rms_layernorm, "_rms_forward", normalized(torch), SLOW),
         (rms_layernorm, "_rms_backward", normalized_backward(torch), SLOW),
         (rope_embedding, "_rope_launch", rotated(torch), SLOW),
