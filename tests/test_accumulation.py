@@ -4,12 +4,11 @@ Run as a script, it trains one way of every split, and writes what moved and by 
 """
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import few
+import forked
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -103,9 +102,7 @@ def main(way, optimizer, out):
 
 def measured(way, tmp_path, **optimizer):
     out = tmp_path / "found.json"
-    command = [sys.executable, __file__, way, json.dumps(optimizer), str(out)]
-    environment = {**os.environ, "UNSLOTH_DISABLE_STATISTICS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
+    done = forked.run(__file__, way, json.dumps(optimizer), out)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(out.read_text())
     print(way, optimizer, found)
@@ -144,8 +141,7 @@ def test_splits_by_the_flags_of_the_loop(tmp_path):
         sizes = ["--per_device_train_batch_size", str(per_device), "--gradient_accumulation_steps", str(steps)]
         words = [*sizes, "--max_steps", "10", "--learning_rate", "1e-3", "--eval_suite", "none"]
         words += ["--dataset", str(few.rows(tmp_path / "few"))]
-        command = [sys.executable, str(ROOT / "recipes" / "loop_alpaca.py"), "--output_dir", str(folder), *words]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        done = forked.run(ROOT / "recipes" / "loop_alpaca.py", "--output_dir", folder, *words)
         assert done.returncode == 0, done.stderr[-3000:]
         lines = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
         losses.append([line["loss"] for line in lines if "loss" in line])

@@ -2,9 +2,8 @@
 
 import copy
 import json
-import subprocess
-import sys
 
+import forked
 import pytest
 import torch
 import transformers
@@ -394,8 +393,7 @@ adapters.save(model, folder + "/adapter", "one")
 def test_under_sft_trainer_and_unsloth(tmp_path):
     found = []
     for more in ([], [str(tmp_path / "checkpoint-2")]):
-        command = [sys.executable, "-c", UNDER_UNSLOTH, str(tmp_path), *more]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+        done = forked.run("-c", UNDER_UNSLOTH, tmp_path, *more)
         assert done.returncode == 0, done.stderr[-3000:]
         found.append((tmp_path / "adapter" / "bottleneck.safetensors").read_bytes())
     assert found[0] == found[1]

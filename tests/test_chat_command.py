@@ -9,6 +9,7 @@ import sys
 import threading
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from transformers import AutoTokenizer
@@ -338,7 +339,7 @@ model = PeftModel.from_pretrained(model, {str(folder)!r})
 texts.append([a.text for a in generation.generate(model, tokenizer, prompts, Decoding(24))])
 json.dump(texts, open({str(tmp_path / "texts.json")!r}, "w"))
 """
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True, timeout=300)
+    forked.run("-c", code).check_returncode()
     through_unsloth = json.loads((tmp_path / "texts.json").read_text())
     rows = [json.loads(line) for line in (FOLDER / "test.jsonl").read_text().splitlines()][::60]
     prompts = rendering.prompts(tokenizer, templates.ALPACA, rows)

@@ -3,11 +3,10 @@
 import copy
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import few
+import forked
 import pytest
 import torch
 
@@ -254,8 +253,7 @@ def losses_of(recipe, folder, *words):
     flags = ["--max_steps", "20", "--eval_suite", "none", "--sft", "logging_steps=1", "eval_strategy=no"]
     flags = [*flags, "load_best_model_at_end=false", "--output_dir", str(folder), *words]
     flags += ["--dataset", str(few.rows(folder.parent / "few"))]
-    command = [sys.executable, str(ROOT / "recipes" / recipe), *flags]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    done = forked.run(ROOT / "recipes" / recipe, *flags)
     assert done.returncode == 0, done.stderr[-3000:]
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     found = [line["loss"] for line in lines if "loss" in line]

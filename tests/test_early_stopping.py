@@ -1,9 +1,8 @@
 """A recipe that was copied to another folder, with early stopping in one line more, stops and keeps the best model."""
 
 import json
-import subprocess
-import sys
 
+import forked
 import pytest
 
 from common.commands import cp
@@ -28,8 +27,7 @@ def test_a_copy_stops_where_the_held_out_loss_no_longer_falls(tmp_path):
     # A rate that grows to far too much: the loss soon goes up.
     flags = ["--learning_rate", "3", "--max_steps", "20", "--eval_suite", "none", "--output_dir", "out"]
     more = ["--sft", "lr_scheduler_type=constant_with_warmup", "warmup_steps=20"]
-    command = [sys.executable, str(copy), *flags, *more]
-    done = subprocess.run(command, cwd=elsewhere, capture_output=True, text=True, timeout=300, check=False)
+    done = forked.run(copy, *flags, *more, cwd=elsewhere)
     assert done.returncode == 0, done.stderr[-3000:]
 
     report = json.loads((elsewhere / "out" / "report.json").read_text())

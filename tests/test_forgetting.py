@@ -2,11 +2,10 @@
 
 import json
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import browser
+import forked
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -118,8 +117,7 @@ def test_a_good_run_and_one_with_twenty_times_the_learning_rate(tmp_path):
             "--eval_suite",
             "pocket_chat",
         ]
-        command = [sys.executable, str(ROOT / "recipes" / "lora_alpaca.py"), *map(str, flags)]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=600, check=False)
+        done = forked.run(ROOT / "recipes" / "lora_alpaca.py", *flags, cwd=tmp_path)
         assert done.returncode == 0, done.stderr[-2000:] + done.stdout[-2000:]
         found[name] = json.loads((tmp_path / name / "report.json").read_text(encoding="utf-8"))["scores"]["forgetting"]
         assert f"forgetting: {found[name]['words']}" in done.stdout

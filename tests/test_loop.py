@@ -1,10 +1,9 @@
 """The plain loop's own step: however the rows of a step are split into batches, the weights are the same."""
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -59,9 +58,7 @@ def main() -> None:
 
 @pytest.mark.recipe
 def test_splits_of_a_step_give_the_same_weights():
-    environment = {**os.environ, "UNSLOTH_DISABLE_STATISTICS": "1", "PYTHONPATH": str(ROOT)}
-    run = [sys.executable, __file__]
-    done = subprocess.run(run, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    done = forked.run(__file__)
     assert done.returncode == 0, done.stderr[-3000:] + done.stdout
 
 

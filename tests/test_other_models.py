@@ -4,10 +4,10 @@ Run as a script, it makes them in a folder; or, with `quantise`, says how a 4-bi
 """
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -57,16 +57,13 @@ def quantise(folder):
 
 
 def script(*words):
-    done = subprocess.run(
-        [sys.executable, __file__, *map(str, words)], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
-    )
+    done = forked.run(__file__, *words)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
 def recipe(name, model, folder, *flags):
-    command = [sys.executable, str(ROOT / "recipes" / f"{name}.py"), "--model", model, "--output_dir", folder]
-    command += ["--dataset", "pocket", "--max_steps", "3", "--eval_suite", "none", *flags]
-    return subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300, check=False)
+    words = ["--model", model, "--output_dir", folder, "--dataset", "pocket", "--max_steps", 3, "--eval_suite", "none"]
+    return forked.run(ROOT / "recipes" / f"{name}.py", *words, *flags)
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -258,19 +259,16 @@ def test_shallow_copies_run_on_the_card_that_was_planned(monkeypatch, tmp_path):
 # The command
 
 
-def run(*words, cwd):
-    return python("-m", "common.commands", "plan", *map(str, words), cwd=cwd)
-
-
-def python(*words, cwd):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, *words]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=600, check=False)
+PLAN = ("-m", "common.commands", "plan")
 
 
 def test_what_it_says_of_bad_words_is_quick(tmp_path):
     for words, says in ((["lora_alpaca", "--gpu", "huge"], "expected the memory of the GPU"), (["nothing"], "no such")):
-        done = run(*words, cwd=tmp_path)
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, *PLAN, *words]
+        done = subprocess.run(
+            command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=600, check=False
+        )
         assert done.returncode == 2 and says in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 
@@ -281,7 +279,7 @@ def test_every_recipe_is_planned(tmp_path):
     code = "import sys; from common.commands import main"
     code += "\nfor name in sys.argv[1:]:\n    print(name, file=sys.stderr)"
     code += "\n    main(['plan', name, '--no-time', '--json', name + '.json', '--max_steps', '50'])"
-    done = python("-c", code, *names, cwd=tmp_path)
+    done = forked.run("-c", code, *names, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     plans = {path.stem: json.loads(path.read_text()) for path in tmp_path.iterdir()}  # nothing else was written
     assert plans.keys() == set(names)
@@ -301,7 +299,7 @@ def test_every_recipe_is_planned(tmp_path):
 @pytest.mark.recipe
 def test_the_plan_is_what_the_rehearsal_finds(tmp_path):
     """Arithmetic with and without weights agrees, and the time that shallow copies promise is that of the model."""
-    done = run("qlora_alpaca", "--json", "plan.json", "--max_steps", "50", cwd=tmp_path)
+    done = forked.run(*PLAN, "qlora_alpaca", "--json", "plan.json", "--max_steps", "50", cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     planned = json.loads((tmp_path / "plan.json").read_text())
     words = ["--max_steps", "50", "--dry_run", "--eval_suite", "none", "--output_dir", tmp_path / "run"]
@@ -310,8 +308,7 @@ def test_the_plan_is_what_the_rehearsal_finds(tmp_path):
     )
     code += "from pathlib import Path; module = planned.recipe(Path(sys.argv.pop(1)));"
     code += "print('\\n' + json.dumps(module.main(cli.parse(module.Args, sys.argv[1:]))))"
-    command = [sys.executable, "-c", code, ROOT / "recipes" / "qlora_alpaca.py", *words]
-    real = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=ROOT, timeout=600, check=False)
+    real = forked.run("-c", code, ROOT / "recipes" / "qlora_alpaca.py", *words)
     assert real.returncode == 0, real.stderr[-3000:]
     rehearsed = json.loads(real.stdout.splitlines()[-1])
     assert rehearsed["longest"] == planned["longest"]
@@ -328,7 +325,7 @@ def test_eight_billion_from_a_config_alone(tmp_path):
     text = text.replace('target_modules="all-linear"', 'target_modules=["q_proj", "v_proj"]').replace("r=16", "r=8")
     (tmp_path / "mine.py").write_text(text)
     words = ["mine.py", "--model", place, "--json", "plan.json"]
-    done = run(*words, "--gpu", "12 GB", cwd=tmp_path)
+    done = forked.run(*PLAN, *words, "--gpu", "12 GB", cwd=tmp_path)
     assert done.returncode == 1 and "does not fit into a GPU of 12 GiB" in done.stderr, done.stderr[-3000:]
     found = json.loads((tmp_path / "plan.json").read_text())
     assert found["trainable"] == 32 * 8 * (4096 + 4096 + 4096 + 1024) and found["parameters"] > 8.03e9
@@ -338,4 +335,4 @@ def test_eight_billion_from_a_config_alone(tmp_path):
     assert fitting == {"QLoRA"} and "QLoRA" in done.stdout
     full = max(row["peak_bytes"] for row in found["table"] if row["method"] == "full")
     assert full > (2 + 2 + 4) * 8.03e9  # weights, gradients and the states of adamw_torch_fused, in bfloat16
-    assert run(*words, "--gpu", "80 GB", cwd=tmp_path).returncode == 0
+    assert forked.run(*PLAN, *words, "--gpu", "80 GB", cwd=tmp_path).returncode == 0

@@ -4,10 +4,10 @@ import json
 import math
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import few
+import forked
 import pytest
 import torch
 from transformers import AutoTokenizer
@@ -515,8 +515,7 @@ def test_real_pairs_equal_trl(name, tmp_path):
 
 
 def run(*words):
-    command = [sys.executable, str(ROOT / "recipes" / "dpo_pairs.py"), *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=600, check=False)
+    return forked.run(ROOT / "recipes" / "dpo_pairs.py", *words)
 
 
 @pytest.mark.recipe

@@ -9,6 +9,7 @@ from itertools import chain
 from pathlib import Path
 
 import datasets
+import forked
 import numpy
 import pytest
 import torch
@@ -270,15 +271,16 @@ def sft(folder, processes, batch, accumulation, checkpoint="-"):
     """Rows of each step of SFTTrainer with Unsloth, in a process of its own or in several under torchrun."""
     folder.mkdir(exist_ok=True)
     (folder / "run.py").write_text(SCRIPT)
-    launch = [sys.executable]
-    if processes > 1:
-        launch += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    command = [*launch, str(folder / "run.py"), folder, batch, accumulation, checkpoint, POCKET / "model"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [str(word) for word in command], capture_output=True, text=True, timeout=300, check=False, env=environment,
-        cwd=folder,
-    )  # fmt: skip
+    words = [folder / "run.py", folder, batch, accumulation, checkpoint, POCKET / "model"]
+    if processes == 1:
+        done = forked.run(*words, cwd=folder)
+    else:
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            list(map(str, [*launch, *words])), capture_output=True, text=True, timeout=300, check=False,
+            env=environment, cwd=folder,
+        )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("of the positions are padding") == 1, done.stdout
     ranks = [json.loads((folder / f"seen{rank}.json").read_text()) for rank in range(processes)]

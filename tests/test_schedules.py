@@ -6,11 +6,10 @@ arithmetic of their own.
 
 import json
 import math
-import os
-import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -323,9 +322,7 @@ def main(folder):
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("schedules")
-    environment = {**os.environ, "UNSLOTH_DISABLE_STATISTICS": "1", "PYTHONPATH": str(ROOT), "TQDM_DISABLE": "1"}
-    command = [sys.executable, __file__, str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
+    done = forked.run(__file__, folder)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads((folder / "found.json").read_text())
 

@@ -1,0 +1,158 @@
+"""A Python that has the training libraries already: commands as forks of one process, which imported them once.
+
+`run(script, *words)` gives what `subprocess.run([sys.executable, script, *words], ...)` gives, without 8-12 seconds of
+imports. A fork differs from a process in two things: what the command imports is there before it asks, in the
+order of the recipes, and the seed of str hashes is that of all forks. So a test of these two starts a process.
+"""
+
+import atexit
+import functools
+import gc
+import json
+import os
+import random
+import runpy
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import types
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+STARTED = dict(os.environ)
+
+
+class Server:
+    """A process that runs `script`, which calls `next_child`."""
+
+    def __init__(self, script, **environment):
+        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115  as long as the process
+        self.process = subprocess.Popen(
+            [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True,
+            env={**os.environ, **environment}, cwd=ROOT,
+        )  # fmt: skip
+        atexit.register(self.close)
+
+    def run(self, *words, cwd=None, env=None, timeout=600, **more):
+        """What `python words` gives: its exit code, standard output and error, as a CompletedProcess.
+
+        Args:
+            env: all variables of the command, by default those of this process, as they are now. What a library reads
+                when it is imported was read before.
+            timeout: seconds.
+            more: for the server's script.
+
+        Raises:
+            subprocess.TimeoutExpired: it took longer, and was killed.
+        """
+        with tempfile.TemporaryDirectory() as out:
+            words = list(map(str, words))
+            job = {"words": words, "cwd": str(cwd or Path.cwd()), "env": dict(os.environ if env is None else env)}
+            self.process.stdin.write(json.dumps({**job, "out": out, "timeout": timeout, **more}) + "\n")
+            self.process.stdin.flush()
+            code = self.process.stdout.readline()
+            assert code, self.said()
+            if code == "late\n":
+                raise subprocess.TimeoutExpired(words, timeout)
+            said = [(Path(out) / name).read_text(encoding="utf-8") for name in ("stdout", "stderr")]
+            return subprocess.CompletedProcess(words, int(code), *said)
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait(timeout=60)
+
+    def said(self):
+        self.log.seek(0)
+        return self.log.read()[-3000:]
+
+
+def next_child(load):
+    """In the server: call `load`, fork a child for each job that is read, and end where there are no more.
+
+    Returns:
+        In each child, its job: "words", and what else was given. Its folder, variables and files are in place.
+    """
+    jobs, answers = (os.fdopen(os.dup(number), mode) for number, mode in ((0, "r"), (1, "w")))
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(2, 1)  # what imports print is for the log
+    load()
+    gc.collect()
+    gc.freeze()  # children leave these objects alone, which keeps them shared and their own collections short
+    assert threading.active_count() == 1, threading.enumerate()  # no other thread lives in a child
+    for line in jobs:
+        job = json.loads(line)
+        child = os.fork()
+        if child == 0:
+            become(job)
+            return job
+        print(outcome(child, job["timeout"]), file=answers, flush=True)
+    sys.exit()
+
+
+def outcome(child, timeout):
+    """Exit code of a child, as subprocess counts it, or "late"."""
+    end = time.monotonic() + timeout
+    while True:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() > end:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            return "late"
+        time.sleep(0.02)
+
+
+def become(job):
+    """Put in place what a new process would have been given, and new seeds where one is drawn at an import."""
+    import numpy
+    import torch
+
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(Path(job["out"]) / name, os.O_WRONLY | os.O_CREAT), number)
+    os.chdir(job["cwd"])
+    for name in STARTED.keys() - job["env"].keys():
+        os.environ.pop(name, None)
+    os.environ.update(job["env"].items() - STARTED.items())  # what an import has set stays, as in a new process
+    random.seed()
+    numpy.random.seed()
+    torch.default_generator.seed()
+
+
+def execute(words):
+    """What `python words` does, for a file, `-m` and a module, or `-c` and code."""
+    if words[0] == "-c":
+        sys.argv, sys.path[0] = ["-c", *words[2:]], ""
+        main = sys.modules["__main__"] = types.ModuleType("__main__")
+        exec(compile(words[1], "<string>", "exec"), vars(main))
+    elif words[0] == "-m":
+        sys.argv, sys.path[0] = words[1:], os.getcwd()
+        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv, sys.path[0] = words, os.path.dirname(os.path.abspath(words[0]))
+        runpy.run_path(words[0], run_name="__main__")
+
+
+@functools.cache
+def server():
+    return Server(__file__)
+
+
+def run(*words, **how):
+    """Server.run of this test process's own server, with the libraries as a recipe imports them."""
+    return server().run(*words, **how)
+
+
+def load():
+    """Import what a recipe imports, in its order."""
+    from common import cli
+
+    cli._environment()
+    import unsloth  # noqa: F401  first: it patches trl, transformers and peft
+
+
+if __name__ == "__main__":
+    execute(next_child(load)["words"])
