@@ -34,6 +34,7 @@ CONFIGS = {
     "Olmoe": EXPERTS,
     "GptOss": GPT_OSS,
 }
+MIXTURES = ("Qwen3Moe", "Mixtral", "Olmoe", "GptOss")
 MODELS = [*CONFIGS, "Gemma3", "Gemma3 with vision", "GPT2"]
 # What a name in a file says of it: the tests' own rules.
 OF_NAME = {
@@ -108,7 +109,7 @@ def test_the_account_is_what_safetensors_counts_and_what_a_step_moves(name, tmp_
     assert {k.removeprefix("LoRA on "): g.trained for k, g in found.items() if k not in own} == dict(trained)
     assert {k.removeprefix("LoRA on "): g.bytes for k, g in found.items() if k not in own} == dict(trained_size)
     assert all(group.trained == 0 and group.gradient == "frozen" and group.bits == [32] for group in own.values())
-    assert ("experts" in own) == ("LoRA on experts" in found) == (name in ("Qwen3Moe", "Mixtral", "Olmoe", "GptOss"))
+    assert ("experts" in own) == ("LoRA on experts" in found) == (name in MIXTURES)
     assert ("vision tower" in own) == name.endswith("vision")
 
     kinds, before = module_kinds.of(model), {key: p.detach().clone() for key, p in model.named_parameters()}
@@ -118,12 +119,12 @@ def test_the_account_is_what_safetensors_counts_and_what_a_step_moves(name, tmp_
 
 
 @pytest.mark.filterwarnings("ignore:.*_pattern keys did not match")
-@pytest.mark.parametrize("name", ["Llama", "Gemma3 with vision", "GPT2", "Qwen3Moe", "GptOss"])
+@pytest.mark.parametrize("name", MODELS)
 def test_a_group_with_a_gradient_changes_the_loss_and_one_without_does_not(name):
     """Central differences along each group's gradient; the vision tower changes no loss of text. In float64, but for
     the norms and routers that transformers computes in float32."""
     model, step = low_rank(made(name)).double().eval(), 1e-4
-    if name in ("Qwen3Moe", "GptOss"):
+    if name in MIXTURES:
         model.get_base_model().set_experts_implementation("eager")
     ids = batch()["input_ids"]
 
