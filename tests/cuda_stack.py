@@ -14,6 +14,7 @@ import runpy
 import sys
 import textwrap
 import traceback
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +22,7 @@ import recipe_probe
 
 GIB = 2**30
 ORIGINAL = {}  # what was replaced, by its name
+LAUNCHES = Counter()  # of each kernel that has a stand-in
 SLOW = "interpreted, a run takes minutes; test_kernels holds the two together"
 ENVIRONMENT = {
     "UNSLOTH_ALLOW_CPU": "1",  # Unsloth's own switch for its tests: it takes the CUDA branches
@@ -127,6 +129,16 @@ def on_cpu(init):
 
 def on_cpu_function(function):
     return lambda device_type="cpu": function("cpu")
+
+
+def counted(name, stand_in):
+    """The stand-in of a kernel, whose launches are counted."""
+
+    def launched(*args, **kwargs):
+        LAUNCHES[name] += 1
+        return stand_in(*args, **kwargs)
+
+    return launched
 
 
 def normalized(torch):
@@ -258,7 +270,8 @@ def take_card(dtype):
 
     for owner, name, stand_in, _ in patches(torch, dtype):
         ORIGINAL[name] = getattr(owner, name)
-        setattr(owner, name, stand_in)
+        kernel = owner.__name__.startswith("unsloth.kernels") and callable(stand_in)
+        setattr(owner, name, counted(name, stand_in) if kernel else stand_in)
     brain = dtype != "float16"
     values = {
         "DEVICE_COUNT": 1,
@@ -301,6 +314,7 @@ def run(job):
     except BaseException:
         traceback.print_exc()
         code = 70
+    (out / "launches.json").write_text(json.dumps(LAUNCHES))
     sys.stdout.flush()
     sys.stderr.flush()
     return code

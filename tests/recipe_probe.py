@@ -31,6 +31,7 @@ class Probe:
             "dtypes": sorted({str(value.dtype).removeprefix("torch.") for value in self.started.values()}),
             "weights": sorted({str(value.dtype).removeprefix("torch.") for value in model.parameters()}),
             "trained": len(self.started),
+            "projections": projections(base),
             "attention": model.config._attn_implementation,
         }
         register_optimizer_step_pre_hook(self.stepping)
@@ -77,6 +78,12 @@ class Probe:
             logits = model.eval()(input_ids=ids, use_cache=False).logits
         torch.save(logits.float().cpu(), self.file.with_suffix(".logits"))
         self.file.write_text(json.dumps(self.seen, indent=1))
+
+
+def projections(base):
+    """The function that makes queries, keys and values in Unsloth's forwards; None in transformers' own."""
+    parts = [vars(module)["apply_qkv"] for module in base.modules() if "apply_qkv" in vars(module)]
+    return getattr(parts[0], "__name__", None) if parts else None
 
 
 def trained(model):

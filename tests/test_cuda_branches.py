@@ -133,6 +133,11 @@ def test_recipe(stack, models, rows, tmp_path, recipe, shape, dtype):
     if recipe != "loop_alpaca":
         assert any(name.startswith("_Unsloth") for name in seen["bases"])
     assert seen["forward"].startswith("unsloth.") == (recipe not in BY_TRANSFORMERS)
+    if recipe not in BY_TRANSFORMERS:
+        launches = json.loads((tmp_path / "launches.json").read_text())
+        assert all(launches.get(name, 0) > 10 for name in ("_rms_forward", "_rms_backward", "_rope_launch"))
+        # Its fused LoRA kernels are for 16 bits alone.
+        assert seen["projections"] == ("apply_lora_qkv" if dtype == "float16" else "original_apply_qkv")
     if recipe == "qlora_alpaca":
         assert "uint8" in seen["weights"]
     assert seen["dtypes"] == ["float32"]
