@@ -85,7 +85,9 @@ def planned(target: Target) -> Iterator[None]:
         recomputes = actor.model.is_gradient_checkpointing
         raise Planned(actor, workload, forecast.name(optimizer), recomputes, loaded)
 
-    def load(name: str, max_length: int, four_bit: bool = False, full: bool = False) -> tuple[Any, Any]:
+    def load(
+        name: str, max_length: int, four_bit: bool = False, full: bool = False, fast: bool = True
+    ) -> tuple[Any, Any]:
         stack.enter_context(_first_optimizer(asked))
         wanted = four_bit if target.four_bit is None else target.four_bit
         model, tokenizer = shape(name, target.loaded(full), wanted, full, max_length)

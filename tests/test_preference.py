@@ -10,7 +10,7 @@ import few
 import forked
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, LlamaConfig
 
 from common import alignment, callbacks, data, masking, pairs, preference, templates, workload
 from common.cli import UserError
@@ -209,6 +209,9 @@ def test_a_held_out_loss_is_a_mean_over_pairs():
     class Stub:
         class accelerator:
             reduce = staticmethod(lambda value, how: value)
+
+        class model:
+            config = LlamaConfig()
 
         def prediction_step(self, model, inputs):
             return torch.tensor(inputs["loss"]), None, None

@@ -96,7 +96,7 @@ def show(plan: dict[str, Any]) -> None:
     room = f", {gib(plan['limit_bytes'])} of which can be had" if plan["here"] else ""
     parts.add_row("peak", f"{gib(plan['peak_bytes'])}: {verdict} {plan['device']}{room}")
     console.print(parts)
-    rows, width = longest["rows"] * longest["joined"], longest["width"] // longest["joined"]
+    rows, width = longest["rows"] * plan["joined"], longest["width"] // plan["joined"]
     table = Table("method", "activations", "peak", "fits", f"rows of {width}",
                   f"length of {rows} rows", box=None, pad_edge=False)  # fmt: skip
     for row in plan["table"]:
