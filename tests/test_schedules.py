@@ -244,9 +244,11 @@ def refusal(place):
 
     from common import callbacks, cli, models
 
-    model = get_peft_model(models.load(place, 128)[0], PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4))
+    virtual = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    model = get_peft_model(models.load(place, 128, fast=False)[0], virtual)
+    fields = dict(output_dir=str(Path(place).parent / "run"), gradient_checkpointing=False, **models.precision())
     for share in (0.0, 0.1):
-        args = SFTConfig(output_dir=str(Path(place).parent / "run"), label_smoothing_factor=share, **models.precision())
+        args = SFTConfig(label_smoothing_factor=share, **fields)
         try:
             callbacks.Watchdog().on_init_end(args, None, None, model=model)
         except cli.UserError as error:
