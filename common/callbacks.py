@@ -168,11 +168,12 @@ class Watchdog(TrainerCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         logs = logs or {}
-        self.overflows = 0 if math.isfinite(float(logs.get("grad_norm", 0.0))) else self.overflows + 1
-        for name in ("loss", "grad_norm"):
-            # float16 scales its loss and leaves a step out where a gradient overflows, with half the scale after it.
-            allowed = HALVINGS if args.fp16 and name == "grad_norm" else 0
-            if not math.isfinite(float(logs.get(name, 0.0))) and self.overflows > allowed:
+        if "grad_norm" in logs:  # an evaluation has none
+            self.overflows = 0 if math.isfinite(float(logs["grad_norm"])) else self.overflows + 1
+        # float16 scales its loss and leaves a step out where a gradient overflows, with half the scale after it.
+        names = ("loss",) if args.fp16 and self.overflows <= HALVINGS else ("loss", "grad_norm")
+        for name in names:
+            if not math.isfinite(float(logs.get(name, 0.0))):
                 raise Refused(
                     f"{name} is {logs[name]} at step {state.global_step}: training has diverged. Lower --learning_rate "
                     f"(now {args.learning_rate:g}), or lengthen the warm-up; checkpoints in {args.output_dir} are kept"
