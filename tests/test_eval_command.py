@@ -219,7 +219,7 @@ def test_every_suite_runs_offline_in_one_go(suite, tmp_path):
 
 @pytest.mark.real_data
 def test_quick_starts_to_score_soon_after_its_imports(tmp_path):
-    """Its tasks are read, sampled and prompted in less processor time than the imports take, twice over."""
+    """Its tasks are read, sampled and prompted in less processor time than the imports take, four times over."""
     if not HUB.exists():
         pytest.skip("no shared/data beside the checkout (or in TUNEBOOK_SHARED)")
     code = f"""
@@ -233,4 +233,4 @@ command.main(command.Args(suite="quick", model="pocket", benchmark_dir={str(HUB)
 """
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
     imported, scoring = map(float, ended.stdout.rpartition("seconds ")[2].split())
-    assert scoring - imported < 2 * imported  # one beside the other: seconds depend on what else the machine does
+    assert scoring - imported < 4 * imported  # one beside the other: seconds depend on what else the machine does
