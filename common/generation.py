@@ -36,6 +36,8 @@ class Answer:
 class Samples:
     """A few held-out rows, evenly spread, with the model's answers to them: `rows` as in report.json."""
 
+    max_new_tokens = 64
+
     def __init__(self, tokenizer: Any, template: AnyTemplate, rows: list[dict], count: int):
         self.tokenizer, self.ends = tokenizer, ends(tokenizer, template)
         chosen = rows[:: max(1, len(rows) // count)][:count]
@@ -47,7 +49,7 @@ class Samples:
 
     def answers(self, model: Any, count: int | None = None) -> list[str]:
         """The model's answers to the first `count` rows, or to all; one that was cut says so at its end."""
-        found = generate(model, self.tokenizer, self._prompts[:count], Decoding(max_new_tokens=64), self.ends)
+        found = generate(model, self.tokenizer, self._prompts[:count], Decoding(max_new_tokens=self.max_new_tokens), self.ends)
         return [f"{answer.text} {answer.note}".rstrip() if answer.note else answer.text for answer in found]
 
     def take(self, when: str, model: Any) -> None:

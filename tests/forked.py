@@ -153,6 +153,10 @@ def load():
     cli._environment()
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
 
+    from common import generation
+
+    generation.Samples.max_new_tokens = 8  # half of a short run's time, at 64; what a sample says is another test's
+
 
 if __name__ == "__main__":
     execute(next_child(load)["words"])

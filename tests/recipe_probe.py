@@ -130,6 +130,7 @@ def watch(file):
 
     forecast.rehearse, forecast.rehearse_loop, report.write = of_trainer, of_loop, written
     on_policy.rehearse = of_answers
+    generation.Samples.max_new_tokens = 8
     probe.around(generation, "generate", lambda model, *args, **kwargs: model)
     probe.around(harness, "score", lambda model, *args, **kwargs: model)
     probe.around(callbacks, "evaluate", lambda trainer: trainer.model)

@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 
+import few
 import forked
 import pytest
 
@@ -62,7 +63,8 @@ def script(*words):
 
 
 def recipe(name, model, folder, *flags):
-    words = ["--model", model, "--output_dir", folder, "--dataset", "pocket", "--max_steps", 3, "--eval_suite", "none"]
+    words = ["--model", model, "--output_dir", folder, "--dataset", few.rows(folder.parent / "few")]
+    words += ["--max_steps", 3, "--eval_suite", "none"]
     return forked.run(ROOT / "recipes" / f"{name}.py", *words, *flags)
 
 

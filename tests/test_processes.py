@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import few
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -39,8 +40,9 @@ def test_two_processes_equal_one(tmp_path):
     import torch
     from safetensors.torch import load_file
 
-    one = run("--output_dir", tmp_path / "one", AT_ONCE, "16", *FLAGS, *SFT)
-    two = run("--output_dir", tmp_path / "two", AT_ONCE, "8", *FLAGS, *SFT, processes=2)
+    rows = ["--dataset", few.rows(tmp_path / "few")]
+    one = run("--output_dir", tmp_path / "one", AT_ONCE, "16", *rows, *FLAGS, *SFT)
+    two = run("--output_dir", tmp_path / "two", AT_ONCE, "8", *rows, *FLAGS, *SFT, processes=2)
     assert one.returncode == 0, one.stderr[-3000:]
     assert two.returncode == 0, two.stderr[-3000:]
     names = ("one", "two")
