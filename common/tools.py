@@ -61,8 +61,10 @@ def calls(turn: dict, role: str, text_key: str) -> list[dict]:
 
 def _listed(value: Any, expected: str) -> list:
     """A list, or the list that a JSON text is; one call is a list of one."""
-    found = _parsed(value, expected) if isinstance(value, str) and value.strip() else value
-    if found in (None, ""):
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return []
+    found = _parsed(value, expected) if isinstance(value, str) else without_nulls(value)
+    if found is None:  # the text null
         return []
     if isinstance(found, dict) and expected is CALLS:
         return [found]
@@ -79,17 +81,17 @@ def _parsed(text: str, expected: str) -> Any:
 
 
 def _wrapped(value: Any, what: str, outside: tuple[str, ...]) -> dict:
-    """A tool or call under `function`, without nulls; of a flat one the keys `outside` stand beside `function`."""
-    found = without_nulls(_parsed(value, "expected an object") if isinstance(value, str) else value)
+    """A tool or call under `function`; of a flat one the keys `outside` stand beside `function`."""
+    found = _within(value, what) if isinstance(value, str) else value
     if not isinstance(found, dict):
-        raise Wrong(f"{what} is {sort(value)}, expected an object")
+        raise Wrong(f"{what} is {sort(value)}, expected an object or its JSON text")
     if isinstance(found.get("function"), str):
         found = {**found, "function": _within(found["function"], f"{what}: `function`")}
     if isinstance(found.get("function"), dict):
         found = {"type": "function", **found}
     else:
         beside = {key: kept for key, kept in found.items() if key in outside}
-        inner = {key: kept for key, kept in found.items() if key not in outside}
+        inner = {key: kept for key, kept in found.items() if key not in (*outside, "function")}
         found = {**beside, "type": "function", "function": inner}
     name = found["function"].get("name")
     if not isinstance(name, str) or not name.strip():
@@ -183,19 +185,22 @@ class Fit:
         """
         if not tools and not any(turn.get("tool_calls") for turn in turns):
             return turns, tools
-        refused, lost = "", ""
-        for form, flat in itertools.product(self.forms, self.flats if tools else (False,)):
+        tools, reasons = tools or [], {}
+        for form, flat in itertools.product(self.forms, self.flats):
             try:
-                lost_calls, lost_tools = self._lost(turns, tools or [], form, flat)
+                lost_call, lost_tool = self._lost(turns, tools, form, flat)
             except chats.Unstable as error:
-                refused = refused or str(error)
+                reasons.setdefault("refused", str(error))
                 continue
-            lost = lost_calls or lost_tools
-            if not lost:
+            if not lost_call and not lost_tool:
                 self.forms = (form, *(other for other in FORMS if other != form))
                 self.flats = (flat, not flat) if tools else self.flats
-                return [form.turn(turn) for turn in turns], _shaped(tools or [], flat) or None
-        raise chats.Unstable(lost or self._refusal(refused, turns))
+                return [form.turn(turn) for turn in turns], _shaped(tools, flat) or None
+            reasons.setdefault("call" if lost_call else "tool", lost_call or lost_tool)
+            if not lost_call and flat == self.flats[-1]:
+                break  # every other form of the calls would leave out the tools as well
+        found = reasons.get("tool") or reasons.get("call") or self._refusal(reasons["refused"], turns)
+        raise chats.Unstable(found)
 
     def _lost(self, turns: list[dict], tools: list[dict], form: Form, flat: bool) -> tuple[str, str]:
         """What the template does not write of the calls and of the tools in that form; empty where it writes all."""
@@ -267,7 +272,7 @@ def _marked_tool(tool: dict, place: int) -> dict:
         first, *others = properties
         renamed = {_mark(place, "property"): properties[first], **{name: properties[name] for name in others}}
         marked["parameters"] = {**function["parameters"], "properties": renamed}
-    return {**tool, "function": marked}
+    return marked if function is tool else {**tool, "function": marked}
 
 
 def _lost_tool(tool: dict, place: int, text: str) -> str:
