@@ -378,3 +378,23 @@ def test_calls_train_on_real_tokenizers(name, trl_name):
         assert marked["input_ids"] == theirs
         more = [token for token, we, they in zip(theirs, trains, marked["assistant_masks"], strict=True) if we != they]
         assert set(tokenizer.convert_ids_to_tokens(more)) == {"\u010a"}  # the line breaks around turns, in theirs
+
+
+@pytest.mark.real_data
+@pytest.mark.skipif(not SHARED.exists(), reason="no shared/data beside the checkout (or in TUNEBOOK_SHARED)")
+def test_sharegpt_rows_are_the_openai_form():
+    file = SHARED.parent / "chat" / "llamafactory_glaive_toolcall_en_demo.json"
+    values = [row for row in json.loads(file.read_text(encoding="utf-8")) if row.get("tools")]
+    tokenizer, _ = tokenizers.load(str(SHARED / "qwen3"))
+    encoded, counts = masking.encode(read(*values), tokenizer, templates.get("tokenizer", tokenizer), 100_000)
+    assert counts.kept == len(values) > 100
+    roles = {"human": "user", "gpt": "assistant", "observation": "tool"}
+    for value, ids in zip(values, encoded["input_ids"], strict=True):
+        turns = [
+            calling({"type": "function", "function": json.loads(turn["value"])})
+            if turn["from"] == "function_call"
+            else {"role": roles[turn["from"]], "content": turn["value"]}
+            for turn in value["conversations"]
+        ]
+        tools = [{"type": "function", "function": tool} for tool in json.loads(value["tools"])]
+        assert ids == tokenizer.apply_chat_template(turns, tools=tools, return_dict=False)
