@@ -1,13 +1,13 @@
 """What the columns of a source mean: every row becomes an instruction, a pair or a chat, and is checked.
 
 instruction: {"instruction", "input", "output"[, "system"]}, text each; pair: {"prompt", "completion"}, text each;
-chat: {"messages": [{"role", "content", ...}][, "tools": list]}. All have "row" (the place in the source, from 1) and
-"source" (its name); columns that mean nothing here are kept as they are.
+chat: {"messages": [{"role", "content", ...}]}; each may have "tools", a list (common/tools.py). All have "row" (the
+place in the source, from 1) and "source" (its name); columns that mean nothing here are kept as they are.
 """
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from common import dialogue
@@ -18,7 +18,7 @@ from common.problems import Problems
 Row = dict[str, Any]
 MISSING = "is missing"
 PEEKED = 200  # rows that decide what the columns mean
-OPTIONAL = {"instruction": ("input", "system", "history"), "pair": (), "chat": ("tools", "system")}
+OPTIONAL = {"instruction": ("input", "system", "history", "tools"), "pair": ("tools",), "chat": ("tools", "system")}
 REQUIRED = {"instruction": ("instruction", "output"), "pair": ("prompt", "completion"), "chat": ("messages",)}
 NAMES = {name for kind in REQUIRED for name in REQUIRED[kind] + OPTIONAL[kind]}
 
@@ -104,6 +104,10 @@ class Table:
         peeked = list(itertools.islice(source.rows(Problems(name)), PEEKED))
         values = [value for _, value in peeked if isinstance(value, dict)]
         self.layout = _mapped(mapping, values, name) if mapping and values else _detect(values, name)
+        if self.layout.columns.get("tools") == "tools" and self.layout.kind == "chat":
+            named = {name for value in values for name in value} & {"tools", "functions"}
+            if named == {"functions"}:  # OpenAI's older name of it
+                self.layout = replace(self.layout, columns={**self.layout.columns, "tools": "functions"})
         # One kind for all rows: prompts that are turns make chats, and so does a history of any one row.
         turns = sum(isinstance(value.get(self.layout.columns.get("prompt")), list) for value in values)
         self.turns = self.layout.kind == "pair" and 2 * turns > len(values)
@@ -148,7 +152,8 @@ class Table:
                 has = f"{MISSING} (it has {', '.join(map(str, value)) or 'none'})"
                 faults.append((theirs, "is null" if theirs in value else has))
         if not faults:
-            found = self._fields(found, faults)
+            tools = found.pop("tools", None)
+            found = dialogue.with_tools(self._fields(found, faults), tools, columns["tools"], faults)
         return {**found, **{f"their_{name}" if name in OURS else name: kept for name, kept in others.items()}}
 
     def _fields(self, found: Row, faults: list[Fault]) -> Row:

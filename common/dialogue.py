@@ -3,13 +3,16 @@
 import json
 from typing import Any
 
+from common import tools
+from common.problems import sort
+
 Turn = dict[str, Any]
 Fault = tuple[str, str]  # the field, and what is wrong with it
 ROLES = {
     **dict.fromkeys(("system",), "system"),
     **dict.fromkeys(("user", "human", "prompter"), "user"),
-    **dict.fromkeys(("assistant", "gpt", "model", "chatgpt", "bing", "bard", "function_call"), "assistant"),
-    **dict.fromkeys(("tool", "observation", "function"), "tool"),
+    **dict.fromkeys(("assistant", "gpt", "model", "chatgpt", "bing", "bard", *tools.CALLERS), "assistant"),
+    **dict.fromkeys(("tool", "observation", "function", "tool_response"), "tool"),
 }
 MAY_FOLLOW = {
     None: ("system", "user"),
@@ -18,12 +21,6 @@ MAY_FOLLOW = {
     "assistant": ("user", "tool"),
     "tool": ("assistant", "tool"),
 }
-
-
-def sort(value: Any) -> str:
-    """What a value is, in a reader's words."""
-    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
-    return "null" if value is None else names.get(type(value), f"a {type(value).__name__}")
 
 
 def not_text(value: Any) -> str | None:
@@ -40,7 +37,7 @@ def not_text(value: Any) -> str | None:
 
 
 def chat(found: dict, columns: dict[str, str], faults: list[Fault], tree: bool = False) -> dict:
-    """A chat of found["messages"], with found["system"] before it and found["tools"] beside it where they are there."""
+    """A chat of found["messages"], with found["system"] before it where it is there."""
     field = columns["messages"]
     raw = _best_path(found["messages"]) if tree else _parsed(found["messages"])
     messages = _turns(raw, field, faults)
@@ -51,13 +48,17 @@ def chat(found: dict, columns: dict[str, str], faults: list[Fault], tree: bool =
         messages.insert(0, {"role": "system", "content": system})
     if not faults:
         _order(messages, field, faults)
-    row: dict[str, Any] = {"messages": messages}
-    tools = _parsed(found.get("tools"))
-    if tools not in (None, "", []):
-        row["tools"] = tools
-        if not isinstance(tools, list):
-            faults.append((columns["tools"], f"is {sort(tools)}, expected a list of tools or its JSON text"))
-    return row
+    return {"messages": messages}
+
+
+def with_tools(row: dict, value: Any, column: str, faults: list[Fault]) -> dict:
+    """The row with its `tools`, where there are any."""
+    try:
+        found = tools.tools(value)
+    except tools.Wrong as error:
+        faults.append((column, str(error)))
+        return row
+    return {**row, "tools": found} if found else row
 
 
 def joined(found: dict, columns: dict[str, str], faults: list[Fault]) -> dict:
@@ -124,20 +125,29 @@ def _turn(value: Any) -> Turn | str:
         )
     if role.lower() not in ROLES:
         return f"unknown {role_key} {role!r}; known are {', '.join(ROLES)}"
-    content = _content(value.get(text_key))
-    if content is None and value.get("tool_calls"):
+    try:
+        calls = tools.calls(value, role.lower(), text_key)
+    except tools.Wrong as error:
+        return str(error)
+    if calls and ROLES[role.lower()] != "assistant":
+        return f"calls stand in a turn of {role}; only the assistant calls"
+    content = "" if role.lower() in tools.CALLERS else _content(value.get(text_key))
+    if content is None and calls:
         content = ""
     if text_key not in value and content is None:
         return f"no `content` or `value`; it has {', '.join(value)}"
     if fault := not_text(content):
         return f"`{text_key}` {fault}"
-    kept = {key: item for key, item in value.items() if key not in (role_key, text_key) and item is not None}
-    return {"role": ROLES[role.lower()], "content": content, **kept}
+    known = (role_key, text_key, *tools.KEYS)
+    kept = {key: item for key, item in value.items() if key not in known and item is not None}
+    return {"role": ROLES[role.lower()], "content": content, **({"tool_calls": calls} if calls else {}), **kept}
 
 
 def _content(value: Any) -> Any:
     """Text that is given in parts, [{"type": "text", "text": ...}], as one text."""
-    if isinstance(value, list) and value and all(isinstance(part, dict) and "text" in part for part in value):
+    if value == []:
+        return None
+    if isinstance(value, list) and all(isinstance(part, dict) and "text" in part for part in value):
         texts = [part["text"] for part in value]
         return "".join(texts) if all(isinstance(text, str) for text in texts) else value
     return value

@@ -1,8 +1,16 @@
 """What is wrong with a source of rows: collected, and raised once."""
 
+from typing import Any
+
 from common.cli import UserError
 
 SHOWN = 10  # problems that a message lists; the rest are counted
+
+
+def sort(value: Any) -> str:
+    """What a value is, in a reader's words."""
+    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
+    return "null" if value is None else names.get(type(value), f"a {type(value).__name__}")
 
 
 class Problems:

@@ -132,7 +132,7 @@ class ChatRenderer:
         special = 0
         for place, row in enumerate(rows):
             try:
-                turns, tools, mark, looks = self._marked(chats.messages(row), row.get("tools"))
+                turns, tools, mark, looks = self._marked(*self.template.fit(chats.messages(row), row.get("tools")))
                 special += looks
                 text, spans = chats.spans(self.template, turns, tools or None, self.encoder.special)
             except chats.Unstable as error:
@@ -159,7 +159,7 @@ class ChatRenderer:
 
     def prompt(self, row: dict) -> list[int]:
         """Ids of the conversation before the last answer, with that turn's header."""
-        turns, tools, mark, _ = self._marked(chats.messages(row)[:-1], row.get("tools"))
+        turns, tools, mark, _ = self._marked(*self.template.fit(chats.messages(row)[:-1], row.get("tools")))
         text = chats.render(self.template, turns, tools or None, open_turn=True)
         return self._stretches(text, [], mark)[0] if mark else self.encoder.control([text])[0].ids
 
@@ -179,7 +179,10 @@ class ChatRenderer:
     def _guarded(self, value: Any, mark: str) -> Any:
         """The value with the mark inside special-token text, and before white space that a token would swallow."""
         if isinstance(value, dict):
-            return {key: inner if key == "role" else self._guarded(inner, mark) for key, inner in value.items()}
+            return {
+                self._guarded(key, mark): inner if key == "role" else self._guarded(inner, mark)
+                for key, inner in value.items()
+            }
         if isinstance(value, list):
             return [self._guarded(inner, mark) for inner in value]
         if not isinstance(value, str):
@@ -229,7 +232,7 @@ def common_prefix(a: list[int], b: list[int]) -> int:
 
 def _holds(pattern: Any, value: Any) -> bool:
     if isinstance(value, dict):
-        return any(_holds(pattern, inner) for key, inner in value.items() if key != "role")
+        return any(_holds(pattern, inner) or _holds(pattern, key) for key, inner in value.items() if key != "role")
     if isinstance(value, list):
         return any(_holds(pattern, inner) for inner in value)
     return isinstance(value, str) and bool(pattern.search(value))

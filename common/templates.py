@@ -7,9 +7,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from common import chats
+from common import chats, tools
 from common.cli import UserError, first_process, nearest
 
+EDGE = "\uf8f4"  # a private character that no conversation holds
 FILE = "template.json"  # saved beside an adapter or model
 FIELD = re.compile(r"\{(instruction|input)\}")
 
@@ -62,11 +63,23 @@ class ChatTemplate:
 
     def prompt(self, row: dict) -> str:
         """The conversation before its last assistant turn, and the header of that turn."""
-        return chats.render(self, chats.messages(row)[:-1], row.get("tools"), open_turn=True)
+        turns, defined = self.fit(chats.messages(row)[:-1], row.get("tools"))
+        return chats.render(self, turns, defined, open_turn=True)
+
+    @cached_property
+    def fit(self) -> tools.Fit:
+        """Gives a conversation's calls and tools the form that this template writes."""
+        return tools.Fit(self)
 
     def completion(self, row: dict) -> str:
-        """The last assistant turn's text."""
-        return chats.messages(row)[-1]["content"]
+        """The last assistant turn's text; of one that calls, what the template writes of it before its end."""
+        turns, defined = self.fit(chats.messages(row), row.get("tools"))
+        if not turns[-1].get("tool_calls"):
+            return turns[-1]["content"]
+        whole, prompt = chats.render(self, turns, defined), chats.render(self, turns[:-1], defined, open_turn=True)
+        other = chats.render(self, [*turns[:-1], {"role": "assistant", "content": EDGE}], defined)
+        end = other.rpartition(EDGE)[2]
+        return whole.removeprefix(prompt).removesuffix(end) if whole.startswith(prompt) else turns[-1]["content"] or ""
 
     def save(self, folder: str | Path) -> None:
         _save(folder, {"kind": "chat", **asdict(self)})
@@ -94,6 +107,9 @@ NAMES = (*TEXT, *chats.JINJA, "tokenizer")
 
 def fields_of(row: dict) -> dict[str, str]:
     """instruction, input and output of an instruction row or a prompt/completion pair."""
+    if row.get("tools"):
+        number = f"row {row['row']} has" if "row" in row else "these rows have"
+        raise UserError(f"{number} `tools`; choose a template that writes them: chatml, llama2, llama3 or tokenizer")
     if "prompt" in row and "instruction" not in row:
         return {"instruction": row["prompt"], "input": "", "output": row["completion"]}
     if "messages" in row:

@@ -7,6 +7,7 @@ import pytest
 from common import columns
 from common.cli import UserError
 from common.dialogue import ROLES
+from common.tools import CALLERS
 
 
 class Rows:
@@ -113,7 +114,7 @@ def test_mapping():
     [
         ({"output": "replly"}, "the nearest is reply"),
         ({"prompt": "ask"}, "name the column of completion"),
-        ({"instruction": "ask", "output": "reply", "tools": "ask"}, "does not belong"),
+        ({"prompt": "ask", "completion": "reply", "history": "ask"}, "does not belong"),
         ({"answer": "reply"}, "answer is none of"),
         ({"input": "ask"}, "no known columns"),
     ],
@@ -146,7 +147,8 @@ def test_role_names(name):
         "tool": ["user", "assistant", name, name, "assistant"],
     }[ROLES[name]]
     for key, text in (("role", "content"), ("from", "value")):
-        row = canonical({"messages": [{key: role.upper(), text: "x"} for role in turns]})[0]
+        said = {role: '{"name": "w"}' if role in CALLERS else "x" for role in turns}
+        row = canonical({"messages": [{key: role.upper(), text: said[role]} for role in turns]})[0]
         assert [turn["role"] for turn in row["messages"]] == [ROLES[role] for role in turns]
 
 
@@ -154,12 +156,13 @@ def test_tool_turns_and_tools():
     turns = [("human", "rain?"), ("function_call", '{"name": "w"}'), ("observation", "{}"), ("gpt", "no")]
     value = {"conversations": [{"from": role, "value": text} for role, text in turns], "tools": '[{"name": "w"}]'}
     row = canonical(value)[0]
-    assert row["tools"] == [{"name": "w"}]
-    assert row["messages"][1:3] == talk(("assistant", '{"name": "w"}'), ("tool", "{}"))
+    assert row["tools"] == [{"type": "function", "function": {"name": "w"}}]
+    calls = [{"type": "function", "function": {"name": "w", "arguments": {}}}]
+    assert row["messages"][1:3] == [{**talk(("assistant", ""))[0], "tool_calls": calls}, *talk(("tool", "{}"))]
     assert "tools" not in canonical({**value, "tools": "[]"})[0] and "tools" not in canonical({**value, "tools": ""})[0]
-    call = {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}], "name": None}
+    call = {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "name": "w"}], "name": None}
     row = canonical({"messages": [HELLO[0], call, {"role": "tool", "content": "3", "name": "w"}, HELLO[1]]})[0]
-    assert row["messages"][1] == {"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}
+    assert row["messages"][1] == {"role": "assistant", "content": "", "tool_calls": [{"id": "1", **calls[0]}]}
     assert row["messages"][2]["name"] == "w"
 
 
