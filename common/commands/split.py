@@ -86,8 +86,9 @@ def divide(rows: Iterable[dict], args: Args) -> dict[str, Any]:
     from common import columns, split
 
     near = {"auto": None, "yes": True, "no": False}[args.near]
-    texts = [columns.question(row) for row in rows]
-    strata = stratify(rows, texts, args.stratify)
+    questions = [columns.question(row) for row in rows]
+    strata = stratify(rows, questions, args.stratify)
+    texts = split.asked(questions, [columns.system(row) for row in rows])
     if args.folds:
         found = split.folds(texts, args.folds, args.seed, strata)
         method = split.method(len(texts))
@@ -97,6 +98,7 @@ def divide(rows: Iterable[dict], args: Args) -> dict[str, Any]:
     together = "near" if method.startswith("near") else "equal"
     pairs = split.leaks(texts, found, args.threshold) if together == "near" else across(texts, found)
     files = write(rows, found, args)
+    threshold = args.threshold if together == "near" else None
     return {
         "rows": len(texts),
         "files": files,
@@ -104,6 +106,8 @@ def divide(rows: Iterable[dict], args: Args) -> dict[str, Any]:
         "seed": args.seed,
         "stratify": args.stratify,
         "checked": together,
+        "compared": "questions" if texts is questions else "system texts and questions",
+        "empty": "" if args.folds else split.unfilled(texts, found, args.sizes, threshold),
         "threshold": args.threshold,
         "leaks": len(pairs),
         "first_leaks": [[int(i) + 1, int(j) + 1] for i, j, *_ in pairs[:10]],
@@ -165,6 +169,8 @@ def show(report: dict[str, Any]) -> None:
         print(f"{rows:>10,}  {100 * rows / report['rows']:5.2f} %  {file}")
     alike = f"alike ({report['threshold']} or more)" if report["checked"] == "near" else "equal"
     print(f"{report['method']}; seed {report['seed']}")
-    print(f"checked on the result: {report['leaks']} pairs of rows whose questions are {alike} are on different sides")
+    if report["empty"]:
+        print(f"{report['empty']}; --near no keeps only equal ones together")
+    print(f"checked on the result: {report['leaks']} pairs of rows whose {report['compared']} are {alike} are on different sides")
     for i, j in report["first_leaks"]:
         print(f"  rows {i} and {j} of all that were read")
