@@ -90,6 +90,7 @@ class Table:
         values = [value for _, value in peeked if isinstance(value, dict)]
         self.mapped = bool(mapping and values)
         self.layout = layouts.mapped(mapping, values, name) if mapping and values else layouts.detect(values, name)
+        self._only: dict[tuple[str, ...], bool] = {}
         self._filled: dict[layouts.Signature, Layout] = {}
         # One kind for all rows of a layout: prompts that are turns make chats, and so does a history of any one row.
         pairs = [(value, found) for value in values if (found := self._layout(value)).kind == "pair"]
@@ -100,7 +101,7 @@ class Table:
 
     def __iter__(self) -> Iterator[Row]:
         self.problems = problems = Problems(self.name, self.drop)
-        self.uses = uses = Uses()
+        self.uses = Uses()
         count, kept, missing = 0, 0, False
         problems.expected = "some rows cannot be trained on"
         for number, value in self.source.rows(problems):
@@ -140,6 +141,11 @@ class Table:
         """The layout that a row fills; the one of most rows where it fills none."""
         if self.mapped:
             return self.layout
+        names = tuple(value)
+        if names not in self._only:
+            self._only[names] = layouts.only(names, self.layout)
+        if self._only[names]:
+            return self.layout
         signature = layouts.signature(value)
         if signature not in self._filled:
             self._filled[signature] = layouts.filled(signature, self.layout) or self.layout
@@ -159,11 +165,12 @@ class Table:
             elif ours in layout.must:
                 has = f"{MISSING} (it has {', '.join(map(str, value)) or 'none'})"
                 faults.append((theirs, "is null" if theirs in value else has, "incomplete"))
-        _unfit(others, self.marks, faults)
+        if others:
+            _unfit(others, self.marks, faults)
         if not faults:
             self.uses.add(layout, tuple(found), others)
             found = self._fields(found, faults, layout)
-        return {**found, **_theirs(others, found)}
+        return {**found, **_theirs(others, found)} if others else found
 
     def _fields(self, found: Row, faults: list[Fault], layout: Layout) -> Row:
         columns = layout.columns
@@ -188,7 +195,7 @@ def _unfit(others: Row, marks: tuple[str, ...], faults: list[Fault]) -> None:
             faults.append((name, text, "media"))
     for name in marks:
         if name in others and (others[name] is False or str(others[name]).strip().casefold() == "false"):
-            text = "is false: it marks an answer to avoid, which would train like the others; rename a column that does not"
+            text = "is false, which marks an answer to avoid; it would train like the others (rename a column of another sense)"
             faults.append((name, text, "answer_to_avoid"))
 
 
@@ -208,5 +215,3 @@ def _texts(found: Row, names: tuple[str, ...], columns: dict[str, str], faults: 
         if name in found and (fault := dialogue.not_text(found[name])):
             faults.append((columns[name], fault))
     return {name: found[name] for name in names if name in found and (name != "system" or found[name])}
-
-

@@ -100,16 +100,15 @@ class Sides(dict[str, Rows]):
         self.shares, self.by, self.notes = shares, by, notes
 
 
-def load(
-    words: str | list[str], seed: int = 0, reads: type[Table] = Table, bad_rows: str = "refuse"
-) -> Sides:
+def load(words: str | list[str], seed: int = 0, reads: type[Table] = Table, bad_rows: str = "refuse") -> Sides:
     """The train, validation and test rows of one or several data sets.
 
     Args:
         words: each is `pocket`, `pocket_chat`, a .json, .jsonl, .csv, .tsv (also .gz), .parquet or .arrow file, a
-            folder of them (also one of save_to_disk, or a clone of a Hub data set), or a Hub name. `:0.7` after it gives its share of the mix, `:5000` a number of rows. Words of the form
-            NAME=COLUMN after it say what its columns mean (instruction=question output=answer), header=no that a csv
-            has none. `shares=tokens` makes shares count tokens, not rows. One text may hold several words.
+            folder of them (also one of save_to_disk, or a clone of a Hub data set), or a Hub name. `:0.7` after it
+            gives its share of the mix, `:5000` a number of rows. Words of the form NAME=COLUMN after it say what its
+            columns mean (instruction=question output=answer), header=no that a csv has none. `shares=tokens` makes
+            shares count tokens, not rows. One text may hold several words.
         seed: of the split. Sides that a source has of its own (train.jsonl, test.jsonl, ...) are kept.
         reads: what makes rows of a source; pairs.Table makes pairs.
         bad_rows: `refuse` a source with rows that are wrong, or `drop` them: Rows.dropped counts them by reason.
@@ -120,6 +119,7 @@ def load(
     """
     wanted, by = parse([words] if isinstance(words, str) and Path(words).exists() else words)
     notes: list[str] = []
+    told: list[str] = []
     parts: dict[str, list] = {side: [] for side in NAMES}
     dropped: dict[str, Counter[str]] = {side: Counter() for side in NAMES}
     whole: dict[tuple[int, ...], list[_Checked]] = {}
@@ -129,7 +129,7 @@ def load(
         checked = {side: _Checked(found[side], table) for side, table in tables.items()}
         for side, table in tables.items():
             dropped[side or "train"] += table.problems.dropped
-        notes += [] if name in BUNDLED else _told(list(tables.values()))
+        told += [] if name in BUNDLED else columns_of(list(tables.values()))
         rest = checked.pop("", None) or checked.pop("train")  # what the sides that are missing are taken from
         for side, table in checked.items():
             parts[side].append(table.rows())
@@ -143,11 +143,11 @@ def load(
     rows = {side: Rows(parts[side], bad_rows == "drop", dropped[side]) for side in NAMES}
     if not len(rows["train"]):
         raise UserError(f"--dataset {' '.join(wanted)}: {sum(map(len, rows.values()))} rows are too few to split")
-    return Sides(rows, {name: want.share for name, want in wanted.items()}, by, notes)
+    return Sides(rows, {name: want.share for name, want in wanted.items()}, by, [*notes, *told])
 
 
-def _told(tables: list[Table]) -> list[str]:
-    """What the columns of a source became, and what was dropped of it."""
+def columns_of(tables: list[Table]) -> list[str]:
+    """What the columns of sources became, and what was dropped of them, in words. They have been gone through."""
     lines = [table.line() for table in tables]
     return [*dict.fromkeys(lines), *(f"{table.name}: {left}" for table in tables if (left := table.problems.left()))]
 

@@ -190,7 +190,6 @@ def _not_a_list(window: _Window, first: str) -> str:
         return "the file is empty"
     if unseen := _unseen(first):
         return f"not JSON at {window.where()}: {unseen}"
-    start = window.at
     whole = _whole(window)
     if whole is None:
         return f"expected a list of rows, found {'an object' if first == '{' else 'something else'} at {window.where()}"
@@ -235,7 +234,8 @@ def _unwrapped(found: dict[str, Any]) -> str:
     if orient or (len(values) > 1 and by_place and isinstance(values[0], (dict, list)) and not rows):
         written = 'to_json("NEW.jsonl", orient="records", lines=True, force_ascii=False)'
         plain = "dtype=False, convert_dates=False"  # text that looks like a number stays text
-        return f"it is a table by columns, as pandas writes it: `pandas.read_json(FILE, {orient}{plain}).{written}` gives rows"
+        command = f"pandas.read_json(FILE, {orient}{plain}).{written}"
+        return f"it is a table by columns, as pandas writes it: `{command}` gives rows"
     if len(rows) == 1:
         return f"its rows are in `{rows[0]}`: `jq '.[\"{rows[0]}\"]' FILE > NEW.json` writes that list alone"
     return "put [ and ] around a single row"

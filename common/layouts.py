@@ -102,6 +102,14 @@ def filled(columns: Signature, most: Layout | None = None) -> Layout | None:
     return max(whole, key=rank, default=None)
 
 
+def only(names: tuple[str, ...], most: Layout) -> bool:
+    """Whether no known layout could suit a row of these columns better than the one of most rows, whatever is null."""
+    there = set(names)
+    used = there & set(most.columns.values())
+    fits = (known for known in KNOWN if known is not most and there.issuperset(known.required))
+    return all(known.required == most.required and there.intersection(known.columns.values()) <= used for known in fits)
+
+
 def detect(values: list[Row], name: str) -> Layout:
     """The known layout that most of the rows fill; else the one whose columns most rows have, at least in part."""
     votes = Counter(found for value in values if (found := filled(signature(value))))

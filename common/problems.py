@@ -1,4 +1,4 @@
-"""What is wrong with a source of rows: collected, and raised once; or, of single rows, counted where they are dropped."""
+"""What is wrong with a source of rows: collected, and raised once; of single rows that are dropped, counted."""
 
 from collections import Counter
 

@@ -183,9 +183,7 @@ def _data_files(folder: Path) -> list[Path]:
     return files
 
 
-def _decoded(
-    binary: BinaryIO, problems: Problems | Part, broken: list[int] | None = None
-) -> Iterator[tuple[int, str]]:
+def _decoded(binary: BinaryIO, problems: Problems | Part, broken: list[int] | None = None) -> Iterator[tuple[int, str]]:
     """(line number, text) of each line. One that cannot be kept is a problem; where `broken` collects the numbers of
     such lines they come all the same, mended, as a line may be a part of a row."""
     number = 0
@@ -264,7 +262,9 @@ def _table(binary: BinaryIO, problems: Problems | Part, header: bool, tabs: bool
             continue
         if names is None:
             names = cells if header else [str(place) for place in range(1, len(cells) + 1)]
-            if header and any(name[:1] == " " for name in names):  # `a, b`: the space belongs to the comma, in cells too
+            if header and any(
+                name[:1] == " " for name in names
+            ):  # `a, b`: the space belongs to the comma, in cells too
                 before = reader.line_num
                 reader, names = csv.reader(lines, skipinitialspace=True, **tab), [name.strip() for name in names]
             if twice := sorted({name for name in names if names.count(name) > 1}):

@@ -20,7 +20,7 @@ class Uses:
     def add(self, layout: Layout, filled: tuple[str, ...], others: dict[str, Any]) -> None:
         """Count a row: our names of the columns that it fills, and its other columns."""
         self.layouts[layout, filled] += 1
-        if others.keys() - self.unused.keys():
+        if others and others.keys() - self.unused.keys():
             self.unused.update({name: None for name, value in others.items() if value not in (None, "", [], {})})
 
     def line(self) -> str:
