@@ -195,7 +195,7 @@ def _unfit(others: Row, marks: tuple[str, ...], faults: list[Fault]) -> None:
             faults.append((name, text, "media"))
     for name in marks:
         if name in others and (others[name] is False or str(others[name]).strip().casefold() == "false"):
-            text = "is false, which marks an answer to avoid; it would train like the others (rename a column of another sense)"
+            text = "is false, as of an answer to avoid, and it would train like the others; else rename the column"
             faults.append((name, text, "answer_to_avoid"))
 
 
@@ -206,7 +206,8 @@ def _theirs(others: Row, ours: Row) -> Row:
         new = name
         while new in OURS or new in ours or (new != name and new in others):
             new = f"their_{new}"
-        kept[new] = value
+        if new == name or value is not None:  # a null `messages` of a union is nothing of theirs
+            kept[new] = value
     return kept
 
 

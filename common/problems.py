@@ -53,8 +53,13 @@ class Problems:
         if not self.dropped:
             return ""
         reasons = ", ".join(f"{rows:,} as {reason}" for reason, rows in self.dropped.items())
-        text = f"{self.dropped.total():,} rows dropped: {reasons}; such as {'; '.join(self.examples)}"
+        text = f"{counted(self.dropped.total())} dropped: {reasons}; such as {'; '.join(self.examples)}"
         return text.encode("utf-8", "backslashreplace").decode()
+
+
+def counted(rows: int) -> str:
+    """1 row, 2 rows."""
+    return f"{rows:,} row" + "s" * (rows != 1)
 
 
 class Part:

@@ -31,9 +31,7 @@ def prompts(tokenizer: Any, template: AnyTemplate, rows: list[dict]) -> list[lis
 
 
 def taken(tokenizer: Any, template: AnyTemplate, rows: list[dict]) -> list[dict]:
-    """The rows that the template can take, where they are of a set whose others are dropped; else all of them."""
-    if not getattr(rows, "drop", False):
-        return rows
+    """The rows that the template can take."""
     _, bad, _ = renderer(tokenizer, template, "answers")(rows)
     return [row for place, row in enumerate(rows) if place not in bad]
 

@@ -4,6 +4,7 @@ from collections import Counter
 from typing import Any
 
 from common.layouts import Layout
+from common.problems import counted
 
 # Columns that are read elsewhere, or that this collection wrote.
 TOLD = {"weight", "tools", "chat_template_kwargs", "thinking", "reasoning_content", "row", "from", "augmented"}
@@ -31,7 +32,7 @@ class Uses:
             used = [ours for ours in layout.columns if any(ours in names for names in counts)]
             rows[", ".join(_word(ours, layout.columns[ours]) for ours in used)] += sum(counts.values())
         several = len(rows) > 1
-        listed = "; ".join(f"{words} ({count:,} rows)" if several else words for words, count in rows.most_common())
+        listed = "; ".join(f"{words} ({counted(count)})" if several else words for words, count in rows.most_common())
         return f"columns {listed}" + self._rest()
 
     def _rest(self) -> str:

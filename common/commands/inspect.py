@@ -76,9 +76,10 @@ def main(args: Args) -> dict[str, Any]:
             rows, tokenizer, template, limit, args.too_long, args.train_on, args.rows, args.packed, more
         )
     report = {
-        "data": " ".join(args.data), "tokenizer": args.tokenizer, "template": template.name,
-        "template_because": because, "recipe": args.recipe, "train_on": args.train_on, "columns": rows.columns(), "too_long": args.too_long,
-        "warnings": warnings, "overlaps": overlaps, **report, "seconds": round(time.time() - started, 1),
+        "data": " ".join(args.data), "tokenizer": args.tokenizer, "recipe": args.recipe,
+        "template": template.name, "template_because": because, "train_on": args.train_on, "too_long": args.too_long,
+        "columns": rows.columns(), "warnings": warnings, "overlaps": overlaps, **report,
+        "seconds": round(time.time() - started, 1),
     }  # fmt: skip
     listing.show(report, bool(args.rows))
     write(report, kept, args)
