@@ -22,7 +22,18 @@ WRITTEN = (RUN_FILE, "report.json", "report.html", "log.jsonl", "adapter", "mode
 FREE = {"output_dir", "overwrite", "resume", "report_to", "dry_run", "eval_suite", "debug_batches"}
 
 
+LOUD = 0.05  # share of the rows from which a loss is said on a line of its own
+
+
 def gate(counts: Counts, max_length: int) -> None:
+    """Refuse a training set in which nothing, or almost nothing, would be learnt, as `refuse` does; of one that is
+    taken, say on lines of their own what larger shares are lost."""
+    refuse(counts, max_length)
+    for sentence in losses(counts, max_length):
+        print(f"WARNING: {sentence}")
+
+
+def refuse(counts: Counts, max_length: int) -> None:
     """Refuse a training set in which nothing, or almost nothing, would be learnt.
 
     Raises:
@@ -35,6 +46,22 @@ def gate(counts: Counts, max_length: int) -> None:
         )
     if counts.kept * 10 < counts.rows:
         raise Refused(f"almost nothing would train: {counts.line()}. Raise --max_length (now {max_length})")
+
+
+def losses(counts: Counts, max_length: int) -> list[str]:
+    """A sentence on each reason for which many rows are dropped, or on many that are cut."""
+    long = (
+        f"more than --max_length {max_length} tokens; `tunebook inspect DATA --tokenizer MODEL` shows what lengths cost"
+    )
+    cures = {"too_long": f": they have {long}", "empty_output": ": their answers are empty"}
+    lost = {reason: (rows, "dropped", cures.get(reason, "")) for reason, rows in counts.dropped.items()}
+    if counts.truncated:
+        lost["too_long"] = (counts.truncated, "cut, and train no end token", cures["too_long"])
+    return [
+        f"{100 * rows / counts.rows:.0f} % of the rows ({rows:,} of {counts.rows:,}) are {what} as {reason}{cure}"
+        for reason, (rows, what, cure) in lost.items()
+        if rows >= LOUD * counts.rows
+    ]
 
 
 def first_batch(loader: Iterable[dict[str, Any]], tokenizer: Any, debug_batches: int = 0) -> list[list]:

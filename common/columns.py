@@ -7,56 +7,22 @@ place in the source, from 1) and "source" (its name); columns that mean nothing 
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from common import dialogue
-from common.cli import UserError, nearest
+from common import dialogue, layouts
+from common.cli import UserError
 from common.dialogue import Fault, sort
+from common.layouts import NAMES as NAMES
+from common.layouts import REQUIRED, Layout
 from common.problems import Problems
+from common.uses import Uses
 
 Row = dict[str, Any]
+EMPTY = (None, "", [], {})
+MEDIA = {"image", "images", "video", "videos", "audio", "audios"}
 MISSING = "is missing"
 PEEKED = 200  # rows that decide what the columns mean
-OPTIONAL = {"instruction": ("input", "system", "history", "tools"), "pair": ("tools",), "chat": ("tools", "system")}
-REQUIRED = {"instruction": ("instruction", "output"), "pair": ("prompt", "completion"), "chat": ("messages",)}
-NAMES = {name for kind in REQUIRED for name in REQUIRED[kind] + OPTIONAL[kind]}
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Which column holds what: `columns` maps our names to theirs; the ones in `must` have to be in every row."""
-
-    kind: str
-    columns: dict[str, str]
-    must: tuple[str, ...]
-    tree: bool = False
-
-    def expected(self) -> str:
-        names = ", ".join(f"`{self.columns[name]}`" for name in self.must)
-        optional = [f"`{theirs}`" for ours, theirs in self.columns.items() if ours not in self.must]
-        return f"expected {names}" + (f" ({', '.join(optional)} may be missing)" if optional else "")
-
-
-def layout(kind: str, columns: dict[str, str] | None = None, tree: bool = False) -> Layout:
-    """A layout of a kind; names that are not given are called as ours are."""
-    names = {name: name for name in (*REQUIRED[kind], *OPTIONAL[kind])} | (columns or {})
-    return Layout(kind, names, REQUIRED[kind], tree)
-
-
-# The first that most rows satisfy holds.
-KNOWN = (
-    layout("chat"),
-    layout("chat", {"messages": "conversations"}),
-    layout("chat", {"messages": "prompt"}, tree=True),
-    layout("instruction"),
-    layout("instruction", {"input": "context", "output": "response"}),
-    layout("pair"),
-    layout("pair", {"completion": "response"}),
-    layout("pair", {"completion": "answer"}),
-    layout("pair", {"prompt": "question", "completion": "answer"}),
-    layout("pair", {"prompt": "question", "completion": "response"}),
-)
+MARKS = ("label", "kto_tag")  # of rows whose answer is to be learnt or avoided (KTO)
 # Names that say what a row is. A column of theirs that has one and means something else is kept as `their_NAME`.
 OURS = {"row", "source", *(name for names in REQUIRED.values() for name in names)}
 
@@ -86,160 +52,168 @@ def question(row: Row) -> str:
     return "\n".join(turn["content"] for turn in row["messages"][:-1] if turn["role"] != "system")
 
 
+def system(row: Row) -> str:
+    """The system text of a row, or nothing."""
+    if kind(row) == "chat":
+        return "\n".join(turn["content"] for turn in row["messages"] if turn["role"] == "system")
+    return row.get("system") or ""
+
+
 class Table:
     """The canonical rows of a source, checked. Iterating twice reads twice.
+
+    A row has the layout that it fills (a null column does not count), so that joined sets may have several.
 
     Args:
         source: what is read.
         name: the source as the user typed it.
-        mapping: our name -> their column, e.g. {"instruction": "question", "output": "answer"}.
+        mapping: our name -> their column, e.g. {"instruction": "question", "output": "answer"}; of all rows.
+        bad_rows: `refuse` a source with rows that are wrong, or `drop` and count them.
+
+    Attributes:
+        uses: what the columns became, over the rows of the last iteration.
+        problems: of the last iteration; what was dropped is there.
 
     Raises:
         UserError: the columns mean nothing known (from here), or (at the end of an iteration) rows are wrong: all of
-            them in one message.
+            them in one message. Where they are dropped: none is left.
     """
 
-    def __init__(self, source: Input, name: str, mapping: dict[str, str] | None = None):
-        self.source, self.name = source, name
-        peeked = list(itertools.islice(source.rows(Problems(name)), PEEKED))
+    marks = MARKS  # columns whose false says that an answer is to be avoided
+
+    def __init__(self, source: Input, name: str, mapping: dict[str, str] | None = None, bad_rows: str = "refuse"):
+        if bad_rows not in ("refuse", "drop"):
+            raise UserError(f"--bad_rows {bad_rows}: it can be refuse or drop")
+        self.source, self.name, self.drop = source, name, bad_rows == "drop"
+        self.uses, self.problems = Uses(), Problems(name)
+        peeked = list(itertools.islice(source.rows(Problems(name, drop=True)), PEEKED))
         values = [value for _, value in peeked if isinstance(value, dict)]
-        self.layout = _mapped(mapping, values, name) if mapping and values else _detect(values, name)
-        if self.layout.columns.get("tools") == "tools" and self.layout.kind == "chat":
-            named = {name for value in values for name in value} & {"tools", "functions"}
-            if named == {"functions"}:  # OpenAI's older name of it
-                self.layout = replace(self.layout, columns={**self.layout.columns, "tools": "functions"})
-        # One kind for all rows: prompts that are turns make chats, and so does a history of any one row.
-        turns = sum(isinstance(value.get(self.layout.columns.get("prompt")), list) for value in values)
-        self.turns = self.layout.kind == "pair" and 2 * turns > len(values)
-        self.history = self.layout.kind == "instruction" and self._any(self.layout.columns["history"], values)
+        self.mapped = bool(mapping and values)
+        self.layout = layouts.mapped(mapping, values, name) if mapping and values else layouts.detect(values, name)
+        self._only: dict[tuple[str, ...], bool] = {}
+        self._filled: dict[layouts.Signature, Layout] = {}
+        # One kind for all rows of a layout: prompts that are turns make chats, and so does a history of any one row.
+        pairs = [(value, found) for value in values if (found := self._layout(value)).kind == "pair"]
+        turns = sum(isinstance(value.get(found.columns["prompt"]), list) for value, found in pairs)
+        self.turns = 2 * turns > len(pairs)
+        column = self.layout.columns.get("history")
+        self.history = column is not None and self._any(column, values)
 
     def __iter__(self) -> Iterator[Row]:
-        problems, count, missing = Problems(self.name), 0, False
+        self.problems = problems = Problems(self.name, self.drop)
+        self.uses = Uses()
+        count, kept, missing = 0, 0, False
+        problems.expected = "some rows cannot be trained on"
         for number, value in self.source.rows(problems):
             count += 1
             faults: list[Fault] = []
             row = self._canonical(value, faults)
             if not faults:
+                kept += 1
                 yield {**row, "row": number, "source": self.name}
                 continue
-            problems.expected = f"{self.layout.expected()} in every row"
-            missing = missing or any(MISSING in text for _, text in faults)
-            for field, text in faults:
-                problems.add(f"{self.source.place(number)}: {f'`{field}` ' if field else ''}{text}")
+            missing = missing or any(MISSING in fault[1] for fault in faults)
+            for field, text, *reason in faults[:1] if self.drop else faults:
+                said = f"{self.source.place(number)}: {f'`{field}` ' if field else ''}{text}"
+                problems.skip(said, reason[0] if reason else "malformed")
         if missing:
-            problems.expected += f"; a column of another name is given after the file, {self.layout.must[-1]}=COLUMN"
-        if not count and not problems.count:
+            problems.expected = (
+                f"{self.layout.expected()} in every row; a column of another name is given after the file, "
+                f"{self.layout.must[-1]}=COLUMN"
+            )
+        if not count and not problems.count and not problems.dropped:
             raise UserError(f"--dataset {self.name} has no rows")
         problems.stop()
+        if not kept:
+            raise UserError(f"--dataset {self.name}: no row is left; {problems.left()}")
+
+    def line(self) -> str:
+        """What the columns of the last iteration became, in words."""
+        return f"{self.name}: {self.uses.line()}"
 
     def _any(self, column: str, values: list[Row]) -> bool:
         if not any(column in value for value in values):
             return False
-        rows = self.source.rows(Problems(self.name))
-        return any(isinstance(value, dict) and bool(value.get(column)) for _, value in rows)
+        rows = self.source.rows(Problems(self.name, drop=True))
+        return any(isinstance(value, dict) and dialogue.has_turns(value.get(column)) for _, value in rows)
+
+    def _layout(self, value: Row) -> Layout:
+        """The layout that a row fills; the one of most rows where it fills none."""
+        if self.mapped:
+            return self.layout
+        names = tuple(value)
+        if names not in self._only:
+            self._only[names] = layouts.only(names, self.layout)
+        if self._only[names]:
+            return self.layout
+        signature = layouts.signature(value)
+        if signature not in self._filled:
+            self._filled[signature] = layouts.filled(signature, self.layout) or self.layout
+        return self._filled[signature]
 
     def _canonical(self, value: Any, faults: list[Fault]) -> Row:
         if not isinstance(value, dict):
             faults.append(("", f"is {sort(value)}, expected an object with named fields"))
             return {}
-        columns = self.layout.columns
+        layout = self._layout(value)
+        columns = layout.columns
         others = {name: kept for name, kept in value.items() if name not in columns.values()}
         found: Row = {}
         for ours, theirs in columns.items():
             if value.get(theirs) is not None:
                 found[ours] = value[theirs]
-            elif ours in self.layout.must:
+            elif ours in layout.must:
                 has = f"{MISSING} (it has {', '.join(map(str, value)) or 'none'})"
-                faults.append((theirs, "is null" if theirs in value else has))
+                faults.append((theirs, "is null" if theirs in value else has, "incomplete"))
+        if others:
+            _unfit(others, self.marks, faults)
         if not faults:
+            self.uses.add(layout, tuple(found), others)
             tools = found.pop("tools", None)
-            found = dialogue.with_tools(self._fields(found, faults), tools, columns["tools"], faults)
-        return {**found, **{f"their_{name}" if name in OURS else name: kept for name, kept in others.items()}}
+            found = dialogue.with_tools(self._fields(found, faults, layout), tools, layout.columns["tools"], faults)
+        return {**found, **_theirs(others, found)} if others else found
 
-    def _fields(self, found: Row, faults: list[Fault]) -> Row:
-        columns = self.layout.columns
-        if self.layout.kind == "chat":
-            return dialogue.chat(found, columns, faults, self.layout.tree)
-        if self.layout.kind == "pair":
+    def _fields(self, found: Row, faults: list[Fault], layout: Layout) -> Row:
+        columns = layout.columns
+        if layout.kind == "chat":
+            return dialogue.chat(found, columns, faults, layout.tree)
+        if layout.kind == "pair":
             if self.turns:
                 return dialogue.joined(found, columns, faults)
-            return _texts(found, ("prompt", "completion"), columns, faults)
+            return _texts(found, ("prompt", "completion", "system"), columns, faults)
         history = found.pop("history", None)
         row = _texts({"input": "", **found}, ("instruction", "input", "output", "system"), columns, faults)
-        if not row.get("system"):
-            row.pop("system", None)
-        return dialogue.with_history(row, history, columns, faults) if self.history and not faults else row
+        if faults or not (self.history or dialogue.has_turns(history)):
+            return row
+        return dialogue.with_history(row, history, columns, faults)
+
+
+def _unfit(others: Row, marks: tuple[str, ...], faults: list[Fault]) -> None:
+    """Columns that mean something a row cannot be trained on with: pictures, and a mark against its answer."""
+    for name in MEDIA & others.keys():
+        if others[name] not in EMPTY:
+            text = "holds what a text model does not see; without the column the row trains as if nothing were there"
+            faults.append((name, text, "media"))
+    for name in marks:
+        if name in others and (others[name] is False or str(others[name]).strip().casefold() == "false"):
+            text = "is false, as of an answer to avoid, and it would train like the others; else rename the column"
+            faults.append((name, text, "answer_to_avoid"))
+
+
+def _theirs(others: Row, ours: Row) -> Row:
+    """The columns that mean nothing here, under names that none of ours has, and that no other of theirs has."""
+    kept = {}
+    for name, value in others.items():
+        new = name
+        while new in OURS or new in ours or (new != name and new in others):
+            new = f"their_{new}"
+        if new == name or value is not None:  # a null `messages` of a union is nothing of theirs
+            kept[new] = value
+    return kept
 
 
 def _texts(found: Row, names: tuple[str, ...], columns: dict[str, str], faults: list[Fault]) -> Row:
     for name in names:
         if name in found and (fault := dialogue.not_text(found[name])):
             faults.append((columns[name], fault))
-    return {name: found[name] for name in names if name in found}
-
-
-def _detect(values: list[Row], name: str) -> Layout:
-    """The known layout that most of the rows satisfy; else the one that most rows satisfy in part."""
-
-    def fits(known: Layout, value: Row) -> bool:
-        if known.tree != isinstance(value.get("prompt"), dict) and known.columns.get("messages") == "prompt":
-            return False
-        return all(known.columns[ours] in value for ours in known.must)
-
-    def part(known: Layout, value: Row) -> bool:
-        return not known.tree and any(known.columns[ours] in value for ours in known.must)
-
-    for test in (fits, part):
-        scores = [sum(test(known, value) for value in values) for known in KNOWN]
-        if max(scores):
-            return KNOWN[scores.index(max(scores))]
-    if not values:  # nothing to go by: empty, or all rows are wrong, and iterating says how
-        return KNOWN[3]
-    there = list(dict.fromkeys(str(column) for value in values for column in value))
-    raise UserError(
-        f"--dataset {name}: no known columns. It has: {_listed(there)}{_hint(there)}\n"
-        "  Known are instruction (input) output, prompt completion, question answer, messages, conversations;"
-        f" others are named after the file: --dataset {name} instruction=COLUMN output=COLUMN"
-    )
-
-
-def _listed(there: list[str]) -> str:
-    return ", ".join(repr(column[:40] + "..." * (len(column) > 40)) for column in there[:20]) or "none"
-
-
-def _hint(there: list[str]) -> str:
-    if {"chosen", "rejected"} <= set(there):
-        return "\n  chosen and rejected alone are preferences: name the prompt's and one answer's column"
-    if there == ["text"]:
-        return "\n  text alone has no prompt and answer to tell apart; that is data for pre-training"
-    if len(there) == 1 and any(mark in there[0] for mark in ";\t|"):
-        return "\n  that looks like cells with another separator: save it with commas as .csv, or with tabs as .tsv"
-    if any(len(column) > 30 or " " in column for column in there):
-        return "\n  if its first line is no header, add header=no; the columns are then called 1, 2, ..."
-    return ""
-
-
-def _mapped(mapping: dict[str, str], values: list[Row], name: str) -> Layout:
-    there = list(dict.fromkeys(str(column) for value in values for column in value))
-    listed = f"it has: {_listed(there)}"
-    for ours, theirs in mapping.items():
-        if ours not in NAMES:
-            raise UserError(f"--dataset {name} {ours}={theirs}: {ours} is none of {', '.join(sorted(NAMES))}")
-        if theirs not in there:
-            raise UserError(f"--dataset {name} {ours}={theirs}: no such column{nearest(theirs, there)}; {listed}")
-    for known in ("chat", "pair", "instruction"):
-        if mapping.keys() & set(REQUIRED[known]):
-            made = layout(known, {ours: theirs for ours, theirs in mapping.items() if ours in _all(known)})
-            if missing := [ours for ours in made.must if made.columns[ours] not in there]:
-                raise UserError(f"--dataset {name}: name the column of {missing[0]}: {missing[0]}=COLUMN; {listed}")
-            if strange := mapping.keys() - _all(known):
-                raise UserError(f"--dataset {name}: {min(strange)} does not belong to a {known}; {listed}")
-            return made
-    base = _detect(values, name)  # only optional ones are named: input=context
-    if strange := mapping.keys() - _all(base.kind):
-        raise UserError(f"--dataset {name}: {min(strange)} does not belong to a {base.kind}; {listed}")
-    return Layout(base.kind, {**base.columns, **mapping}, base.must, base.tree)
-
-
-def _all(known: str) -> set[str]:
-    return {*REQUIRED[known], *OPTIONAL[known]}
+    return {name: found[name] for name in names if name in found and (name != "system" or found[name])}

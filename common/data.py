@@ -1,6 +1,9 @@
 """Rows to train on, from the bundled set, files, folders or the Hub: checked in one go and split without leakage."""
 
 import itertools
+import os
+import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +12,7 @@ from common import columns, hub, sources
 from common.cli import UserError, nearest
 from common.columns import Row, Table
 from common.pocket import FOLDER as POCKET
+from common.problems import SHOWN
 
 NAMES = ("train", "validation", "test")
 # name of --dataset -> how the names of its files begin
@@ -19,14 +23,27 @@ HELD = 64 << 20  # bytes: a source of this size is kept in memory, a larger one 
 TEXTS = 200_000  # rows whose questions are compared as texts; of more, only equal ones are kept together
 
 
+WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")  # how a path of Windows begins
+
+
+class Listed(list[Row]):
+    """Rows in memory. `drop`: those that a template cannot take are dropped and counted; else they are refused."""
+
+    drop = False
+
+
 class Rows(Sequence):
     """The rows of one side. They can be gone through any number of times; a slice is a list.
 
     Large sources are not in memory: iterating reads the file again, and an index costs reading up to that row.
+
+    Attributes:
+        dropped: rows of the sources that are not among them, by reason.
+        drop: as in Listed.
     """
 
-    def __init__(self, parts: "list[list[Row] | _Picked]"):
-        self._parts = parts
+    def __init__(self, parts: "list[list[Row] | _Picked]", drop: bool = False, dropped: Counter[str] | None = None):
+        self._parts, self.drop, self.dropped = parts, drop, dropped or Counter()
 
     def __len__(self) -> int:
         return sum(len(part) for part in self._parts)
@@ -37,7 +54,9 @@ class Rows(Sequence):
     def __getitem__(self, place: Any) -> Any:
         if isinstance(place, slice):
             start, stop, step = place.indices(len(self))
-            return list(itertools.islice(self, start, stop, step) if step > 0 else list(self)[place])
+            found = Listed(itertools.islice(self, start, stop, step) if step > 0 else list(self)[place])
+            found.drop = self.drop
+            return found
         place = place + len(self) if place < 0 else place
         for part in self._parts:
             if 0 <= place < len(part):
@@ -81,16 +100,18 @@ class Sides(dict[str, Rows]):
         self.shares, self.by, self.notes = shares, by, notes
 
 
-def load(words: str | list[str], seed: int = 0, reads: type[Table] = Table) -> Sides:
+def load(words: str | list[str], seed: int = 0, reads: type[Table] = Table, bad_rows: str = "refuse") -> Sides:
     """The train, validation and test rows of one or several data sets.
 
     Args:
-        words: each is `pocket`, `pocket_chat`, a .json, .jsonl, .csv, .tsv (also .gz) or .parquet file, a folder of
-            them, or a Hub name. `:0.7` after it gives its share of the mix, `:5000` a number of rows. Words of the form
-            NAME=COLUMN after it say what its columns mean (instruction=question output=answer), header=no that a csv
-            has none. `shares=tokens` makes shares count tokens, not rows. One text may hold several words.
+        words: each is `pocket`, `pocket_chat`, a .json, .jsonl, .csv, .tsv (also .gz), .parquet or .arrow file, a
+            folder of them (also one of save_to_disk, or a clone of a Hub data set), or a Hub name. `:0.7` after it
+            gives its share of the mix, `:5000` a number of rows. Words of the form NAME=COLUMN after it say what its
+            columns mean (instruction=question output=answer), header=no that a csv has none. `shares=tokens` makes
+            shares count tokens, not rows. One text may hold several words.
         seed: of the split. Sides that a source has of its own (train.jsonl, test.jsonl, ...) are kept.
         reads: what makes rows of a source; pairs.Table makes pairs.
+        bad_rows: `refuse` a source with rows that are wrong, or `drop` them: Rows.dropped counts them by reason.
 
     Raises:
         UserError: a file or name does not exist, a word means nothing, or rows are wrong: all rows of a source in one
@@ -98,11 +119,17 @@ def load(words: str | list[str], seed: int = 0, reads: type[Table] = Table) -> S
     """
     wanted, by = parse([words] if isinstance(words, str) and Path(words).exists() else words)
     notes: list[str] = []
+    told: list[str] = []
     parts: dict[str, list] = {side: [] for side in NAMES}
+    dropped: dict[str, Counter[str]] = {side: Counter() for side in NAMES}
     whole: dict[tuple[int, ...], list[_Checked]] = {}
     for name, want in wanted.items():
         found = sides_of(name, want, notes)
-        checked = {side: _Checked(source, reads(source, name, want.mapping)) for side, source in found.items()}
+        tables = {side: reads(source, name, want.mapping, bad_rows) for side, source in found.items()}
+        checked = {side: _Checked(found[side], table) for side, table in tables.items()}
+        for side, table in tables.items():
+            dropped[side or "train"] += table.problems.dropped
+        told += [] if name in BUNDLED else columns_of(list(tables.values()))
         rest = checked.pop("", None) or checked.pop("train")  # what the sides that are missing are taken from
         for side, table in checked.items():
             parts[side].append(table.rows())
@@ -113,10 +140,16 @@ def load(words: str | list[str], seed: int = 0, reads: type[Table] = Table) -> S
             parts["train"].append(rest.rows())
     for sizes, tables in whole.items():
         _split(tables, sizes, seed, parts, notes)
-    rows = {side: Rows(parts[side]) for side in NAMES}
+    rows = {side: Rows(parts[side], bad_rows == "drop", dropped[side]) for side in NAMES}
     if not len(rows["train"]):
         raise UserError(f"--dataset {' '.join(wanted)}: {sum(map(len, rows.values()))} rows are too few to split")
-    return Sides(rows, {name: want.share for name, want in wanted.items()}, by, notes)
+    return Sides(rows, {name: want.share for name, want in wanted.items()}, by, [*notes, *told])
+
+
+def columns_of(tables: list[Table]) -> list[str]:
+    """What the columns of sources became, and what was dropped of them, in words. They have been gone through."""
+    lines = [table.line() for table in tables]
+    return [*dict.fromkeys(lines), *(f"{table.name}: {left}" for table in tables if (left := table.problems.left()))]
 
 
 class Want:
@@ -159,7 +192,7 @@ def parse(words: str | list[str]) -> tuple[dict[str, Want], str]:
 
 def _share(word: str) -> tuple[str, float | int | None]:
     name, colon, tail = word.rpartition(":")
-    if not colon or Path(word).exists() or "/" in tail:
+    if not colon or Path(word).exists() or "/" in tail or "\\" in tail:
         return word, None
     try:
         share = int(tail) if tail.isdecimal() else float(tail)
@@ -175,17 +208,26 @@ def sides_of(name: str, want: Want, notes: list[str]) -> dict[str, Any]:
     path = Path(name)
     if name in BUNDLED:
         return {side: sources.read(POCKET / f"{BUNDLED[name]}{side}.jsonl") for side in NAMES}
+    if WINDOWS.match(name) and os.name != "nt" and not path.exists():
+        raise UserError(f"--dataset {name}: a path of Windows; here it may be {_posix(name)}, or copy the file")
     if path.is_dir():
         own, others = sources.sides(path, want.header)
-        if not own:
-            return {"": sources.read(path, want.header)}
-        if others:
+        if own and others:
             notes.append(f"{name}: not read, as their names are no side: {', '.join(others)}")
-        return dict(own)
+        if over := sources.passed_over(path):
+            more = f" and {len(over) - SHOWN} more" if len(over) > SHOWN else ""
+            notes.append(f"{name}: not read, as they describe the data or lie deeper: {', '.join(over[:SHOWN])}{more}")
+        return dict(own) or {"": sources.read(path, want.header)}
     kind = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
     if path.exists() or kind in sources.KINDS or name.startswith(("/", "./", "../", "~")) or name.count("/") > 1:
         return {"": sources.read(path.expanduser(), want.header)}
     return hub.sides(name, notes)
+
+
+def _posix(name: str) -> str:
+    """Where a path of Windows is under WSL."""
+    drive, _, rest = name.partition(":")
+    return f"/mnt/{drive.lower()}{rest.replace(chr(92), '/')}" if rest else name.replace(chr(92), "/")
 
 
 class _Checked:
@@ -194,14 +236,18 @@ class _Checked:
     def __init__(self, source: Any, table: Table):
         self.table = table
         self.held = list(table) if source.size <= HELD else None
-        self.count, self.texts = 0, []
+        self.count, self.texts, self.systems = 0, [], []
+        same: dict[str, str] = {}  # a system text that is in every row is kept once
         for row in self.held if self.held is not None else self.table:
             self.count += 1
+            system = columns.system(row)
+            self.systems.append(same.setdefault(system, system))
             self.texts.append(columns.question(row))
             if self.count == TEXTS + 1:
                 self.texts = [_key(text) for text in self.texts]
+                self.systems, same = [_key(text) for text in self.systems], {}
             elif self.count > TEXTS:
-                self.texts[-1] = _key(self.texts[-1])
+                self.texts[-1], self.systems[-1] = _key(self.texts[-1]), _key(self.systems[-1])
 
     def rows(self, places: Any = None) -> "list[Row] | _Picked":
         if self.held is None:
@@ -222,12 +268,15 @@ def _split(tables: list[_Checked], sizes: tuple[int, ...], seed: int, parts: dic
 
     from common import split
 
-    texts = [text for table in tables for text in table.texts]
+    asked = [split.asked(table.texts, table.systems) for table in tables]
+    texts = [text for part in asked for text in part]
     if len(texts) > TEXTS:
-        texts = [text if len(table.texts) > TEXTS else _key(text) for table in tables for text in table.texts]
+        texts = [text if len(part) > TEXTS else _key(text) for part in asked for text in part]
         notes.append(f"{len(texts)} rows: equal questions are kept on one side; similar ones were not looked for")
     strata = [str(place) for place, table in enumerate(tables) for _ in range(table.count)] if tables[1:] else None
     sides = split.sides(texts, sizes=sizes, seed=seed, strata=strata)
+    if empty := split.unfilled(texts, sides, sizes, 0.8 if len(texts) <= TEXTS else None):
+        notes.append(empty)
     start = 0
     for table in tables:
         of_table, start = sides[start : start + table.count], start + table.count

@@ -1,13 +1,14 @@
 """Turns of a conversation: role names of several customs made one, their order checked, tools read."""
 
 import json
+import re
 from typing import Any
 
 from common import tools
 from common.problems import sort
 
 Turn = dict[str, Any]
-Fault = tuple[str, str]  # the field, and what is wrong with it
+Fault = tuple[str, str] | tuple[str, str, str]  # the field, what is wrong with it, and the kind of fault to count it by
 ROLES = {
     **dict.fromkeys(("system",), "system"),
     **dict.fromkeys(("user", "human", "prompter"), "user"),
@@ -41,11 +42,7 @@ def chat(found: dict, columns: dict[str, str], faults: list[Fault], tree: bool =
     field = columns["messages"]
     raw = _best_path(found["messages"]) if tree else _parsed(found["messages"])
     messages = _turns(raw, field, faults)
-    system = found.get("system")
-    if system is not None and (fault := not_text(system)):
-        faults.append((columns["system"], fault))
-    elif system and messages and messages[0]["role"] != "system":
-        messages.insert(0, {"role": "system", "content": system})
+    _add_system(messages, found.get("system"), field, columns, faults)
     if not faults:
         _order(messages, field, faults)
     return {"messages": messages}
@@ -68,22 +65,44 @@ def joined(found: dict, columns: dict[str, str], faults: list[Fault]) -> dict:
     turns += _turns(
         [{"role": "assistant", "content": last}] if isinstance(last, str) else last, columns["completion"], faults
     )
+    _add_system(turns, found.get("system"), columns["prompt"], columns, faults)
     if not faults:
         _order(turns, columns["prompt"], faults)
     return {"messages": turns}
 
 
+def _add_system(turns: list[Turn], system: Any, field: str, columns: dict[str, str], faults: list[Fault]) -> None:
+    """Put the row's own system text before the turns."""
+    if system is not None and (fault := not_text(system)):
+        faults.append((columns["system"], fault))
+    elif system and turns and turns[0]["role"] != "system":
+        turns.insert(0, {"role": "system", "content": system})
+    elif system and turns and turns[0]["content"].strip() != system.strip():
+        text = f"says another thing than the system turn of `{field}`; a row has one system text"
+        faults.append((columns["system"], text, "two_system_texts"))
+
+
 def with_history(row: dict, history: Any, columns: dict[str, str], faults: list[Fault]) -> dict:
-    """A chat of an instruction row and the turns before it: [[question, answer], ...]."""
+    """A chat of an instruction row and the turns before it: [[question, answer], ...]. The last question is what
+    chats.messages makes of a row without history."""
     turns: list[Turn] = [{"role": "system", "content": row["system"]}] if row.get("system") else []
+    history = _parsed(history)
+    if not isinstance(history or [], list):
+        faults.append((columns["history"], f"is {sort(history)}, expected a list of turns{quoted(history)}"))
+        return row
     for place, pair in enumerate(history or [], 1):
         if not isinstance(pair, list) or len(pair) != 2 or any(not_text(text) for text in pair):
             faults.append((columns["history"], f"turn {place} is not a list of two texts, question and answer"))
             break
         turns += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
-    asked = f"{row['instruction']}\n{row['input']}" if row["input"] else row["instruction"]
+    asked = "\n\n".join(filter(None, (row["instruction"], row["input"])))
     turns += [{"role": "user", "content": asked}, {"role": "assistant", "content": row["output"]}]
     return {"messages": turns}
+
+
+def has_turns(history: Any) -> bool:
+    """Whether a history holds anything; a csv cell may hold `[]`."""
+    return bool(_parsed(history))
 
 
 def _parsed(value: Any) -> Any:
@@ -96,9 +115,26 @@ def _parsed(value: Any) -> Any:
     return value
 
 
+def quoted(value: Any) -> str:
+    """What is told of a text that is a list or an object as Python prints it."""
+    if isinstance(value, str) and re.match(r"\s*(\[\s*)?[\[{]\s*'", value):
+        return "; it is Python's text of it, with single quotes: write such cells with json.dumps"
+    return ""
+
+
+def _turned(value: Any) -> Any:
+    """Turns that stand by column, {"role": [...], "content": [...]}, as parquet files of older sets have them."""
+    if isinstance(value, dict) and {"role", "from"} & value.keys():
+        columns = {key: items for key, items in value.items() if items is not None}
+        if all(isinstance(items, list) for items in columns.values()) and len(set(map(len, columns.values()))) == 1:
+            return [dict(zip(columns, items, strict=True)) for items in zip(*columns.values(), strict=True)]
+    return value
+
+
 def _turns(raw: Any, field: str, faults: list[Fault]) -> list[Turn]:
+    raw = _turned(raw)
     if not isinstance(raw, list):
-        faults.append((field, f"is {sort(raw)}, expected a list of turns"))
+        faults.append((field, f"is {sort(raw)}, expected a list of turns{quoted(raw)}"))
         return []
     if not raw:
         faults.append((field, "is empty, expected at least a user's and an assistant's turn"))
@@ -116,8 +152,8 @@ def _turn(value: Any) -> Turn | str:
     """A turn with `role` and `content`, or what is wrong with it. Keys that are null count as absent."""
     if not isinstance(value, dict):
         return f"is {sort(value)}, expected an object"
-    role_key = "role" if "role" in value else "from"
-    text_key = next((key for key in ("content", "value", "text") if key in value), "content")
+    role_key = _key(value, ("role", "from"))
+    text_key = _key(value, ("content", "value", "text"))
     role = value.get(role_key)
     if not isinstance(role, str):
         return (
@@ -143,6 +179,12 @@ def _turn(value: Any) -> Turn | str:
     return {"role": ROLES[role.lower()], "content": content, **({"tool_calls": calls} if calls else {}), **kept}
 
 
+def _key(value: dict, names: tuple[str, ...]) -> str:
+    """The first of the names that is filled, else the first that is there, else the first."""
+    filled = (key for key in names if value.get(key) is not None)
+    return next(filled, None) or next((key for key in names if key in value), names[0])
+
+
 def _content(value: Any) -> Any:
     """Text that is given in parts, [{"type": "text", "text": ...}], as one text."""
     if value == []:
@@ -159,11 +201,12 @@ def _order(turns: list[Turn], field: str, faults: list[Fault]) -> None:
         if turn["role"] not in MAY_FOLLOW[before]:
             after = f" after {before}" if before else ""
             wanted = " or ".join(MAY_FOLLOW[before])
-            faults.append((field, f"turn {place} is {turn['role']}{after}, expected {wanted}"))
+            faults.append((field, f"turn {place} is {turn['role']}{after}, expected {wanted}", "turn_order"))
             return
         before = turn["role"]
     if before != "assistant":
-        faults.append((field, f"the last turn is {before}, expected assistant: there is nothing to learn after it"))
+        text = f"the last turn is {before}, expected assistant: there is nothing to learn after it"
+        faults.append((field, text, "turn_order"))
 
 
 def _best_path(root: Any) -> Any:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from common import quality
-from common.columns import question
+from common.columns import question, system
 from common.statistics import SHOWN, short_names
 
 Problem = dict[str, Any]  # {"rows": int, "first": [{"row", "source"}, ...], "why": what the name means}
@@ -44,12 +44,14 @@ def _problem(rows: Iterable[dict], why: str) -> Problem:
 
 
 def _near(rows: Iterable[dict]) -> list[dict]:
-    from common import duplicates
+    from common import duplicates, split
 
-    places, texts = [], []
+    places, questions, systems = [], [], []
     for row in rows:
         places.append({"row": row["row"], "source": row["source"]})
-        texts.append(question(row))
+        questions.append(question(row))
+        systems.append(system(row))
+    texts = split.asked(questions, systems)
     return [places[later] for later in sorted({j for _, j, _ in duplicates.near(texts)})]
 
 

@@ -40,7 +40,10 @@ class Samples:
 
     def __init__(self, tokenizer: Any, template: AnyTemplate, rows: list[dict], count: int):
         self.tokenizer, self.ends = tokenizer, ends(tokenizer, template)
-        chosen = rows[:: max(1, len(rows) // count)][:count]
+        chosen = rows[:: max(1, len(rows) // count)]
+        if getattr(rows, "drop", False):
+            chosen = rendering.taken(tokenizer, template, chosen)
+        chosen = chosen[:count]
         self._prompts = rendering.prompts(tokenizer, template, chosen)
         self.rows: list[dict[str, Any]] = [
             {"prompt": template.prompt(row), "before": None, "after": None, "reference": template.completion(row)}

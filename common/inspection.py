@@ -57,7 +57,7 @@ def look(
         "histograms": {"Tokens a row": statistics.histogram(total), "Of which train": statistics.histogram(trained)},
         "counts": counts.as_dict(),
         "line": counts.line(),
-        "refused": refusal(counts, max_length),
+        **verdict(counts, max_length),
         "rows": views,
         "absent": absent,
         "packed": pack(kept, tokenizer, max_length, views) if packed and max_length and len(kept) else None,
@@ -77,7 +77,8 @@ def with_begin(tokenizer: Any, total: Any, trained: Any) -> dict[str, Any] | Non
 
 def surveyed(rows: Iterable[dict], more: dict[str, Any]) -> dict[str, Any]:
     """statistics.survey with the problems of each row's text and `more`, each with `why`: what its name means."""
-    survey = statistics.survey(rows, quality.examine)
+    answers = quality.Answers()
+    survey = statistics.survey(rows, lambda row: [*quality.examine(row), *answers.examine(row)])
     survey["problems"].update(more)
     for name, problem in survey["problems"].items():
         problem["why"] = problem.get("why") or quality.EXPLAIN[name]
@@ -105,10 +106,15 @@ def without_long(encoded: Any, counts: Any, total: Any, trained: Any, max_length
     return encoded, counts
 
 
+def verdict(counts: Any, max_length: int | None) -> dict[str, Any]:
+    """`refused`: why training would refuse these rows, or None; `lost`: a sentence on each larger share lost."""
+    return {"refused": refusal(counts, max_length), "lost": checks.losses(counts, max_length or NO_LIMIT)}
+
+
 def refusal(counts: Any, max_length: int | None) -> str | None:
     """Why training would refuse these rows, or None."""
     try:
-        checks.gate(counts, max_length or NO_LIMIT)
+        checks.refuse(counts, max_length or NO_LIMIT)
     except Refused as error:
         return str(error) if max_length else f"nothing would train: {counts.line()}. Look at the data's outputs"
     return None

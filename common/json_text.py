@@ -8,6 +8,8 @@ from typing import Any, BinaryIO, Protocol
 
 CHUNK = 1 << 20  # bytes read at once
 LONGEST = 64 << 20  # characters of one row
+ONE_A_LINE = "in .jsonl each row is one line: `jq -c . FILE > NEW.jsonl` writes them so"
+WITHOUT_MARKS = "`sed -i 's/\\xef\\xbb\\xbf//g' FILE` removes such marks"
 NEAR = 16  # a fault this close to the end of what was read may be a value that is not all there yet
 
 
@@ -17,6 +19,7 @@ class Wrong(ValueError):
 
 class _Sink(Protocol):
     def add(self, text: str) -> None: ...
+    def skip(self, text: str) -> None: ...
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -41,7 +44,9 @@ def value(text: str) -> Any:
     try:
         return _STRICT.decode(text)
     except json.JSONDecodeError as error:
-        raise Wrong(f"not JSON ({error.msg} at character {error.pos + 1})") from None
+        follows = error.msg == "Extra data" and text[error.pos :].lstrip()[:1] == "{"
+        more = f"; a second object follows the first; {ONE_A_LINE}" if follows else ""
+        raise Wrong(f"not JSON ({error.msg} at character {error.pos + 1}){more}") from None
     except RecursionError:
         raise Wrong("nested too deeply") from None
     except Wrong:
@@ -121,18 +126,29 @@ def _values(window: _Window, problems: _Sink) -> Iterator[Any]:
             raise Wrong(f"the file ends in the middle of the list, after row {number} ({window.where()})")
         if expected == ", or ]":
             if character != ",":
-                raise Wrong(f"not JSON at {window.where()}, after row {number}: expected , or ]")
+                said = _unseen(character) or "expected , or ]"
+                raise Wrong(f"not JSON at {window.where()}, after row {number}: {said}")
             window.at, expected = window.at + 1, "a row"
             continue
         number += 1
         try:
             yield _next(window, number)
         except _Kept as error:
-            problems.add(f"row {number}: {error}")
+            problems.skip(f"row {number}: {error}")
         expected = ", or ]"
     window.at += 1
-    if window.peek():
-        raise Wrong(f"not JSON at {window.where()}: there is more after the end of the list")
+    if more := window.peek():
+        said = _unseen(more) or "there is more after the end of the list"
+        if more == "[" or (more == "\ufeff" and window.text[window.at + 1 :].lstrip()[:1] == "["):
+            said += "; lists that were joined become one by `jq -s add FILE > NEW.json`"
+        raise Wrong(f"not JSON at {window.where()}: {said}")
+
+
+def _unseen(character: str) -> str:
+    """What a character is that no editor shows, or nothing."""
+    if character == "\ufeff":
+        return f"a byte order mark, as where files were joined; {WITHOUT_MARKS}"
+    return "a NUL byte, as in UTF-16 text or a damaged file" if character == "\0" else ""
 
 
 class _Kept(Wrong):
@@ -148,7 +164,8 @@ def _next(window: _Window, number: int) -> Any:
         except json.JSONDecodeError as error:
             unfinished = error.msg.startswith("Unterminated string") or error.pos + NEAR > len(window.text)
             if not unfinished or window.ended:
-                raise Wrong(f"not JSON at {window.where(error.pos)}, in row {number}: {error.msg}") from None
+                said = _unseen(window.text[error.pos : error.pos + 1]) or error.msg
+                raise Wrong(f"not JSON at {window.where(error.pos)}, in row {number}: {said}") from None
         except Wrong as error:  # a key twice: what remains is to find the row's end
             decoder, fault = _PLAIN, error
             continue
@@ -171,14 +188,59 @@ def _next(window: _Window, number: int) -> Any:
 def _not_a_list(window: _Window, first: str) -> str:
     if not first:
         return "the file is empty"
-    try:
-        found, window.at = _PLAIN.raw_decode(window.text, window.at)
-    except (ValueError, RecursionError):
+    if unseen := _unseen(first):
+        return f"not JSON at {window.where()}: {unseen}"
+    whole = _whole(window)
+    if whole is None:
         return f"expected a list of rows, found {'an object' if first == '{' else 'something else'} at {window.where()}"
-    if window.peek():
-        more = "there is more after the first value; one object a line is .jsonl: rename the file"
-        return f"not JSON at {window.where()}: {more}"
+    found, on_one_line = whole
+    beside = window.text[window.at : window.at + 1] == "{"
+    if more := window.peek():
+        remedy = f"objects follow each other; {ONE_A_LINE}"
+        if on_one_line and not beside:
+            remedy = "one object a line is .jsonl: rename the file"
+        if more == ",":
+            remedy = "a list of rows begins with [ and ends with ]"
+        return f"not JSON at {window.where()}: there is more after the first value; {remedy}"
     if isinstance(found, dict):
         keys = ", ".join(list(found)[:10])
-        return f"expected a list of rows, found an object ({keys or 'empty'}); put [ and ] around a single row"
+        return f"expected a list of rows, found an object ({keys or 'empty'}); {_unwrapped(found)}"
     return "expected a list of rows, found one value"
+
+
+def _whole(window: _Window) -> tuple[Any, bool] | None:
+    """The value at the window's place, read on until it is all there, and whether it is on one line. None where there
+    is none, or one longer than a row may be."""
+    begin = window.at
+    while True:
+        try:
+            found, window.at = _PLAIN.raw_decode(window.text, begin)
+            return found, "\n" not in window.text[begin : window.at]
+        except json.JSONDecodeError as error:
+            unfinished = error.msg.startswith("Unterminated string") or error.pos + NEAR > len(window.text)
+            if not unfinished or len(window.text) > LONGEST or not window.more():
+                return None
+            begin = 0  # it has forgotten what lay before
+        except (ValueError, RecursionError):
+            return None
+
+
+def _unwrapped(found: dict[str, Any]) -> str:
+    """How to get at the rows of a file that is one object."""
+    values = list(found.values())
+    by_place = all(isinstance(column, (dict, list)) and len(column) == len(values[0]) for column in values)
+    orient = 'orient="split", ' if {"columns", "data"} <= found.keys() else ""
+    rows = [name for name, value in found.items() if isinstance(value, list) and _is_row((value or [None])[0])]
+    if orient or (len(values) > 1 and by_place and isinstance(values[0], (dict, list)) and not rows):
+        written = 'to_json("NEW.jsonl", orient="records", lines=True, force_ascii=False)'
+        plain = "dtype=False, convert_dates=False"  # text that looks like a number stays text
+        command = f"pandas.read_json(FILE, {orient}{plain}).{written}"
+        return f"it is a table by columns, as pandas writes it: `{command}` gives rows"
+    if len(rows) == 1:
+        return f"its rows are in `{rows[0]}`: `jq '.[\"{rows[0]}\"]' FILE > NEW.json` writes that list alone"
+    return "put [ and ] around a single row"
+
+
+def _is_row(value: Any) -> bool:
+    """Whether a value is an object, and no turn of a conversation."""
+    return isinstance(value, dict) and not {"role", "from"} & value.keys()

@@ -13,6 +13,7 @@ from typing import Any
 
 from common import rendering
 from common.cli import UserError
+from common.problems import REMEDY
 from common.templates import AnyTemplate
 
 IGNORE = -100
@@ -33,6 +34,9 @@ class Counts:
     special_text: int = 0  # rows whose text holds what looks like a special token; it was encoded as text
     sources: dict[str, dict] = field(default_factory=dict)  # what each source gives to a mix, set by mix.mix
     dropped_rows: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))  # the first of each reason
+    refused: list[str] = field(
+        default_factory=list
+    )  # why the template cannot take the first rows dropped as `template`
 
     def as_dict(self) -> dict[str, Any]:
         return {**vars(self), "dropped": dict(self.dropped), "dropped_rows": dict(self.dropped_rows)}
@@ -43,12 +47,24 @@ class Counts:
         share = f"{100 * self.trained_tokens / self.tokens:.1f} %" if self.tokens else "none"
         cut = f", {self.truncated} truncated" if self.truncated else ""
         special = f"; special-token text in {self.special_text} rows, kept as text" if self.special_text else ""
+        special += f"; template: {self.refused[0]}" if self.refused else ""
         return f"{self.rows} rows, {self.kept} kept{cut}, {lost}; {self.tokens} tokens, {share} of them train{special}"
 
     def drop(self, reason: str, number: int) -> None:
         self.dropped[reason] += 1
         if len(self.dropped_rows[reason]) < SHOWN:
             self.dropped_rows[reason].append(number)
+
+    def refuse(self, number: int, why: str) -> None:
+        """Drop a row that the template cannot take."""
+        self.drop("template", number)
+        if len(self.refused) < SHOWN:
+            self.refused.append(f"row {number}: {why}")
+
+    def before(self, dropped: Counter) -> None:
+        """Count rows that were dropped when their source was read: reason -> rows."""
+        self.rows += dropped.total()
+        self.dropped += dropped
 
 
 def encode(
@@ -75,7 +91,8 @@ def encode(
     Returns:
         A datasets.Dataset with int32 lists `input_ids` and `labels`, `row` (its place in its source, from 1) and
         `source`; and the counts. Reasons for a drop: `empty_output`, `too_long`, `nothing_trains` (the cut took all of
-        the answer).
+        the answer); of rows of data.load with bad_rows="drop", `template` (it cannot render them), too, and those for
+        which rows were dropped on reading.
 
     Raises:
         UserError: rows that the template cannot render, all of them in one message.
@@ -86,13 +103,17 @@ def encode(
     ):
         if value not in allowed:
             raise UserError(f"{name} is {value!r}; it can be {' or '.join(allowed)}")
-    settings = {"max_length": max_length, "too_long": too_long, "train_on": train_on}
+    drop = getattr(rows, "drop", False)
+    settings = {"max_length": max_length, "too_long": too_long, "train_on": train_on, "drop": drop}
     if folder is not None:
         from common import cache
 
-        return cache.encode(rows, tokenizer, template, settings, folder)
-    counts = Counts()
-    return _dataset(list(batches(rows, tokenizer, template, counts, **settings))), counts
+        encoded, counts = cache.encode(rows, tokenizer, template, settings, folder)
+    else:
+        counts = Counts()
+        encoded = _dataset(list(batches(rows, tokenizer, template, counts, **settings)))
+    counts.before(getattr(rows, "dropped", Counter()))
+    return encoded, counts
 
 
 def batches(
@@ -103,8 +124,13 @@ def batches(
     max_length: int,
     too_long: str,
     train_on: str,
+    drop: bool = False,
 ) -> Iterator[Any]:
-    """The encoded rows as Arrow record batches of at most CHUNK rows; `counts` grows on the way."""
+    """The encoded rows as Arrow record batches of at most CHUNK rows; `counts` grows on the way.
+
+    Args:
+        drop: leave out and count rows that the template cannot render.
+    """
     render = rendering.renderer(tokenizer, template, train_on)
     remaining = iter(rows)
     problems: list[str] = []
@@ -119,6 +145,11 @@ def batches(
                 keep.append((number, row))
         with _no_collection():
             encoded, bad, special = render([row for _, row in keep])
+            if drop and bad:
+                for place, reason in bad.items():
+                    counts.refuse(keep[place][0], reason)
+                fine = [place for place in range(len(keep)) if place not in bad]
+                keep, encoded, bad = [keep[place] for place in fine], [encoded[place] for place in fine], {}
             batch = None if bad else _batch(keep, encoded, counts, max_length, too_long == "truncate")
         counts.special_text += special
         problems += [f"row {keep[place][0]}: {reason}" for place, reason in bad.items()]
@@ -127,7 +158,10 @@ def batches(
     if problems:
         more = f"\n  and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
         raise UserError(
-            f"the template {template.name} cannot take these rows:\n  " + "\n  ".join(problems[:SHOWN]) + more
+            f"the template {template.name} cannot take these rows:\n  "
+            + "\n  ".join(problems[:SHOWN])
+            + more
+            + f"\n  {REMEDY}"
         )
 
 

@@ -13,7 +13,9 @@ from common import columns, data, dialogue
 from common.cli import UserError
 from common.columns import PEEKED, Row
 from common.dialogue import Fault
+from common.layouts import REQUIRED, Layout
 from common.problems import Problems
+from common.uses import Uses
 
 ANSWERS = ("chosen", "rejected")
 PROMPTS = ("prompt", "conversations", "messages", "question")  # columns that may hold what is asked
@@ -23,12 +25,12 @@ SPOKEN = re.compile(r"\n\n(Human|Assistant):[ \n]?")  # a dialogue as one text, 
 SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 
 
-def load(words: str | list[str], seed: int = 0) -> data.Sides:
-    """The train, validation and test pairs of one or several sources; `words` and `seed` as in data.load.
+def load(words: str | list[str], seed: int = 0, bad_rows: str = "refuse") -> data.Sides:
+    """The train, validation and test pairs of one or several sources; `words`, `seed` and `bad_rows` as in data.load.
 
     `chosen=COLUMN` and `rejected=COLUMN` after a source name the columns of the two answers.
     """
-    return data.load(words, seed, Table)
+    return data.load(words, seed, Table, bad_rows)
 
 
 class Table(columns.Table):
@@ -45,10 +47,14 @@ class Table(columns.Table):
         UserError: as columns.Table.
     """
 
-    def __init__(self, source: columns.Input, name: str, mapping: dict[str, str] | None = None):
+    marks = ()
+
+    def __init__(
+        self, source: columns.Input, name: str, mapping: dict[str, str] | None = None, bad_rows: str = "refuse"
+    ):
         given = dict(mapping or {})
         better, other = self.answers = tuple(given.pop(which, which) for which in ANSWERS)
-        peeked = [value for _, value in itertools.islice(source.rows(Problems(name)), PEEKED)]
+        peeked = [value for _, value in itertools.islice(source.rows(Problems(name, drop=True)), PEEKED)]
         values = [value for value in peeked if isinstance(value, dict)]
         if values and not any(better in value or other in value for value in values):
             raise UserError(
@@ -66,8 +72,8 @@ class Table(columns.Table):
         asked = {"instruction": given.get("instruction", "instruction"), "pair": self.asks}
         key = ANSWER[kind]
         named = {ours: theirs for ours, theirs in given.items() if ours not in ("prompt", "messages")}
-        required = {"messages": better} if kind == "chat" else {columns.REQUIRED[kind][0]: asked[kind], key: better}
-        super().__init__(source, name, named | required)
+        required = {"messages": better} if kind == "chat" else {REQUIRED[kind][0]: asked[kind], key: better}
+        super().__init__(source, name, named | required, bad_rows)
         self.second = dataclasses.replace(self.layout, columns={**self.layout.columns, key: other})
         both = {**self.layout.columns, "rejected": other}
         self.layout = dataclasses.replace(self.layout, columns=both, must=(*self.layout.must, "rejected"))
@@ -78,21 +84,28 @@ class Table(columns.Table):
         if self.form in ("turns", "spoken"):
             said = [column for column in self.answers if value.get(column) is not None]
             whole = {column: self._dialogue(value, column, faults) for column in said}
+            if faults:
+                return {}
             value = {column: kept for column, kept in value.items() if column != self.asks} | whole
         row = super()._canonical(value, faults)
-        first, self.layout = self.layout, self.second
+        first, uses = self.layout, self.uses
+        self.layout, self.uses = self.second, Uses()
         others: list[Fault] = []
         try:
             second = super()._canonical(value, others)
         finally:
-            self.layout = first
+            self.layout, self.uses = first, uses
         faults += [fault for fault in others if fault not in faults]
         return {} if faults else {**row, "rejected": {name: second[name] for name in FIELDS if name in second}}
 
-    def _fields(self, found: Row, faults: list[Fault]) -> Row:
+    def line(self) -> str:
+        asked = f"; asked in {self.asks}" if self.form == "turns" and self.asks else ""
+        return super().line() + asked
+
+    def _fields(self, found: Row, faults: list[Fault], layout: Layout) -> Row:
         if self.form == "spoken":  # the order of its turns is looked at where pairs are counted
             return {"messages": found["messages"]}
-        return super()._fields(found, faults)
+        return super()._fields(found, faults, layout)
 
     def _dialogue(self, value: Row, column: str, faults: list[Fault]) -> Any:
         """The whole conversation with one of the answers, as turns; what cannot be read as one, as it is."""
@@ -101,6 +114,9 @@ class Table(columns.Table):
             return _spoken(said, column, faults)
         if isinstance(said, str):
             said = [{"role": "assistant", "content": said}]
+        if said == []:
+            faults.append((column, "is empty, expected an answer", "incomplete"))
+            return []
         turns = [said] if isinstance(said, dict) else said
         if not isinstance(turns, list) or _opens(turns):
             return turns

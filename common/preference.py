@@ -3,6 +3,7 @@
 import itertools
 import json
 import secrets
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from common.cli import UserError
 from common.columns import Row
 from common.masking import CHUNK, IGNORE, SHOWN, Counts
 from common.pairs import FIELDS
+from common.problems import REMEDY
 from common.templates import AnyTemplate
 from common.tokenizers import encoder
 
@@ -28,7 +30,7 @@ def encode(pairs: Iterable[Row], tokenizer: Any, template: AnyTemplate, max_leng
         tokens), `input_ids` (the longer of the two sequences, by which batches are made), `row` and `source`; and the
         counts, in pairs, with the tokens of both sequences. Reasons for a drop: `too_long` (a sequence of the two),
         `empty_output` (an answer of the two), `identical`, `different_prompts`, `out_of_order` (a dialogue in one text
-        whose turns do not alternate).
+        whose turns do not alternate); of pairs.load with bad_rows="drop", `template` and what was dropped on reading.
 
     Raises:
         UserError: rows that the template cannot render, all of them in one message.
@@ -48,7 +50,11 @@ def encode(pairs: Iterable[Row], tokenizer: Any, template: AnyTemplate, max_leng
         counts.rows += len(chunk)
         better, bad, _ = render([pair for _, pair in keep])
         other, worse, _ = render([pair["rejected"] for _, pair in keep])
-        problems += [f"row {keep[place][0]}: {reason}" for place, reason in sorted((worse | bad).items())]
+        for place, reason in sorted((worse | bad).items()):
+            if getattr(pairs, "drop", False):
+                counts.refuse(keep[place][0], reason)
+            else:
+                problems.append(f"row {keep[place][0]}: {reason}")
         for place, (number, pair) in enumerate(keep):
             if place not in bad and place not in worse:
                 counts.special_text += special is not None and bool(special.search(_text(pair)))
@@ -56,7 +62,8 @@ def encode(pairs: Iterable[Row], tokenizer: Any, template: AnyTemplate, max_leng
     if problems:
         more = f"\n  and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
         listed = "\n  ".join(problems[:SHOWN]) + more
-        raise UserError(f"the template {template.name} cannot take these rows:\n  {listed}")
+        raise UserError(f"the template {template.name} cannot take these rows:\n  {listed}\n  {REMEDY}")
+    counts.before(getattr(pairs, "dropped", Counter()))
     return _dataset(table), counts
 
 

@@ -25,11 +25,21 @@ EXPLAIN = {
     "repeated_text": "the answer says one thing over and over",
     "open_code_fence": "the answer opens a ``` block that it does not close",
     "echo": "the answer repeats the question",
+    "html": "text with HTML tags, such as <p> or <br>, outside of code",
+    "email_address": "an e-mail address, which a model may learn by heart",
+    "media_placeholder": "text that stands for a picture or a sound, such as <image>, which a text model does not get",
+    "two_answers": "the question is that of an earlier row, and its answer another",
     "repeated_row": "question and answer are those of an earlier row",
     "near_duplicate": "the question is nearly that of an earlier row",
 }
 NULLS = {"null", "none", "nan", "n/a", "undefined", "nil", "<noinput>", "<no input>", "<nooutput>", "<no output>"}
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffe\uffff]")
+CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`|https?://\S+", re.DOTALL)
+HTML = re.compile(
+    r"</(?:p|div|span|li|ul|ol|table|tr|td|a|b|i|h[1-6]|strong|em)>|<br ?/?>|&(?:nbsp|amp|lt|gt|quot);", re.I
+)
+EMAIL = re.compile(r"(?<![\w.+-])[\w.+-]+@(?!example\.)[\w-]+(?:\.[\w-]+)*\.[a-z]{2,}\b", re.I)
+PLACEHOLDER = re.compile(r"<\|?(?:image|video|audio)(?:_pad|_\d+)?\|?>", re.I)
 # UTF-8 bytes read as Latin-1 or Windows-1252: a lead byte, then what a continuation byte became. Only leads and runs
 # that real text does not have: a capital before Ã or Â is an ordinary word (MAÇÃ»), and French has «à » with U+00A0.
 _TAIL = "\x80-\xbf€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ"
@@ -94,6 +104,12 @@ def examine(row: Row, shortest: int = SHORTEST, longest: int = LONGEST) -> list[
 
 
 def _characters(text: str) -> Iterator[str]:
+    if "@" in text and EMAIL.search(text):
+        yield "email_address"
+    if ("<" in text or "&" in text) and HTML.search(CODE.sub(" ", text)):
+        yield "html"
+    if "<" in text and PLACEHOLDER.search(text):
+        yield "media_placeholder"
     if not text.isprintable() and CONTROL.search(text):
         yield "control_characters"
     if not text.isascii() and DAMAGE.search(text):
@@ -150,6 +166,25 @@ def report(
     return {name: places for name, places in (found | {f"not_{language}": other}).items() if places}
 
 
+class Answers:
+    """Remembers what each question was answered with (a number for each text), to find another answer to it."""
+
+    def __init__(self) -> None:
+        self.first: dict[int, int] = {}
+
+    def examine(self, row: Row) -> list[str]:
+        """`two_answers`, where an earlier row asks the same under the same system text and answers otherwise."""
+        from common.columns import question, system
+        from common.duplicates import digests
+
+        if kind(row) == "chat":
+            answer = row["messages"][-1]["content"]
+        else:
+            answer = row["output"] if kind(row) == "instruction" else row["completion"]
+        asked, said = digests([f"{system(row)}\0{question(row)}", answer]).tolist()
+        return ["two_answers"] if self.first.setdefault(asked, said) != said else []
+
+
 @lru_cache(maxsize=1)
 def _identifier() -> Any:
     from py3langid.langid import MODEL_FILE, LanguageIdentifier  # half a second: the model comes with the package
@@ -161,9 +196,6 @@ def language(text: str) -> tuple[str, float]:
     """The likeliest language of a text (ISO 639 code) and its probability; under 20 characters it is a guess."""
     code, probability = _identifier().classify(text.encode("utf-8", "replace"))
     return str(code), float(probability)
-
-
-CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`|https?://\S+", re.DOTALL)
 
 
 def speaks(row: Row, code: str, least: float = 0.9, shortest: int = 40) -> bool:

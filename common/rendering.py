@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from common import chats
+from common.cli import UserError
 from common.cuts import Cutter
 from common.templates import AnyTemplate, ChatTemplate, Template
 from common.tokenizers import Encoder, encoder
@@ -29,6 +30,12 @@ def prompts(tokenizer: Any, template: AnyTemplate, rows: list[dict]) -> list[lis
     return [render.prompt(row) for row in rows]
 
 
+def taken(tokenizer: Any, template: AnyTemplate, rows: list[dict]) -> list[dict]:
+    """The rows that the template can take."""
+    _, bad, _ = renderer(tokenizer, template, "answers")(rows)
+    return [row for place, row in enumerate(rows) if place not in bad]
+
+
 def answers_nothing(row: dict) -> bool:
     """Whether no assistant turn of the row says or calls anything."""
     if "messages" in row:
@@ -49,9 +56,15 @@ class TextRenderer:
         plans: list[Any] = []
         pieces: list[str] = []
         whole: list[int] = []
+        bad: dict[int, str] = {}
         special = 0
         for place, row in enumerate(rows):
-            constants, texts = self.template.parts(row)
+            try:
+                constants, texts = self.template.parts(row)
+            except UserError as error:
+                bad[place] = str(error)
+                plans.append(None)
+                continue
             texts = [*texts, self.template.completion(row)]
             looks = self.encoder.added is not None and any(self.encoder.added.search(text) for text in texts)
             special += bool(looks and self.encoder.special and any(map(self.encoder.special.search, texts)))
@@ -62,10 +75,10 @@ class TextRenderer:
                 pieces += plan.pop()
             plans.append(plan)
         ids = self.encoder.pieces(pieces)
-        results = [self._join(plan, ids) if plan is not None else None for plan in plans]
+        results = [self._join(plan, ids) if plan is not None else ([], []) for plan in plans]
         for place, encoded in zip(whole, self._whole([rows[place] for place in whole]), strict=True):
             results[place] = encoded
-        return results, {}, special  # pyright: ignore[reportReturnType]
+        return results, bad, special
 
     def _plan(self, constants: list[str], texts: list[str], first: int) -> list[Any] | None:
         """What to join: (constant text, opens the sequence) pairs and places of pieces; the new pieces come last."""

@@ -57,6 +57,40 @@ def method(rows: int, near: bool | None = None) -> str:
     return f"rows that are equal but for case and white space stay on one side; near-duplicates are not looked for{why}"
 
 
+def asked(questions: Sequence[str], systems: Sequence[str]) -> Sequence[str]:
+    """The texts by which rows are told apart: the questions, or each behind its system text where a set has its
+    documents there and asks all of them nearly the same.
+
+    Args:
+        questions, systems: of each row; "" where there is no system text.
+
+    Returns:
+        `questions` itself where they are enough.
+    """
+    if 2 * len(set(systems)) <= len(set(questions)) or len(set(systems)) == 1:
+        return questions
+    whole = [f"{system}\n{question}" for system, question in zip(systems, questions, strict=True)]
+    near = 0.8 if len(questions) <= MOST_NEAR else None
+    apart, alone = (len(np.unique(duplicates.groups(texts, near))) for texts in (whole, questions))
+    return whole if apart > 2 * alone else questions
+
+
+def unfilled(texts: Sequence[str], found: np.ndarray, sizes: Sequence[float], threshold: float | None = 0.8) -> str:
+    """Why sides that were asked for have no rows, in words; empty where all have some.
+
+    Args:
+        texts, sizes: what `sides` was given, and `found` what it gave.
+        threshold: None where only equal texts were kept together.
+    """
+    empty = [SIDES[side] for side, size in enumerate(sizes) if size > 0 and not (found == side).any()]
+    if not empty or not len(texts):
+        return ""
+    largest = int(np.bincount(duplicates.groups(texts, threshold)).max())
+    alike = "ask nearly the same" if threshold else "ask the same"
+    why = f"{largest:,} of {len(texts):,} rows {alike}, and such rows stay on one side"
+    return f"no rows for {' and '.join(empty)}: {why if largest > 1 else f'{len(texts)} rows are too few'}"
+
+
 def folds(texts: Sequence[str], k: int, seed: int = 0, strata: Sequence[str] | None = None) -> np.ndarray:
     """The fold of each row for cross-validation, 0 to k - 1 (int8), equal in size, near-duplicates in one fold.
 

@@ -131,7 +131,7 @@ def _content(row: dict) -> str:
     """All of a row that training sees, as one text that no other row can share."""
     if "messages" in row:
         return json.dumps([row["messages"], row.get("tools")], sort_keys=True, ensure_ascii=False)
-    names = ("prompt", "completion") if "prompt" in row else ("system", "instruction", "input", "output")
+    names = ("system", "prompt", "completion") if "prompt" in row else ("system", "instruction", "input", "output")
     return json.dumps([row.get(name) or "" for name in names], ensure_ascii=False)
 
 

@@ -22,6 +22,7 @@ class Args:
     four_bit: bool = False  # the weights of the student's base are in 4 bits
     packing: bool = False  # rows together in full sequences of max_length, in which none sees another
     dataset: list[str] = field(default_factory=lambda: ["pocket"])  # files or Hub names; a.json:0.7 b.csv:0.3 mixes
+    bad_rows: str = "refuse"  # what becomes of rows that cannot be trained on; drop: left out, counted by reason
     output_dir: str = "runs/distill_cached_alpaca"  # what the run leaves behind
     max_length: int = 512  # tokens of prompt and answer; longer rows are dropped, and counted
     learning_rate: float = 2e-3  # 2e-3 suits pocket; 2e-4 is usual from a billion parameters up
@@ -45,7 +46,7 @@ def main(args: Args) -> dict:
     models.locate(args.model, args.max_length)
     tasks = harness.suite_for(args.eval_suite, args.dataset)
     folder = cli.fresh_folder(args.output_dir, args.overwrite, marker="report.json")
-    sides = data.load(args.dataset, seed=args.seed)
+    sides = data.load(args.dataset, seed=args.seed, bad_rows=args.bad_rows)
 
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
     from trl import SFTConfig, SFTTrainer
@@ -70,7 +71,6 @@ def main(args: Args) -> dict:
     teacher = teaching.open_or_make(args.targets or folder / "targets.safetensors", train, tokenizer, template, *said)
     if args.packing:
         train, held_out = (packing.packed(r, args.max_length) if len(r) else r for r in (train, held_out))
-
     samples = generation.Samples(tokenizer, template, sides["test"] or sides["validation"], count=4)
     scores = harness.Scores(tasks, folder / "eval")
     if not args.dry_run:

@@ -21,6 +21,7 @@ class Args:
     lora_r: int = 16  # rank of the student's adapters; 0: all its weights train
     four_bit: str = "none"  # whose weights are in 4 bits: none, teacher, student or both
     dataset: list[str] = field(default_factory=lambda: ["pocket"])  # files or Hub names; a.json:0.7 b.csv:0.3 mixes
+    bad_rows: str = "refuse"  # what becomes of rows that cannot be trained on; drop: left out, counted by reason
     output_dir: str = "runs/distill_on_policy"  # what the run leaves behind
     max_length: int = 512  # tokens of prompt and answer; longer rows are dropped, and counted
     learning_rate: float = 2e-3  # 2e-3 suits pocket; 2e-4 is usual from a billion parameters up
@@ -44,7 +45,7 @@ def main(args: Args) -> dict:
     models.locate(args.model, args.max_length)
     tasks = harness.suite_for(args.eval_suite, args.dataset)
     folder = cli.fresh_folder(args.output_dir, args.overwrite, marker="report.json")
-    sides = data.load(args.dataset, seed=args.seed)
+    sides = data.load(args.dataset, seed=args.seed, bad_rows=args.bad_rows)
 
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
     from trl import DistillationConfig, DistillationTrainer

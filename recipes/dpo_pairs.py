@@ -22,6 +22,7 @@ class Args:
     four_bit: bool = False  # the base in NF4
     beta: float = 0.3  # how much leaving the reference costs; 0.1 is usual, but gets fewer of pocket's pairs right
     dataset: list[str] = field(default_factory=lambda: ["pocket_pairs"])  # files or Hub names; a:0.7 b:0.3 mixes
+    bad_rows: str = "refuse"  # what becomes of rows that cannot be trained on; drop: left out, counted by reason
     output_dir: str = "runs/dpo_pairs"  # what the run leaves behind
     max_length: int = 512  # tokens of prompt and answer; pairs with a longer one are dropped, and counted
     learning_rate: float = 1e-4  # suits pocket; 1e-5 to 5e-5 is usual from a billion parameters up
@@ -47,7 +48,7 @@ def main(args: Args) -> dict:
         alignment.check_adapter(args.adapter)
     tasks = harness.suite_for(args.eval_suite, args.dataset)
     folder = cli.fresh_folder(args.output_dir, args.overwrite, marker="report.json")
-    sides = pairs.load(args.dataset, seed=args.seed)
+    sides = pairs.load(args.dataset, seed=args.seed, bad_rows=args.bad_rows)
 
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
     from trl import DPOConfig, DPOTrainer

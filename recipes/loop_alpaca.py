@@ -17,6 +17,7 @@ from common import cli
 class Args:
     model: str = "pocket"  # Hub name, folder, or the bundled model
     dataset: list[str] = field(default_factory=lambda: ["pocket"])  # files or Hub names; a.json:0.7 b.csv:0.3 mixes
+    bad_rows: str = "refuse"  # what becomes of rows that cannot be trained on; drop: left out, counted by reason
     output_dir: str = "runs/loop_alpaca"  # what the run leaves behind
     max_length: int = 512  # tokens of prompt and answer; longer rows are dropped, and counted
     learning_rate: float = 2e-3  # 2e-3 suits pocket; 2e-4 is usual from a billion parameters up
@@ -40,7 +41,7 @@ def main(args: Args) -> dict:
     models.locate(args.model, args.max_length)
     tasks = harness.suite_for(args.eval_suite, args.dataset)
     folder = cli.fresh_folder(args.output_dir, args.overwrite, marker="report.json")
-    sides = data.load(args.dataset, seed=args.seed)
+    sides = data.load(args.dataset, seed=args.seed, bad_rows=args.bad_rows)
 
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
     from accelerate import Accelerator
@@ -77,7 +78,6 @@ def main(args: Args) -> dict:
     log_with = None if args.report_to == "none" else args.report_to
     accelerator = Accelerator(mixed_precision=models.mixed_precision(), log_with=log_with, project_dir=folder)
     accelerator.init_trackers("tunebook")
-
     # One step of the optimiser takes `group` rows, over all processes and batches.
     accumulation, size = args.gradient_accumulation_steps, args.per_device_train_batch_size
     group = size * accumulation * accelerator.num_processes

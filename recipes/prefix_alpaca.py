@@ -15,6 +15,7 @@ from common import cli
 class Args:
     model: str = "pocket"  # Hub name, folder, or the bundled model
     dataset: list[str] = field(default_factory=lambda: ["pocket"])  # files or Hub names; a.json:0.7 b.csv:0.3 mixes
+    bad_rows: str = "refuse"  # what becomes of rows that cannot be trained on; drop: left out, counted by reason
     output_dir: str = "runs/prefix_alpaca"  # what the run leaves behind
     max_length: int = 512  # tokens of prompt and answer; longer rows are dropped, and counted
     learning_rate: float = 5e-2  # vectors take far larger steps than weights
@@ -40,7 +41,7 @@ def main(args: Args) -> dict:
     models.locate(args.model, args.max_length)
     tasks = harness.suite_for(args.eval_suite, args.dataset)
     folder = cli.fresh_folder(args.output_dir, args.overwrite, marker="report.json")
-    sides = data.load(args.dataset, seed=args.seed)
+    sides = data.load(args.dataset, seed=args.seed, bad_rows=args.bad_rows)
 
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
     from peft import PrefixTuningConfig, get_peft_model

@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from common import data
+from common import columns, data
 from common.cli import UserError
 
 FOLDER = Path(__file__).parent / "bad_inputs"
 EXPECTED = yaml.safe_load((FOLDER / "expected.yaml").read_text(encoding="utf-8"))
-LOADING = [name for name, expected in EXPECTED.items() if expected["exit"] == 2]  # the others load, and are refused
-AS_PROCESS = ["broken_lines.jsonl", "cut.jsonl.gz", "folder_of_two_kinds", "every_output_empty.jsonl"]
+LOADING = [name for name, expected in EXPECTED.items() if expected["exit"] == 2]
+RIGHT = [name for name, expected in EXPECTED.items() if expected["exit"] == 0]  # it only looks bad
+AS_PROCESS = ["broken_lines.jsonl", "cut.jsonl.gz", "missing_output.jsonl", "every_output_empty.jsonl"]
 
 
 @pytest.mark.parametrize("name", LOADING)
@@ -36,7 +37,14 @@ def test_streaming_says_the_same(name, monkeypatch):
 def test_every_file_is_expected_and_there_are_enough():
     there = {path.name for path in FOLDER.iterdir()} - {"expected.yaml"}
     assert there <= EXPECTED.keys() and len(EXPECTED) >= 60
-    assert {name for name in EXPECTED if name not in LOADING} <= set(AS_PROCESS)
+    assert {name for name in EXPECTED if name not in LOADING + RIGHT} <= set(AS_PROCESS)
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_rows_of_several_layouts_are_read(name):
+    rows = [row for side in data.load(str(FOLDER / name)).values() for row in side]
+    assert len({columns.kind(row) for row in rows}) > 1
+    assert sorted(row["row"] for row in rows) == list(range(1, len(rows) + 1))
 
 
 @pytest.mark.parametrize("name", AS_PROCESS)

@@ -91,8 +91,9 @@ def test_fields_that_are_kept_and_ours_that_win():
 
 
 def test_most_rows_decide_what_one_bad_row_is():
-    says = fault({"prompt": "x"}, *[{"instruction": "a", "output": "b"}] * 3, {"messages": HELLO})
-    assert "row 1: `instruction` is missing (it has prompt)" in says and "row 5: `instruction` is missing" in says
+    says = fault({"prompt": "x"}, *[{"instruction": "a", "output": "b"}] * 3, {"messages": HELLO}, {"left": 1})
+    assert "row 1: `instruction` is missing (it has prompt)" in says and "row 6: `instruction` is missing" in says
+    assert "row 5" not in says  # it is whole
     assert "output=COLUMN" in says and "expected `instruction`, `output`" in says
 
 
@@ -174,9 +175,9 @@ def test_text_in_parts():
 def test_history_makes_every_row_a_chat():
     first = {"instruction": "a", "input": "b", "output": "c", "system": "s", "history": [["q", "r"]]}
     found = canonical({**first, "history": []}, first)
-    assert found[0]["messages"] == talk(("system", "s"), ("user", "a\nb"), ("assistant", "c"))
+    assert found[0]["messages"] == talk(("system", "s"), ("user", "a\n\nb"), ("assistant", "c"))
     assert found[1]["messages"] == talk(
-        ("system", "s"), ("user", "q"), ("assistant", "r"), ("user", "a\nb"), ("assistant", "c")
+        ("system", "s"), ("user", "q"), ("assistant", "r"), ("user", "a\n\nb"), ("assistant", "c")
     )
     assert columns.kind(canonical({**first, "history": []}, {**first, "history": None})[0]) == "instruction"
 

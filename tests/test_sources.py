@@ -186,3 +186,115 @@ def test_memory_does_not_grow_with_rows(tmp_path):
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak < 8e6, name  # the file is 17 MB
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_a_folder_of_save_to_disk_is_what_datasets_reads(tmp_path, shards):
+    import datasets
+
+    rows = [{"instruction": f"a{n}", "output": "b", "n": None if n % 2 else n} for n in range(2500)]
+    made = datasets.Dataset.from_list(rows)
+    made.save_to_disk(str(tmp_path / "one"), num_shards=shards)
+    made.select([4, 2]).save_to_disk(str(tmp_path / "picked"))  # the indices are applied as it is written
+    write(tmp_path / "one" / "cache-1234.arrow", "left by a map")
+    for name in ("one", "picked"):
+        assert values(tmp_path / name) == list(datasets.load_from_disk(str(tmp_path / name)))
+    assert sources.passed_over(tmp_path / "one") == ["dataset_info.json", "state.json"]
+    datasets.DatasetDict({"train": made, "test": made.select([7])}).save_to_disk(str(tmp_path / "sides"))
+    found, others = sources.sides(tmp_path / "sides")
+    assert {side: [value for _, value in source] for side, source in found.items()} == {
+        "train": rows,
+        "test": [rows[7]],
+    }
+    assert others == []
+
+
+def test_arrow_files_of_both_formats_and_damaged_ones(tmp_path):
+    import pyarrow
+
+    table = pyarrow.Table.from_pylist([{"a": n} for n in range(2500)])
+    for name, writer in (("file.arrow", pyarrow.ipc.new_file), ("stream.arrow", pyarrow.ipc.new_stream)):
+        with writer(str(tmp_path / name), table.schema) as out:
+            out.write_table(table)
+        assert values(tmp_path / name) == table.to_pylist()
+        damaged = write(tmp_path / f"cut_{name}", (tmp_path / name).read_bytes()[:900])
+        assert any(says in fault(damaged) for says in ("not a sound arrow file", "cannot be read to its end"))
+
+
+def test_a_clone_of_the_hub_gives_its_data(tmp_path):
+    for name in ("data/train-00000-of-00001.jsonl", "data/test-00000-of-00001.jsonl", ".git/x.json", ".cache/y.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write(tmp_path / name, '{"a": 1}\n')
+    write(tmp_path / "dataset_infos.json", "{}")
+    write(tmp_path / "README.md", "words")
+    found, others = sources.sides(tmp_path)
+    assert list(found) == ["test", "train"] and others == []
+    assert sources.passed_over(tmp_path) == ["dataset_infos.json"]
+    write(tmp_path / "rows.jsonl", '{"a": 2}\n')
+    assert values(tmp_path) == [{"a": 2}]
+    deeper = ["data/test-00000-of-00001.jsonl", "data/train-00000-of-00001.jsonl"]
+    assert sources.passed_over(tmp_path) == ["dataset_infos.json", *deeper]
+
+
+def test_a_header_with_spaces(tmp_path):
+    assert values(write(tmp_path / "a.csv", 'instruction, output\na, "b, c"\nd,e\n')) == [
+        {"instruction": "a", "output": "b, c"},
+        {"instruction": "d", "output": "e"},
+    ]
+    assert "line 3: 1 cells" in fault(write(tmp_path / "b.csv", "a, b\n1, 2\n3\n"))
+    assert values(write(tmp_path / "c.csv", "a,b\n1, 2\n")) == [{"a": "1", "b": " 2"}]
+
+
+ROW = '{"instruction": "a", "output": "b"}'
+PRETTY = json.dumps(json.loads(ROW), indent=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        (
+            "a.json",
+            '{"instruction": {"0": "a", "1": "b"}, "output": {"0": "c", "1": "d"}}',
+            'orient="records", lines=True',
+        ),
+        ("a.json", '{"instruction": ["a", "b"], "output": ["c", "d"]}', "pandas.read_json(FILE, dtype=False"),
+        ("a.json", '{"columns": ["a"], "index": [0], "data": [["x"]]}', 'pandas.read_json(FILE, orient="split"'),
+        ("a.json", '{"version": 1, "data": [{"a": 1}]}', "jq '.[\"data\"]' FILE"),
+        ("a.json", '{"messages": [{"role": "user", "content": "x"}]}', "put [ and ] around a single row"),
+        ("a.json", ROW + ROW, "jq -c . FILE"),
+        ("a.json", f"{ROW}\n{ROW}", "one object a line is .jsonl: rename"),
+        ("a.json", f"{PRETTY}\n{PRETTY}", "jq -c . FILE"),
+        ("a.json", f"{ROW},\n{ROW}", "begins with [ and ends with ]"),
+        ("a.json", f"[{ROW}]\n[{ROW}]", "jq -s add FILE"),
+        ("a.json", f"[{ROW},\n\ufeff{ROW}]", "line 2, column 1, in row 2: a byte order mark"),
+        ("a.json", f"[{ROW}\0]", "after row 1: a NUL byte"),
+        ("a.jsonl", f"{PRETTY}\n{PRETTY}", "line 1: an object that goes over several lines"),
+        ("a.jsonl", ROW + ROW, "a second object follows the first"),
+        ("a.jsonl", f"{ROW}\n\ufeff{ROW}", "line 2: begins with a byte order mark"),
+        ("a.jsonl", f"{ROW}\n{ROW}\0\n", "line 2: byte 35 of the line is NUL"),
+        ("a.csv", "a,b\n1,2\n\ufeffa,b\n", "line 3: begins with a byte order mark"),
+        ("a.csv", "a,b\n1,\0\n", "line 2: byte 2 of the line is NUL"),
+        ("a.jsonl", (ROW + "\n").encode("utf-16-le"), "UTF-16"),
+        ("a.xlsx", "PK", "save a sheet as .csv"),
+    ],
+)
+def test_files_in_other_forms_say_how_they_become_rows(tmp_path, name, text, says):
+    assert says in fault(write(tmp_path / name, text))
+
+
+def test_an_object_larger_than_what_is_read_at_once_is_known_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(json_text, "CHUNK", 16)
+    assert "its rows are in `data`" in fault(
+        write(tmp_path / "a.json", json.dumps({"n": 1, "data": [{"a": "x" * 999}]}))
+    )
+
+
+def test_what_pandas_writes_becomes_rows_by_the_command_that_is_named(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"instruction": ["1", "b"], "output": ["01", "2020-01-01"]})
+    for orient in ("columns", "split"):
+        frame.to_json(tmp_path / "a.json", orient=orient)
+        command = fault(tmp_path / "a.json").split("`")[1]
+        command = command.replace("FILE", repr(str(tmp_path / "a.json"))).replace("NEW", str(tmp_path / "new"))
+        eval(command, {"pandas": pandas})
+        assert values(tmp_path / "new.jsonl") == frame.to_dict("records")

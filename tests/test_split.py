@@ -154,3 +154,38 @@ def test_alpaca():
     assert np.array_equal(found, split.sides(texts))
     careless = np.random.default_rng(0).choice(3, len(texts), p=[0.85, 0.1, 0.05])
     assert split.leaks(texts, careless)  # there is something to find
+
+
+def test_documents_in_the_system_text_are_compared(tmp_path):
+    from common import data
+
+    same = ["Who wrote this?"] * 60
+    documents = _texts(60, seed=8)
+    texts = split.asked(same, documents)
+    assert np.bincount(split.sides(texts)).tolist() == [51, 6, 3]
+    one, stamped = ["Be kind."] * 60, [f"It is {n} o'clock. You are a kind and careful helper." for n in range(60)]
+    questions = _texts(60, seed=9)
+    for systems in (one, stamped, [""] * 60, documents):  # the questions are enough
+        assert split.asked(questions, systems) is questions
+    rows = [
+        {"messages": [{"role": role, "content": text} for role, text in
+                      (("system", document), ("user", "Who wrote this?"), ("assistant", "I"))]}
+        for document in documents
+    ]  # fmt: skip
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    assert [len(side) for side in data.load(str(tmp_path / "a.jsonl")).values()] == [51, 6, 3]
+
+
+def test_an_empty_side_is_explained(tmp_path):
+    from common import data
+
+    same = ["Who wrote this?"] * 60
+    says = split.unfilled(same, split.sides(same), split.SIZES)
+    assert says.startswith("no rows for validation and test: 60 of 60 rows ask nearly the same")
+    assert split.unfilled(["a"], split.sides(["a"]), split.SIZES).endswith("1 rows are too few")
+    texts = _texts(40)
+    assert split.unfilled(texts, split.sides(texts), split.SIZES) == ""
+    assert split.unfilled(texts, split.sides(texts, (90, 10, 0)), (90, 10, 0)) == ""
+    rows = "\n".join(json.dumps({"instruction": text, "output": str(n)}) for n, text in enumerate(same))
+    (tmp_path / "a.jsonl").write_text(rows, encoding="utf-8")
+    assert says in data.load(str(tmp_path / "a.jsonl")).notes

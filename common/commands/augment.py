@@ -1,6 +1,7 @@
 """More training rows from the ones you have. Originals stay; each row says what it was made by and from.
 
     tunebook augment my_split/train.jsonl --output more.jsonl
+    tunebook augment my_split/train.jsonl --output_dir more
     tunebook augment my_split/train.jsonl --output more.jsonl --methods templates fold_input --share 0.3
     tunebook augment my_split/train.jsonl --output more.jsonl --methods paraphrase --model http://localhost:8000/v1 \\
         --model_name my-model
@@ -8,13 +9,15 @@
 Augment after the split, or copies of a row land on two sides. Look at what was made: tunebook inspect more.jsonl
 """
 
+import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
+from common import cli
 from common.cli import UserError, nearest
 
 
@@ -25,8 +28,10 @@ class Args:
         default_factory=list
     )
     output: str = ""  # the new file, one row a line (.jsonl)
+    output_dir: str = ""  # or a folder for it, where it is called train.jsonl: --dataset takes the folder
     # Need no model: templates, fold_input, drop_input. Need one: paraphrase, responses, back_translation.
     methods: list[str] = field(default_factory=lambda: ["templates"])
+    bad_rows: Literal["refuse", "drop"] = "refuse"  # drop: leave rows out that cannot be trained on, and count them
     share: float = 1.0  # of the rows that each method takes
     copies: int = 1  # rows that a method tries to make of one
     seed: int = 0  # which rows, which wordings; the same seed gives the same file
@@ -44,11 +49,18 @@ def main(args: Args) -> dict[str, Any]:
     from common.commands import reading
     from common.commands.split import line
 
+    args = named(args)
     check(args)
+    if args.output_dir:
+        folder = cli.fresh_folder(args.output_dir, args.overwrite, marker="train.jsonl")
+        if folder.resolve() in {Path(word).resolve() for word in args.data}:
+            raise UserError(f"--output_dir {args.output_dir} is the data itself; choose another folder")
     needed = [method for method in args.methods if method in augment.NEEDS_MODEL]
     reading.writable({"--output": args.output, "--json": args.json}, args.data)
     with reading.plain_names():
-        rows = list(reading.rows(args.data, "augment", only_train=True))
+        found = reading.rows(args.data, "augment", only_train=True, bad_rows=args.bad_rows)
+        rows = list(found)
+    print(*found.columns(), sep="\n")
     model = text_models.load(args.model, args.model_name, args.max_new_tokens) if needed else None
     new, counts = augment.augment(
         rows, args.methods, args.seed, args.share, args.copies, model, args.language, args.temperature
@@ -66,6 +78,17 @@ def main(args: Args) -> dict[str, Any]:
     return report
 
 
+def named(args: Args) -> Args:
+    """The arguments with the file that --output_dir stands for."""
+    if args.output_dir and args.output:
+        raise UserError("--output and --output_dir both say where the rows go; give one of them")
+    if not args.output_dir:
+        return args
+    if args.output_dir.endswith(".jsonl"):
+        raise UserError(f"--output_dir {args.output_dir} looks like a file: --output {args.output_dir}")
+    return dataclasses.replace(args, output=str(Path(args.output_dir) / "train.jsonl"))
+
+
 def check(args: Args) -> None:
     """Refuse arguments that cannot work, before anything is read."""
     from common import augment
@@ -79,7 +102,7 @@ def check(args: Args) -> None:
     if args.model.startswith("http") and not args.model_name:
         raise UserError("--model_name says which model the endpoint is to use; it is missing")
     if not args.output:
-        raise UserError("name the new file: --output more.jsonl")
+        raise UserError("name the new file: --output more.jsonl, or a folder for it: --output_dir more")
     if not args.output.endswith(".jsonl"):
         raise UserError(f"--output {args.output}: rows are written one a line; name a .jsonl file")
     if Path(args.output).exists() and not args.overwrite:

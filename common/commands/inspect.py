@@ -3,10 +3,12 @@
     tunebook inspect my_rows.json
     tunebook inspect my_rows.json --tokenizer my_model/ --template chatml --max_length 1024 --html look.html
     tunebook inspect my_rows.csv instruction=question output=answer --rows 1 5 9
+    tunebook inspect my_chats.jsonl --tokenizer my_model/ --recipe chat_sharegpt --bad_rows drop
 
 Ends with 1 where training would refuse the set, with 2 where the data cannot be read.
 """
 
+import dataclasses
 import json
 import sys
 import time
@@ -28,10 +30,12 @@ class Args:
         default_factory=list
     )
     tokenizer: str = "pocket"  # a folder, a Hub name, or the bundled one
-    template: str = "auto"  # alpaca, chatml, llama2, llama3, tokenizer, FILE.jinja; auto: by the rows
+    recipe: str = ""  # a recipe or a copy of one: its template, max_length and train_on; flags win over it
+    template: str = "auto"  # alpaca, chatml, llama2, llama3, tokenizer, FILE.jinja; auto: as recipes train such rows
     max_length: int = 0  # tokens; 0: no limit
     too_long: Literal["drop", "truncate"] = "drop"  # what becomes of rows over max_length
     train_on: Literal["answers", "last", "all"] = "answers"  # every answer of a chat, the last one, or the prompt, too
+    bad_rows: Literal["refuse", "drop"] = "refuse"  # drop: leave rows out that cannot be trained on, and count them
     rows: list[int] = field(default_factory=list)  # row numbers whose tokens are shown; default: the first three
     packed: bool = False  # also pack to max_length, and show the pack that the first row shown is in
     near: bool = False  # also name rows whose question is nearly that of an earlier one
@@ -43,35 +47,53 @@ class Args:
 
 
 def main(args: Args) -> dict[str, Any]:
-    from common import findings, inspection, templates, tokenizers
-    from common.commands import listing, reading
+    from common.commands import reading, trained
 
     started = time.time()
     if args.max_length < 0:
         raise UserError(f"--max_length {args.max_length}: expected a number of tokens, or 0 for no limit")
+    if args.recipe:
+        args = as_in(trained.by(args.recipe), args)
     if args.packed and not args.max_length:
         raise UserError("--packed needs --max_length N: the tokens that a pack holds")
     reading.writable({"--html": args.html, "--json": args.json, "--tokens": args.tokens}, args.data)
     with reading.plain_names():
-        rows = reading.rows(args.data, "inspect")
+        rows = reading.rows(args.data, "inspect", bad_rows=args.bad_rows)
+        rows.check()
+        from common import findings, inspection, templates, tokenizers  # only now: transformers takes seconds to import
+        from common.commands import listing
+
         tokenizer, warnings = tokenizers.load(args.tokenizer)
         if args.tokenizer == "pocket" and args.data != ["pocket"]:
             warnings = [*warnings, "it is the bundled one; name your model's with --tokenizer for its counts"]
-        template = templates.get(reading.template(args.template, rows), tokenizer)
+        name, because = args.template, f"of {args.recipe}" if args.recipe else ""
+        if name == "auto":
+            name, because = reading.template(rows, tokenizer)
+        template = templates.get(name, tokenizer)
         more, overlaps = findings.search(rows, args.near, args.language, args.benchmarks)
         limit = args.max_length or None
         report, kept = inspection.look(
             rows, tokenizer, template, limit, args.too_long, args.train_on, args.rows, args.packed, more
         )
     report = {
-        "data": " ".join(args.data), "tokenizer": args.tokenizer, "template": template.name, "too_long": args.too_long,
-        "warnings": warnings, "overlaps": overlaps, **report, "seconds": round(time.time() - started, 1),
+        "data": " ".join(args.data), "tokenizer": args.tokenizer, "recipe": args.recipe,
+        "template": template.name, "template_because": because, "train_on": args.train_on, "too_long": args.too_long,
+        "columns": rows.columns(), "warnings": warnings, "overlaps": overlaps, **report,
+        "seconds": round(time.time() - started, 1),
     }  # fmt: skip
     listing.show(report, bool(args.rows))
     write(report, kept, args)
     if report["refused"]:
         raise Refused(report["refused"])
     return report
+
+
+def as_in(recipe: Any, args: Args) -> Args:
+    """The arguments with what a recipe does where no flag says otherwise."""
+    default = Args()
+    names = ("template", "max_length", "train_on", "too_long")
+    own = {name: getattr(recipe, name) for name in names if getattr(args, name) == getattr(default, name)}
+    return dataclasses.replace(args, recipe=recipe.recipe, **own)
 
 
 def write(report: dict[str, Any], kept: Any, args: Args) -> None:

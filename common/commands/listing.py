@@ -11,7 +11,14 @@ def show(report: dict[str, Any], asked: bool) -> None:
     """Print the whole report; of the rows' tokens the first row's, or those of all rows that were asked for."""
     console = printer()
     say = console.print
-    say(f"[bold]{_plain(report['data'])}[/] · tokenizer {_plain(report['tokenizer'])} · template {report['template']}")
+    say(
+        f"[bold]{_plain(report['data'])}[/] · tokenizer {_plain(report['tokenizer'])} · template {report['template']}"
+        + (f" ({_plain(report['template_because'])})" if report["template_because"] else "")
+    )
+    for line in report["columns"]:
+        say(_plain(line))
+    for sentence in report["lost"]:
+        say(f"WARNING: {_plain(sentence)}", style="bold yellow")
     for sentence in report["warnings"]:
         say(f"tokenizer: {_plain(sentence)}", style="yellow")
     for title, lines in (

@@ -1,21 +1,27 @@
 """What the commands on data share: all rows of what the user named, and checks of where they may write."""
 
 import contextlib
+import itertools
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+from common import data
 from common.cli import UserError
-from common.columns import Row, Table, kind
-
-AUTO = {"instruction": "alpaca", "pair": "plain", "chat": "chatml"}
+from common.columns import PEEKED, Row, Table, kind
 
 
 class Everything:
-    """All rows of several sources, one after the other, not split. Small sources are kept, large ones read again."""
+    """All rows of several sources, one after the other, not split. Small sources are kept, large ones read again.
 
-    def __init__(self, tables: list[tuple[Table, bool]]):
-        self.tables = tables
+    Attributes:
+        drop: as in data.Listed.
+    """
+
+    def __init__(self, tables: list[tuple[Table, bool]], drop: bool = False):
+        self.tables, self.drop = tables, drop
         self.held: dict[int, list[Row]] = {}
 
     def __iter__(self) -> Iterator[Row]:
@@ -24,19 +30,39 @@ class Everything:
                 self.held[place] = list(table)
             yield from self.held.get(place, table)
 
+    def check(self) -> None:
+        """Read small sources, and the first row of large ones, so that what is wrong is told before anything is loaded.
 
-def rows(words: list[str], command: str, only_train: bool = False) -> Everything:
+        Raises:
+            UserError: rows are wrong.
+        """
+        for place, (table, small) in enumerate(self.tables):
+            if small:
+                self.held[place] = list(table)
+            else:
+                next(iter(table), None)
+
+    @property
+    def dropped(self) -> Counter[str]:
+        """Rows dropped on reading, by reason, once the rows have been gone through."""
+        return sum((table.problems.dropped for table, _ in self.tables), Counter())
+
+    def columns(self) -> list[str]:
+        """What the columns became and what was dropped, in words, once the rows have been gone through."""
+        return data.columns_of([table for table, _ in self.tables])
+
+
+def rows(words: list[str], command: str, only_train: bool = False, bad_rows: str = "refuse") -> Everything:
     """The rows of files, folders, Hub names or pocket. Sides that a source has of its own are read one by one.
 
     Args:
         command: whose name a message gives.
         only_train: leave the other sides of a source that has sides.
+        bad_rows: `refuse` a source with rows that are wrong, or `drop` and count them.
 
     Raises:
         UserError: nothing was named, or it cannot be read; wrong rows are told while the rows are gone through.
     """
-    from common import data
-
     if not words:
         raise UserError(f"name a file, a folder, a Hub name or pocket: tunebook {command} my_rows.json")
     wanted, _ = data.parse(words)
@@ -51,18 +77,20 @@ def rows(words: list[str], command: str, only_train: bool = False) -> Everything
             sides = {"train": sides["train"]}
         for side, source in sides.items():
             called = f"{name} ({side})" if side else name
-            tables.append((Table(source, called, want.mapping), source.size <= data.HELD))
+            tables.append((Table(source, called, want.mapping, bad_rows), source.size <= data.HELD))
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
-    return Everything(tables)
+    return Everything(tables, bad_rows == "drop")
 
 
-def template(name: str, found: Everything) -> str:
-    """The template's name; `auto` is told from the kind of the rows: chatml for chats, else alpaca or plain."""
-    if name != "auto":
-        return name
-    kinds = {table.layout.kind for table, _ in found.tables}
-    return AUTO["chat" if "chat" in kinds else kind(next(iter(found)))]
+def template(found: Everything, tokenizer: Any) -> tuple[str, str]:
+    """The template that recipes train such rows with, by the kind of the first rows, and in words which recipes do."""
+    kinds = {kind(row) for row in itertools.islice(found, PEEKED)}
+    if "chat" not in kinds:
+        return "alpaca", "as the *_alpaca recipes train it"
+    if isinstance(getattr(tokenizer, "chat_template", None), str):
+        return "tokenizer", "the tokenizer's own, as chat_sharegpt trains it; --template chatml is another"
+    return "chatml", "chat_sharegpt takes the tokenizer's own, and this tokenizer has none"
 
 
 def writable(outputs: dict[str, str], words: list[str]) -> None:

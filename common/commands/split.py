@@ -32,6 +32,7 @@ class Args:
     stratify: Literal["no", "category", "length"] = "no"  # each kind of question, or each length, on every side alike
     folds: int = 0  # cross-validation: so many folders with a train and a validation file each; sizes do not matter
     near: Literal["auto", "yes", "no"] = "auto"  # keep near-duplicates together; auto: up to 200,000 rows
+    bad_rows: Literal["refuse", "drop"] = "refuse"  # drop: leave rows out that cannot be trained on, and count them
     threshold: float = 0.8  # similarity from which two questions are near-duplicates
     overwrite: bool = False  # write over files of an earlier split
     json: str = ""  # also write the counts to this file
@@ -43,10 +44,10 @@ def main(args: Args) -> dict[str, Any]:
     check(args)
     reading.writable({"--json": args.json}, args.data)
     with reading.plain_names():
-        rows = reading.rows(args.data, "split")
+        rows = reading.rows(args.data, "split", bad_rows=args.bad_rows)
         if len(rows.tables) > 1:
             print(f"{len(rows.tables)} parts are read as one and split anew")
-        report = divide(rows, args)
+        report = {**divide(rows, args), "columns": rows.columns(), "dropped": dict(rows.dropped)}
     show(report)
     if args.json:
         Path(args.json).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
@@ -86,8 +87,9 @@ def divide(rows: Iterable[dict], args: Args) -> dict[str, Any]:
     from common import columns, split
 
     near = {"auto": None, "yes": True, "no": False}[args.near]
-    texts = [columns.question(row) for row in rows]
-    strata = stratify(rows, texts, args.stratify)
+    questions = [columns.question(row) for row in rows]
+    strata = stratify(rows, questions, args.stratify)
+    texts = split.asked(questions, [columns.system(row) for row in rows])
     if args.folds:
         found = split.folds(texts, args.folds, args.seed, strata)
         method = split.method(len(texts))
@@ -97,6 +99,7 @@ def divide(rows: Iterable[dict], args: Args) -> dict[str, Any]:
     together = "near" if method.startswith("near") else "equal"
     pairs = split.leaks(texts, found, args.threshold) if together == "near" else across(texts, found)
     files = write(rows, found, args)
+    threshold = args.threshold if together == "near" else None
     return {
         "rows": len(texts),
         "files": files,
@@ -104,6 +107,8 @@ def divide(rows: Iterable[dict], args: Args) -> dict[str, Any]:
         "seed": args.seed,
         "stratify": args.stratify,
         "checked": together,
+        "compared": "questions" if texts is questions else "system texts and questions",
+        "empty": "" if args.folds else split.unfilled(texts, found, args.sizes, threshold),
         "threshold": args.threshold,
         "leaks": len(pairs),
         "first_leaks": [[int(i) + 1, int(j) + 1] for i, j, *_ in pairs[:10]],
@@ -161,10 +166,14 @@ def line(row: dict) -> bytes:
 
 def show(report: dict[str, Any]) -> None:
     """Print where the rows went and what the proof says."""
+    print(*report["columns"], sep="\n")
     for file, rows in report["files"].items():
         print(f"{rows:>10,}  {100 * rows / report['rows']:5.2f} %  {file}")
     alike = f"alike ({report['threshold']} or more)" if report["checked"] == "near" else "equal"
     print(f"{report['method']}; seed {report['seed']}")
-    print(f"checked on the result: {report['leaks']} pairs of rows whose questions are {alike} are on different sides")
+    if report["empty"]:
+        print(f"{report['empty']}; --near no keeps only equal ones together")
+    pairs = f"{report['leaks']} pairs of rows whose {report['compared']} are {alike}"
+    print(f"checked on the result: {pairs} are on different sides")
     for i, j in report["first_leaks"]:
         print(f"  rows {i} and {j} of all that were read")
