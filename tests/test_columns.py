@@ -115,7 +115,7 @@ def test_mapping():
     [
         ({"output": "replly"}, "the nearest is reply"),
         ({"prompt": "ask"}, "name the column of completion"),
-        ({"prompt": "ask", "completion": "reply", "history": "ask"}, "does not belong"),
+        ({"messages": "ask", "history": "reply"}, "does not belong"),
         ({"answer": "reply"}, "answer is none of"),
         ({"input": "ask"}, "no known columns"),
     ],
