@@ -102,7 +102,7 @@ class Table:
     def __iter__(self) -> Iterator[Row]:
         self.problems = problems = Problems(self.name, self.drop)
         self.uses = Uses()
-        count, kept, missing = 0, 0, False
+        count, kept, incomplete, missing = 0, 0, False, False
         problems.expected = "some rows cannot be trained on"
         for number, value in self.source.rows(problems):
             count += 1
@@ -112,15 +112,15 @@ class Table:
                 kept += 1
                 yield {**row, "row": number, "source": self.name}
                 continue
+            incomplete = incomplete or any("incomplete" in fault for fault in faults)
             missing = missing or any(MISSING in fault[1] for fault in faults)
             for field, text, *reason in faults[:1] if self.drop else faults:
                 said = f"{self.source.place(number)}: {f'`{field}` ' if field else ''}{text}"
                 problems.skip(said, reason[0] if reason else "malformed")
+        if incomplete:
+            problems.expected = f"{self.layout.expected()} in every row"
         if missing:
-            problems.expected = (
-                f"{self.layout.expected()} in every row; a column of another name is given after the file, "
-                f"{self.layout.must[-1]}=COLUMN"
-            )
+            problems.expected += f"; a column of another name is given after the file, {self.layout.must[-1]}=COLUMN"
         if not count and not problems.count and not problems.dropped:
             raise UserError(f"--dataset {self.name} has no rows")
         problems.stop()

@@ -112,7 +112,7 @@ def encode(
     else:
         counts = Counts()
         encoded = _dataset(list(batches(rows, tokenizer, template, counts, **settings)))
-    counts.before(getattr(rows, "dropped", Counter()))
+    counts.before(Counter(getattr(rows, "dropped", ())))
     return encoded, counts
 
 

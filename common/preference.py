@@ -63,7 +63,7 @@ def encode(pairs: Iterable[Row], tokenizer: Any, template: AnyTemplate, max_leng
         more = f"\n  and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
         listed = "\n  ".join(problems[:SHOWN]) + more
         raise UserError(f"the template {template.name} cannot take these rows:\n  {listed}\n  {REMEDY}")
-    counts.before(getattr(pairs, "dropped", Counter()))
+    counts.before(Counter(getattr(pairs, "dropped", ())))
     return _dataset(table), counts
 
 
