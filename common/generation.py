@@ -69,11 +69,18 @@ def ends(tokenizer: Any, template: AnyTemplate | None = None) -> Ends:
         halves = (template.with_input, template.without_input)
         lines = {half.split("{instruction}")[0].rstrip().rpartition("\n")[2] for half in halves}
         return Ends(frozenset(ids), tuple(sorted(f"\n{line}" for line in lines if line.strip())))
+    return Ends(frozenset(ids | {end_of_turn(tokenizer, template)}))
+
+
+def end_of_turn(tokenizer: Any, template: AnyTemplate) -> int:
+    """The id that training puts after an answer: the template's own end of a turn, else the tokenizer's end token."""
+    if isinstance(template, Template):
+        return int(tokenizer.eos_token_id)
     turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "x"}]
     (tokens, spans), *_ = rendering.renderer(tokenizer, template, "answers")([{"messages": turns}])[0]
     control = tokenizer.backend_tokenizer.get_added_tokens_decoder()
     last = tokens[spans[-1][1] - 1]
-    return Ends(frozenset(ids | ({last} if last in control else set())))
+    return last if last in control else int(tokenizer.eos_token_id)
 
 
 def generate(

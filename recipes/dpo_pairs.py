@@ -52,7 +52,7 @@ def main(args: Args) -> dict:
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
     from trl import DPOConfig, DPOTrainer
 
-    from common import adapted, callbacks, generation, lora
+    from common import adapted, callbacks, generation, lora, serving
 
     overrides = cli.overrides(args.sft, DPOConfig, written=set(vars(args)))
     checkpoint = checks.continues(folder, vars(args), args.resume, args.overwrite)
@@ -114,7 +114,7 @@ def main(args: Args) -> dict:
 
     trainer = alignment.taking_ids(DPOTrainer)(
         model=model,
-        processing_class=tokenizer,
+        processing_class=serving.dressed(tokenizer, template, model),
         train_dataset=train,
         eval_dataset=held_out if len(held_out) else None,
         data_collator=preference.Collator(tokenizer.pad_token_id or 0),
@@ -137,7 +137,6 @@ def main(args: Args) -> dict:
     callbacks.evaluate(trainer)
 
     trainer.save_model(str(folder / "adapter"))
-    template.save(folder / "adapter")
     rewards.take("after")
     samples.take("after", model)
     scores.take("after", model, tokenizer)

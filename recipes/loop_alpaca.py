@@ -48,7 +48,7 @@ def main(args: Args) -> dict:
     from transformers import get_scheduler
     from trl.trainer import add_fused_lm_head
 
-    from common import checkpoints, generation, lora
+    from common import checkpoints, generation, lora, serving
     from common.meter import Meter
 
     checkpoint = checks.continues(folder, vars(args), args.resume, args.overwrite)
@@ -115,8 +115,7 @@ def main(args: Args) -> dict:
 
     model = accelerator.unwrap_model(model)
     model.save_pretrained(folder / "adapter")
-    tokenizer.save_pretrained(folder / "adapter")
-    template.save(folder / "adapter")
+    serving.dressed(tokenizer, template, model).save_pretrained(folder / "adapter")
     samples.take("after", model)
     scores.take("after", model, tokenizer)
     account = scores.account(models.locate(args.model), folder / "adapter")
