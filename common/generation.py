@@ -56,13 +56,15 @@ class Samples:
             row[when] = answer
 
 
-def ends(tokenizer: Any, template: AnyTemplate | None = None) -> Ends:
-    """The tokenizer's end token and what the template ends an answer with.
+def ends(tokenizer: Any, template: AnyTemplate | None = None, model: Any = None) -> Ends:
+    """The tokenizer's end token, what the template ends an answer with, and all at which the model's own
+    generation_config.json ends.
 
     Of a chat template that is the token that training puts after an answer (<|im_end|>, <|eot_id|>). A text template
     has none of its own; a model that goes on by itself is stopped where it writes the heading of the next question.
     """
-    ids = {int(tokenizer.eos_token_id)}
+    given = model.generation_config.eos_token_id if model is not None else None
+    ids = {int(tokenizer.eos_token_id), *([given] if isinstance(given, int) else given or [])}
     if template is None:
         return Ends(frozenset(ids))
     if isinstance(template, Template):

@@ -31,11 +31,11 @@ def dressed(tokenizer: Any, template: AnyTemplate, model: Any) -> Any:
         model.config.eos_token_id = end
         on_base = "; transformers reads that of the base: generate(eos_token_id=tokenizer.eos_token_id)"
         print(
-            f"answers end with {copied.eos_token}, the base's texts with {tokenizer.eos_token}: the first is saved as the "
-            f"end token, both in generation_config.json{on_base if hasattr(model, 'peft_config') else ''}"
+            f"answers end with {copied.eos_token}, the base's texts with {tokenizer.eos_token}: the first is saved as "
+            f"the end token, both in generation_config.json{on_base if hasattr(model, 'peft_config') else ''}"
         )
     if ends != _listed(config.eos_token_id):
-        config.eos_token_id, config._from_model_config = ends, False
+        config.eos_token_id = ends
     if (said := _told(copied)) != (wanted := _trained(tokenizer, template)):
         print(f"the saved chat template says {copied.decode(said)!r}, where training has {copied.decode(wanted)!r}")
     copied.save_pretrained = functools.partial(_save, copied.save_pretrained, template, config)

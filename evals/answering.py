@@ -116,7 +116,7 @@ def converse(model: Any, questions: list[Question], decoding: Decoding) -> list[
     from common import generation
     from common.conversation import Conversation
 
-    stop = generation.ends(model.tokenizer, model.template)
+    stop = generation.ends(model.tokenizer, model.template, model.model)
     talks = [Conversation(model.tokenizer, model.template, question.system) for question in questions]
     start = {"template": model.template.name, "cut": 0, "why": ""}
     records: list[dict[str, Any]] = [{**start, "answers": []} for _ in questions]

@@ -99,6 +99,7 @@ def score(
     folder: Path,
     keep: Path | None = None,
     settings: Settings | None = None,
+    prefix: int | None = None,
 ) -> dict[str, Any]:
     """Run the tasks on a model in memory and write lm-eval's own result and sample files to `folder`.
 
@@ -107,6 +108,7 @@ def score(
     Args:
         tasks: names of tasks that stand in evals/tasks, or tasks and groups that lm-eval has built.
         keep: where to save the model, so that a later lm_eval command can score the very same weights.
+        prefix: see in_memory.
 
     Returns:
         {"metrics": {task: {metric: value}}, "items": {task: {doc_id: {"skill", metric: value}}}, "groups" and
@@ -126,7 +128,7 @@ def score(
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     tracker = EvaluationTracker(output_path=str(folder))
     with models.flags_kept(model):
-        memory = in_memory(models.unwrapped(model), tokenizer, settings.batch_size)
+        memory = in_memory(models.unwrapped(model), tokenizer, settings.batch_size, prefix)
         results: Any = simple_evaluate(
             model=memory,
             tasks=tasks,

@@ -11,9 +11,10 @@ from typing import Any
 from common import generation
 
 
-def in_memory(model: Any, tokenizer: Any, batch_size: int) -> Any:
+def in_memory(model: Any, tokenizer: Any, batch_size: int, prefix: int | None = None) -> Any:
     """The model for `lm_eval.simple_evaluate`. Bars are drawn on a terminal only.
 
+    `prefix`: the token before a text that is scored from its first token on; None: the tokenizer's beginning or end.
     Its attribute `cut` is {task: numbers of the items of which lm-eval left out the beginning}: where prompt and answer
     have more tokens than the model has positions, it cuts on the left and says nothing.
     """
@@ -55,4 +56,5 @@ def in_memory(model: Any, tokenizer: Any, batch_size: int) -> Any:
             return answers
 
     # Likelihoods in float32 whatever the model computes in: of bfloat16 logits they have two or three digits.
-    return InMemory(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, softmax_dtype="float32")
+    given = {"batch_size": batch_size, "softmax_dtype": "float32", "prefix_token_id": prefix}
+    return InMemory(pretrained=model, tokenizer=tokenizer, **given)

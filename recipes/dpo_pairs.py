@@ -1,7 +1,7 @@
 """DPO on preference pairs: a model that answers learns which of two answers is better, held against what it was.
 
     accelerate launch recipes/dpo_pairs.py
-    accelerate launch recipes/dpo_pairs.py --model pocket --adapter runs/lora_alpaca/adapter
+    accelerate launch recipes/dpo_pairs.py --adapter runs/lora_alpaca
 
 Starts from an SFT model (the reference is the model with the new adapter off) or adapter (the reference is its copy).
 
@@ -16,8 +16,8 @@ from common import cli
 
 @dataclass
 class Args:
-    model: str = "pocket_teacher"  # Hub name or folder of an SFT model, or of the base of --adapter; or a bundled model
-    adapter: str = "none"  # folder of the LoRA adapter of an SFT run, such as runs/lora_alpaca/adapter
+    model: str = ""  # Hub name or folder of an SFT model, or a base; default: that of --adapter, or pocket_teacher
+    adapter: str = "none"  # folder of an SFT run with LoRA, or of its adapter: runs/lora_alpaca
     template: str = "alpaca"  # that of the SFT run: alpaca, chatml, llama2, llama3, tokenizer (its own) or FILE.jinja
     four_bit: bool = False  # the base in NF4
     beta: float = 0.3  # how much leaving the reference costs; 0.1 is usual, but gets fewer of pocket's pairs right
@@ -42,9 +42,8 @@ def main(args: Args) -> dict:
     from common import alignment, checks, forecast, loading, mix, models, pairs, preference, report, sampling, templates
     from evals import harness
 
+    args.model, args.adapter = alignment.start_of(args.model, args.adapter)
     place = models.locate(args.model, args.max_length)
-    if args.adapter != "none":
-        alignment.check_adapter(args.adapter)
     tasks = harness.suite_for(args.eval_suite, args.dataset)
     folder = cli.fresh_folder(args.output_dir, args.overwrite, marker="report.json")
     sides = pairs.load(args.dataset, seed=args.seed)
