@@ -107,8 +107,7 @@ def score(
 
     Args:
         tasks: names of tasks that stand in evals/tasks, or tasks and groups that lm-eval has built.
-        keep: where to save the model, so that a later lm_eval command can score the very same weights.
-        prefix: see in_memory.
+        keep: where to save the model for a later lm_eval command. prefix: see in_memory.
 
     Returns:
         {"metrics": {task: {metric: value}}, "items": {task: {doc_id: {"skill", metric: value}}}, "groups" and
