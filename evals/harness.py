@@ -3,6 +3,7 @@
 # pyright: reportCallIssue=false
 # (lm-eval's decorators hide the signatures of what they wrap)
 
+import functools
 import logging
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -125,6 +126,7 @@ def score(
     from lm_eval.tasks import TaskManager
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    _compile_prompts_once()
     tracker = EvaluationTracker(output_path=str(folder))
     with models.flags_kept(model):
         memory = in_memory(models.unwrapped(model), tokenizer, settings.batch_size, prefix)
@@ -142,6 +144,16 @@ def score(
         for task, found in samples.items():
             tracker.save_results_samples(task_name=task, samples=found)
     return _account(results, samples, memory.cut)
+
+
+def _compile_prompts_once() -> None:
+    """lm-eval compiles a task's prompt anew for every item: 12,737 times for `quick`, a third of the time before its
+    first forward pass. A compiled template keeps nothing of what it rendered."""
+    from lm_eval import utils
+
+    env: Any = utils.env
+    if not hasattr(env.from_string, "cache_info"):
+        env.from_string = functools.lru_cache(maxsize=1000)(env.from_string)
 
 
 def _words(settings: Settings) -> dict[str, Any]:

@@ -218,16 +218,19 @@ def test_every_suite_runs_offline_in_one_go(suite, tmp_path):
 
 
 @pytest.mark.real_data
-def test_quick_starts_to_score_within_20_seconds(tmp_path):
+def test_quick_starts_to_score_soon_after_its_imports(tmp_path):
+    """Its tasks are read, sampled and prompted in less processor time than the imports take, four times over."""
     if not HUB.exists():
         pytest.skip("no shared/data beside the checkout (or in TUNEBOOK_SHARED)")
     code = f"""
 import os, time
 from evals.commands import eval as command
+import lm_eval.evaluator, transformers
 from lm_eval.models.huggingface import HFLM
-HFLM._model_call = lambda *_, **__: (print("seconds", time.process_time(), flush=True), os._exit(0))
+imported = time.process_time()
+HFLM._model_call = lambda *_, **__: (print("seconds", imported, time.process_time(), flush=True), os._exit(0))
 command.main(command.Args(suite="quick", model="pocket", benchmark_dir={str(HUB)!r}, output_dir={str(tmp_path)!r}))
 """
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
-    seconds = float(ended.stdout.rpartition("seconds ")[2])
-    assert seconds < 20  # of processor time: on the clock it depends on what else the machine does
+    imported, scoring = map(float, ended.stdout.rpartition("seconds ")[2].split())
+    assert scoring - imported < 4 * imported  # one beside the other: seconds depend on what else the machine does
