@@ -21,7 +21,8 @@ def dressed(tokenizer: Any, template: AnyTemplate, model: Any) -> Any:
     that the base had, as well). Wherever it is saved, template.json and generation_config.json are, too. What it says
     of a difference to the base is printed.
     """
-    copied = copy.deepcopy(tokenizer)
+    copied = copy.copy(tokenizer)  # its vocabulary is shared: a deep copy of a large one takes seconds
+    copied._special_tokens_map = dict(tokenizer._special_tokens_map)
     end = generation.end_of_turn(tokenizer, template)
     copied.chat_template = jinja(template, tokenizer)
     config = model.generation_config

@@ -107,14 +107,13 @@ def score(
     Nothing is cached between calls: lm-eval's cache does not know one model from another.
 
     Args:
-        tasks: names of tasks that stand in evals/tasks, or tasks and groups that lm-eval has built.
-        keep: where to save the model for a later lm_eval command. prefix: see in_memory.
+        tasks: names in evals/tasks, or what lm-eval has built. keep: where to save the model. prefix: see in_memory.
 
     Returns:
         {"metrics": {task: {metric: value}}, "items": {task: {doc_id: {"skill", metric: value}}}, "groups" and
         "errors" (standard errors) like metrics, "higher": {task: {metric: whether more is better}}, "counts": {task:
-        {"items", "of", "cut"}}}. A metric that was taken
-        through several filters is called metric,filter. `cut`: items whose prompt lost its beginning, see InMemory.
+        {"items", "of", "cut"}}}. A metric that was taken through several filters is called metric,filter. `cut`: items
+        whose prompt lost its beginning, see InMemory.
     """
     if not tasks:
         return {"metrics": {}, "items": {}}
