@@ -8,7 +8,8 @@ import sys
 from collections import defaultdict
 from typing import Any
 
-from common import generation
+from common import generation, tokenizers
+from common.cli import UserError
 
 
 def in_memory(model: Any, tokenizer: Any, batch_size: int, prefix: int | None = None) -> Any:
@@ -28,6 +29,12 @@ def in_memory(model: Any, tokenizer: Any, batch_size: int, prefix: int | None = 
             super().__init__(**values)
             self.cut: dict[str, set[int]] = defaultdict(set)
             self._asked: list[Any] = []
+
+        def tok_encode(self, string, *args, **kwargs):
+            ids = super().tok_encode(string, *args, **kwargs)
+            if isinstance(string, str) and (why := tokenizers.past_the_model(self.tokenizer, ids)):
+                raise UserError(f"a text cannot be scored: {why}")
+            return ids
 
         def loglikelihood(self, requests, disable_tqdm=False):
             self._asked = requests

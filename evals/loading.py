@@ -65,6 +65,7 @@ class Loaded:
             adapters.load(model, self.folder)
         elif self.folder:
             model = adapted.put_on(model, self.folder)
+        tokenizers.bind(self.tokenizer, model)
         return model.eval()
 
     def words(self, model_folder: str = "") -> str | None:

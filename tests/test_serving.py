@@ -207,6 +207,20 @@ def test_transformers_and_peft_alone_answer_as_tunebook_chat(adapters, name):
     assert any(answer.limit is None for answer in answers) or name not in ("chatml", "tokenizer")
 
 
+def test_an_evaluation_begins_and_ends_texts_as_for_the_base(adapters, tokenizer):
+    """lm-eval puts the end token before a text where there is no beginning token, and the end token is another here."""
+    from evals.heldout import stops
+    from evals.in_memory import in_memory
+    from evals.loading import Loaded
+
+    folder = adapters("chatml")
+    loaded = Loaded("", str(folder))
+    assert loaded.tokenizer.eos_token_id == 3 and loaded.prefix == 0 and ",prefix_token_id=0" in loaded.words()
+    assert in_memory(loaded.load(), loaded.tokenizer, 1, loaded.prefix).prefix_token_id == 0
+    assert stops(loaded.tokenizer, templates.load(folder), loaded.end) == stops(tokenizer, templates.load(folder))
+    assert "prefix_token_id" not in Loaded("", str(adapters("alpaca"))).words()
+
+
 # --- what would part them
 
 
@@ -272,6 +286,10 @@ def test_tokens_past_the_model_are_one_message(tmp_path, capsys):
     assert any("lie past the model's 3072 rows" in note for note in found.notes)
     with pytest.raises(UserError, match="a prompt cannot be asked: it holds <bot>"):
         Conversation(found.tokenizer, found.template).prompt("Hello?")
+    from evals.in_memory import in_memory
+
+    with pytest.raises(UserError, match="a text cannot be scored: it holds wug"):
+        in_memory(found.model, found.tokenizer, 1).tok_encode("Name a wug.")
 
 
 # --- an adapter to go on from
