@@ -36,6 +36,8 @@ def locate(name: str, max_length: int | None = None) -> str:
         return name
     if not path.is_dir():
         raise UserError(f"--model {name} is a file; name the folder that holds config.json and the weights")
+    if (path / "bottleneck.json").exists():  # a checkpoint has a config.json, too, but none of the base's weights
+        raise UserError(f"--model {name}: the folder holds an adapter alone; give it as --adapter, its base as --model")
     missing = []
     if not (path / "config.json").exists():
         adapter = " (it holds an adapter: give its base as --model)" if (path / "adapter_config.json").exists() else ""

@@ -39,15 +39,22 @@ def dressed(tokenizer: Any, template: AnyTemplate, model: Any) -> Any:
         config.eos_token_id = ends
     if (said := _told(copied)) != (wanted := _trained(tokenizer, template)):
         print(f"the saved chat template says {copied.decode(said)!r}, where training has {copied.decode(wanted)!r}")
-    copied.save_pretrained = functools.partial(_save, copied.save_pretrained, template, config)
+    own = model if "bottlenecks" in vars(model) else None
+    copied.save_pretrained = functools.partial(_save, copied.save_pretrained, template, config, own)
     return copied
 
 
-def _save(save: Any, template: AnyTemplate, config: Any, folder: str | Path, *words: Any, **named: Any) -> Any:
-    """A tokenizer's save_pretrained, with what belongs to it."""
+def _save(
+    save: Any, template: AnyTemplate, config: Any, model: Any, folder: str | Path, *words: Any, **named: Any
+) -> Any:
+    """A tokenizer's save_pretrained, with what belongs to it; a bottleneck adapter, which no Trainer saves, as well."""
     files = save(folder, *words, **named)
     config.save_pretrained(folder)
     template.save(folder)
+    if model is not None:
+        from common import adapters
+
+        adapters.save(model, folder, adapters.names(model)[0])
     return files
 
 

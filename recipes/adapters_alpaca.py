@@ -116,8 +116,7 @@ def main(args: Args) -> dict:
     trainer.train(resume_from_checkpoint=checkpoint)
     callbacks.evaluate(trainer)
 
-    adapters.save(model, folder / "adapter", "alpaca")
-    trainer.processing_class.save_pretrained(folder / "adapter")
+    trainer.processing_class.save_pretrained(folder / "adapter")  # and the adapter with it
     samples.take("after", model)
     scores.take("after", model, tokenizer)
     account = scores.account(None, None)  # lm-eval's own command cannot load these adapters; tunebook eval can

@@ -139,10 +139,10 @@ def travels(folder, result):
         assert plain.ids(place, talk) == prompt
         assert tokenizer.eos_token_id == generation.end_of_turn(tokenizer, template)
         assert tokenizer.eos_token_id in plain.ends(place)
-        whole = (place / "config.json").exists()
-        if not whole and not (place / "adapter_config.json").exists():
-            assert (folder / "adapter" / "bottleneck.json").exists()
+        if (place / "bottleneck.json").exists():
+            assert Adapted(adapters=[str(place)]).template == template
             continue
+        whole = (place / "config.json").exists()
         mine = Adapted(str(place) if whole else "", [] if whole else [str(place)])
         stop = generation.ends(mine.tokenizer, mine.template, mine.model)
         (answer,) = generation.generate(mine.model, mine.tokenizer, [prompt], Decoding(12), stop)
