@@ -42,6 +42,7 @@ class Adapted:
         self._own_tokenizer = self.tokenizer
         self.notes += [f"tokenizer of {self.name}: {problem}" for problem in problems]
         self.model: Any = models.load_plain(self.name)
+        self.notes += [f"tokenizer of {self.name}: {line}" for line in tokenizers.bind(self.tokenizer, self.model)]
         self.template = self._template(Path(self.place))
         if self.folders:
             self.use(next(iter(self.folders)))
@@ -74,6 +75,7 @@ class Adapted:
         self.current = name
         own = Path(folder) / "tokenizer_config.json"
         self.tokenizer = tokenizers.load(folder)[0] if own.exists() else self._own_tokenizer
+        tokenizers.bind(self.tokenizer, self.model)
         self.template = self._template(Path(folder))
         base = base_of(folder)
         if base and base != self.name and Path(base).resolve() != Path(self.place).resolve():
@@ -175,7 +177,8 @@ def put_on(model: Any, folder: str, trains: bool = False) -> Any:
     """
     from peft import PeftModel
 
-    wrong = f"--adapter {folder} cannot be put on this model"
+    base = base_of(folder)
+    wrong = f"--adapter {folder}{f', trained on {base},' if base else ''} cannot be put on this model"
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message=".*missing adapter keys")
@@ -186,7 +189,8 @@ def put_on(model: Any, folder: str, trains: bool = False) -> Any:
         names = str(error).split("'")[1::2]
         raise UserError(f"{wrong}: it has nothing for {len(names)} weights, such as {names[0]}") from error
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise UserError(f"{wrong}: {error}") from error
+        first, *more = [line.strip() for line in str(error).splitlines() if "size mismatch" in line] or [str(error)]
+        raise UserError(f"{wrong}: {first}{f' and {len(more)} more' if more else ''}") from error
     over = [name for name in said.unexpected_keys if name != "prompt_embeddings"]  # those are set, not loaded
     if over:
         raise UserError(f"{wrong}: it has {len(over)} weights for what is not there, such as {over[0]}")

@@ -6,28 +6,59 @@ import json
 from pathlib import Path
 from typing import Any
 
-from common import preference, templates
+from common import adapted, models, preference, templates
 from common.cli import UserError
 from common.templates import AnyTemplate
 
 TASK = "held_out_pairs"  # as the report calls them among the scores
 
 
-def check_adapter(folder: str) -> None:
-    """Whether there is a LoRA adapter of PEFT to start from.
+def start_of(model: str, adapter: str) -> tuple[str, str]:
+    """The model and the folder of the adapter to start from, as --model and --adapter name them.
+
+    Args:
+        model: "": the base that the adapter was trained on, or pocket_teacher where there is no adapter.
+        adapter: the folder of a run or of its adapter; "none".
+
+    Raises:
+        UserError: there is no adapter, one of another kind, or its base is not there and no other is named.
+    """
+    if adapter == "none":
+        return model or "pocket_teacher", adapter
+    folder = check_adapter(adapter)
+    base = adapted.base_of(folder)
+    if not (model or base):
+        raise UserError(f"--adapter {adapter}: its {adapted.PEFT} names no base; name it by --model")
+    if not model:
+        try:
+            models.locate(base)
+        except UserError as error:
+            raise UserError(f"--adapter {adapter}: name its base by --model, as it lies elsewhere: {error}") from None
+        return base, folder
+    if base and base != model and Path(base).resolve() != Path(models.locate(model)).resolve():
+        print(f"note: the adapter was trained on {base}; here it is on {model}")
+    return model, folder
+
+
+def check_adapter(name: str) -> str:
+    """The folder of a LoRA adapter of PEFT to start from: that which is named, or adapter/ in it.
 
     Raises:
         UserError: there is none, or one of another kind.
     """
+    folder = Path(name)
+    if not (folder / adapted.PEFT).exists() and (folder / "adapter" / adapted.PEFT).exists():
+        folder = folder / "adapter"
     try:
-        kind = json.loads((Path(folder) / "adapter_config.json").read_text(encoding="utf-8"))["peft_type"]
+        kind = json.loads((folder / adapted.PEFT).read_text(encoding="utf-8"))["peft_type"]
     except (OSError, ValueError, KeyError):
         raise UserError(
-            f"--adapter {folder}: there is no adapter (adapter_config.json). An SFT run makes one: "
+            f"--adapter {name}: there is no adapter ({adapted.PEFT}). An SFT run makes one: "
             "accelerate launch recipes/lora_alpaca.py leaves runs/lora_alpaca/adapter"
         ) from None
     if kind != "LORA":
-        raise UserError(f"--adapter {folder}: it is of the kind {kind}; preferences go on from a LoRA adapter")
+        raise UserError(f"--adapter {name}: it is of the kind {kind}; preferences go on from a LoRA adapter")
+    return str(folder)
 
 
 def check_template(template: AnyTemplate, name: str, *folders: str) -> None:

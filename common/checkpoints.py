@@ -15,10 +15,13 @@ class Checkpoints:
 
     A checkpoint holds the parameters that train, not a frozen base, beside what accelerate keeps: optimiser, scaler,
     random state, and the schedule.
+
+    Args:
+        tokenizer: saved in each checkpoint with the model's adapter, so that it can be used as an adapter, too.
     """
 
-    def __init__(self, accelerator: Any, folder: Path, schedule: Any, keep: int = 2):
-        self.accelerator, self.folder, self.keep = accelerator, folder, keep
+    def __init__(self, accelerator: Any, folder: Path, schedule: Any, keep: int = 2, tokenizer: Any = None):
+        self.accelerator, self.folder, self.keep, self.tokenizer = accelerator, folder, keep, tokenizer
         self.best = math.inf
         accelerator.register_for_checkpointing(schedule)
         accelerator.register_save_state_pre_hook(self._save_trained)
@@ -48,6 +51,9 @@ class Checkpoints:
         self.accelerator.save_state(str(part))
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
+            if self.tokenizer is not None:
+                self.accelerator.unwrap_model(model).save_pretrained(part)
+                self.tokenizer.save_pretrained(part)
             state = json.dumps({"global_step": step, "loss": loss, "best": self.best})
             (part / STATE).write_text(state + "\n", encoding="utf-8")
             shutil.rmtree(part.with_suffix(""), ignore_errors=True)

@@ -40,6 +40,7 @@ def run(main: Callable[[Any], Any], args_class: type, argv: list[str] | None = N
     try:
         args = parse(args_class, argv, sys.modules[main.__module__].__doc__ or "")
         _refuse_sharding(vars(args))
+        _refuse_parting(vars(args))
         main(args)
     except (UserError, Refused) as error:
         if debug:
@@ -68,6 +69,22 @@ def _refuse_sharding(args: dict[str, Any]) -> None:
             raise UserError(
                 f"{asked[0]}: {name} is not supported yet; launch with recipes/accelerate/ddp.yaml (the whole model on "
                 f"every GPU), and where it does not fit one GPU, take a base in 4 bits (qlora_alpaca)"
+            )
+
+
+def _refuse_parting(args: dict[str, Any]) -> None:
+    """Refuse fields of a trainer's config by which another template, or another end, would be saved than trains.
+
+    Raises:
+        UserError: an override asks for one of them.
+    """
+    for word in (word for flag in ("sft", "set") for word in args.get(flag, [])):
+        name = str(word).partition("=")[0]
+        if name in ("eos_token", "chat_template_path"):
+            raise UserError(
+                f"--sft {name}: it would change what is saved, after the rows have been made for what trains. The end "
+                "of a turn is the template's own, and is saved as the end token; the template is chosen in the recipe "
+                "(tunebook cp makes a copy)"
             )
 
 

@@ -1,17 +1,18 @@
 """A conversation as it goes on: what has been said, and the prompt of the next answer as training has made it."""
 
+from itertools import chain
 from typing import Any
 
 from common import chats, rendering
 from common.cli import UserError
-from common.templates import AnyTemplate, ChatTemplate
+from common.templates import AnyTemplate, Template
 
 
 class Conversation:
     """Questions and answers so far, under a system text, in a template.
 
-    A chat template is given all of it. A text template (Alpaca) has no turns: each question is asked alone, under the
-    system text, as such a model was trained.
+    An instruction template (Alpaca) has no turns: each question with its answer is what a row is in training, one
+    after another, as the chat template that is saved with the weights has it (common/serving.py).
 
     Attributes:
         turns: {"role", "content"} of user and assistant in turn.
@@ -24,10 +25,6 @@ class Conversation:
         self.turns: list[dict[str, str]] = []
         self.input = ""
 
-    @property
-    def keeps_history(self) -> bool:
-        return isinstance(self.template, ChatTemplate)
-
     def prompt(self, question: str, limit: int | None = None) -> tuple[list[int], int]:
         """Ids of the prompt, and how many questions from the first on were left out to keep it within `limit` tokens.
 
@@ -38,27 +35,40 @@ class Conversation:
             ids = self._ids(question, self.turns[left_out:])
             if limit is None or len(ids) <= limit:
                 return ids, left_out // 2
-            if not self.keeps_history:
-                break
         raise UserError(f"the question has {len(ids)} tokens with its template; {limit} have room")
 
     def _ids(self, question: str, turns: list[dict[str, str]]) -> list[int]:
+        said = [*turns, {"role": "user", "content": self._asked(question)}]
+        if isinstance(self.template, Template):
+            return self._rows(self.template, [turn["content"] for turn in said])
         system = [{"role": "system", "content": self.system}] if self.system else []
-        if self.keeps_history:
-            asked = "\n\n".join(filter(None, (question, self.input)))
-            said = [*system, *turns, {"role": "user", "content": asked}, {"role": "assistant", "content": ""}]
-            row: dict[str, Any] = {"messages": said}
-        else:
-            row = {"instruction": question, "input": self.input, "output": "", "system": self.system}
+        row: dict[str, Any] = {"messages": [*system, *said, {"role": "assistant", "content": ""}]}
         try:
             return rendering.prompts(self.tokenizer, self.template, [row])[0]
         except chats.Unstable as error:
             raise UserError(f"{error}; /system without a text takes the system text away") from None
 
+    def _rows(self, template: Template, texts: list[str]) -> list[int]:
+        """Ids of the rows that questions and their answers are, and of the last question's prompt."""
+        rows = [template.row(text) for text in texts[::2]]
+        for row, answer in zip(rows, texts[1::2], strict=False):
+            row["output"] = answer
+        rows[0]["system"] = self.system
+        whole = rendering.renderer(self.tokenizer, template, "answers")(rows[:-1])[0]
+        return [
+            *chain.from_iterable(ids for ids, _ in whole),
+            *rendering.prompts(self.tokenizer, template, rows[-1:])[0],
+        ]
+
+    def _asked(self, question: str) -> str:
+        """The question with its input, as one turn."""
+        if isinstance(self.template, Template):
+            return self.template.turn({"instruction": question, "input": self.input, "output": ""})
+        return "\n\n".join(filter(None, (question, self.input)))
+
     def add(self, question: str, answer: str) -> None:
         """Keep a question and its answer; the input was for this question alone."""
-        asked = "\n\n".join(filter(None, (question, self.input)))
-        self.turns += [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+        self.turns += [{"role": "user", "content": self._asked(question)}, {"role": "assistant", "content": answer}]
         self.input = ""
 
     def reset(self) -> None:

@@ -61,24 +61,33 @@ class Samples:
             row[when] = answer
 
 
-def ends(tokenizer: Any, template: AnyTemplate | None = None) -> Ends:
-    """The tokenizer's end token and what the template ends an answer with.
+def ends(tokenizer: Any, template: AnyTemplate | None = None, model: Any = None) -> Ends:
+    """The tokenizer's end token, what the template ends an answer with, and all at which the model's own
+    generation_config.json ends.
 
     Of a chat template that is the token that training puts after an answer (<|im_end|>, <|eot_id|>). A text template
     has none of its own; a model that goes on by itself is stopped where it writes the heading of the next question.
     """
-    ids = {int(tokenizer.eos_token_id)}
+    given = model.generation_config.eos_token_id if model is not None else None
+    ids = {int(tokenizer.eos_token_id), *([given] if isinstance(given, int) else given or [])}
     if template is None:
         return Ends(frozenset(ids))
     if isinstance(template, Template):
         halves = (template.with_input, template.without_input)
         lines = {half.split("{instruction}")[0].rstrip().rpartition("\n")[2] for half in halves}
         return Ends(frozenset(ids), tuple(sorted(f"\n{line}" for line in lines if line.strip())))
+    return Ends(frozenset(ids | {end_of_turn(tokenizer, template)}))
+
+
+def end_of_turn(tokenizer: Any, template: AnyTemplate) -> int:
+    """The id that training puts after an answer: the template's own end of a turn, else the tokenizer's end token."""
+    if isinstance(template, Template):
+        return int(tokenizer.eos_token_id)
     turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "x"}]
     (tokens, spans), *_ = rendering.renderer(tokenizer, template, "answers")([{"messages": turns}])[0]
     control = tokenizer.backend_tokenizer.get_added_tokens_decoder()
     last = tokens[spans[-1][1] - 1]
-    return Ends(frozenset(ids | ({last} if last in control else set())))
+    return last if last in control else int(tokenizer.eos_token_id)
 
 
 def generate(

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from common import mixtures, module_kinds, parameter_table, tokenizers
+from common import generation_defaults, mixtures, module_kinds, parameter_table, tokenizers
 from common.cli import UserError
 from common.pocket import FOLDER as POCKET
 
@@ -36,6 +36,8 @@ def locate(name: str, max_length: int | None = None) -> str:
         return name
     if not path.is_dir():
         raise UserError(f"--model {name} is a file; name the folder that holds config.json and the weights")
+    if (path / "bottleneck.json").exists():  # a checkpoint has a config.json, too, but none of the base's weights
+        raise UserError(f"--model {name}: the folder holds an adapter alone; give it as --adapter, its base as --model")
     missing = []
     if not (path / "config.json").exists():
         adapter = " (it holds an adapter: give its base as --model)" if (path / "adapter_config.json").exists() else ""
@@ -150,6 +152,9 @@ def load(name: str, max_length: int, four_bit: bool = False, full: bool = False,
     tokenizers.check(tokenizer, f"--model {name}")
     for line in tokenizers.problems(tokenizer, Path(place)):
         print(f"tokenizer of {name}: {line}")
+    for line in tokenizers.bind(tokenizer, model):
+        print(f"tokenizer of {name}: {line}")
+    generation_defaults.make_savable(model, name)
     mixtures.ask_for_router_logits(model, False)
     for part, parameter in model.named_parameters():
         if full and module_kinds.beside_text(part):
@@ -307,5 +312,6 @@ def load_plain(name: str, four_bit: bool = False) -> Any:
         model: Any = AutoModelForCausalLM.from_pretrained(locate(name), dtype=dtype(), trust_remote_code=False, **given)
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise UserError(f"--model {name} cannot be loaded{bits}: {error}") from error
+    generation_defaults.make_savable(model, name)
     mixtures.ask_for_router_logits(model, False)
     return (model if four_bit else model.to(device)).eval()

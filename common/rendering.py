@@ -7,7 +7,7 @@ from common import chats
 from common.cli import UserError
 from common.cuts import Cutter
 from common.templates import AnyTemplate, ChatTemplate, Template
-from common.tokenizers import Encoder, encoder
+from common.tokenizers import Encoder, encoder, past_the_model
 
 Encoded = tuple[list[int], list[tuple[int, int]]]  # ids, and [start, end) of each stretch that trains
 Result = tuple[list[Encoded], dict[int, str], int]
@@ -17,17 +17,39 @@ MARKS = "\uf8f1\uf8f2\uf8f3"  # private characters; one that a row does not hold
 def renderer(tokenizer: Any, template: AnyTemplate, train_on: str) -> Callable[[list[dict]], Result]:
     """A function from rows to their encodings, {place: why it cannot be rendered}, and rows with special-token text."""
     if isinstance(template, Template):
-        return TextRenderer(encoder(tokenizer), template, train_on)
-    return ChatRenderer(encoder(tokenizer, chats.turn_tokens(template, tokenizer)), template, train_on)
+        render: Any = TextRenderer(encoder(tokenizer), template, train_on)
+    else:
+        render = ChatRenderer(encoder(tokenizer, chats.turn_tokens(template, tokenizer)), template, train_on)
+    return _known(render, tokenizer)
+
+
+def _known(render: Callable[[list[dict]], Result], tokenizer: Any) -> Callable[[list[dict]], Result]:
+    """A renderer by which rows with tokens that the model does not have cannot be rendered."""
+
+    def checked(rows: list[dict]) -> Result:
+        found, bad, special = render(rows)
+        over = {place: past_the_model(tokenizer, ids) for place, (ids, _) in enumerate(found)}
+        return found, {place: why for place, why in over.items() if why} | bad, special
+
+    return checked if getattr(tokenizer, "rows_of_model", len(tokenizer)) < len(tokenizer) else render
 
 
 def prompts(tokenizer: Any, template: AnyTemplate, rows: list[dict]) -> list[list[int]]:
-    """Ids of what the model is given for each row, as in training: everything up to the (last) answer."""
+    """Ids of what the model is given for each row, as in training: everything up to the (last) answer.
+
+    Raises:
+        UserError: one holds a token that the model does not have.
+    """
     if isinstance(template, Template):
         encode = encoder(tokenizer)
-        return [[*encode.begin, *ids] for ids in encode.text([template.prompt(row) for row in rows])]
-    render = ChatRenderer(encoder(tokenizer, chats.turn_tokens(template, tokenizer)), template, "answers")
-    return [render.prompt(row) for row in rows]
+        found = [[*encode.begin, *ids] for ids in encode.text([template.prompt(row) for row in rows])]
+    else:
+        render = ChatRenderer(encoder(tokenizer, chats.turn_tokens(template, tokenizer)), template, "answers")
+        found = [render.prompt(row) for row in rows]
+    for ids in found:
+        if why := past_the_model(tokenizer, ids):
+            raise UserError(f"a prompt cannot be asked: {why}")
+    return found
 
 
 def taken(tokenizer: Any, template: AnyTemplate, rows: list[dict]) -> list[dict]:

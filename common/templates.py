@@ -29,7 +29,7 @@ class Template:
         A row's `system` text, where it has one, stands before everything.
         """
         fields = fields_of(row)
-        constants, names = self._split[bool(fields["input"])]
+        constants, names = self.halves[bool(fields["input"])]
         texts = [fields[name] for name in names]
         if row.get("system"):
             return ["", "\n\n" + constants[0], *constants[1:]], [row["system"], *texts]
@@ -44,8 +44,28 @@ class Template:
         """What the model is to say. The end token is not part of it; masking adds its id."""
         return fields_of(row)["output"]
 
+    def turn(self, row: dict) -> str:
+        """Instruction and input as the one text of a user's turn, with what the template writes between them."""
+        fields = fields_of(row)
+        return self._between.join(filter(None, (fields["instruction"], fields["input"])))
+
+    def row(self, turn: str) -> dict[str, str]:
+        """The row that a user's turn stands for: with an input where the turn holds the heading of one."""
+        parts = turn.split(self.heading, 1) if self.heading else [turn]
+        return {"instruction": parts[0], "input": "".join(parts[1:]), "output": ""}
+
     @cached_property
-    def _split(self) -> tuple[tuple[list[str], list[str]], ...]:
+    def heading(self) -> str:
+        """What tells an input from the instruction before it (Alpaca's "### Input:"); "" where nothing does."""
+        return self._between if self._between.strip() else ""
+
+    @cached_property
+    def _between(self) -> str:
+        constants, names = self.halves[True]
+        return constants[1] if names == ["instruction", "input"] else "\n\n"
+
+    @cached_property
+    def halves(self) -> tuple[tuple[list[str], list[str]], ...]:
         halves = (FIELD.split(text) for text in (self.without_input, self.with_input))
         return tuple((half[::2], half[1::2]) for half in halves)
 

@@ -77,6 +77,30 @@ def problems(tokenizer: Any, folder: Path) -> list[str]:
     return found
 
 
+def bind(tokenizer: Any, model: Any) -> list[str]:
+    """Let the tokenizer know the rows of the model's embeddings: encoding refuses ids that lie past them, as the model
+    itself would only fail (and end the process, on a GPU). What is odd about the two, a sentence each."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    tokenizer.rows_of_model = rows
+    over = {number: token for token, number in tokenizer.get_vocab().items() if number >= rows}
+    if not over:
+        return []
+    first = over[min(over)]
+    return [f"{len(over)} of its tokens, such as {first}, lie past the model's {rows} rows; text with them is refused"]
+
+
+def past_the_model(tokenizer: Any, ids: list[int]) -> str:
+    """Why the model that the tokenizer is bound to cannot take these ids; "" where it can, or where there is none."""
+    rows = getattr(tokenizer, "rows_of_model", None)
+    if rows is None or max(ids, default=0) < rows:
+        return ""
+    number = max(ids)
+    return (
+        f"it holds {tokenizer.convert_ids_to_tokens(number)} (token {number}), and the model has {rows} rows of "
+        "embeddings; take the model's own tokenizer, or resize the embeddings and save the model anew"
+    )
+
+
 def affixes(tokenizer: Any) -> tuple[list[int], list[int]]:
     """The ids that the tokenizer puts before and after every text by itself."""
     backend = tokenizer.backend_tokenizer

@@ -87,9 +87,6 @@ class Model:
         side.why = {place: record["why"] for place, record in enumerate(found) if record["why"]}
         side.cut = sum(record["cut"] for record in found)
         side.notes.append(f"asked in the template {', '.join(sorted({record['template'] for record in found}))}")
-        alone = sum(record["alone"] for record in found)
-        if alone:
-            side.notes.append(f"its template has no turns: the later questions of {alone} were asked without the first")
         return side
 
     def _answer(self, questions: list[Question], keys: list[str], missing: list[int], journal: Journal) -> list[str]:
@@ -114,14 +111,14 @@ class Model:
 
 
 def converse(model: Any, questions: list[Question], decoding: Decoding) -> list[dict[str, Any]]:
-    """What the model says turn by turn: {"answers", "template": its name, "cut": answers cut at the limit, "alone": a
-    later turn was asked without the ones before, "why": it has no answer, or ""} for each question."""
+    """What the model says turn by turn: {"answers", "template": its name, "cut": answers cut at the limit, "why": it
+    has no answer, or ""} for each question."""
     from common import generation
     from common.conversation import Conversation
 
-    stop = generation.ends(model.tokenizer, model.template)
+    stop = generation.ends(model.tokenizer, model.template, model.model)
     talks = [Conversation(model.tokenizer, model.template, question.system) for question in questions]
-    start = {"template": model.template.name, "cut": 0, "alone": False, "why": ""}
+    start = {"template": model.template.name, "cut": 0, "why": ""}
     records: list[dict[str, Any]] = [{**start, "answers": []} for _ in questions]
     for turn in range(max(len(question.turns) for question in questions)):
         going, prompts = [], []
@@ -136,7 +133,6 @@ def converse(model: Any, questions: list[Question], decoding: Decoding) -> list[
             except UserError as error:
                 records[place]["why"] = str(error)
                 continue
-            records[place]["alone"] |= turn > 0 and not talks[place].keeps_history
             going.append((place, text))
             prompts.append(prompt)
         found = generation.generate(model.model, model.tokenizer, prompts, decoding, stop) if prompts else []

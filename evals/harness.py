@@ -100,20 +100,20 @@ def score(
     folder: Path,
     keep: Path | None = None,
     settings: Settings | None = None,
+    prefix: int | None = None,
 ) -> dict[str, Any]:
     """Run the tasks on a model in memory and write lm-eval's own result and sample files to `folder`.
 
     Nothing is cached between calls: lm-eval's cache does not know one model from another.
 
     Args:
-        tasks: names of tasks that stand in evals/tasks, or tasks and groups that lm-eval has built.
-        keep: where to save the model, so that a later lm_eval command can score the very same weights.
+        tasks: names in evals/tasks, or what lm-eval has built. keep: where to save the model. prefix: see in_memory.
 
     Returns:
         {"metrics": {task: {metric: value}}, "items": {task: {doc_id: {"skill", metric: value}}}, "groups" and
         "errors" (standard errors) like metrics, "higher": {task: {metric: whether more is better}}, "counts": {task:
-        {"items", "of", "cut"}}}. A metric that was taken
-        through several filters is called metric,filter. `cut`: items whose prompt lost its beginning, see InMemory.
+        {"items", "of", "cut"}}}. A metric that was taken through several filters is called metric,filter. `cut`: items
+        whose prompt lost its beginning, see InMemory.
     """
     if not tasks:
         return {"metrics": {}, "items": {}}
@@ -128,7 +128,7 @@ def score(
     _compile_prompts_once()
     tracker = EvaluationTracker(output_path=str(folder))
     with models.flags_kept(model):
-        memory = in_memory(models.unwrapped(model), tokenizer, settings.batch_size)
+        memory = in_memory(models.unwrapped(model), tokenizer, settings.batch_size, prefix)
         results: Any = simple_evaluate(
             model=memory,
             tasks=tasks,

@@ -94,11 +94,11 @@ def _as_lm_eval(tokenizer: Any, text: str) -> list[int]:
     return tokenizer.encode(text, **({"add_special_tokens": False} if text.startswith(opens) else {}))
 
 
-def stops(tokenizer: Any, template: AnyTemplate) -> dict[str, Any]:
-    """Where answers end, as lm-eval's --gen_kwargs: the ids and texts of generation.ends."""
+def stops(tokenizer: Any, template: AnyTemplate, *more: int) -> dict[str, Any]:
+    """Where answers end, as lm-eval's --gen_kwargs: the ids and texts of generation.ends, and `more` ids."""
     ends = generation.ends(tokenizer, template)
-    texts = [*ends.texts, *(tokenizer.convert_ids_to_tokens(place) for place in sorted(ends.ids))]
-    return {"until": texts, "eos_token_id": sorted(ends.ids)}
+    ids = sorted({*ends.ids, *more})
+    return {"until": [*ends.texts, *map(tokenizer.convert_ids_to_tokens, ids)], "eos_token_id": ids}
 
 
 def choose(wanted: str, folders: list[str], tokenizer: Any) -> tuple[str, str]:

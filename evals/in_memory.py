@@ -8,12 +8,14 @@ import sys
 from collections import defaultdict
 from typing import Any
 
-from common import generation
+from common import generation, tokenizers
+from common.cli import UserError
 
 
-def in_memory(model: Any, tokenizer: Any, batch_size: int) -> Any:
+def in_memory(model: Any, tokenizer: Any, batch_size: int, prefix: int | None = None) -> Any:
     """The model for `lm_eval.simple_evaluate`. Bars are drawn on a terminal only.
 
+    `prefix`: the token before a text that is scored from its first token on; None: the tokenizer's beginning or end.
     Its attribute `cut` is {task: numbers of the items of which lm-eval left out the beginning}: where prompt and answer
     have more tokens than the model has positions, it cuts on the left and says nothing.
     """
@@ -27,6 +29,12 @@ def in_memory(model: Any, tokenizer: Any, batch_size: int) -> Any:
             super().__init__(**values)
             self.cut: dict[str, set[int]] = defaultdict(set)
             self._asked: list[Any] = []
+
+        def tok_encode(self, string, *args, **kwargs):
+            ids = super().tok_encode(string, *args, **kwargs)
+            if isinstance(string, str) and (why := tokenizers.past_the_model(self.tokenizer, ids)):
+                raise UserError(f"a text cannot be scored: {why}")
+            return ids
 
         def loglikelihood(self, requests, disable_tqdm=False):
             self._asked = requests
@@ -55,4 +63,5 @@ def in_memory(model: Any, tokenizer: Any, batch_size: int) -> Any:
             return answers
 
     # Likelihoods in float32 whatever the model computes in: of bfloat16 logits they have two or three digits.
-    return InMemory(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, softmax_dtype="float32")
+    given = {"batch_size": batch_size, "softmax_dtype": "float32", "prefix_token_id": prefix}
+    return InMemory(pretrained=model, tokenizer=tokenizer, **given)

@@ -17,6 +17,7 @@ class Loaded:
 
     Attributes:
         place, folder, own_tokenizer: where model and adapter ("": none) come from; whether the adapter has a tokenizer.
+        prefix, end: tokens of the base: what opens a text that is scored from its first token on, and what ends one.
         ours: the adapter is one of common/adapters.py, which lm_eval itself cannot load.
 
     Raises:
@@ -34,6 +35,9 @@ class Loaded:
         self.ours = bool(self.folder) and (Path(self.folder) / adapted.OURS).exists()
         self.own_tokenizer = bool(self.folder) and (Path(self.folder) / "tokenizer_config.json").exists()
         self.tokenizer, self.notes = tokenizers.load(self.folder if self.own_tokenizer else self.place)
+        # What a text without a beginning is scored after, and what ends an answer besides: as for the base alone.
+        own = tokenizers.load(self.place)[0] if self.own_tokenizer else self.tokenizer
+        self.prefix, self.end = opening(own), int(own.eos_token_id)
         base = adapted.base_of(self.folder) if self.folder else ""
         if base and Path(base).resolve() != Path(self.place).resolve() and base != name:
             self.notes.append(f"the adapter was trained on {base}; here it is on {name}")
@@ -61,6 +65,7 @@ class Loaded:
             adapters.load(model, self.folder)
         elif self.folder:
             model = adapted.put_on(model, self.folder)
+        tokenizers.bind(self.tokenizer, model)
         return model.eval()
 
     def words(self, model_folder: str = "") -> str | None:
@@ -75,7 +80,14 @@ class Loaded:
         words = f"pretrained={model_folder or _absolute(self.place)},dtype={dtype},softmax_dtype=float32"
         if self.folder:
             words += f",peft={_absolute(self.folder)}"
+        if self.prefix != opening(self.tokenizer):
+            words += f",prefix_token_id={self.prefix}"
         return words + (f",tokenizer={_absolute(self.folder)}" if self.own_tokenizer else "")
+
+
+def opening(tokenizer: Any) -> int:
+    """The token that lm-eval puts before a text whose first token is scored, too."""
+    return int(tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id)
 
 
 def _absolute(place: str) -> str:

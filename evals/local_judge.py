@@ -36,7 +36,7 @@ class LocalJudge:
             return  # nothing to load a model for
         word = self.asked.word
         model = Adapted("" if self.asked.adapter else word, [word] if self.asked.adapter else [])
-        stop = generation.ends(model.tokenizer, model.template)
+        stop = generation.ends(model.tokenizer, model.template, model.model)
         for start in range(0, len(prompts), TOGETHER):
             going: list[tuple[int, list[int], int]] = []
             stopped: Stopped | None = None

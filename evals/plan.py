@@ -84,8 +84,8 @@ class Plan:
             encoder = args.bert_model if not Path(args.bert_model).exists() else str(Path(args.bert_model).resolve())
             bertscore.of(encoder, args.bert_layer)  # before hours are spent, and kept
             metadata |= {"bert_model": encoder, "bert_layer": args.bert_layer}
-        tokenizer = self.loaded.tokenizer
-        return metadata, heldout.stops(tokenizer, heldout.template_of(metadata["template"], tokenizer))
+        tokenizer, end = self.loaded.tokenizer, self.loaded.end
+        return metadata, heldout.stops(tokenizer, heldout.template_of(metadata["template"], tokenizer), end)
 
     def _template(self, args: Any) -> dict[str, Any]:
         """--metadata of tasks whose prompts are put into the model's template."""

@@ -46,7 +46,7 @@ def main(args: Args) -> dict:
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
     from trl import SFTConfig, SFTTrainer
 
-    from common import adapters, callbacks, generation
+    from common import adapters, callbacks, generation, serving
 
     overrides = cli.overrides(args.sft, SFTConfig, written=set(vars(args)))
     checkpoint = checks.continues(folder, vars(args), args.resume, args.overwrite)
@@ -100,7 +100,7 @@ def main(args: Args) -> dict:
     )
     trainer = SFTTrainer(
         model=model,
-        processing_class=tokenizer,
+        processing_class=serving.dressed(tokenizer, template, model),
         train_dataset=train,
         eval_dataset=held_out if len(held_out) else None,
         args=SFTConfig(**{**config, **overrides}),
@@ -117,9 +117,7 @@ def main(args: Args) -> dict:
     trainer.train(resume_from_checkpoint=checkpoint)
     callbacks.evaluate(trainer)
 
-    adapters.save(model, folder / "adapter", "alpaca")
-    tokenizer.save_pretrained(folder / "adapter")
-    template.save(folder / "adapter")
+    trainer.processing_class.save_pretrained(folder / "adapter")  # and the adapter with it
     samples.take("after", model)
     scores.take("after", model, tokenizer)
     account = scores.account(None, None)  # lm-eval's own command cannot load these adapters; tunebook eval can

@@ -51,7 +51,7 @@ def main(args: Args) -> dict:
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
     from trl import SFTConfig, SFTTrainer
 
-    from common import callbacks, distillation, generation, lora, losses, sampling, targets, teaching
+    from common import callbacks, distillation, generation, lora, losses, sampling, serving, targets, teaching
 
     blend = losses.Blend(args.alpha, args.temperature, args.beta)
     overrides = cli.overrides(args.sft, SFTConfig, written=set(vars(args)))
@@ -117,7 +117,7 @@ def main(args: Args) -> dict:
 
     trainer = Distiller(
         model=model,
-        processing_class=tokenizer,
+        processing_class=serving.dressed(tokenizer, template, model),
         train_dataset=train,
         eval_dataset=held_out if len(held_out) else None,
         data_collator=batches.collator(model, tokenizer) if args.packing else None,
@@ -139,7 +139,6 @@ def main(args: Args) -> dict:
 
     base, result = (models.locate(args.model), folder / "adapter") if args.lora_r else (None, folder / "model")
     trainer.save_model(str(result))
-    template.save(result)
     samples.take("after", model)
     scores.take("after", model, tokenizer)
     account = scores.account(base or result, result if base else None)

@@ -50,7 +50,7 @@ def main(args: Args) -> dict:
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
     from trl import DistillationConfig, DistillationTrainer
 
-    from common import callbacks, distillation, generation, lora, losses, on_policy
+    from common import callbacks, distillation, generation, lora, losses, on_policy, serving
 
     blend = losses.Blend(1.0, args.temperature, args.beta)
     overrides = cli.overrides(args.sft, DistillationConfig, written=set(vars(args)))
@@ -115,7 +115,7 @@ def main(args: Args) -> dict:
 
     trainer = OnPolicy(
         model=model,
-        processing_class=tokenizer,
+        processing_class=serving.dressed(tokenizer, template, model),
         train_dataset=on_policy.prompts(train),
         args=DistillationConfig(**{**config, **overrides}),
         callbacks=[callbacks.Watchdog()],
@@ -132,7 +132,6 @@ def main(args: Args) -> dict:
 
     base, result = (models.locate(args.model), folder / "adapter") if args.lora_r else (None, folder / "model")
     trainer.save_model(str(result))
-    template.save(result)
     samples.take("after", model)
     scores.take("after", model, tokenizer)
     account = scores.account(base or result, result if base else None)

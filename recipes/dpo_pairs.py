@@ -1,7 +1,7 @@
 """DPO on preference pairs: a model that answers learns which of two answers is better, held against what it was.
 
     accelerate launch recipes/dpo_pairs.py
-    accelerate launch recipes/dpo_pairs.py --model pocket --adapter runs/lora_alpaca/adapter
+    accelerate launch recipes/dpo_pairs.py --adapter runs/lora_alpaca
 
 Starts from an SFT model (the reference is the model with the new adapter off) or adapter (the reference is its copy).
 
@@ -16,8 +16,8 @@ from common import cli
 
 @dataclass
 class Args:
-    model: str = "pocket_teacher"  # Hub name or folder of an SFT model, or of the base of --adapter; or a bundled model
-    adapter: str = "none"  # folder of the LoRA adapter of an SFT run, such as runs/lora_alpaca/adapter
+    model: str = ""  # Hub name or folder of an SFT model, or a base; default: that of --adapter, or pocket_teacher
+    adapter: str = "none"  # folder of an SFT run with LoRA, or of its adapter: runs/lora_alpaca
     template: str = "alpaca"  # that of the SFT run: alpaca, chatml, llama2, llama3, tokenizer (its own) or FILE.jinja
     four_bit: bool = False  # the base in NF4
     beta: float = 0.3  # how much leaving the reference costs; 0.1 is usual, but gets fewer of pocket's pairs right
@@ -43,9 +43,8 @@ def main(args: Args) -> dict:
     from common import alignment, checks, forecast, loading, mix, models, pairs, preference, report, sampling, templates
     from evals import harness
 
+    args.model, args.adapter = alignment.start_of(args.model, args.adapter)
     place = models.locate(args.model, args.max_length)
-    if args.adapter != "none":
-        alignment.check_adapter(args.adapter)
     tasks = harness.suite_for(args.eval_suite, args.dataset)
     folder = cli.fresh_folder(args.output_dir, args.overwrite, marker="report.json")
     sides = pairs.load(args.dataset, seed=args.seed, bad_rows=args.bad_rows)
@@ -53,7 +52,7 @@ def main(args: Args) -> dict:
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
     from trl import DPOConfig, DPOTrainer
 
-    from common import adapted, callbacks, generation, lora
+    from common import adapted, callbacks, generation, lora, serving
 
     overrides = cli.overrides(args.sft, DPOConfig, written=set(vars(args)))
     checkpoint = checks.continues(folder, vars(args), args.resume, args.overwrite)
@@ -115,7 +114,7 @@ def main(args: Args) -> dict:
 
     trainer = alignment.taking_ids(DPOTrainer)(
         model=model,
-        processing_class=tokenizer,
+        processing_class=serving.dressed(tokenizer, template, model),
         train_dataset=train,
         eval_dataset=held_out if len(held_out) else None,
         data_collator=preference.Collator(tokenizer.pad_token_id or 0),
@@ -138,7 +137,6 @@ def main(args: Args) -> dict:
     callbacks.evaluate(trainer)
 
     trainer.save_model(str(folder / "adapter"))
-    template.save(folder / "adapter")
     rewards.take("after")
     samples.take("after", model)
     scores.take("after", model, tokenizer)

@@ -49,7 +49,7 @@ def main(args: Args) -> dict:
     from transformers import get_scheduler
     from trl.trainer import add_fused_lm_head
 
-    from common import checkpoints, generation, lora
+    from common import checkpoints, generation, lora, serving
     from common.meter import Meter
 
     checkpoint = checks.continues(folder, vars(args), args.resume, args.overwrite)
@@ -95,7 +95,8 @@ def main(args: Args) -> dict:
     if args.dry_run:
         return expected
 
-    kept = checkpoints.Checkpoints(accelerator, folder, schedule)
+    served = serving.dressed(tokenizer, template, accelerator.unwrap_model(model))
+    kept = checkpoints.Checkpoints(accelerator, folder, schedule, tokenizer=served)
     meter, done = Meter(folder / "log.jsonl"), kept.load(checkpoint)
     meter.evaluated(0, steps.mean_loss(accelerator, model, evaluation, loss_of))
     meter.begin(done, max_steps)
@@ -115,8 +116,7 @@ def main(args: Args) -> dict:
 
     model = accelerator.unwrap_model(model)
     model.save_pretrained(folder / "adapter")
-    tokenizer.save_pretrained(folder / "adapter")
-    template.save(folder / "adapter")
+    served.save_pretrained(folder / "adapter")
     samples.take("after", model)
     scores.take("after", model, tokenizer)
     account = scores.account(models.locate(args.model), folder / "adapter")

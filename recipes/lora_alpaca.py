@@ -47,7 +47,7 @@ def main(args: Args) -> dict:
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
     from trl import SFTConfig, SFTTrainer
 
-    from common import callbacks, generation, lora
+    from common import callbacks, generation, lora, serving
 
     overrides = cli.overrides(args.sft, SFTConfig, written=set(vars(args)))
     checkpoint = checks.continues(folder, vars(args), args.resume, args.overwrite)
@@ -111,7 +111,7 @@ def main(args: Args) -> dict:
     )
     trainer = SFTTrainer(
         model=model,
-        processing_class=tokenizer,
+        processing_class=serving.dressed(tokenizer, template, model),
         train_dataset=train,
         eval_dataset=held_out if len(held_out) else None,
         args=SFTConfig(**{**config, **overrides}),
@@ -130,7 +130,6 @@ def main(args: Args) -> dict:
     callbacks.evaluate(trainer)
 
     trainer.save_model(str(folder / "adapter"))
-    template.save(folder / "adapter")
     samples.take("after", model)
     scores.take("after", model, tokenizer)
     account = scores.account(models.locate(args.model), folder / "adapter")

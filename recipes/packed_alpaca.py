@@ -46,7 +46,7 @@ def main(args: Args) -> dict:
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
     from trl import SFTConfig, SFTTrainer
 
-    from common import attention, callbacks, generation, lora
+    from common import attention, callbacks, generation, lora, serving
 
     overrides = cli.overrides(args.sft, SFTConfig, written=set(vars(args)))
     checkpoint = checks.continues(folder, vars(args), args.resume, args.overwrite)
@@ -107,7 +107,7 @@ def main(args: Args) -> dict:
     )
     trainer = SFTTrainer(
         model=model,
-        processing_class=tokenizer,
+        processing_class=serving.dressed(tokenizer, template, model),
         train_dataset=packing.packed(train, args.max_length),
         eval_dataset=packing.packed(held_out, args.max_length) if len(held_out) else None,
         data_collator=batches.collator(model, tokenizer),
@@ -128,7 +128,6 @@ def main(args: Args) -> dict:
     callbacks.evaluate(trainer)
 
     trainer.save_model(str(folder / "adapter"))
-    template.save(folder / "adapter")
     samples.take("after", model)
     scores.take("after", model, tokenizer)
     account = scores.account(models.locate(args.model), folder / "adapter")

@@ -46,7 +46,7 @@ def main(args: Args) -> dict:
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
     from trl import SFTConfig, SFTTrainer
 
-    from common import callbacks, generation
+    from common import callbacks, generation, serving
 
     overrides = cli.overrides(args.sft, SFTConfig, written=set(vars(args)))
     checkpoint = checks.continues(folder, vars(args), args.resume, args.overwrite)
@@ -103,7 +103,7 @@ def main(args: Args) -> dict:
     )
     trainer = SFTTrainer(
         model=model,
-        processing_class=tokenizer,
+        processing_class=serving.dressed(tokenizer, template, model),
         train_dataset=train,
         eval_dataset=held_out if len(held_out) else None,
         args=SFTConfig(**{**config, **overrides}),
@@ -121,7 +121,6 @@ def main(args: Args) -> dict:
     callbacks.evaluate(trainer)
 
     trainer.save_model(str(folder / "model"))
-    template.save(folder / "model")
     samples.take("after", model)
     scores.take("after", model, tokenizer)
     account = scores.account(folder / "model", None)

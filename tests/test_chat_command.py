@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from common import commands, generation, rendering, templates
+from common import commands, generation, masking, rendering, templates
 from common.adapted import Adapted, named
 from common.cli import UserError
 from common.commands import chat, chat_page
@@ -81,14 +81,15 @@ def test_the_prompt_is_that_of_training(tokenizer):
     assert conversation.turns == [] and conversation.system == "Be short."
 
 
-def test_a_text_template_asks_each_question_alone(tokenizer):
+def test_turns_of_a_text_template_are_rows_of_training(tokenizer):
     conversation = Conversation(tokenizer, templates.ALPACA, "Be short.")
-    conversation.add("One?", "1")
+    first = {"instruction": "Say it.", "input": "two", "output": "two", "system": "Be short."}
     conversation.input = "two"
-    row = {"instruction": "Say it.", "input": "two", "output": "", "system": "Be short."}
-    assert conversation.prompt("Say it.")[0] == rendering.prompts(tokenizer, templates.ALPACA, [row])[0]
+    assert conversation.prompt("Say it.")[0] == rendering.prompts(tokenizer, templates.ALPACA, [first])[0]
     conversation.add("Say it.", "two")
-    assert not conversation.input and not conversation.keeps_history
+    (row,), _ = masking.encode([first], tokenizer, templates.ALPACA, 512)
+    later = rendering.prompts(tokenizer, templates.ALPACA, [{"instruction": "More?", "output": ""}])[0]
+    assert not conversation.input and conversation.prompt("More?")[0] == row["input_ids"] + later
 
 
 def test_what_no_longer_fits_is_left_out_and_counted(tokenizer):
@@ -143,7 +144,7 @@ def test_what_is_typed_beside_questions(monkeypatch, capsys, bottleneck):
     code, out, err = talk(monkeypatch, capsys, "\n".join(lines), "--adapter", f"first={bottleneck}")
     assert code == 0, err
     answers = out.splitlines()
-    assert "template alpaca (no turns: each question is asked alone)" in err.splitlines()[0]
+    assert "template alpaca" in err.splitlines()[0]
     assert "in use: first; there is first, none" in err and "adapter none ·" in err
     for said in ("(system text set)", "(no system text)", "(it goes with the next question)", "forget what was said"):
         assert said in err

@@ -80,6 +80,13 @@ def test_bad_overrides(pair, says):
         cli.overrides([pair], Config, {"learning_rate"})
 
 
+@pytest.mark.parametrize("name", ["eos_token", "chat_template_path"])
+def test_what_would_save_another_template_than_trains_is_refused(name, capsys):
+    with pytest.raises(SystemExit) as error:
+        cli.run(lambda args: pytest.fail("it began"), Args, ["--sft", "optim=no", f"{name}=x"])
+    assert error.value.code == 2 and f"--sft {name}: it would change what is saved" in capsys.readouterr().err
+
+
 def test_a_finished_run_is_not_written_over(tmp_path):
     (tmp_path / "report.json").write_text("{}")
     (tmp_path / "mine.txt").write_text("kept")

@@ -555,7 +555,8 @@ def test_an_adapter_over_four_bits_goes_on_and_resumes(made, tmp_path):
                        for f in (whole / "adapter", part / "adapter", tmp_path / "sft"))  # fmt: skip
     assert one.keys() == first.keys() and all(torch.equal(one[name], two[name]) for name in one)
     assert not all(torch.equal(one[name], first[name]) for name in one)
-    done = run("--output_dir", tmp_path / "other", "--adapter", tmp_path / "sft")  # of another model
+    words = ["--output_dir", tmp_path / "other", "--adapter", tmp_path / "sft", "--model", "pocket_teacher"]
+    done = run(*words)  # of another model
     assert done.returncode == 2 and "cannot be put on this model" in done.stderr and "Traceback" not in done.stderr
 
 

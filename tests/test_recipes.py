@@ -10,7 +10,14 @@ from pathlib import Path
 import browser
 import few
 import forked
+import plain
 import pytest
+from transformers import AutoTokenizer
+
+from common import generation, templates
+from common.adapted import Adapted
+from common.conversation import Conversation
+from common.decoding import Decoding
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted(path.name for path in (ROOT / "recipes").glob("*.py"))
@@ -114,10 +121,35 @@ def test_train_stop_resume_reload(tmp_path, recipe):
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
     assert fork("--output_dir", part, *flags, recipe=recipe).returncode == 2  # finished now
 
+    travels(tmp_path / "whole", result)
     if recipe == "dpo_pairs.py":
         browser.look(tmp_path / "whole" / "report.html")
     if recipe in ("packed_alpaca.py", "qlora_alpaca.py"):
         same_logits_with_plain_peft(tmp_path / "whole")
+
+
+def travels(folder, result):
+    """The template of the training lies in the result and in every checkpoint, and transformers and PEFT alone answer
+    with it as tunebook chat does. PEFT cannot load a bottleneck adapter: of that, the prompts are looked at."""
+    talk = [{"role": "user", "content": "What is the capital of Arvania?"}]
+    places = [folder / result, *folder.glob("checkpoint-*")]
+    for place in places:
+        template, tokenizer = templates.load(place), AutoTokenizer.from_pretrained(place)
+        prompt = Conversation(tokenizer, template).prompt(talk[0]["content"])[0]
+        assert plain.ids(place, talk) == prompt
+        assert tokenizer.eos_token_id == generation.end_of_turn(tokenizer, template)
+        assert tokenizer.eos_token_id in plain.ends(place)
+        if (place / "bottleneck.json").exists():
+            assert Adapted(adapters=[str(place)]).template == template
+            continue
+        whole = (place / "config.json").exists()
+        mine = Adapted(str(place) if whole else "", [] if whole else [str(place)])
+        stop = generation.ends(mine.tokenizer, mine.template, mine.model)
+        (answer,) = generation.generate(mine.model, mine.tokenizer, [prompt], Decoding(12), stop)
+        assert mine.template == template
+        for said in plain.answers(place, [talk], 12)[0]:
+            assert plain.bare(said) == plain.bare(answer.text)
+    assert len(places) > 1
 
 
 def same_logits_with_plain_peft(folder):

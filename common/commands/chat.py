@@ -169,14 +169,12 @@ class Terminal:
 def line(adapted: Any, decoding: Any) -> str:
     """What is in use, in a line."""
     from common import models
-    from common.templates import ChatTemplate
 
     millions = models.parameters(adapted.model)[1] / 1e6
     size = f"{millions:.1f} million" if millions < 1000 else f"{millions / 1000:.1f} billion"
-    turns = "" if isinstance(adapted.template, ChatTemplate) else " (no turns: each question is asked alone)"
     parts = (
         f"model {adapted.name} ({size} parameters)", f"adapter {adapted.current or 'none'}",
-        f"template {adapted.template.name}{turns}", models.device(), decoding.line(),
+        f"template {adapted.template.name}", models.device(), decoding.line(),
     )  # fmt: skip
     return " · ".join(parts)
 
@@ -192,7 +190,7 @@ def pieces(adapted: Any, prompt: list[int], decoding: Any) -> Any:
     """The answer's pieces and last the Answer; in one piece where beams are searched."""
     from common import generation
 
-    stop = generation.ends(adapted.tokenizer, adapted.template)
+    stop = generation.ends(adapted.tokenizer, adapted.template, adapted.model)
     if decoding.num_beams == 1:
         yield from generation.stream(adapted.model, adapted.tokenizer, prompt, decoding, stop)
         return

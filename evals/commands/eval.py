@@ -76,7 +76,8 @@ def main(args: Args) -> dict[str, Any]:
 
     from evals import harness
 
-    scores = harness.score(model, plan.loaded.tokenizer, plan.tasks, folder, settings=plan.settings)
+    loaded = plan.loaded
+    scores = harness.score(model, loaded.tokenizer, plan.tasks, folder, settings=plan.settings, prefix=loaded.prefix)
     report = {
         "model": plan.loaded.place,
         "adapter": plan.loaded.folder or None,
