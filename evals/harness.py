@@ -4,7 +4,10 @@
 # (lm-eval's decorators hide the signatures of what they wrap)
 
 import logging
+import subprocess
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ from typing import Any
 from common import generation, models
 from common.cli import UserError, first_process, nearest
 from evals.in_memory import in_memory
+from evals.loading import beside_peft
 
 BATCH = 64
 SHOWN = ("metrics", "items")  # of what `score` returns, in a report
@@ -46,11 +50,14 @@ class Scores:
         self.tasks, self.folder = tasks, folder
         self._taken: dict[str, dict[str, Any]] = {}
         self._batch = BATCH
+        self._tokenizer, self.why = "", ""  # of lm_eval's command: another tokenizer; what keeps it from these scores
 
     def take(self, when: str, model: Any, tokenizer: Any, keep: Path | None = None) -> None:
         """Score the model as `before` or `after`. `keep`: where to save it, for a later lm_eval command."""
         self._batch = 1 if generation.virtual_tokens(model) else BATCH  # see in_memory.InMemory
         self._taken[when] = score(model, tokenizer, self.tasks, self.folder / when, keep)
+        if self.tasks and getattr(model, "peft_config", None) and first_process():
+            self._tokenizer, self.why = beside_peft(model, tokenizer, self.folder)
 
     def account(self, model: Path | str | None, adapter: Path | None) -> dict[str, Any]:
         """`before`, `after`, `comparison`, `by_skill`, `forgetting` and `command` for the report. Texts, whose bits per
@@ -75,7 +82,9 @@ class Scores:
             "comparison": compare(before, after),
             "by_skill": by_skill(after),
             "forgetting": lost,
-            "command": command(model, adapter, self.tasks, models.dtype(), self._batch),
+            "command": None
+            if self.why
+            else command(model, adapter, self.tasks, models.dtype(), self._batch, self._tokenizer),
         }
 
 
@@ -90,6 +99,7 @@ class Settings:
     gen_kwargs: dict[str, Any] = field(default_factory=dict)  # over those of every task that generates
     allow_code: bool = False  # run programs that the model wrote
     bootstrap_iters: int = 0  # of standard errors that have no formula; 0: no standard errors at all
+    bare: bool = False  # lm-eval puts no token before a text (add_bos_token=False), as the texts have it
 
 
 def score(
@@ -125,8 +135,8 @@ def score(
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     tracker = EvaluationTracker(output_path=str(folder))
-    with models.flags_kept(model):
-        memory = in_memory(models.unwrapped(model), tokenizer, settings.batch_size)
+    with models.flags_kept(model), _quiet_git():
+        memory = in_memory(models.unwrapped(model), tokenizer, settings.batch_size, settings.bare)
         results: Any = simple_evaluate(
             model=memory,
             tasks=tasks,
@@ -141,6 +151,25 @@ def score(
         for task, found in samples.items():
             tracker.save_results_samples(task_name=task, samples=found)
     return _account(results, samples, memory.cut)
+
+
+@contextmanager
+def _quiet_git() -> Iterator[None]:
+    """The commit of the working directory in lm-eval's results, without git's complaint where there is none."""
+    from lm_eval import evaluator
+
+    def commit() -> str | None:
+        try:
+            said = subprocess.run(["git", "describe", "--always"], capture_output=True, text=True, check=False)
+        except OSError:
+            return None
+        return said.stdout.strip() or None
+
+    before, evaluator.get_git_commit_hash = evaluator.get_git_commit_hash, commit
+    try:
+        yield
+    finally:
+        evaluator.get_git_commit_hash = before
 
 
 def _words(settings: Settings) -> dict[str, Any]:
@@ -224,12 +253,18 @@ def by_skill(scores: dict[str, Any]) -> dict[str, Any]:
 
 
 def command(
-    model: Path | str | None, adapter: Path | None, tasks: list[str], dtype: Any, batch_size: int = BATCH
-) -> str | None:
-    """The plain lm_eval command for the same scores; None where nothing was scored, or it cannot load the model."""
+    model: Path | str | None, adapter: Path | None, tasks: list[str], dtype: Any, batch_size: int = BATCH,
+    tokenizer: str = "",
+) -> str | None:  # fmt: skip
+    """The plain lm_eval command for the same scores; None where nothing was scored, or it cannot load the model.
+
+    Args:
+        tokenizer: a folder, where lm_eval needs another than the model's.
+    """
     if not tasks or model is None:
         return None
     kinds = f"dtype={str(dtype).removeprefix('torch.')},softmax_dtype=float32"
     place = f"pretrained={model},{kinds}" + (f",peft={adapter}" if adapter else "")
+    place += f",tokenizer={tokenizer}" if tokenizer else ""
     where = f"--include_path {TASKS} --tasks {','.join(tasks)}"
     return f"lm_eval run --model hf --model_args {place} {where} --batch_size {batch_size}"

@@ -6,25 +6,34 @@
 
 import sys
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from common import generation
+from common.cli import UserError
 
 
-def in_memory(model: Any, tokenizer: Any, batch_size: int) -> Any:
+def in_memory(model: Any, tokenizer: Any, batch_size: int, bare: bool = False) -> Any:
     """The model for `lm_eval.simple_evaluate`. Bars are drawn on a terminal only.
 
     Its attribute `cut` is {task: numbers of the items of which lm-eval left out the beginning}: where prompt and answer
     have more tokens than the model has positions, it cuts on the left and says nothing.
+
+    Args:
+        bare: put no token before a text; lm-eval's add_bos_token=False.
+
+    Its methods raise UserError where the model has no embedding of a token, or an answer alone is too long for it.
     """
     from lm_eval.models.huggingface import HFLM
     from lm_eval.models.utils import normalize_gen_kwargs
 
-    soft = generation.virtual_tokens(model)
+    soft, rows = generation.virtual_tokens(model), model.config.get_text_config().vocab_size
 
     class InMemory(HFLM):
         def __init__(self, **values):
-            super().__init__(**values)
+            with _tied(model):
+                super().__init__(**values)
             self.cut: dict[str, set[int]] = defaultdict(set)
             self._asked: list[Any] = []
 
@@ -34,6 +43,12 @@ def in_memory(model: Any, tokenizer: Any, batch_size: int) -> Any:
 
         def _loglikelihood_tokens(self, requests, *args, **kwargs):
             for asked, (_, context, answer) in zip(self._asked, requests, strict=False):  # rolling windows: none asked
+                self._check(asked, [*context, *answer])
+                if len(answer) > self.max_length:
+                    raise UserError(
+                        f"{asked.task_name}, item {asked.doc_id}: its answer has {len(answer)} tokens and the model "
+                        f"takes {self.max_length}; leave it out"
+                    )
                 if len(context) + len(answer) > self.max_length + 1:
                     self.cut[asked.task_name].add(asked.doc_id)
             self._asked = []
@@ -43,7 +58,9 @@ def in_memory(model: Any, tokenizer: Any, batch_size: int) -> Any:
             groups = defaultdict(list)  # PEFT puts virtual tokens before the padding: no row may have any
             for place, request in enumerate(requests):
                 prompt, asked = request.args
-                length = len(self.tok_encode(prompt))
+                ids = self.tok_encode(prompt)
+                self._check(request, ids)
+                length = len(ids)
                 if length > self.max_length - normalize_gen_kwargs(asked, self.max_gen_toks)["max_gen_toks"]:
                     self.cut[request.task_name].add(request.doc_id)
                 groups[length if soft else 0].append(place)
@@ -54,5 +71,25 @@ def in_memory(model: Any, tokenizer: Any, batch_size: int) -> Any:
                     answers[place] = answer
             return answers
 
+        def _check(self, asked, ids):
+            if max(ids, default=0) >= rows:
+                raise UserError(
+                    f"{asked.task_name}, item {asked.doc_id}: the tokenizer makes token {max(ids)} "
+                    f"({tokenizer.convert_ids_to_tokens(max(ids))!r}), and the model has {rows} embeddings; resize its "
+                    "embeddings, or score it with the tokenizer that it was trained with"
+                )
+
     # Likelihoods in float32 whatever the model computes in: of bfloat16 logits they have two or three digits.
-    return InMemory(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, softmax_dtype="float32")
+    more = {"add_bos_token": False} if bare else {}
+    return InMemory(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, softmax_dtype="float32", **more)
+
+
+@contextmanager
+def _tied(model: Any) -> Iterator[None]:
+    """Leave embeddings and head as they are: lm-eval ties them again, which fails where PEFT has put copies of both in
+    their places (modules_to_save)."""
+    model.tie_weights = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        del model.tie_weights

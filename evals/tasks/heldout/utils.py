@@ -7,20 +7,21 @@ from functools import cache
 from evals import bertscore, heldout
 
 
-def load(dataset="", template="", tokenizer="", pretrained="", bert_model="", bert_layer=0, **_):
+def load(
+    dataset="", template="", tokenizer="", pretrained="", bert_model="", bert_layer=0, add_bos_token=None, **_
+):  # fmt: skip
     import datasets
 
-    docs = heldout.docs(tuple(dataset), template, tokenizer or pretrained)
+    docs = heldout.docs(tuple(dataset), template, tokenizer or pretrained, add_bos_token is False)
     if bert_model:
         docs = [doc | {"bert_model": bert_model, "bert_layer": bert_layer} for doc in docs]
     return {"test": datasets.Dataset.from_list(docs)}
 
 
 def likelihood(doc, results):
-    (whole, _), *spaces = results  # log-likelihoods of answer and end; of the white space before them
-    found = whole - sum(value for value, _ in spaces)
+    (whole, _), *leads = results  # log-likelihoods of what is scored; of the part of it that training does not count
+    found = whole - sum(value for value, _ in leads)
     return {
-        "perplexity_per_token": (found, doc["tokens"]),
         "loss": (found, doc["tokens"]),
         "bits_per_byte_of_answer": (found, doc["bytes"]),
         "tokens_as_in_training": doc["as_trained"],
@@ -30,10 +31,6 @@ def likelihood(doc, results):
 def loss(items):
     """Nats per token that training would train."""
     return -sum(value for value, _ in items) / sum(weight for _, weight in items)
-
-
-def perplexity(items):
-    return math.exp(loss(items))
 
 
 def bits_per_byte(items):
