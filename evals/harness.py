@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,7 @@ def score(
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     tracker = EvaluationTracker(output_path=str(folder))
-    with models.flags_kept(model), _quiet_git():
+    with models.flags_kept(model), _described():
         memory = in_memory(models.unwrapped(model), tokenizer, settings.batch_size, settings.bare)
         results: Any = simple_evaluate(
             model=memory,
@@ -154,22 +155,33 @@ def score(
 
 
 @contextmanager
-def _quiet_git() -> Iterator[None]:
-    """The commit of the working directory in lm-eval's results, without git's complaint where there is none."""
+def _described() -> Iterator[None]:
+    """What lm-eval's results say of where they were made: the commit of the working directory, without git's complaint
+    where there is none; and the environment, which takes a second (pip list), asked for once a process."""
     from lm_eval import evaluator
+    from torch.utils import collect_env
 
-    def commit() -> str | None:
-        try:
-            said = subprocess.run(["git", "describe", "--always"], capture_output=True, text=True, check=False)
-        except OSError:
-            return None
-        return said.stdout.strip() or None
-
-    before, evaluator.get_git_commit_hash = evaluator.get_git_commit_hash, commit
+    before = evaluator.get_git_commit_hash, collect_env.get_pretty_env_info
+    evaluator.get_git_commit_hash, collect_env.get_pretty_env_info = _commit, _environment
     try:
         yield
     finally:
-        evaluator.get_git_commit_hash = before
+        evaluator.get_git_commit_hash, collect_env.get_pretty_env_info = before
+
+
+def _commit() -> str | None:
+    try:
+        said = subprocess.run(["git", "describe", "--always"], capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return said.stdout.strip() or None
+
+
+@cache
+def _environment() -> str:
+    from torch.utils import collect_env
+
+    return collect_env.pretty_str(collect_env.get_env_info())
 
 
 def _words(settings: Settings) -> dict[str, Any]:

@@ -18,12 +18,11 @@ def in_memory(model: Any, tokenizer: Any, batch_size: int, bare: bool = False) -
     """The model for `lm_eval.simple_evaluate`. Bars are drawn on a terminal only.
 
     Its attribute `cut` is {task: numbers of the items of which lm-eval left out the beginning}: where prompt and answer
-    have more tokens than the model has positions, it cuts on the left and says nothing.
+    have more tokens than the model has positions, it cuts on the left and says nothing. It raises UserError for an item
+    that the model cannot be asked (`_check`).
 
     Args:
         bare: put no token before a text; lm-eval's add_bos_token=False.
-
-    Its methods raise UserError where the model has no embedding of a token, or an answer alone is too long for it.
     """
     from lm_eval.models.huggingface import HFLM
     from lm_eval.models.utils import normalize_gen_kwargs
@@ -43,12 +42,7 @@ def in_memory(model: Any, tokenizer: Any, batch_size: int, bare: bool = False) -
 
         def _loglikelihood_tokens(self, requests, *args, **kwargs):
             for asked, (_, context, answer) in zip(self._asked, requests, strict=False):  # rolling windows: none asked
-                self._check(asked, [*context, *answer])
-                if len(answer) > self.max_length:
-                    raise UserError(
-                        f"{asked.task_name}, item {asked.doc_id}: its answer has {len(answer)} tokens and the model "
-                        f"takes {self.max_length}; leave it out"
-                    )
+                _check(asked, [*context, *answer], tokenizer, rows, len(answer), self.max_length)
                 if len(context) + len(answer) > self.max_length + 1:
                     self.cut[asked.task_name].add(asked.doc_id)
             self._asked = []
@@ -57,31 +51,34 @@ def in_memory(model: Any, tokenizer: Any, batch_size: int, bare: bool = False) -
         def generate_until(self, requests, disable_tqdm=False):
             groups = defaultdict(list)  # PEFT puts virtual tokens before the padding: no row may have any
             for place, request in enumerate(requests):
-                prompt, asked = request.args
-                ids = self.tok_encode(prompt)
-                self._check(request, ids)
-                length = len(ids)
-                if length > self.max_length - normalize_gen_kwargs(asked, self.max_gen_toks)["max_gen_toks"]:
+                ids = self.tok_encode(request.args[0])
+                _check(request, ids, tokenizer, rows)
+                room = normalize_gen_kwargs(request.args[1], self.max_gen_toks)["max_gen_toks"]
+                if len(ids) > self.max_length - room:
                     self.cut[request.task_name].add(request.doc_id)
-                groups[length if soft else 0].append(place)
-            answers = [""] * len(requests)
+                groups[len(ids) if soft else 0].append(place)
+            found: dict[int, str] = {}
             for places in groups.values():
-                found = super().generate_until([requests[place] for place in places], not sys.stderr.isatty())
-                for place, answer in zip(places, found, strict=True):
-                    answers[place] = answer
-            return answers
-
-        def _check(self, asked, ids):
-            if max(ids, default=0) >= rows:
-                raise UserError(
-                    f"{asked.task_name}, item {asked.doc_id}: the tokenizer makes token {max(ids)} "
-                    f"({tokenizer.convert_ids_to_tokens(max(ids))!r}), and the model has {rows} embeddings; resize its "
-                    "embeddings, or score it with the tokenizer that it was trained with"
-                )
+                answers = super().generate_until([requests[place] for place in places], not sys.stderr.isatty())
+                found |= zip(places, answers, strict=True)
+            return [found[place] for place in range(len(requests))]
 
     # Likelihoods in float32 whatever the model computes in: of bfloat16 logits they have two or three digits.
     more = {"add_bos_token": False} if bare else {}
     return InMemory(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, softmax_dtype="float32", **more)
+
+
+def _check(asked: Any, ids: list[int], tokenizer: Any, rows: int, answer: int = 0, positions: int = 0) -> None:
+    """Refuse a token that the model has no embedding of, which ends the process on a GPU; and an answer of more tokens
+    than it has positions."""
+    item = f"{asked.task_name}, item {asked.doc_id}"
+    if (last := max(ids, default=0)) >= rows:
+        raise UserError(
+            f"{item}: the tokenizer makes token {last} ({tokenizer.convert_ids_to_tokens(last)!r}), and the model has "
+            f"{rows} embeddings; resize them, or score it with the tokenizer that it was trained with"
+        )
+    if answer > positions:
+        raise UserError(f"{item}: its answer has {answer} tokens and the model takes {positions}; leave it out")
 
 
 @contextmanager

@@ -42,8 +42,8 @@ def likeness(doc, results):
     answer, reference = results[0].strip(), doc["answer"].strip()
     encoder = bertscore.of(doc["bert_model"], doc["bert_layer"]) if "bert_model" in doc else None
     return {
-        "exact_match": float(answer == reference),
         "rougeL": scorer().score(reference, answer)["rougeL"].fmeasure,
+        "exact_match": float(answer == reference),
         "bleu": [reference, answer],
     } | ({"bertscore": encoder.score(reference, answer)} if encoder else {})
 
