@@ -193,7 +193,11 @@ def put_on(model: Any, folder: str, trains: bool = False) -> Any:
     over = [name for name in said.unexpected_keys if name != "prompt_embeddings"]  # those are set, not loaded
     if over:
         raise UserError(f"{wrong}: it has {len(over)} weights for what is not there, such as {over[0]}")
-    found.over_embeddings = rows is not None
+    found.over_embeddings = rows is not None  # pyright: ignore[reportArgumentType]  no parameter, but a mark
+    if any(getattr(config, "use_dora", False) for config in found.peft_config.values()):
+        for module in found.modules():  # DoRA reads the weights; on some CPUs bitsandbytes packs 4-bit ones anew
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = False
     return found.train(trains)
 
 

@@ -19,6 +19,8 @@ from evals.in_memory import in_memory
 from evals.loading import beside_peft
 
 BATCH = 64
+LOGITS = 4 << 30  # bytes that the logits of a batch of LENGTH tokens a row may take, and their logarithms
+LENGTH = 128
 SHOWN = ("metrics", "items")  # of what `score` returns, in a report
 TASKS = Path(__file__).parent / "tasks"
 POCKET = ["pocket_seen", "pocket_unseen", "pocket_facts", "pocket_text"]
@@ -55,10 +57,14 @@ class Scores:
 
     def take(self, when: str, model: Any, tokenizer: Any, keep: Path | None = None) -> None:
         """Score the model as `before` or `after`. `keep`: where to save it, for a later lm_eval command."""
-        self._batch = 1 if generation.virtual_tokens(model) else BATCH  # see in_memory.InMemory
-        self._taken[when] = score(model, tokenizer, self.tasks, self.folder / when, keep)
+        fits = rows_at_once(model) if self.tasks else BATCH
+        found = score(model, tokenizer, self.tasks, self.folder / when, keep, Settings(batch_size=fits))
+        self._taken[when] = found
+        self._batch = 1 if generation.virtual_tokens(model) else fits  # see in_memory.InMemory
         if self.tasks and getattr(model, "peft_config", None) and first_process():
             self._tokenizer, self.why = beside_peft(model, tokenizer, self.folder)
+            if self.why:
+                print(self.why)
 
     def account(self, model: Path | str | None, adapter: Path | None) -> dict[str, Any]:
         """`before`, `after`, `comparison`, `by_skill`, `forgetting` and `command` for the report. Texts, whose bits per
@@ -87,6 +93,13 @@ class Scores:
             if self.why
             else command(model, adapter, self.tasks, models.dtype(), self._batch, self._tokenizer),
         }
+
+
+def rows_at_once(model: Any) -> int:
+    """Rows of a batch whose logits have room, a power of two, BATCH at most: those of 150,000 words take 50 times what
+    pocket's take."""
+    row = LENGTH * model.config.get_text_config().vocab_size * 8  # logits and their logarithms in float32
+    return min(BATCH, 1 << (max(1, LOGITS // row).bit_length() - 1))
 
 
 @dataclass(frozen=True)

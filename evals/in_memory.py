@@ -15,14 +15,11 @@ from common.cli import UserError
 
 
 def in_memory(model: Any, tokenizer: Any, batch_size: int, bare: bool = False) -> Any:
-    """The model for `lm_eval.simple_evaluate`. Bars are drawn on a terminal only.
+    """The model for `lm_eval.simple_evaluate`; `bare`: its add_bos_token=False. Bars are drawn on a terminal only.
 
     Its attribute `cut` is {task: numbers of the items of which lm-eval left out the beginning}: where prompt and answer
     have more tokens than the model has positions, it cuts on the left and says nothing. It raises UserError for an item
     that the model cannot be asked (`_check`).
-
-    Args:
-        bare: put no token before a text; lm-eval's add_bos_token=False.
     """
     from lm_eval.models.huggingface import HFLM
     from lm_eval.models.utils import normalize_gen_kwargs
