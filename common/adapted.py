@@ -197,7 +197,7 @@ def put_on(model: Any, folder: str, trains: bool = False) -> Any:
     if any(getattr(config, "use_dora", False) for config in found.peft_config.values()):
         for module in found.modules():  # DoRA reads the weights; on some CPUs bitsandbytes packs 4-bit ones anew
             if hasattr(module, "support_avx512bf16_for_cpu"):
-                module.support_avx512bf16_for_cpu = False
+                module.support_avx512bf16_for_cpu = False  # pyright: ignore[reportArgumentType]  of Linear4bit
     return found.train(trains)
 
 

@@ -43,8 +43,11 @@ class Loaded:
         self.tokenizer, self.notes = tokenizers.load(named if self.own_tokenizer else self.place)
         if below and Path(below).resolve() != Path(self.place).resolve() and below != name:
             self.notes.append(f"the adapter was trained on {below}; here it is on {name}")
-        if self.folder and (note := runs.precision(self.folder, four_bit)):
-            self.notes.append(note)
+        if self.folder and runs.of(self.folder):
+            from transformers import AutoConfig
+
+            quantised = hasattr(AutoConfig.from_pretrained(self.place), "quantization_config")
+            self.notes += filter(None, [runs.precision(self.folder, four_bit or quantised)])
 
     def positions(self) -> int:
         """Tokens that the model takes, as lm-eval will find them."""
@@ -127,6 +130,8 @@ def beside_peft(model: Any, tokenizer: Any, folder: Path) -> tuple[str, str]:
     tokenizer.save_pretrained(place)
     padded = AutoTokenizer.from_pretrained(place)
     padded.add_tokens([f"<|beyond_{number}|>" for number in range(width, rows)], special_tokens=True)
+    if len(padded) != rows:
+        return "", f"lm-eval alone would take the model's {rows} embeddings for the tokenizer's {width} tokens"
     padded.save_pretrained(place)
     return str(place), ""
 

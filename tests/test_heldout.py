@@ -18,7 +18,7 @@ from common import commands, masking, templates
 from common.cli import UserError
 from common.pocket import FOLDER
 from common.templates import ALPACA
-from evals import heldout, loading, runs
+from evals import harness, heldout, loading, runs
 from evals.commands import eval as command
 from evals.in_memory import in_memory
 
@@ -292,3 +292,54 @@ def test_templates_are_those_of_the_tuned_model_where_the_base_has_none(trained,
     sides = [answering.Side("a", [], template=name) for name in ("alpaca", "chatml")]
     assert "BASE was asked in the template alpaca, TUNED in chatml" in answering.unlike(*sides)
     assert answering.unlike(sides[0], sides[0]) == answering.unlike(sides[0], answering.Side("file", [])) == ""
+
+
+def test_models_that_are_rated_answer_in_one_template(trained, tmp_path):
+    """The base has a chat template of its own, and the adapter was trained in Alpaca's."""
+    from evals import contest
+
+    (tmp_path / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS[:2]))
+    words = [str(trained.parent / "base"), str(trained)]
+    contest.from_models(words, str(tmp_path / "asked.jsonl"), 0, 4, tmp_path, 0)
+    records = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    asked = {(record["model"], record["template"]) for record in records}
+    assert asked == {(word, "alpaca") for word in words}
+
+
+def test_safety_says_that_two_models_were_not_asked_alike(trained, tmp_path, capsys):
+    words = {"tasks": ["safety_prompts_safe"], "limit": 1}
+    run(tmp_path / "base", model=str(trained.parent / "base"), template="chatml", **words)
+    run(tmp_path / "tuned", adapter=str(trained), **words)
+    run(tmp_path / "alike", adapter=str(trained), base=True, **words)
+    capsys.readouterr()
+    for base, unlike in (("base", True), ("alike", False)):
+        commands.main(["safety", str(tmp_path / base), str(tmp_path / "tuned")])
+        text = " ".join(capsys.readouterr().out.split())
+        assert ("not asked alike" in text) == unlike
+        assert (f"--adapter {trained / 'adapter'} --base --tasks safety_prompts_safe" in text) == unlike
+
+
+@pytest.mark.parametrize(("rows", "most"), [(3072, 64), (49_152, 64), (151_936, 16), (10**8, 1)])
+def test_rows_at_once_have_room_for_their_logits(rows, most):
+    from types import SimpleNamespace
+
+    text = SimpleNamespace(vocab_size=rows)
+    found = harness.rows_at_once(SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: text)))
+    assert found == most and (found == 1 or found * harness.LENGTH * rows * 8 <= harness.LOGITS)
+
+
+def test_dora_reads_four_bit_weights_as_they_lie(tmp_path, monkeypatch):
+    """Where a CPU multiplies in bfloat16, bitsandbytes packs a weight anew in its first forward: DoRA's norms would be
+    those of another matrix."""
+    from bitsandbytes.nn import modules
+
+    from common import adapted, models
+
+    monkeypatch.setattr(modules, "has_avx512bf16", lambda: True)
+    pocket = str(FOLDER / "model")
+    for dora in (False, True):
+        plain = AutoModelForCausalLM.from_pretrained(pocket)
+        with_lora(plain, use_dora=dora).save_pretrained(tmp_path / str(dora))
+        model = adapted.put_on(models.load_plain(pocket, four_bit=True), str(tmp_path / str(dora)))
+        packs = {part.support_avx512bf16_for_cpu for part in model.modules() if isinstance(part, modules.Linear4bit)}
+        assert packs == {not dora}
