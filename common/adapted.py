@@ -179,6 +179,9 @@ def put_on(model: Any, folder: str, trains: bool = False) -> Any:
 
     base = base_of(folder)
     wrong = f"--adapter {folder}{f', trained on {base},' if base else ''} cannot be put on this model"
+    rows = _rows(model, folder)
+    if rows not in (None, model.config.get_text_config().vocab_size):
+        model.resize_token_embeddings(rows, mean_resizing=False)  # the adapter has all of the rows
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message=".*missing adapter keys")
@@ -194,13 +197,34 @@ def put_on(model: Any, folder: str, trains: bool = False) -> Any:
     over = [name for name in said.unexpected_keys if name != "prompt_embeddings"]  # those are set, not loaded
     if over:
         raise UserError(f"{wrong}: it has {len(over)} weights for what is not there, such as {over[0]}")
+    found.over_embeddings = rows is not None  # pyright: ignore[reportArgumentType]  no parameter, but a mark
+    if any(getattr(config, "use_dora", False) for config in found.peft_config.values()):
+        for module in found.modules():  # DoRA reads the weights; on some CPUs bitsandbytes packs 4-bit ones anew
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = False  # pyright: ignore[reportArgumentType]  of Linear4bit
     return found.train(trains)
+
+
+def _rows(model: Any, folder: str) -> int | None:
+    """Rows of the embeddings that an adapter's file holds, as where tokens were added before training; None: none."""
+    file = Path(folder) / "adapter_model.safetensors"
+    name = next((name for name, module in model.named_modules() if module is model.get_input_embeddings()), None)
+    if not file.exists() or name is None:
+        return None
+    from safetensors import safe_open
+
+    with safe_open(file, "pt") as weights:
+        keys = {key.replace(".base_layer", ""): key for key in weights.keys()}  # noqa: SIM118  it is no dict
+        key = keys.get(f"base_model.model.{name}.weight")
+        return weights.get_slice(key).get_shape()[0] if key else None
 
 
 def taken_off(model: Any) -> Any | None:
     """The base under an adapter of PEFT as it was before; None where the adapter has changed the base's own weights
-    (PiSSA and its like, modules that were trained whole), so that it must be loaded again."""
+    (PiSSA and its like, modules that were trained whole, embeddings of added tokens): it must be loaded again."""
     config = model.active_peft_config
+    if getattr(model, "over_embeddings", False):
+        return None
     if config.is_prompt_learning:
         return model.get_base_model()
     start = getattr(config, "init_lora_weights", True)

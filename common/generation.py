@@ -52,7 +52,9 @@ class Samples:
 
     def answers(self, model: Any, count: int | None = None) -> list[str]:
         """The model's answers to the first `count` rows, or to all; one that was cut says so at its end."""
-        found = generate(model, self.tokenizer, self._prompts[:count], Decoding(max_new_tokens=self.max_new_tokens), self.ends)
+        found = generate(
+            model, self.tokenizer, self._prompts[:count], Decoding(max_new_tokens=self.max_new_tokens), self.ends
+        )
         return [f"{answer.text} {answer.note}".rstrip() if answer.note else answer.text for answer in found]
 
     def take(self, when: str, model: Any) -> None:

@@ -1,7 +1,6 @@
 """What is wrong with a source of rows: collected, and raised once; of single rows that are dropped, counted."""
 
 from collections import Counter
-
 from typing import Any
 
 from common.cli import UserError

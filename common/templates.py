@@ -138,7 +138,8 @@ def fields_of(row: dict) -> dict[str, str]:
 
 
 def get(name: str, tokenizer: Any = None) -> AnyTemplate:
-    """The template of that name: alpaca, plain, chatml, llama2, llama3, tokenizer (its own), or a .jinja file.
+    """The template of that name: alpaca, plain, chatml, llama2, llama3, tokenizer (its own), a .jinja file, or a folder
+    in which one was saved.
 
     Raises:
         UserError: there is no such template, the tokenizer has none of its own, or the file is not Jinja.
@@ -151,6 +152,8 @@ def get(name: str, tokenizer: Any = None) -> AnyTemplate:
         jinja = getattr(tokenizer, "chat_template", None)
         if not isinstance(jinja, str):
             raise UserError("--template tokenizer: this tokenizer has no chat template; use chatml, llama2 or llama3")
+    elif (Path(name) / FILE).exists():
+        return load(name)
     elif Path(name).suffix in (".jinja", ".j2"):
         try:
             jinja = Path(name).read_text(encoding="utf-8")

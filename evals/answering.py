@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common import adapted, models
+from common import adapted, models, templates
 from common.cli import UserError
 from common.decoding import Decoding
 from evals.journal import Journal, key_of
@@ -27,6 +27,7 @@ class Side:
 
     name: str
     answers: list[tuple[str, ...] | None]
+    template: str = ""  # its name, of a model that was asked
     why: dict[int, str] = field(default_factory=dict)
     cut: int = 0
     notes: list[str] = field(default_factory=list)
@@ -56,6 +57,7 @@ class Model:
     Args:
         word: a Hub name, a folder with a model or an adapter, a run's folder, or pocket.
         base: what the adapter goes on, where it is not what it was trained on.
+        template: a name or a folder with one; "": the one that it was trained in, else the tokenizer's own.
     """
 
     def __init__(self, word: str, base: str = "", template: str = "", decoding: Decoding | None = None):
@@ -73,7 +75,8 @@ class Model:
             words += [
                 self.base or adapted.base_of(folder) or "pocket" for folder in adapted.named([self.word]).values()
             ]
-        return [[fingerprint(word) for word in words if word], self.template, vars(self.decoding)]
+        asked = repr(templates.load(self.template)) if trained_template(self.template) else self.template
+        return [[fingerprint(word) for word in words if word], asked, vars(self.decoding)]
 
     def side(self, questions: list[Question], journal: Journal) -> Side:
         """The answers, from the journal where they are there; the model is loaded only where some are not."""
@@ -86,7 +89,8 @@ class Model:
         side = Side(self.word, [None if record["why"] else tuple(record["answers"]) for record in found], notes=notes)
         side.why = {place: record["why"] for place, record in enumerate(found) if record["why"]}
         side.cut = sum(record["cut"] for record in found)
-        side.notes.append(f"asked in the template {', '.join(sorted({record['template'] for record in found}))}")
+        side.template = ", ".join(sorted({record["template"] for record in found}))
+        side.notes.append(f"asked in the template {side.template}")
         return side
 
     def _answer(self, questions: list[Question], keys: list[str], missing: list[int], journal: Journal) -> list[str]:
@@ -108,6 +112,25 @@ class Model:
         del model
         free()
         return notes
+
+
+def trained_template(word: str) -> str:
+    """The folder of the template that a model, an adapter or a run was trained in; "" where none was saved."""
+    places = (Path(word), Path(word) / "adapter", Path(word) / "model") if word else ()
+    return next((str(place) for place in places if (place / templates.FILE).exists()), "")
+
+
+def shared_template(base: str, tuned: str) -> str:
+    """What both are asked in where nothing else is said: the template of TUNED's training, where BASE has none of its
+    own; "": each in its own."""
+    return "" if trained_template(base) else trained_template(tuned)
+
+
+def unlike(base: Side, tuned: Side) -> str:
+    """A note where two models were asked in other templates; "" where they were not, or answers are from a file."""
+    if not (base.template and tuned.template) or base.template == tuned.template:
+        return ""
+    return f"BASE was asked in the template {base.template}, TUNED in {tuned.template}: that alone changes answers"
 
 
 def converse(model: Any, questions: list[Question], decoding: Decoding) -> list[dict[str, Any]]:

@@ -90,11 +90,13 @@ def judge(rows: list[Row]) -> None:
 
 
 def headline(metrics: list[str], rows: dict[str, Row], wanted: str | None) -> str:
-    """The metric that speaks for a task: as asked, else acc_norm, else the first of lm-eval's that can be tested."""
+    """The metric that speaks for a task: as asked, else acc_norm, else the first of lm-eval's that can be tested; a
+    perplexity only where nothing else can: its interval is that of an exponential."""
     if wanted:
         return wanted
     tested = [metric for metric in metrics if rows[metric].test]
-    return "acc_norm" if "acc_norm" in tested else (tested or metrics)[0]
+    plain = [metric for metric in tested if "perplexity" not in metric]
+    return "acc_norm" if "acc_norm" in tested else (plain or tested or metrics)[0]
 
 
 def compare(

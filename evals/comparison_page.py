@@ -6,6 +6,8 @@ from typing import Any
 
 import jinja2
 
+from evals import scales
+
 INK = "#123456"  # stands for the page's text colour in what matplotlib draws
 COLOURS = {"better": "#2a9d5c", "worse": "#d6493f"}
 OTHER = "#8a8f98"
@@ -36,11 +38,18 @@ def chance(value: float | None) -> str:
     return "–" if value is None else "< 0.0001" if value < 0.0001 else f"{value:.2g}"
 
 
+def metric(row: dict[str, Any]) -> str:
+    """Its name, with its scale where it is not shown in percent, and its direction where less is better."""
+    scale = "" if row["share"] else scales.of(row["metric"])
+    words = ", ".join(filter(None, [scale, "" if row["higher_is_better"] else "lower is better"]))
+    return f"{row['metric']} ({words})" if words else row["metric"]
+
+
 def cells(row: dict[str, Any]) -> list[str]:
     """A row of the table, in the order of HEADS."""
     share = row["share"]
     return [
-        row["task"], row["metric"] + ("" if row["higher_is_better"] else " (lower is better)"), f"{row['items']:,}",
+        row["task"], metric(row), f"{row['items']:,}",
         number(row["before"], share), number(row["after"], share), change(row["difference"], share), interval(row),
         *("–" if row[key] is None else f"{row[key]:,}" for key in ("won", "lost")),
         chance(row["p"]), chance(row["p_holm"]), row["verdict"],
@@ -50,7 +59,7 @@ def cells(row: dict[str, Any]) -> list[str]:
 def line(row: dict[str, Any]) -> str:
     """A row for the terminal: what was measured, the difference with its interval, and the verdict."""
     share, unit = row["share"], " points" if row["share"] else ""
-    start = f"{row['task']} {row['metric']}, {row['items']:,} items: "
+    start = f"{row['task']} {metric(row)}, {row['items']:,} items: "
     start += f"{number(row['before'], share)} → {number(row['after'], share)}"
     if row["low"] is None:
         return f"{start}: {row['verdict']}"

@@ -185,7 +185,8 @@ def from_models(words: list[str], prompts: str, limit: int, tokens: int, folder:
     if several := sum(len(question.turns) > 1 for question in found):
         notes.append(f"{several} of {len(found)} conversations have later turns; their first questions alone are asked")
     found = [replace(question, turns=question.turns[:1]) for question in questions.spread(found, limit)]
-    models = [answering.Model(word, decoding=Decoding(max_new_tokens=tokens)) for word in words]
+    template = answering.shared_template(*words)
+    models = [answering.Model(word, template=template, decoding=Decoding(max_new_tokens=tokens)) for word in words]
     kept = journal.Journal(folder / "answers.jsonl")
     try:
         sides = [model.side(found, kept) for model in models]
@@ -195,6 +196,7 @@ def from_models(words: list[str], prompts: str, limit: int, tokens: int, folder:
     for question, base, tuned in zip(found, sides[0].answers, sides[1].answers, strict=True):
         if base and tuned:
             items.setdefault(question.turns[0], Item(question.turns[0], (base[0], tuned[0])))
+    notes += [note] if (note := answering.unlike(*sides)) else []
     for side in sides:
         notes += [f"{side.name}: {note}" for note in side.notes]
         notes += [f"{side.name}: {side.cut} answers are cut at {tokens} tokens"] if side.cut else []

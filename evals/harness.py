@@ -3,18 +3,24 @@
 # pyright: reportCallIssue=false
 # (lm-eval's decorators hide the signatures of what they wrap)
 
-import functools
 import logging
+import subprocess
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 from common import generation, models
 from common.cli import UserError, first_process, nearest
 from evals.in_memory import in_memory
+from evals.loading import beside_peft
 
 BATCH = 64
+LOGITS = 4 << 30  # bytes that the logits of a batch of LENGTH tokens a row may take, and their logarithms
+LENGTH = 128
 SHOWN = ("metrics", "items")  # of what `score` returns, in a report
 TASKS = Path(__file__).parent / "tasks"
 POCKET = ["pocket_seen", "pocket_unseen", "pocket_facts", "pocket_text"]
@@ -47,11 +53,18 @@ class Scores:
         self.tasks, self.folder = tasks, folder
         self._taken: dict[str, dict[str, Any]] = {}
         self._batch = BATCH
+        self._tokenizer, self.why = "", ""  # of lm_eval's command: another tokenizer; what keeps it from these scores
 
     def take(self, when: str, model: Any, tokenizer: Any, keep: Path | None = None) -> None:
         """Score the model as `before` or `after`. `keep`: where to save it, for a later lm_eval command."""
-        self._batch = 1 if generation.virtual_tokens(model) else BATCH  # see in_memory.InMemory
-        self._taken[when] = score(model, tokenizer, self.tasks, self.folder / when, keep)
+        fits = rows_at_once(model) if self.tasks else BATCH
+        found = score(model, tokenizer, self.tasks, self.folder / when, keep, Settings(batch_size=fits))
+        self._taken[when] = found
+        self._batch = 1 if generation.virtual_tokens(model) else fits  # see in_memory.InMemory
+        if self.tasks and getattr(model, "peft_config", None) and first_process():
+            self._tokenizer, self.why = beside_peft(model, tokenizer, self.folder)
+            if self.why:
+                print(self.why)
 
     def account(self, model: Path | str | None, adapter: Path | None) -> dict[str, Any]:
         """`before`, `after`, `comparison`, `by_skill`, `forgetting` and `command` for the report. Texts, whose bits per
@@ -76,8 +89,17 @@ class Scores:
             "comparison": compare(before, after),
             "by_skill": by_skill(after),
             "forgetting": lost,
-            "command": command(model, adapter, self.tasks, models.dtype(), self._batch),
+            "command": None
+            if self.why
+            else command(model, adapter, self.tasks, models.dtype(), self._batch, self._tokenizer),
         }
+
+
+def rows_at_once(model: Any) -> int:
+    """Rows of a batch whose logits have room, a power of two, BATCH at most: those of 150,000 words take 50 times what
+    pocket's take."""
+    row = LENGTH * model.config.get_text_config().vocab_size * 8  # logits and their logarithms in float32
+    return min(BATCH, 1 << (max(1, LOGITS // row).bit_length() - 1))
 
 
 @dataclass(frozen=True)
@@ -91,6 +113,7 @@ class Settings:
     gen_kwargs: dict[str, Any] = field(default_factory=dict)  # over those of every task that generates
     allow_code: bool = False  # run programs that the model wrote
     bootstrap_iters: int = 0  # of standard errors that have no formula; 0: no standard errors at all
+    bare: bool = False  # lm-eval puts no token before a text (add_bos_token=False), as the texts have it
 
 
 def score(
@@ -127,8 +150,8 @@ def score(
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     _compile_prompts_once()
     tracker = EvaluationTracker(output_path=str(folder))
-    with models.flags_kept(model):
-        memory = in_memory(models.unwrapped(model), tokenizer, settings.batch_size, prefix)
+    with models.flags_kept(model), _described():
+        memory = in_memory(models.unwrapped(model), tokenizer, settings.batch_size, settings.bare, prefix)
         results: Any = simple_evaluate(
             model=memory,
             tasks=tasks,
@@ -152,7 +175,37 @@ def _compile_prompts_once() -> None:
 
     env: Any = utils.env
     if not hasattr(env.from_string, "cache_info"):
-        env.from_string = functools.lru_cache(maxsize=1000)(env.from_string)
+        env.from_string = lru_cache(maxsize=1000)(env.from_string)
+
+
+@contextmanager
+def _described() -> Iterator[None]:
+    """What lm-eval's results say of where they were made: the commit of the working directory, without git's complaint
+    where there is none; and the environment, which takes a second (pip list), asked for once a process."""
+    from lm_eval import evaluator
+    from torch.utils import collect_env
+
+    before = evaluator.get_git_commit_hash, collect_env.get_pretty_env_info
+    evaluator.get_git_commit_hash, collect_env.get_pretty_env_info = _commit, _environment
+    try:
+        yield
+    finally:
+        evaluator.get_git_commit_hash, collect_env.get_pretty_env_info = before
+
+
+def _commit() -> str | None:
+    try:
+        said = subprocess.run(["git", "describe", "--always"], capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return said.stdout.strip() or None
+
+
+@cache
+def _environment() -> str:
+    from torch.utils import collect_env
+
+    return collect_env.pretty_str(collect_env.get_env_info())
 
 
 def _words(settings: Settings) -> dict[str, Any]:
@@ -236,12 +289,18 @@ def by_skill(scores: dict[str, Any]) -> dict[str, Any]:
 
 
 def command(
-    model: Path | str | None, adapter: Path | None, tasks: list[str], dtype: Any, batch_size: int = BATCH
-) -> str | None:
-    """The plain lm_eval command for the same scores; None where nothing was scored, or it cannot load the model."""
+    model: Path | str | None, adapter: Path | None, tasks: list[str], dtype: Any, batch_size: int = BATCH,
+    tokenizer: str = "",
+) -> str | None:  # fmt: skip
+    """The plain lm_eval command for the same scores; None where nothing was scored, or it cannot load the model.
+
+    Args:
+        tokenizer: a folder, where lm_eval needs another than the model's.
+    """
     if not tasks or model is None:
         return None
     kinds = f"dtype={str(dtype).removeprefix('torch.')},softmax_dtype=float32"
     place = f"pretrained={model},{kinds}" + (f",peft={adapter}" if adapter else "")
+    place += f",tokenizer={tokenizer}" if tokenizer else ""
     where = f"--include_path {TASKS} --tasks {','.join(tasks)}"
     return f"lm_eval run --model hf --model_args {place} {where} --batch_size {batch_size}"

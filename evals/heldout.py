@@ -1,14 +1,18 @@
 """Rows of a user's test split as items of lm-eval: prompt and answer in a run's template, with what training counts."""
 
+import hashlib
+import json
 import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from common import data, generation, rendering, templates, tokenizers
+from common import chats, data, generation, rendering, templates, tokenizers
 from common.cli import UserError, nearest
 from common.columns import Table
-from common.templates import AnyTemplate
+from common.templates import AnyTemplate, ChatTemplate
+from common.tokenizers import encoder
+from evals.requests import Requests
 
 
 def rows_of(words: list[str]) -> list[dict]:
@@ -38,60 +42,83 @@ def rows_of(words: list[str]) -> list[dict]:
     return kept
 
 
-def template_of(name: str, tokenizer: Any) -> AnyTemplate:
-    """The template of a name, or the one that was saved in a folder."""
-    return templates.load(name) if (Path(name) / templates.FILE).exists() else templates.get(name, tokenizer)
+@cache
+def read(words: tuple[str, ...]) -> list[dict]:
+    """What `rows_of` gives, read once: its notes are said once, too."""
+    return rows_of(list(words))
 
 
 @cache
-def docs(words: tuple[str, ...], template: str, tokenizer: str) -> list[dict[str, Any]]:
-    """Items of the rows: `prompt`, `answer`, `context` and `scored` (what is scored after it: the prompt's last white
-    space with the answer and its end; the white space alone, where there is any), `tokens` (how many train), `bytes`
-    (of the answer), `as_trained` (1.0 where lm-eval makes the tokens of it that training does).
+def docs(words: tuple[str, ...], template: str, tokenizer: str, bare: bool = False) -> list[dict[str, Any]]:
+    """Items of the rows: `row` (a hash of what it says, whatever the template), `prompt`, `answer`, `context` and
+    `scored` (what is scored after it: the rest of the prompt with the answer and its end; the rest of the prompt alone,
+    where there is any), `tokens` (how many train), `bytes` (of the answer), `as_trained` (1.0 where lm-eval makes the
+    tokens of it that training does).
 
     Args:
         words: as --dataset takes them.
         template: a name, or a folder with a saved one.
         tokenizer: a folder or Hub name.
+        bare: as `Requests` takes it.
     """
     if not (words and template and tokenizer):
         raise UserError('--metadata needs {"dataset": [FILE], "template": NAME, "tokenizer": FOLDER}')
     loaded, _ = tokenizers.load(tokenizer)
-    return items(rows_of(list(words)), loaded, template_of(template, loaded))
+    return items(read(words), loaded, templates.get(template, loaded), bare)
 
 
-def items(rows: list[dict], tokenizer: Any, template: AnyTemplate) -> list[dict[str, Any]]:
+def items(rows: list[dict], tokenizer: Any, template: AnyTemplate, bare: bool = False) -> list[dict[str, Any]]:
     """What `docs` gives, of rows that have been read."""
     encoded, bad, _ = rendering.renderer(tokenizer, template, "last")(rows)
     if bad:
         place, reason = next(iter(bad.items()))
         number = rows[place].get("row", place + 1)
         raise UserError(f"the template {template.name} cannot take {len(bad)} rows, such as row {number}: {reason}")
+    requests = Requests(tokenizer, bare)
     found = []
     for row, (ids, spans) in zip(rows, encoded, strict=True):
         start, end = spans[-1]
-        prompt, answer = template.prompt(row), template.completion(row)
-        whole = answer + tokenizer.convert_ids_to_tokens(ids[end - 1])
-        space = prompt[len(prompt.rstrip()) :]
-        before, after = _as_lm_eval(tokenizer, prompt), _as_lm_eval(tokenizer, prompt + whole)
+        prompt, answer = requests.opened(template.prompt(row), ids), template.completion(row)
+        text = requests.opened(_text(row, template, tokenizer), ids)
+        last = tokenizer.convert_ids_to_tokens(ids[end - 1])
+        request = requests.of(text if text.endswith(last) else text + last, ids[:end], start, prompt)
         found.append(
             {
+                "row": _name(row),
                 "prompt": prompt,
                 "answer": answer,
-                "context": prompt.rstrip(),
-                "scored": [space + whole, space] if space else [whole],
+                "context": request.context,
+                "scored": [request.scored, request.lead] if request.lead else [request.scored],
                 "tokens": end - start,
                 "bytes": len(answer.encode("utf-8", "surrogatepass")),
-                "as_trained": float(after == ids[:end] and len(before) == start and before == ids[:start]),
+                "as_trained": float(request.exact),
             }
         )
     return found
 
 
-def _as_lm_eval(tokenizer: Any, text: str) -> list[int]:
-    """The ids that lm-eval makes of a text: its own special tokens are control, a beginning is not put twice."""
-    opens = tokenizer.bos_token if tokenizer.bos_token is not None else tokenizer.eos_token
-    return tokenizer.encode(text, **({"add_special_tokens": False} if text.startswith(opens) else {}))
+def _name(row: dict) -> str:
+    text = json.dumps({key: row[key] for key in sorted(row) if key not in ("row", "source")}, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def bare(words: tuple[str, ...], template: str, tokenizer: str) -> bool:
+    """Whether more rows are the tokens of training where lm-eval puts none before a text, or none after it."""
+    usual = [doc["as_trained"] for doc in docs(words, template, tokenizer)]
+    return 0 in usual and sum(doc["as_trained"] for doc in docs(words, template, tokenizer, True)) > sum(usual)
+
+
+def _text(row: dict, template: AnyTemplate, tokenizer: Any) -> str:
+    """The row up to the end of its answer, as the template writes it: one may trim an answer, or put thoughts before
+    it."""
+    if not isinstance(template, ChatTemplate):
+        return template.prompt(row) + template.completion(row)
+    special = encoder(tokenizer, chats.turn_tokens(template, tokenizer)).special
+    try:
+        text, spans = chats.spans(template, chats.messages(row), row.get("tools") or None, special)
+    except chats.Unstable:  # what looks like a special token in it, which is control to lm-eval: other tokens, anyway
+        return template.prompt(row) + template.completion(row)
+    return text[: spans[-1][1]]
 
 
 def stops(tokenizer: Any, template: AnyTemplate, *more: int) -> dict[str, Any]:

@@ -3,8 +3,10 @@
 from typing import Any
 
 from common.cli import UserError
+from evals import prompting
 from evals.samples import Side, Task
 
+HINT = "; --any_prompt compares them all the same"
 AROUND = 30  # characters shown on each side of where two prompts part
 SETTINGS = {"dtype": "the number type of the weights", "lm_eval": "lm-eval", "transformers": "transformers"}
 
@@ -72,6 +74,11 @@ def _same(base: Side, tuned: Side, before: Task, after: Task, any_prompt: bool) 
     _equal(name, "version", before.version, after.version)
     if not any_prompt:
         _equal(name, "number of examples in the prompt", before.shots, after.shots)
+    other = before.items.keys() != after.items.keys() and prompting.same_items(before, after)
+    if other and any_prompt:
+        prompting.rekey(before, after)
+    elif other:
+        raise UserError(f"{name}: {prompting.differ(before, after) or _first_parting(before, after)}{HINT}")
     if before.items.keys() != after.items.keys():
         alone = min(before.items.keys() ^ after.items.keys())
         side = base if alone in before.items else tuned
@@ -80,7 +87,6 @@ def _same(base: Side, tuned: Side, before: Task, after: Task, any_prompt: bool) 
             f"items before, {len(after.items)} after); score the same items: same data, same --limit"
         )
     _equal(name, "metrics", sorted(before.values), sorted(after.values))
-    other = False
     for key, sample in before.items.items():
         twin = after.items[key]
         if sample["target_hash"] != twin["target_hash"]:
@@ -89,7 +95,9 @@ def _same(base: Side, tuned: Side, before: Task, after: Task, any_prompt: bool) 
         if sample["arguments"] != twin["arguments"]:
             other = True
             if not any_prompt:
-                raise UserError(f"{name}, item {key[0]}: {_parting(sample, twin)}{_template(base, tuned)}")
+                why = prompting.differ(before, after)
+                where = f"{name}: {why}" if why else f"{name}, item {key[0]}: {_parting(sample, twin)}"
+                raise UserError(f"{where}{_template(base, tuned)}")
     return {name} if other else set()
 
 
@@ -109,6 +117,15 @@ def _parting(before: dict, after: dict) -> str:
     return f"{len(_texts(before))} requests before, {len(_texts(after))} after"
 
 
+def _first_parting(before: Task, after: Task) -> str:
+    twins = {key[0]: sample for key, sample in after.items.items()}
+    return next(
+        f"item {key[0]}: {_parting(sample, twins[key[0]])}"
+        for key, sample in before.items.items()
+        if key not in after.items
+    )
+
+
 def _texts(sample: dict) -> list[tuple[str, str]]:
     """Every argument of every request as text; settings of generation too."""
     return [
@@ -120,7 +137,6 @@ def _texts(sample: dict) -> list[tuple[str, str]]:
 
 def _template(base: Side, tuned: Side) -> str:
     with_template = [side.settings["chat_template"] for side in (base, tuned)]
-    hint = "; --any_prompt compares them all the same"
     if with_template == [False, True]:
-        return f" (a chat template was applied after and not before){hint}"
-    return f" (a chat template was applied before and not after){hint}" if with_template == [True, False] else hint
+        return f" (a chat template was applied after and not before){HINT}"
+    return f" (a chat template was applied before and not after){HINT}" if with_template == [True, False] else HINT

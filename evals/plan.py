@@ -4,10 +4,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+from common import templates
 from common.cli import UserError
-from evals import benchmarks, preflight, suites
+from evals import benchmarks, preflight, runs, suites
 from evals.harness import Settings
-from evals.loading import Loaded
+from evals.loading import Loaded, absolute
 
 BOOTSTRAP = 1000  # resamples for standard errors that have no formula
 OWN = ["heldout"]  # the tasks of --dataset
@@ -25,6 +26,7 @@ class Plan:
         names, tasks: of the tasks, and as lm-eval has built them. `inside`: names of tasks that are parts of groups.
         found: the same by name.
         ours: some stand in evals/tasks. `metadata`: what they are told beside their settings.
+        bare: as harness.Settings. `seen`: own rows that the adapter was trained on, {"rows", "of", "tokens"}, or None.
         loaded: the model, not loaded yet. `settings`: of the scoring. `notes`: what a reader of the scores must know.
 
         rows_alone: lm-eval alone must take one row at a time, as it would put padding behind virtual tokens.
@@ -43,8 +45,10 @@ class Plan:
         self.names, chat = (OWN, False) if args.dataset else suites.tasks_of(args.suite, args.tasks, args.chat_template)
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise UserError("tunebook eval runs as one process; start it without torchrun or accelerate launch")
-        self.rows_alone = False  # known once the model is loaded
-        self.loaded = Loaded(args.model, args.adapter, args.four_bit)
+        self.bare, self.seen, self.rows_alone = False, None, False  # the last is known once the model is loaded
+        if args.base and not args.adapter:
+            raise UserError("--base scores the base of --adapter, asked as the adapter is; name the adapter")
+        self.loaded = Loaded(args.model, args.adapter, args.four_bit, args.base)
         self.notes = list(self.loaded.notes)
         asked = not args.dataset and any(name.startswith(ASKED) for name in self.names) and not chat
         if args.template and not (args.dataset or asked):
@@ -70,6 +74,7 @@ class Plan:
             gen_kwargs=ends | ({"max_gen_toks": args.max_gen_toks} if args.max_gen_toks else {}),
             allow_code=args.allow_code,
             bootstrap_iters=BOOTSTRAP,
+            bare=self.bare,
         )
 
     def _own(self, args: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -85,13 +90,24 @@ class Plan:
             bertscore.of(encoder, args.bert_layer)  # before hours are spent, and kept
             metadata |= {"bert_model": encoder, "bert_layer": args.bert_layer}
         tokenizer, end = self.loaded.tokenizer, self.loaded.end
-        return metadata, heldout.stops(tokenizer, heldout.template_of(metadata["template"], tokenizer), end)
+        place = tuple(words), metadata["template"], metadata["tokenizer"]
+        self.bare, rows = heldout.bare(*place), heldout.read(tuple(words))
+        if not args.base and (found := runs.seen(self.loaded.trained, rows, tokenizer)):
+            self.seen = {"rows": found[0], "of": len(rows), "tokens": str(found[1])}
+            if found[0]:
+                self.notes.append(
+                    f"{found[0]} of the {len(rows)} rows are among those that the model was trained on "
+                    f"({found[1].parent}): of them the scores say what it remembers, not what it has learned; score "
+                    "rows that it has not seen (tunebook split makes files of sides)"
+                )
+        metadata |= {"add_bos_token": False} if self.bare else {}
+        return metadata, heldout.stops(tokenizer, templates.get(metadata["template"], tokenizer), end)
 
     def _template(self, args: Any) -> dict[str, Any]:
         """--metadata of tasks whose prompts are put into the model's template."""
         from evals import heldout
 
         loaded = self.loaded
-        template, note = heldout.choose(args.template, [loaded.folder, loaded.place], loaded.tokenizer)
+        template, note = heldout.choose(args.template, [loaded.trained, loaded.place], loaded.tokenizer)
         self.notes += [note] if note else []
-        return {"template": template, "tokenizer": str(loaded.folder if loaded.own_tokenizer else loaded.place)}
+        return {"template": template, "tokenizer": absolute(loaded.trained if loaded.own_tokenizer else loaded.place)}

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from scipy import stats
 
-from evals import paired
+from evals import paired, prompting
 from evals.samples import Side, Task
 
 # Task -> what its shares are called, and what a reader would like to see.
@@ -167,6 +167,8 @@ def notes(sides: list[Side]) -> list[str]:
         found.append("No template was applied here: prompts were asked as they are.")
     found.append("Intervals are 95 %: Wilson's of a share, Tango's of the gap; they are of these items, no others.")
     if len(sides) == 2:
+        if unlike := prompting.note(*sides):
+            found.append(f"The two were not asked alike, and differ for that reason, too: {unlike}.")
         found.append("Whether before and after differ by more than chance: tunebook compare, on the same two folders.")
     return found
 

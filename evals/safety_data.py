@@ -115,11 +115,10 @@ def prompts(name: str, label: str, template: str = "", tokenizer: str = "", fold
 def _asker(template: str, tokenizer: str) -> Any:
     if not template:
         return str
-    from common import tokenizers
-    from evals.heldout import template_of
+    from common import templates, tokenizers
 
     loaded = tokenizers.load(tokenizer)[0] if tokenizer else None
-    chosen = template_of(template, loaded)
+    chosen = templates.get(template, loaded)
     return lambda prompt: chosen.prompt({"instruction": prompt, "input": "", "output": ""})
 
 

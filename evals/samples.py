@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from common.cli import UserError
+from evals import runs
 
 NAME = re.compile(r"samples_(?P<task>.+)_(?P<date>\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?)\.jsonl")
 HOW = "lm_eval run writes them with --log_samples --output_path FOLDER, a recipe into eval/before and eval/after"
@@ -25,6 +26,7 @@ class Task:
     items: dict[tuple[int, str], dict] = field(default_factory=dict)
     values: dict[str, dict[tuple[int, str], Any]] = field(default_factory=dict)
     heard: dict[str, dict[tuple[int, str], Any]] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)  # what the task was told: template, dataset, ...
 
 
 @dataclass
@@ -41,7 +43,8 @@ class Side:
 
 
 def read(folder: Path) -> Side:
-    """Read the newest samples of each task under a folder, with the results that were written with them.
+    """Read the newest samples of each task under a folder, with the results that were written with them; of a run's
+    folder those after training.
 
     Raises:
         UserError: there are none, a file is damaged, results are missing, or the folder holds several models.
@@ -49,6 +52,9 @@ def read(folder: Path) -> Side:
     if not folder.is_dir():
         raise UserError(f"{folder} is a file; name its folder" if folder.is_file() else f"there is no folder {folder}")
     side, dated = Side(folder), {}
+    if (folder / runs.REPORT).exists():
+        folder = _of_run(folder)
+        side.notes.append(f"{side.folder}: its scores after training, {folder}")
     for path in sorted(folder.rglob("samples_*.jsonl")):
         if match := NAME.fullmatch(path.name):
             dated.setdefault(match["task"], []).append((match["date"], path))
@@ -66,6 +72,18 @@ def read(folder: Path) -> Side:
         side.files.append(path)
         _settings(side, task, results)
     return side
+
+
+def _of_run(folder: Path) -> Path:
+    """Where a recipe has left the scores after training."""
+    after = folder / "eval" / "after"
+    if not any(after.rglob("samples_*.jsonl")):
+        raise UserError(
+            f"{folder} is a run that scored no suite; score it on rows that it has not seen, and then compare the "
+            f"folders of scores: tunebook eval --adapter {folder} --dataset MY_TEST.jsonl --output_dir "
+            f"scores/{folder.resolve().name}"
+        )
+    return after
 
 
 def _one_model(folder: Path, dated: dict[str, list[tuple[str, Path]]]) -> None:
@@ -112,6 +130,7 @@ def _task(name: str, path: Path, results: dict[str, Any]) -> Task:
         raise UserError(f"{path}: the results file beside it has no numbers of {name}")
     higher = results.get("higher_is_better", {}).get(name, {})
     task = Task(name, results.get("versions", {}).get(name), results.get("n-shot", {}).get(name), scores, {})
+    task.metadata = results.get("configs", {}).get(name, {}).get("metadata") or {}
     task.higher = {metric: higher.get(metric.partition(",")[0]) is not False for metric in scores}
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):

@@ -194,7 +194,7 @@ def test_every_metric_of_lm_eval_is_found_again_from_its_items(base, tuned):
     assert tests["choice_a", "acc"] == tests["filtered", "exact_match,last"] == "exact McNemar"
     assert {tests["text", "bits_per_byte"], tests["written", "bleu"], tests["written", "parts"]} == {"paired bootstrap"}
     assert [key for key, row in rows.items() if row["headline"]] == [
-        ("both", "acc"), ("choice_a", "acc_norm"), ("filtered", "exact_match,whole"), ("text", "word_perplexity"),
+        ("both", "acc"), ("choice_a", "acc_norm"), ("filtered", "exact_match,whole"), ("text", "bits_per_byte"),
         ("written", "overlap"),
     ]  # fmt: skip
     assert rows["part_b", "acc"]["part_of"] == "both" and rows["both", "acc"]["items"] == ITEMS
@@ -214,11 +214,11 @@ def test_counts_p_and_verdicts(base, tuned):
     )
     tested = [row for row in report["rows"] if row["headline"]]
     assert [row["p_holm"] for row in tested] == paired.holm([row["p"] for row in tested])
-    assert rows["text", "word_perplexity"]["verdict"] == "better"  # lower is
-    assert rows["text", "word_perplexity"]["difference"] < 0 and rows["text", "word_perplexity"]["won"] == ITEMS
+    assert rows["text", "bits_per_byte"]["verdict"] == "better"  # lower is
+    assert rows["text", "bits_per_byte"]["difference"] < 0 and rows["text", "bits_per_byte"]["won"] == ITEMS
     assert all(row["p"] is None and row["verdict"] == "" for row in report["rows"] if not row["headline"])
     back = rows_of(comparison.compare(tuned, base))
-    assert back["text", "word_perplexity"]["verdict"] == back["choice_a", "acc_norm"]["verdict"] == "worse"
+    assert back["text", "bits_per_byte"]["verdict"] == back["choice_a", "acc_norm"]["verdict"] == "worse"
 
 
 def test_two_equal_models_are_not_different(score, base):
@@ -264,7 +264,11 @@ def dtype(results):
     ("edit", "results", "says"),
     [
         (lambda s: s if s["doc_id"] != 7 else None, None, r"choice_a: item 7 with doc_hash .* is in \S*base\S* alone"),
-        (lambda s: s | {"doc_hash": "0" * 64} if s["doc_id"] == 7 else s, None, "item 7 with doc_hash"),
+        (
+            lambda s: s | {"doc_hash": "0" * 64, "doc": {"question": "Another?"}} if s["doc_id"] == 7 else s,
+            None,
+            "item 7 with doc_hash",
+        ),
         (lambda s: s | {"target_hash": "x", "target": "2"}, None, "item 0: the target is '0' before, '2' after"),
         (lambda s: s, version, "text: its version is 1.0 before and 2.0 after"),
         (
@@ -363,7 +367,7 @@ def test_the_command_and_its_files(base, tuned, tmp_path, capsys):
     report = json.loads(files["json"].read_text())
     assert rows_of(report)["written", "bleu"]["headline"] and not rows_of(report)["written", "overlap"]["headline"]
     table = files["markdown"].read_text().splitlines()
-    assert len({row.count("|") for row in table[:7]}) == 1 and "| written | bleu |" in table[6]
+    assert len({row.count("|") for row in table[:7]}) == 1 and "| written | bleu (0 to 100) |" in table[6]
     page = files["html"].read_text()
     assert page.count("<svg") == 3 and "currentColor" in page and not re.search(r'(src|href)="(?!#|data:)', page)
     with pytest.raises(SystemExit) as end:

@@ -1,12 +1,13 @@
 """Two models on the same lm-eval items: what changed, how sure that is, and which items were won and lost.
 
+    tunebook compare runs/lora_alpaca runs/qlora_alpaca
     tunebook compare runs/qlora_alpaca/eval/before runs/qlora_alpaca/eval/after --html compared.html
     tunebook compare scores/base scores/tuned --tasks mmlu gsm8k --metrics gsm8k=exact_match,flexible-extract
     tunebook compare scores/plain scores/with_chat_template --any_prompt
 
 BASE and TUNED are folders with the results and samples that lm-eval writes (lm_eval run --log_samples --output_path
-FOLDER), as a recipe leaves them, too. Ends with 2 where the two were not asked the same, with 1 where nothing can be
-tested.
+FOLDER), as a recipe leaves them, too; of a run's folder the scores after training are taken. Ends with 2 where the two
+were not asked the same, with 1 where nothing can be tested.
 """
 
 import json
@@ -36,6 +37,9 @@ class Args:
 def main(args: Args) -> dict[str, Any]:
     from common.commands import reading
 
+    if len(args.folders) == 1 and (Path(args.folders[0]) / "eval" / "before").is_dir():
+        place = Path(args.folders[0]) / "eval"
+        raise UserError(f"expected two folders; before and after training are {place / 'before'} {place / 'after'}")
     if len(args.folders) != 2:
         raise UserError(f"expected two folders, BASE and TUNED, found {len(args.folders)}: tunebook compare --help")
     reading.writable({"--html": args.html, "--markdown": args.markdown, "--json": args.json}, args.folders)

@@ -3,6 +3,7 @@
     tunebook eval --model pocket --suite quick --benchmark_dir benchmarks/ --limit 50 --output_dir scores/base
     tunebook eval --model my_model/ --adapter runs/qlora_alpaca --suite core --output_dir scores/tuned
     tunebook eval --adapter runs/qlora_alpaca --dataset my_test.jsonl --output_dir scores/mine
+    tunebook eval --adapter runs/qlora_alpaca --base --dataset my_test.jsonl --output_dir scores/base
     tunebook eval --model my_model/ --tasks hellaswag mmlu_anatomy --four_bit --output_dir scores/four_bit
 
 Suites:
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from common.cli import UserError, fresh_folder
-from evals import suites
+from evals import scales, suites
 
 __doc__ = str(__doc__).replace("{suites}", suites.described())
 FILE = "scores.json"
@@ -30,6 +31,7 @@ FILE = "scores.json"
 class Args:
     model: str = ""  # Hub name, folder, or pocket; default: the base that the adapter names, or pocket
     adapter: str = ""  # a run's folder, an adapter's, or a Hub name
+    base: bool = False  # score the base of --adapter alone, asked as the adapter is: what it is to be compared with
     suite: str = ""  # quick, core, code, chat or safety
     tasks: list[str] = field(default_factory=list)  # names of lm-eval's tasks, groups or tags
     dataset: list[str] = field(default_factory=list)  # your own test rows: a file, a folder with a test side, ...
@@ -82,6 +84,8 @@ def main(args: Args) -> dict[str, Any]:
         "model": plan.loaded.place,
         "adapter": plan.loaded.folder or None,
         "tasks": plan.names,
+        "template": plan.metadata.get("template"),
+        "trained_on": plan.seen,
         "settings": asdict(plan.settings),
         **{name: scores[name] for name in ("groups", "metrics", "errors", "counts")},
         "notes": plan.notes,
@@ -94,10 +98,11 @@ def main(args: Args) -> dict[str, Any]:
 
 def command(plan: Any, kept: str, folder: Path, data: Path | None) -> str | None:
     """The plain lm_eval command for the same scores; None: lm_eval cannot load this model."""
-    model = plan.loaded.words(kept)
+    model = plan.loaded.words(folder, kept)
     if model is None:
         return None
     settings = plan.settings
+    model += ",add_bos_token=False" if settings.bare else ""
     words = ["lm_eval", "run", "--model", "hf", "--model_args", model, "--tasks", ",".join(plan.names)]
     words += ["--batch_size", str(1 if plan.rows_alone else settings.batch_size), "--seed", str(settings.seed)]
     if plan.ours:
@@ -125,7 +130,7 @@ def show(report: dict[str, Any], plan: Any, folder: Path) -> None:
 
     from common.commands.printing import printer
 
-    table = Table("task", "items", "metric", "score", "±")
+    table = Table("task", "items", "metric", "score", "±", "scale")
     for task, metrics in (report["groups"] | report["metrics"]).items():
         if task in plan.inside and report["groups"]:
             continue
@@ -133,22 +138,21 @@ def show(report: dict[str, Any], plan: Any, folder: Path) -> None:
         for place, (metric, value) in enumerate(metrics.items()):
             error = report["errors"].get(task, {}).get(metric)
             cells = (task, str(count["items"]) if count else "") if place == 0 else ("", "")
-            table.add_row(*cells, metric, f"{value:.4f}", f"{error:.4f}" if error is not None else "")
+            spread = f"{error:.4f}" if error is not None else ""
+            table.add_row(*cells, metric, f"{value:.4f}", spread, scales.of(metric))
     printer().print(table)
     cut = {name: count for name, count in report["counts"].items() if count["cut"]}
     if cut:
         lost, items = (sum(count[key] for count in cut.values()) for key in ("cut", "items"))
         print(f"prompts too long, which lost their beginning: {lost} of {items} items of {plan.found.named(cut)}")
-    if report["metrics"].get("heldout_loss", {}).get("tokens_as_in_training", 1) < 1:
-        print(
-            "some rows are other tokens to lm-eval than in training (tokens_as_in_training): their loss is another, too"
-        )
+    same = report["metrics"].get("heldout_loss", {}).get("tokens_as_in_training")
+    if same is not None:
+        more = "; of the others the loss is of other tokens" if same < 1 else ""
+        print(f"tokens_as_in_training: the share of rows that lm-eval makes exactly the tokens of training of{more}")
     if plan.rows_alone:
         print("one row at a time, as lm-eval alone must take them, changes log-likelihoods in the sixth digit or so")
     if report["command"]:
         print(f"the same numbers by lm-eval alone:\n  {report['command']}")
-    elif plan.loaded.ours:
-        print("lm-eval alone cannot load this kind of adapter (common/adapters.py)")
     else:
-        print("lm-eval alone cannot quantise a model with this transformers; --keep saves the quantised one for it")
+        print(plan.loaded.why)
     print(f"written: {folder}")

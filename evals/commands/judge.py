@@ -36,7 +36,7 @@ class Args:
     limit: int = 0  # judge so many questions, evenly spread; 0: all
     output_dir: str = "runs/judge"  # gets judge.json, judge.md, judge.html and the verdicts
     model: str = ""  # the base under adapters; default: what each was trained on
-    template: str = ""  # of the models' prompts; default: as each was trained
+    template: str = ""  # of the models' prompts; default: that of TUNED's training, and BASE's own where it has one
     max_new_tokens: int = 512  # tokens of an answer
     judge_max_new_tokens: int = 1024  # tokens of a verdict with its reasons
     # NAME=VALUE fields of a request to an endpoint; null leaves one out: max_tokens=null max_completion_tokens=2000
@@ -50,7 +50,7 @@ class Args:
 
 
 def main(args: Args) -> dict[str, Any]:
-    from evals import judge, questions
+    from evals import answering, judge, questions
     from evals.journal import Journal
     from evals.replies import Budget
 
@@ -66,6 +66,7 @@ def main(args: Args) -> dict[str, Any]:
     if not found:
         why = next(iter([*base.why.values(), *tuned.why.values()]), "no questions")
         raise Refused(f"there is no pair of answers to judge: {why}")
+    notes += [note] if (note := answering.unlike(base, tuned)) else []
     journal = Journal(folder / "verdicts.jsonl")
     notes += [f"{journal.torn} lines of {journal.path} cannot be read and are asked again"] if journal.torn else []
     try:
@@ -176,7 +177,8 @@ def _sides(args: Args, asked: list[Any], files: list[bool], folder: Path) -> lis
         if not files[n] and any(path.resolve() == Path(side).resolve() for side in args.sides):
             raise UserError(f"{path} is read and would be written; choose another --output_dir")
     decoding = Decoding(max_new_tokens=args.max_new_tokens)
-    models = {n: answering.Model(args.sides[n], args.model, args.template, decoding) for n in range(2) if not files[n]}
+    template = args.template or ("" if any(files) else answering.shared_template(*args.sides))
+    models = {n: answering.Model(args.sides[n], args.model, template, decoding) for n in range(2) if not files[n]}
     for n, model in models.items():
         journal = Journal(folder / "answers.jsonl")
         try:

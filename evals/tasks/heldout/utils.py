@@ -7,20 +7,21 @@ from functools import cache
 from evals import bertscore, heldout
 
 
-def load(dataset="", template="", tokenizer="", pretrained="", bert_model="", bert_layer=0, **_):
+def load(
+    dataset="", template="", tokenizer="", pretrained="", bert_model="", bert_layer=0, add_bos_token=None, **_
+):  # fmt: skip
     import datasets
 
-    docs = heldout.docs(tuple(dataset), template, tokenizer or pretrained)
+    docs = heldout.docs(tuple(dataset), template, tokenizer or pretrained, add_bos_token is False)
     if bert_model:
         docs = [doc | {"bert_model": bert_model, "bert_layer": bert_layer} for doc in docs]
     return {"test": datasets.Dataset.from_list(docs)}
 
 
 def likelihood(doc, results):
-    (whole, _), *spaces = results  # log-likelihoods of answer and end; of the white space before them
-    found = whole - sum(value for value, _ in spaces)
+    (whole, _), *leads = results  # log-likelihoods of what is scored; of the part of it that training does not count
+    found = whole - sum(value for value, _ in leads)
     return {
-        "perplexity_per_token": (found, doc["tokens"]),
         "loss": (found, doc["tokens"]),
         "bits_per_byte_of_answer": (found, doc["bytes"]),
         "tokens_as_in_training": doc["as_trained"],
@@ -32,10 +33,6 @@ def loss(items):
     return -sum(value for value, _ in items) / sum(weight for _, weight in items)
 
 
-def perplexity(items):
-    return math.exp(loss(items))
-
-
 def bits_per_byte(items):
     """Bits of answers and their ends per byte of the answers in UTF-8."""
     return loss(items) / math.log(2)
@@ -45,8 +42,8 @@ def likeness(doc, results):
     answer, reference = results[0].strip(), doc["answer"].strip()
     encoder = bertscore.of(doc["bert_model"], doc["bert_layer"]) if "bert_model" in doc else None
     return {
-        "exact_match": float(answer == reference),
         "rougeL": scorer().score(reference, answer)["rougeL"].fmeasure,
+        "exact_match": float(answer == reference),
         "bleu": [reference, answer],
     } | ({"bertscore": encoder.score(reference, answer)} if encoder else {})
 

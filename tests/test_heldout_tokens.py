@@ -1,0 +1,88 @@
+"""Own rows on every real tokenizer: what lm-eval makes of a request is what TRL trains."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from lm_eval.models.huggingface import HFLM
+
+from common import templates, tokenizers
+from evals import heldout
+
+ROOT = Path(__file__).parent.parent
+SHARED = Path(os.environ.get("TUNEBOOK_SHARED", ROOT.parent / "shared")) / "data"
+pytestmark = [
+    pytest.mark.real_data,
+    pytest.mark.skipif(not SHARED.exists(), reason="no shared/data beside the checkout (or in TUNEBOOK_SHARED)"),
+]
+NAMES = ["deepseek", "gpt-neox-20b", "gpt2", "llama2", "llama3", "mistral-v3", "phi-3-mini", "qwen2.5", "qwen3"]
+ANSWERS = ["Blue.", "\nBlue", " blue", "\n\n blue", "12", "\tblue", "blue \n", "\u00e9", "\U0001f600 !", "\u65e5\u672c"]
+
+
+def rows() -> list[dict]:
+    found = json.loads((SHARED / "alpaca" / "alpaca_52k_en.json").read_text(encoding="utf-8"))
+    odd = [{"instruction": "Which color is it?", "input": "", "output": answer} for answer in ANSWERS]
+    return [*[row for row in found if row["output"].strip()][::8000], *odd]
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def tokenizer(request):
+    return tokenizers.load(str(SHARED / "tokenizers" / request.param))[0]
+
+
+def of_lm_eval(tokenizer, bare: bool = False):
+    """lm-eval's own model class as far as it encodes."""
+    lm = HFLM.__new__(HFLM)
+    lm.tokenizer, lm.add_bos_token, lm.custom_prefix_token_id = tokenizer, False if bare else None, None
+    return lm
+
+
+def as_trl(tokenizer, prompt: str, answer: str) -> tuple[list[int], int]:
+    """Ids, and where labels start, by TRL's rule: the longest beginning that prompt and whole have in common."""
+    before, ids = tokenizer(prompt).input_ids, tokenizer(prompt + answer).input_ids
+    return [*ids, tokenizer.eos_token_id], shared(before, ids)
+
+
+def shared(before: list[int], ids: list[int]) -> int:
+    return next((at for at, (a, b) in enumerate(zip(before, ids, strict=False)) if a != b), min(len(before), len(ids)))
+
+
+def same_tokens(tokenizer, doc: dict, ids: list[int], start: int, bare: bool = False) -> None:
+    lm = of_lm_eval(tokenizer, bare)
+    context, scored = lm._encode_pair(doc["context"], doc["scored"][0])
+    lead = lm._encode_pair(doc["context"], doc["scored"][1])[1] if len(doc["scored"]) > 1 else []
+    assert context + scored == ids and context + lead == ids[:start] and doc["tokens"] == len(ids) - start
+    assert doc["as_trained"] == 1.0
+
+
+@pytest.mark.parametrize("name", ["alpaca", "plain"])
+def test_requests_are_the_tokens_that_trl_trains(tokenizer, name):
+    template = templates.get(name)
+    own = rows()
+    if name == "plain":  # a token may reach from the question into the answer, and white space stand before it
+        asked = ("Name a fru", "Say ", "Say\n\n")
+        own = [{**row, "instruction": text, "input": ""} for row in own[-4:] for text in asked]
+    for row, doc in zip(own, heldout.items(own, tokenizer, template), strict=True):
+        ids, start = as_trl(tokenizer, template.prompt(row), template.completion(row))
+        same_tokens(tokenizer, doc, ids, start)
+
+
+def test_chats_are_what_transformers_renders(tokenizer):
+    """A template may trim the answer, and put thoughts before it that the prompt has not."""
+    if not tokenizer.chat_template:
+        pytest.skip("this tokenizer has no chat template")
+    control = tokenizer.added_tokens_decoder
+    own = [row for row in rows() if not row["output"][0].isspace()]
+    for row, doc in zip(own, heldout.items(own, tokenizer, templates.get("tokenizer", tokenizer)), strict=True):
+        asked = {"role": "user", "content": "\n\n".join(filter(None, (row["instruction"], row["input"])))}
+        said = {"role": "assistant", "content": row["output"]}
+        prompt = tokenizer.apply_chat_template([asked], add_generation_prompt=True).input_ids
+        text = tokenizer.apply_chat_template([asked, said], tokenize=False)
+        answered = text.rindex(row["output"].strip()) + len(row["output"].strip())
+        end = min(text.find(token.content, answered) + len(token.content) for token in control.values()
+                  if token.content in text[answered:])  # fmt: skip
+        ids = tokenizer(text[:end], add_special_tokens=False).input_ids
+        start = shared(prompt, ids)
+        assert start == len(prompt) or ids[start - 1] in control  # there the prompt alone opens thoughts
+        same_tokens(tokenizer, doc, ids, start)
