@@ -6,6 +6,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from common.meter import Meter
+
 WEIGHTS = "trained.safetensors"
 STATE = "trainer_state.json"  # written last: a checkpoint without it is not whole
 
@@ -14,11 +16,11 @@ class Checkpoints:
     """The last `keep` checkpoints of a run in `folder`, and the best weights so far in folder/best.
 
     A checkpoint holds the parameters that train, not a frozen base, beside what accelerate keeps: optimiser, scaler,
-    random state, and the schedule.
+    random state, and the schedule; and what the meter has measured.
     """
 
-    def __init__(self, accelerator: Any, folder: Path, schedule: Any, keep: int = 2):
-        self.accelerator, self.folder, self.keep = accelerator, folder, keep
+    def __init__(self, accelerator: Any, folder: Path, schedule: Any, meter: Meter, keep: int = 2):
+        self.accelerator, self.folder, self.meter, self.keep = accelerator, folder, meter, keep
         self.best = math.inf
         accelerator.register_for_checkpointing(schedule)
         accelerator.register_save_state_pre_hook(self._save_trained)
@@ -31,6 +33,7 @@ class Checkpoints:
         self.accelerator.load_state(checkpoint)
         state = json.loads((Path(checkpoint) / STATE).read_text(encoding="utf-8"))
         self.best = state["best"]
+        self.meter.go_on(state["meter"])
         return state["global_step"]
 
     def save(self, model: Any, step: int, loss: float) -> None:
@@ -48,8 +51,8 @@ class Checkpoints:
         self.accelerator.save_state(str(part))
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            state = json.dumps({"global_step": step, "loss": loss, "best": self.best})
-            (part / STATE).write_text(state + "\n", encoding="utf-8")
+            state = {"global_step": step, "loss": loss, "best": self.best, "meter": self.meter.state()}
+            (part / STATE).write_text(json.dumps(state) + "\n", encoding="utf-8")
             shutil.rmtree(part.with_suffix(""), ignore_errors=True)
             part.rename(part.with_suffix(""))
             for old in sorted(self.folder.glob("checkpoint-*[0-9]"), key=_step)[: -self.keep]:

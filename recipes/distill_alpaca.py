@@ -52,10 +52,10 @@ def main(args: Args) -> dict:
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
     from trl import SFTConfig, SFTTrainer
 
-    from common import callbacks, distillation, generation, lora, losses, sampling
+    from common import callbacks, distillation, generation, lora, losses, sampling, settings
 
     blend = losses.Blend(args.alpha, args.temperature, args.beta)
-    overrides = cli.overrides(args.sft, SFTConfig, written=set(vars(args)))
+    overrides = cli.overrides(args.sft, SFTConfig, written=set(vars(args)), unheard=settings.TAUGHT)
     checkpoint = checks.continues(folder, vars(args), args.resume, args.overwrite)
 
     # Models: each in the precision of the device, or in 4 bits.

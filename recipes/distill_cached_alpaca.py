@@ -50,10 +50,10 @@ def main(args: Args) -> dict:
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
     from trl import SFTConfig, SFTTrainer
 
-    from common import callbacks, distillation, generation, lora, losses, sampling, targets, teaching
+    from common import callbacks, distillation, generation, lora, losses, sampling, settings, targets, teaching
 
     blend = losses.Blend(args.alpha, args.temperature, args.beta)
-    overrides = cli.overrides(args.sft, SFTConfig, written=set(vars(args)))
+    overrides = cli.overrides(args.sft, SFTConfig, written=set(vars(args)), unheard=settings.TAUGHT)
     checkpoint = checks.continues(folder, vars(args), args.resume, args.overwrite)
 
     model, tokenizer = models.load(args.model, args.max_length, args.four_bit, full=args.lora_r == 0)

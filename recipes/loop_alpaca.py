@@ -95,9 +95,10 @@ def main(args: Args) -> dict:
     if args.dry_run:
         return expected
 
-    kept = checkpoints.Checkpoints(accelerator, folder, schedule)
-    meter, done = Meter(folder / "log.jsonl"), kept.load(checkpoint)
+    meter = Meter(folder / "log.jsonl")
     meter.evaluated(0, steps.mean_loss(accelerator, model, evaluation, loss_of))
+    kept = checkpoints.Checkpoints(accelerator, folder, schedule, meter)
+    done = kept.load(checkpoint)
     meter.begin(done, max_steps)
     for step, batches, tokens in steps.batches(accelerator, loader, order, accumulation, done, max_steps, meter):
         values = train_step(accelerator, model, optimizer, schedule, batches, tokens)

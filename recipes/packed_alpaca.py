@@ -45,9 +45,9 @@ def main(args: Args) -> dict:
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
     from trl import SFTConfig, SFTTrainer
 
-    from common import attention, callbacks, generation, lora
+    from common import attention, callbacks, generation, lora, settings
 
-    overrides = cli.overrides(args.sft, SFTConfig, written=set(vars(args)))
+    overrides = cli.overrides(args.sft, SFTConfig, written=set(vars(args)), unheard=settings.JOINED)
     checkpoint = checks.continues(folder, vars(args), args.resume, args.overwrite)
 
     # Model: the base in the precision of the device.

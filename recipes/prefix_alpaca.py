@@ -46,9 +46,9 @@ def main(args: Args) -> dict:
     from peft import PrefixTuningConfig, get_peft_model
     from trl import SFTConfig, SFTTrainer
 
-    from common import callbacks, generation
+    from common import callbacks, generation, settings
 
-    overrides = cli.overrides(args.sft, SFTConfig, written=set(vars(args)))
+    overrides = cli.overrides(args.sft, SFTConfig, written=set(vars(args)), unheard=settings.PREFIXES)
     checkpoint = checks.continues(folder, vars(args), args.resume, args.overwrite)
 
     # Model: the base in the precision of the device. Not by Unsloth, whose forwards on a GPU pass virtual tokens by.
