@@ -52,7 +52,7 @@ def main(args: Args) -> dict:
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
     from trl import SFTConfig, SFTTrainer
 
-    from common import callbacks, distillation, generation, lora, losses, sampling, settings
+    from common import callbacks, distillation, generation, lora, losses, sampling, settings, teaching
 
     blend = losses.Blend(args.alpha, args.temperature, args.beta)
     overrides = cli.overrides(args.sft, SFTConfig, written=set(vars(args)), unheard=settings.TAUGHT)
@@ -142,7 +142,8 @@ def main(args: Args) -> dict:
     template.save(result)
     samples.take("after", model)
     scores.take("after", model, tokenizer)
-    account = scores.account(base or result, result if base else None)
+    scored = scores.account(base or result, result if base else None)
+    account = teaching.join(scored, args.teacher, teacher, held_out, blend)
     return report.write(__file__, folder, vars(args), model, counts, mask_view, expected, meter, samples.rows, account)
 
 

@@ -66,7 +66,7 @@ def main(args: Args) -> dict:
     checks.gate(counts, args.max_length)
     train, counts.sources = mix.mix(train, sides.shares, sides.by, args.seed)
     # Teacher: what it says at its temperature; it is loaded only where its file is not there.
-    said = (args.teacher, args.temperature, args.top_k, args.max_length)
+    said = (args.teacher, args.temperature, args.top_k, args.max_length, held_out)
     teacher = teaching.open_or_make(args.targets or folder / "targets.safetensors", train, tokenizer, template, *said)
     if args.packing:
         train, held_out = (packing.packed(r, args.max_length) if len(r) else r for r in (train, held_out))
@@ -142,7 +142,8 @@ def main(args: Args) -> dict:
     template.save(result)
     samples.take("after", model)
     scores.take("after", model, tokenizer)
-    account = scores.account(base or result, result if base else None)
+    scored = scores.account(base or result, result if base else None)
+    account = teaching.join(scored, args.teacher, teacher, held_out, blend)
     return report.write(__file__, folder, vars(args), model, counts, mask_view, expected, meter, samples.rows, account)
 
 

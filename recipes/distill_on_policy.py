@@ -49,7 +49,7 @@ def main(args: Args) -> dict:
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
     from trl import DistillationConfig, DistillationTrainer
 
-    from common import callbacks, distillation, generation, lora, losses, on_policy
+    from common import callbacks, distillation, generation, lora, losses, on_policy, teaching
 
     blend = losses.Blend(1.0, args.temperature, args.beta)
     overrides = cli.overrides(args.sft, DistillationConfig, written=set(vars(args)))
@@ -134,7 +134,8 @@ def main(args: Args) -> dict:
     template.save(result)
     samples.take("after", model)
     scores.take("after", model, tokenizer)
-    account = scores.account(base or result, result if base else None)
+    scored = scores.account(base or result, result if base else None)
+    account = teaching.join(scored, args.teacher, teacher, (), blend)
     return report.write(
         __file__, folder, vars(args), model, counts, mask_view, expected, watch.meter, samples.rows, account
     )
