@@ -143,17 +143,20 @@ def _defaults(args_class: type, config: str | None) -> Any:
             problems.append(f"{name}: there is no such flag{nearest(name, fields)}")
             continue
         try:
-            values[name] = _convert(value, getattr(default, name))
+            values[name] = _convert(value, getattr(default, name), str(fields[name].type))
         except (TypeError, ValueError):
-            kind = type(getattr(default, name)).__name__
+            kind = getattr(fields[name].type, "__name__", str(fields[name].type))
             problems.append(f"{name}: {value!r} is not of type {kind} (default {getattr(default, name)!r})")
     if problems:
         raise UserError(f"--config {config}:\n  " + "\n  ".join(problems))
     return dataclasses.replace(default, **values)
 
 
-def _convert(value: Any, default: Any) -> Any:
-    """`value` as the type of `default`; YAML reads 2e-4 as text, so numbers in text are accepted."""
+def _convert(value: Any, default: Any, annotation: str) -> Any:
+    """`value` as the type of `default`; YAML reads 2e-4 as text, so numbers in text are accepted. A default of None
+    stands for a value that is chosen later."""
+    if default is None:
+        return None if value is None else _convert(value, 0.0 if "float" in annotation else "", annotation)
     if isinstance(default, bool):
         if not isinstance(value, bool):
             raise TypeError

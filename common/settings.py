@@ -84,7 +84,6 @@ PREFIXES = VIRTUAL | {
     "gradient_checkpointing": "transformers leaves prefixes out where it recomputes a layer; lora_alpaca takes it"
 }
 JOINED = {"pad_to_multiple_of": "rows are joined up to --max_length"}
-TAUGHT = dict.fromkeys(("loss_type", "label_smoothing_factor"), "a student's loss is that of its teacher and labels")
 HUB = "push_to_hub=true"
 # Field -> what it needs to do anything: a test of the whole config, and how to say it.
 NEEDS: dict[str, tuple[Callable[[Any], Any], str]] = {

@@ -107,10 +107,10 @@ def _mapped(path: Path, begin: int, entry: dict[str, Any]) -> Any:
 
 
 class Targets:
-    """An open cache; its tensors are read from disk as they are used."""
+    """An open cache; its tensors are read from disk as they are used. `name`: the teacher's, as --teacher."""
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, name: str = ""):
+        self.path, self.name = path, name
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length))

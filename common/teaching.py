@@ -49,7 +49,7 @@ def open_or_make(
         make(path, rows, teacher, metadata | known)
     else:
         print(f"teacher: read from {path}")
-    found = targets.Targets(path)
+    found = targets.Targets(path, name)
     found.fits(metadata, rows)
     return found
 
@@ -75,13 +75,13 @@ def held_out_loss(teacher: Any, rows: Any, batch_size: int = 16) -> float | None
     return total / count if count else None
 
 
-def join(scores: dict[str, Any], name: str, teacher: Any, held_out: Any, blend: losses.Blend) -> dict[str, Any]:
+def join(scores: dict[str, Any], teacher: Any, held_out: Any, blend: losses.Blend) -> dict[str, Any]:
     """The account of harness.Scores with `distillation`: the teacher (as --teacher), its own held-out loss, and what
     the student's loss is made of."""
     found = held_out_loss(teacher, held_out)
     if found is not None:
-        print(f"teacher {name}: held-out loss {found:.4f}")
-    return {**scores, "distillation": {"teacher": name, "held_out_loss": found, **vars(blend), **blend.words()}}
+        print(f"teacher {teacher.name}: held-out loss {found:.4f}")
+    return {**scores, "distillation": {"teacher": teacher.name, "held_out_loss": found, **vars(blend), **blend.words()}}
 
 
 def make(path: Path, rows: Any, teacher: Teacher, metadata: dict[str, str], batch_size: int = 16) -> None:
