@@ -128,6 +128,11 @@ def cross_entropy(trainer: Any) -> Iterator[None]:
             trainer.args.loss_type = kind
 
 
+def kept_by(state: Any) -> dict[str, Any]:
+    """What callbacks keep in a checkpoint's trainer_state.json."""
+    return state.stateful_callbacks
+
+
 class Smoother(LabelSmoother):
     """Label smoothing while gradients are made, and none in evaluation."""
 
@@ -151,20 +156,20 @@ class Measure(TrainerCallback):
         return samples, items
 
     def on_train_begin(self, args, state, control, **kwargs):
-        if KEPT in state.stateful_callbacks:
-            self.meter.go_on(state.stateful_callbacks[KEPT])
+        if kept := kept_by(state).get(KEPT):
+            self.meter.go_on(kept)
         self.meter.begin(state.global_step, state.max_steps)
 
     def on_step_end(self, args, state, control, optimizer: Any = None, **kwargs):
         self.meter.step(state.global_step, optimizer.step_was_skipped)
-        state.stateful_callbacks[KEPT] = self.meter.state()  # trainer_state.json is written after it
+        kept_by(state)[KEPT] = self.meter.state()  # trainer_state.json is written after it
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         logs = logs or {}
         self.meter.log(state.global_step, logs)
         if "eval_loss" in logs:
             self.meter.evaluated(state.global_step, logs["eval_loss"])
-        state.stateful_callbacks[KEPT] = self.meter.state()
+        kept_by(state)[KEPT] = self.meter.state()
 
     def on_train_end(self, args, state, control, model: Any = None, **kwargs):
         self.meter.end()

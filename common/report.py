@@ -68,11 +68,9 @@ def write(
     Raises:
         Refused: what was saved in adapter/ or model/ is not what was to be; the report is there.
     """
-    before, after = meter.losses
     scores = dict(scores)
-    taught, nats = scores.pop("distillation", None), meter.held_out == HELD_OUT
-    extra = {name: scores.pop(name) for name in ("by_skill", "command")}
-    extra |= {"loss_before": before}
+    taught = scores.pop("distillation", None)
+    extra = {name: scores.pop(name) for name in ("by_skill", "command")} | {"loss_before": meter.losses[0]}
     report = {
         "recipe": Path(recipe).stem,
         "args": args,
@@ -83,25 +81,34 @@ def write(
         "data": {**counts.as_dict(), "padding_share": meter.padding_share},
         "forecast": {name: value for name, value in expected.items() if name not in ("parameters", "saved")},
         "measured": meter.measured(),
-        "train": {
-            "steps": meter.steps,
-            "loss": meter.loss,
-            "loss_name": taught["loss"] if taught else meter.training,
-            "parts": meter.parts,
-            "evaluations": meter.evaluations,
-        }
-        | _weights(folder, model, expected),
-        "eval": {
-            "loss": after,
-            "loss_name": "cross-entropy, nats a token" if nats else meter.held_out.removeprefix("held-out "),
-            "perplexity": math.exp(min(after, 700)) if nats and after is not None else None,
-        },
+        "train": _train(meter, taught) | _weights(folder, model, expected),
+        "eval": _eval(meter),
         "scores": scores,
     } | ({"distillation": taught} if taught else {})
     _replace(folder / "report.json", json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     _replace(folder / "report.html", _page(report, mask_view, extra))
     _say(folder, report, extra, meter)
     return report
+
+
+def _train(meter: Meter, taught: dict[str, Any] | None) -> dict[str, Any]:
+    return {
+        "steps": meter.steps,
+        "loss": meter.loss,
+        "loss_name": taught["loss"] if taught else meter.training,
+        "parts": meter.parts,
+        "evaluations": meter.evaluations,
+    }
+
+
+def _eval(meter: Meter) -> dict[str, Any]:
+    """The held-out loss at the end, by its name; its perplexity where it is cross-entropy."""
+    loss, nats = meter.losses[1], meter.held_out == HELD_OUT
+    return {
+        "loss": loss,
+        "loss_name": "cross-entropy, nats a token" if nats else meter.held_out.removeprefix("held-out "),
+        "perplexity": math.exp(min(loss, 700)) if nats and loss is not None else None,
+    }
 
 
 def _weights(folder: Path, model: Any, expected: dict[str, Any]) -> dict[str, Any]:

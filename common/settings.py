@@ -195,11 +195,10 @@ def _schedule(config: Any, config_class: type) -> None:
 
 
 def _optimizer(config: Any, config_class: type) -> str | None:
-    import torch
     from transformers import Trainer
 
     if config.optim_target_modules is None:  # those of other optimizers are looked up in the model
-        Trainer.get_optimizer_cls_and_kwargs(config, torch.nn.Linear(1, 1))
+        Trainer.get_optimizer_cls_and_kwargs(config)
 
 
 def _metric(config: Any, config_class: type) -> str | None:
@@ -221,7 +220,7 @@ def _loss(config: Any, config_class: type) -> str | None:
 
 
 def _liger(config: Any, config_class: type) -> str | None:
-    from transformers.utils import is_liger_kernel_available
+    from transformers.utils.import_utils import is_liger_kernel_available
 
     if config.use_liger_kernel and not is_liger_kernel_available():
         return "liger-kernel is not installed: pip install liger-kernel"
