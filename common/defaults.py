@@ -37,7 +37,7 @@ def choose(
     if chosen:
         size = f"a model of {count / 1e6:,.0f} M parameters" if large else "a model as small as pocket"
         print(f"chosen for {size}: {' '.join(chosen)}")
-    end = end_of_turn(tokenizer)
+    end = end_of_turn(model, tokenizer)
     if large and end and getattr(template, "jinja", None) != tokenizer.chat_template:
         print(
             f"note: {args.model} is tuned to chat (its chat template ends an answer with {end}), and this recipe "
@@ -46,14 +46,17 @@ def choose(
         )
 
 
-def end_of_turn(tokenizer: Any) -> str | None:
-    """The end token, where the tokenizer's chat template ends an answer with it; None for a base model's."""
-    if not getattr(tokenizer, "chat_template", None) or not tokenizer.eos_token:
+def end_of_turn(model: Any, tokenizer: Any) -> str | None:
+    """The token that ends an answer in the tokenizer's chat template, where the model stops at it; None for a base
+    model, whose template was never trained."""
+    if not getattr(tokenizer, "chat_template", None):
         return None
     turns = [{"role": "user", "content": "one"}, {"role": "assistant", "content": "answer"}]
     try:
         text = tokenizer.apply_chat_template(turns, tokenize=False)
     except Exception:  # a template may refuse any conversation, and this is only a note
         return None
-    after = text.rpartition("answer")[2].lstrip()
-    return tokenizer.eos_token if after.startswith(tokenizer.eos_token) else None
+    ids = tokenizer(text.rpartition("answer")[2].lstrip(), add_special_tokens=False).input_ids
+    stops = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    stops = {tokenizer.eos_token_id, *(stops if isinstance(stops, list) else [stops])}
+    return tokenizer.convert_ids_to_tokens(ids[0]) if ids and ids[0] in stops else None
