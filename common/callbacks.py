@@ -46,16 +46,17 @@ def measure(trainer: Any, log_file: Path, parts_of: Callable[[dict[str, Any]], t
 def names(trainer: Any) -> tuple[str, str]:
     """What the training loss of one of TRL's trainers is, and what its held-out loss is called."""
     args = trainer.args
-    kind = getattr(args, "loss_type", "nll")
+    kind, held_out = getattr(args, "loss_type", "nll"), HELD_OUT
     if isinstance(kind, list):
-        loss = f"DPO loss ({' + '.join(kind)})"
-        return loss, f"held-out {loss}"
-    training = "DFT loss" if kind == "dft" else "cross-entropy"
-    if trainer.label_smoother is not None:
-        training += f" with label smoothing of {args.label_smoothing_factor:g}"
+        training = f"DPO loss ({' + '.join(kind)})"
+        held_out = f"held-out {training}"
+    else:
+        training = "DFT loss" if kind == "dft" else "cross-entropy"
+        if trainer.label_smoother is not None:
+            training += f" with label smoothing of {args.label_smoothing_factor:g}"
     if vars(trainer).get("aux_loss_enabled", False):
         training += f" + {trainer.router_aux_loss_coef:g} x the balancing loss of the router"
-    return training, HELD_OUT
+    return training, held_out
 
 
 def evaluate(trainer: Any) -> None:

@@ -103,6 +103,8 @@ def parse(args_class: type, argv: list[str], doc: str = "") -> Any:
     import tyro
 
     config, argv = _take_config(argv)
+    if "sft" in {field.name for field in dataclasses.fields(args_class)}:
+        argv = [re.sub(r"^--set(?==|$)", "--sft", word) for word in argv]  # its other spelling
     description = doc + "\n\n--config FILE.yaml sets any of these; flags win over it. --debug shows tracebacks."
     default = _defaults(args_class, config)
     if not hasattr(default, "rest"):
@@ -138,6 +140,8 @@ def _defaults(args_class: type, config: str | None) -> Any:
     fields = {field.name: field for field in dataclasses.fields(args_class)}
     default, problems = args_class(), []
     values = {str(name).replace("-", "_"): value for name, value in values.items()}
+    if "set" in values and "sft" in fields:
+        values["sft"] = values.pop("set")
     for name, value in values.items():
         if name not in fields:
             problems.append(f"{name}: there is no such flag{nearest(name, fields)}")

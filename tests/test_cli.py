@@ -30,6 +30,9 @@ def test_flags_win_over_the_file(tmp_path):
     args = cli.parse(Args, ["--config", str(path), "--max-steps", "9"])
     assert (args.learning_rate, args.max_steps, args.sft, args.overwrite) == (2e-4, 9, ["a=b"], True)
     assert cli.parse(Args, [f"--config={path}"]).max_steps == 7
+    assert cli.parse(Args, ["--set", "a=--set", "b=1"]).sft == cli.parse(Args, ["--sft", "a=--set", "b=1"]).sft
+    path.write_text("set: [a=b]\n")
+    assert cli.parse(Args, ["--config", str(path)]).sft == ["a=b"]
 
 
 @pytest.mark.parametrize(

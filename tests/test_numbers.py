@@ -100,6 +100,7 @@ def test_what_losses_are_called():
     assert called("nll") == ("cross-entropy", "held-out loss") and called("dft") == ("DFT loss", "held-out loss")
     assert called("nll", 0.1) == ("cross-entropy with label smoothing of 0.1", "held-out loss")
     assert called("nll", 0, 0.01)[0] == "cross-entropy + 0.01 x the balancing loss of the router"
+    assert called(["ipo"], 0, 0.5)[0] == "DPO loss (ipo) + 0.5 x the balancing loss of the router"
     assert called(["sigmoid", "sft"]) == ("DPO loss (sigmoid + sft)", "held-out DPO loss (sigmoid + sft)")
 
 
