@@ -130,7 +130,7 @@ def check(values: dict[str, Any], config_class: type, unheard: Mapping[str, str]
     Raises:
         UserError: all fields without effect; else the first values that are refused, in one line.
     """
-    every = {**UNHEARD, **MORE.get(config_class.__name__, {}), **unheard}
+    every = {**UNHEARD, **MORE.get(kind(config_class), {}), **unheard}
     nothing = [f"{name}: {words}" for name, words in every.items() if words and name in values]
     if nothing:
         raise UserError("--sft, what this recipe does not take:\n  " + "\n  ".join(nothing))
@@ -149,12 +149,18 @@ def check(values: dict[str, Any], config_class: type, unheard: Mapping[str, str]
             raise UserError(f"--sft {_named(given)}: {problem}")
 
 
+def kind(config_class: type) -> str:
+    """The name of TRL's config that this is, or is made from, as Unsloth makes its own on a GPU."""
+    names = [base.__name__ for base in config_class.__mro__]
+    return next((name for name in names if name in {*METRICS, *MORE}), names[0])
+
+
 def _made(values: dict[str, Any], config_class: type) -> tuple[Any, str]:
     """The config of a recipe with these values, and why there is none."""
     from common import loading, models
 
     fields: Any = config_class
-    rhythm = {} if UNEVALUATED in MORE.get(config_class.__name__, {}).values() else RHYTHM
+    rhythm = {} if UNEVALUATED in MORE.get(kind(config_class), {}).values() else RHYTHM
     written = {**rhythm, **models.precision(), **loading.settings()}
     try:
         return fields(output_dir="unused", **{**written, **values}), ""
@@ -202,13 +208,15 @@ def _optimizer(config: Any, config_class: type) -> str | None:
 
 
 def _metric(config: Any, config_class: type) -> str | None:
-    known = ("loss", *METRICS.get(config_class.__name__, ()))
-    if config.metric_for_best_model.removeprefix("eval_") not in known:
+    known = ("loss", *METRICS.get(kind(config_class), ()))
+    if kind(config_class) in METRICS and config.metric_for_best_model.removeprefix("eval_") not in known:
         return f"an evaluation tells {', '.join(f'eval_{name}' for name in known)}"
 
 
 def _loss(config: Any, config_class: type) -> str | None:
-    known = LOSSES[config_class.__name__]
+    known = LOSSES.get(kind(config_class))
+    if known is None:
+        return None
     if isinstance(config.loss_type, str):
         return None if config.loss_type in known else f"there is {', '.join(known)}"
     if strange := set(config.loss_type) - set(known):

@@ -83,6 +83,13 @@ def test_fields_without_effect_are_refused_by_name(configs):
     assert refusal(["pad_to_multiple_of=8"], configs["SFT"]) is None
 
 
+def test_a_config_that_is_made_from_trls_is_known(configs):
+    made = dataclasses.make_dataclass("UnslothSFTConfig", [], bases=(configs["SFT"],))
+    assert settings.kind(made) == "SFTConfig" and "there is nll, dft" in refusal(["loss_type=foo"], made)
+    other = dataclasses.make_dataclass("Own", [("loss_type", str, "mine")], bases=(configs["SFT"].__mro__[1],))
+    assert refusal(["loss_type=foo"], other) is None and refusal(["metric_for_best_model=mine"], other) is None
+
+
 def test_they_have_no_effect(configs, tmp_path):
     """TRL's trainer, made as the recipes make it, has the same first batch and loss with each of them."""
     import torch
