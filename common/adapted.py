@@ -186,6 +186,7 @@ def put_on(model: Any, folder: str, trains: bool = False) -> Any:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message=".*missing adapter keys")
             warnings.filterwarnings("ignore", message=".*from a non-meta parameter")  # a plan has no weights
+            warnings.filterwarnings("ignore", message=".*_pattern keys did not match")  # they hold for fused experts
             found = PeftModel.from_pretrained(model, folder, is_trainable=trains)
             said = found.load_adapter(folder, "default", is_trainable=trains)  # which from_pretrained keeps to itself
     except UserWarning as error:

@@ -15,8 +15,9 @@ from common import mixtures, models
 from common.cli import Refused, UserError
 from common.generation import Samples
 from common.masking import IGNORE
-from common.meter import Meter
+from common.meter import HELD_OUT, Meter
 
+KEPT = "tunebook.meter"  # where a checkpoint's trainer_state.json holds what was measured until then
 HALVINGS = 16  # of a float16 run's loss scale of 65,536, after which it is 1
 
 
@@ -28,10 +29,11 @@ def tokens_of(inputs: dict[str, Any]) -> torch.Tensor:
 def measure(trainer: Any, log_file: Path, parts_of: Callable[[dict[str, Any]], torch.Tensor] = tokens_of) -> Meter:
     """A meter that the trainer feeds; it takes the place of the trainer's own printing.
 
-    A held-out loss is a mean over all parts that `parts_of` counts in its batches, not over batches, without label
-    smoothing and without the router's loss of a mixture of experts: nats a token.
+    A held-out loss is a mean over all parts that `parts_of` counts in its batches, not over batches. It is
+    cross-entropy in nats a token whatever trains: without label smoothing, the weights of DFT, and the router's loss of
+    a mixture of experts. Only that of preferences is their own, by its name.
     """
-    meter = Meter(log_file)
+    meter = Meter(log_file, *names(trainer))
     mean_over(trainer, parts_of)
     if trainer.label_smoother is not None:
         trainer.label_smoother = Smoother(trainer.label_smoother.epsilon)
@@ -39,6 +41,22 @@ def measure(trainer: Any, log_file: Path, parts_of: Callable[[dict[str, Any]], t
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Measure(trainer, meter))
     return meter
+
+
+def names(trainer: Any) -> tuple[str, str]:
+    """What the training loss of one of TRL's trainers is, and what its held-out loss is called."""
+    args = trainer.args
+    kind, held_out = getattr(args, "loss_type", "nll"), HELD_OUT
+    if isinstance(kind, list):
+        training = f"DPO loss ({' + '.join(kind)})"
+        held_out = f"held-out {training}"
+    else:
+        training = "DFT loss" if kind == "dft" else "cross-entropy"
+        if trainer.label_smoother is not None:
+            training += f" with label smoothing of {args.label_smoothing_factor:g}"
+    if vars(trainer).get("aux_loss_enabled", False):
+        training += f" + {trainer.router_aux_loss_coef:g} x the balancing loss of the router"
+    return training, held_out
 
 
 def evaluate(trainer: Any) -> None:
@@ -54,16 +72,24 @@ def evaluate(trainer: Any) -> None:
 
 
 def mean_over(trainer: Any, parts_of: Callable[[dict[str, Any]], torch.Tensor]) -> None:
-    """Make the trainer's evaluations means over what `parts_of` counts. Its own are means over batches, which differ
-    with their size.
+    """Make the trainer's evaluations means over what `parts_of` counts, of all held-out rows. Its own are means over
+    batches, which differ with their size; so are the figures that TRL tells beside the loss.
 
     The last batches of several processes repeat rows so that all have as many; those count twice.
     """
     predict, loop, seen = trainer.prediction_step, trainer.evaluation_loop, []
+    args, loader = trainer.args, trainer.get_eval_dataloader
+
+    def get_eval_dataloader(*words, **named):
+        drops, args.dataloader_drop_last = args.dataloader_drop_last, False  # it is about training
+        try:
+            return loader(*words, **named)
+        finally:
+            args.dataloader_drop_last = drops
 
     def prediction_step(model, inputs, *words, **named):
         parts = parts_of(inputs)
-        with without_router_loss(trainer):
+        with cross_entropy(trainer):
             found = predict(model, inputs, *words, **named)
         seen.append(torch.stack([found[0].double() * parts, parts]))
         return found
@@ -71,23 +97,41 @@ def mean_over(trainer: Any, parts_of: Callable[[dict[str, Any]], torch.Tensor]) 
     def evaluation_loop(*words, metric_key_prefix="eval", **named):
         seen.clear()
         output = loop(*words, metric_key_prefix=metric_key_prefix, **named)
-        loss, parts = trainer.accelerator.reduce(torch.stack(seen).sum(0), "sum")
+        batches_B2 = torch.stack(seen)
+        loss, parts = trainer.accelerator.reduce(batches_B2.sum(0), "sum")
         output.metrics[f"{metric_key_prefix}_loss"] = (loss / parts).item()
+        beside = vars(trainer).get("_metrics", {}).get("eval", {})  # TRL's, a value for each batch
+        for values in beside.values():
+            if len(values) == len(seen):
+                each_B = torch.tensor(values, dtype=torch.float64, device=batches_B2.device)
+                values[:] = [(trainer.accelerator.reduce(each_B @ batches_B2[:, 1], "sum") / parts).item()]
         return output
 
     trainer.prediction_step, trainer.evaluation_loop = prediction_step, evaluation_loop
+    trainer.get_eval_dataloader = get_eval_dataloader
 
 
 @contextmanager
-def without_router_loss(trainer: Any) -> Iterator[None]:
-    """Inside, a mixture's loss is the cross entropy alone, without the balancing loss of its router."""
+def cross_entropy(trainer: Any) -> Iterator[None]:
+    """Inside, the loss of SFT is the cross-entropy alone, without the weights of DFT, and that of a mixture is without
+    the balancing loss of its router."""
     enabled = vars(trainer).get("aux_loss_enabled", False)  # TRL's; it then asks for the logits, whatever the config
+    kind = getattr(trainer.args, "loss_type", None)
     trainer.aux_loss_enabled = False
+    if kind == "dft":
+        trainer.args.loss_type = "nll"
     try:
         with mixtures.without_router_logits(trainer.model):
             yield
     finally:
         trainer.aux_loss_enabled = enabled
+        if kind == "dft":
+            trainer.args.loss_type = kind
+
+
+def kept_by(state: Any) -> dict[str, Any]:
+    """What callbacks keep in a checkpoint's trainer_state.json."""
+    return state.stateful_callbacks
 
 
 class Smoother(LabelSmoother):
@@ -100,29 +144,33 @@ class Smoother(LabelSmoother):
 
 
 class Measure(TrainerCallback):
-    """Tells a meter what the trainer does; times the fetching of batches."""
+    """Tells a meter what the trainer does; times the fetching of batches. Checkpoints hold what it has measured."""
 
     def __init__(self, trainer: Any, meter: Meter):
-        self.meter = meter
+        self.meter, self.accelerator = meter, trainer.accelerator
         self._fetch, trainer.get_batch_samples = trainer.get_batch_samples, self._timed_fetch
 
     def _timed_fetch(self, *args: Any, **kwargs: Any) -> Any:
         begun = time.monotonic()
         samples, items = self._fetch(*args, **kwargs)
-        self.meter.batches(samples, time.monotonic() - begun)
+        self.meter.batches(samples, time.monotonic() - begun, self.accelerator)
         return samples, items
 
     def on_train_begin(self, args, state, control, **kwargs):
+        if kept := kept_by(state).get(KEPT):
+            self.meter.go_on(kept)
         self.meter.begin(state.global_step, state.max_steps)
 
     def on_step_end(self, args, state, control, optimizer: Any = None, **kwargs):
         self.meter.step(state.global_step, optimizer.step_was_skipped)
+        kept_by(state)[KEPT] = self.meter.state()  # trainer_state.json is written after it
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         logs = logs or {}
         self.meter.log(state.global_step, logs)
         if "eval_loss" in logs:
             self.meter.evaluated(state.global_step, logs["eval_loss"])
+        kept_by(state)[KEPT] = self.meter.state()
 
     def on_train_end(self, args, state, control, model: Any = None, **kwargs):
         self.meter.end()

@@ -6,6 +6,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from common.meter import Meter
+
 WEIGHTS = "trained.safetensors"
 STATE = "trainer_state.json"  # written last: a checkpoint without it is not whole
 
@@ -14,14 +16,17 @@ class Checkpoints:
     """The last `keep` checkpoints of a run in `folder`, and the best weights so far in folder/best.
 
     A checkpoint holds the parameters that train, not a frozen base, beside what accelerate keeps: optimiser, scaler,
-    random state, and the schedule.
+    random state, and the schedule; and what the meter has measured.
 
     Args:
         tokenizer: saved in each checkpoint with the model's adapter, so that it can be used as an adapter, too.
     """
 
-    def __init__(self, accelerator: Any, folder: Path, schedule: Any, keep: int = 2, tokenizer: Any = None):
-        self.accelerator, self.folder, self.keep, self.tokenizer = accelerator, folder, keep, tokenizer
+    def __init__(
+        self, accelerator: Any, folder: Path, schedule: Any, meter: Meter, keep: int = 2, tokenizer: Any = None
+    ):
+        self.accelerator, self.folder, self.meter, self.keep = accelerator, folder, meter, keep
+        self.tokenizer = tokenizer
         self.best = math.inf
         accelerator.register_for_checkpointing(schedule)
         accelerator.register_save_state_pre_hook(self._save_trained)
@@ -34,6 +39,7 @@ class Checkpoints:
         self.accelerator.load_state(checkpoint)
         state = json.loads((Path(checkpoint) / STATE).read_text(encoding="utf-8"))
         self.best = state["best"]
+        self.meter.go_on(state["meter"])
         return state["global_step"]
 
     def save(self, model: Any, step: int, loss: float) -> None:
@@ -54,8 +60,8 @@ class Checkpoints:
             if self.tokenizer is not None:
                 self.accelerator.unwrap_model(model).save_pretrained(part)
                 self.tokenizer.save_pretrained(part)
-            state = json.dumps({"global_step": step, "loss": loss, "best": self.best})
-            (part / STATE).write_text(state + "\n", encoding="utf-8")
+            state = {"global_step": step, "loss": loss, "best": self.best, "meter": self.meter.state()}
+            (part / STATE).write_text(json.dumps(state) + "\n", encoding="utf-8")
             shutil.rmtree(part.with_suffix(""), ignore_errors=True)
             part.rename(part.with_suffix(""))
             for old in sorted(self.folder.glob("checkpoint-*[0-9]"), key=_step)[: -self.keep]:

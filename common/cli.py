@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -119,6 +120,8 @@ def parse(args_class: type, argv: list[str], doc: str = "") -> Any:
     import tyro
 
     config, argv = _take_config(argv)
+    if "sft" in {field.name for field in dataclasses.fields(args_class)}:
+        argv = [re.sub(r"^--set(?==|$)", "--sft", word) for word in argv]  # its other spelling
     description = doc + "\n\n--config FILE.yaml sets any of these; flags win over it. --debug shows tracebacks."
     default = _defaults(args_class, config)
     if not hasattr(default, "rest"):
@@ -154,22 +157,27 @@ def _defaults(args_class: type, config: str | None) -> Any:
     fields = {field.name: field for field in dataclasses.fields(args_class)}
     default, problems = args_class(), []
     values = {str(name).replace("-", "_"): value for name, value in values.items()}
+    if "set" in values and "sft" in fields:
+        values["sft"] = values.pop("set")
     for name, value in values.items():
         if name not in fields:
             problems.append(f"{name}: there is no such flag{nearest(name, fields)}")
             continue
         try:
-            values[name] = _convert(value, getattr(default, name))
+            values[name] = _convert(value, getattr(default, name), str(fields[name].type))
         except (TypeError, ValueError):
-            kind = type(getattr(default, name)).__name__
+            kind = getattr(fields[name].type, "__name__", str(fields[name].type))
             problems.append(f"{name}: {value!r} is not of type {kind} (default {getattr(default, name)!r})")
     if problems:
         raise UserError(f"--config {config}:\n  " + "\n  ".join(problems))
     return dataclasses.replace(default, **values)
 
 
-def _convert(value: Any, default: Any) -> Any:
-    """`value` as the type of `default`; YAML reads 2e-4 as text, so numbers in text are accepted."""
+def _convert(value: Any, default: Any, annotation: str) -> Any:
+    """`value` as the type of `default`; YAML reads 2e-4 as text, so numbers in text are accepted. A default of None
+    stands for a value that is chosen later."""
+    if default is None:
+        return None if value is None else _convert(value, 0.0 if "float" in annotation else "", annotation)
     if isinstance(default, bool):
         if not isinstance(value, bool):
             raise TypeError
@@ -191,20 +199,38 @@ def nearest(name: str, known: Any) -> str:
     return f"; the nearest is {found[0]}" if found else ""
 
 
-def overrides(pairs: list[str], config_class: type, written: set[str]) -> dict[str, Any]:
+def overrides(
+    pairs: list[str], config_class: type, written: set[str], unheard: dict[str, str] | None = None
+) -> dict[str, Any]:
     """`NAME=VALUE` words as keyword arguments of `config_class`, for --sft.
 
     Args:
-        pairs: as typed; values are read as YAML, so 1e-4, true, null and [a, b] are what they look like.
+        pairs, written: as `values`.
+        unheard: more names that would do nothing in this recipe -> why, and what does it.
+
+    Raises:
+        UserError: as `values`; or a name that would do nothing, or a value that TRL or transformers refuse.
+    """
+    from common import settings
+
+    found = values(pairs, config_class, written)
+    settings.check(found, config_class, unheard or {})
+    return found
+
+
+def values(pairs: list[str], config_class: type, written: set[str]) -> dict[str, Any]:
+    """`NAME=VALUE` words as values of the fields of a dataclass.
+
+    Args:
+        pairs: as typed; values are read as YAML, so 1e-4, true, null, [a, b] and {a: 1e-4} are what they look like.
         written: the names that the recipe has flags for; they are refused here, so that no value has two sources.
 
     Raises:
-        UserError: an unknown name (with the nearest real one), a missing =, or a name that has its own flag.
+        UserError: an unknown name (with the nearest real one), a missing =, a value of another type, or a name that
+            has its own flag.
     """
-    import yaml
-
     known = {field.name: field for field in dataclasses.fields(config_class)}
-    values: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     problems = []
     for pair in pairs:
         name, equals, text = pair.partition("=")
@@ -215,17 +241,55 @@ def overrides(pairs: list[str], config_class: type, written: set[str]) -> dict[s
         elif name not in known:
             problems.append(f"{name}: {config_class.__name__} has no such field{nearest(name, known)}")
         else:
-            value, kind = yaml.safe_load(text), str(known[name].type)
-            if isinstance(value, bool) and "bool" not in kind and "str" in kind:
-                value = text  # eval_strategy=no: a word, although YAML reads it as false
             try:
-                value = float(value) if isinstance(value, str) and "str" not in kind else value
-            except ValueError:
-                problems.append(f"{name}: {text!r} is not a number")
-            values[name] = value
+                found[name] = _typed(text, str(known[name].type))
+            except ValueError as error:
+                problems.append(f"{name}: {text!r} is {error}")
     if problems:
         raise UserError("--sft:\n  " + "\n  ".join(problems))
-    return values
+    return found
+
+
+def _typed(text: str, annotation: str) -> Any:
+    """A value as typed, of the type that a field's annotation names.
+
+    Raises:
+        ValueError: it is of none of them; says what it is not.
+    """
+    import yaml
+
+    try:
+        value = _numbers(yaml.safe_load(text))
+    except yaml.YAMLError:
+        value = text
+    kinds = set(re.findall(r"\w+", annotation))
+    if isinstance(value, (list, dict)) or (value is None and "None" in kinds):
+        return value
+    if isinstance(value, bool) and "bool" in kinds:
+        return value
+    if "str" in kinds or not kinds & {"bool", "int", "float"}:
+        # eval_strategy=no is a word, although YAML reads it as false; 'no' is one, too
+        return value if isinstance(value, str) and not isinstance(_numbers(text), float) else text
+    if not kinds & {"int", "float"}:
+        raise ValueError("not true or false")
+    if isinstance(value, (bool, str)) or value is None:
+        raise ValueError("not a number")
+    if "float" in kinds:
+        return value
+    if value != int(value):
+        raise ValueError("not a whole number")
+    return int(value)
+
+
+def _numbers(value: Any) -> Any:
+    """What YAML has read, with numbers where it reads text: 1e-4 has no dot, so to YAML 1.1 it is a word."""
+    if isinstance(value, dict):
+        return {name: _numbers(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_numbers(inner) for inner in value]
+    if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value):
+        return float(value)
+    return value
 
 
 def fresh_folder(path: str, overwrite: bool, marker: str) -> Path:

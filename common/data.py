@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from common import columns, hub, sources
+from common import columns, hub, overlap, sources
 from common.cli import UserError, nearest
 from common.columns import Row, Table
 from common.pocket import FOLDER as POCKET
@@ -123,6 +123,7 @@ def load(words: str | list[str], seed: int = 0, reads: type[Table] = Table, bad_
     parts: dict[str, list] = {side: [] for side in NAMES}
     dropped: dict[str, Counter[str]] = {side: Counter() for side in NAMES}
     whole: dict[tuple[int, ...], list[_Checked]] = {}
+    given = False  # sides that are not split here
     for name, want in wanted.items():
         found = sides_of(name, want, notes)
         tables = {side: reads(source, name, want.mapping, bad_rows) for side, source in found.items()}
@@ -131,6 +132,7 @@ def load(words: str | list[str], seed: int = 0, reads: type[Table] = Table, bad_
             dropped[side or "train"] += table.problems.dropped
         told += [] if name in BUNDLED else columns_of(list(tables.values()))
         rest = checked.pop("", None) or checked.pop("train")  # what the sides that are missing are taken from
+        given |= bool(checked) and name not in BUNDLED
         for side, table in checked.items():
             parts[side].append(table.rows())
         missing = [0 if side in checked else SIZES[side] for side in NAMES[1:]]
@@ -143,6 +145,8 @@ def load(words: str | list[str], seed: int = 0, reads: type[Table] = Table, bad_
     rows = {side: Rows(parts[side], bad_rows == "drop", dropped[side]) for side in NAMES}
     if not len(rows["train"]):
         raise UserError(f"--dataset {' '.join(wanted)}: {sum(map(len, rows.values()))} rows are too few to split")
+    if given:
+        notes += overlap.notes(rows)
     return Sides(rows, {name: want.share for name, want in wanted.items()}, by, [*notes, *told])
 
 

@@ -11,6 +11,8 @@ from common.cli import UserError
 from common.losses import Blend, Online
 from common.masking import IGNORE
 
+# Of --sft, in recipes that distil on fixed rows.
+UNHEARD = dict.fromkeys(("loss_type", "label_smoothing_factor"), "a student's loss is that of its teacher and labels")
 INPUTS = ("input_ids", "attention_mask", "position_ids")  # what a body is given of a batch
 
 

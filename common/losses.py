@@ -43,6 +43,15 @@ class Blend:
         if not 0 < self.temperature < float("inf"):
             raise UserError(f"--temperature {self.temperature}: it is above 0")
 
+    def words(self) -> dict[str, str]:
+        """`divergence`: what the teacher's part is called; `loss`: the whole, as a formula."""
+        name = {0.0: "KL(teacher‖student)", 1.0: "KL(student‖teacher)"}.get(
+            float(self.beta), f"Jensen-Shannon divergence (beta {self.beta:g})"
+        )
+        parts = {f"T²·{name}": self.alpha, "cross-entropy": 1 - self.alpha}
+        formula = " + ".join(f"{weight:g}·{part}".removeprefix("1·") for part, weight in parts.items() if weight)
+        return {"divergence": name, "loss": f"{formula}, T = {self.temperature:g}"}
+
 
 @dataclass
 class Online:

@@ -38,18 +38,19 @@ def batch_of(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 class Watch(Measure):
     """Tells a meter what the trainer does; batches are told by `answered`, when the student has answered."""
 
-    def __init__(self, meter: Meter):
-        self.meter = meter
+    def __init__(self, trainer: Any, meter: Meter):
+        self.meter, self.accelerator = meter, trainer.accelerator
 
     def answered(self, batch: dict[str, torch.Tensor]) -> None:
-        self.meter.batches([{name: batch[name] for name in ("input_ids", "attention_mask", "labels")}], 0.0)
+        given = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
+        self.meter.batches([given], 0.0, self.accelerator)
 
 
 def measure(trainer: Any, log_file: Path) -> Watch:
     """A meter that the trainer feeds; it takes the place of the trainer's own printing."""
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
-    watch = Watch(Meter(log_file))
+    watch = Watch(trainer, Meter(log_file))
     trainer.add_callback(watch)
     return watch
 

@@ -12,7 +12,7 @@ from typing import Any
 from common import saved
 from common.cli import Refused, first_process
 from common.masking import Counts
-from common.meter import Meter
+from common.meter import HELD_OUT, Meter
 from common.models import device, parameters
 from common.parameter_table import in_units
 
@@ -63,15 +63,14 @@ def write(
         expected: the forecast: peak_bytes and seconds at least; its `parameters` and `saved` become part of `train`.
         scores: before, after and comparison ({task: {metric: {before, after, items}}}), by_skill (a table of `columns`
             and `rows`), forgetting (the verdict, empty where no general task was scored) and command (the lm_eval
-            command line that gives the scores after), as harness.Scores has them.
+            command line that gives the scores after), as harness.Scores has them; distillation, as teaching.join has.
 
     Raises:
         Refused: what was saved in adapter/ or model/ is not what was to be; the report is there.
     """
-    before, after = meter.losses
-    scores, pairs = dict(scores), "preference" in scores  # a loss of pairs is not nats a token
-    extra = {name: scores.pop(name) for name in ("by_skill", "command")}
-    extra |= {"loss_before": before, "evaluations": meter.evaluations}
+    scores = dict(scores)
+    taught = scores.pop("distillation", None)
+    extra = {name: scores.pop(name) for name in ("by_skill", "command")} | {"loss_before": meter.losses[0]}
     report = {
         "recipe": Path(recipe).stem,
         "args": args,
@@ -82,15 +81,34 @@ def write(
         "data": {**counts.as_dict(), "padding_share": meter.padding_share},
         "forecast": {name: value for name, value in expected.items() if name not in ("parameters", "saved")},
         "measured": meter.measured(),
-        "train": {"steps": meter.steps, "loss": meter.loss, "evaluations": meter.evaluations}
-        | _weights(folder, model, expected),
-        "eval": {"loss": after, "perplexity": None if after is None or pairs else math.exp(min(after, 700))},
+        "train": _train(meter, taught) | _weights(folder, model, expected),
+        "eval": _eval(meter),
         "scores": scores,
-    }
+    } | ({"distillation": taught} if taught else {})
     _replace(folder / "report.json", json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     _replace(folder / "report.html", _page(report, mask_view, extra))
-    _say(folder, report, extra)
+    _say(folder, report, extra, meter)
     return report
+
+
+def _train(meter: Meter, taught: dict[str, Any] | None) -> dict[str, Any]:
+    return {
+        "steps": meter.steps,
+        "loss": meter.loss,
+        "loss_name": taught["loss"] if taught else meter.training,
+        "parts": meter.parts,
+        "evaluations": meter.evaluations,
+    }
+
+
+def _eval(meter: Meter) -> dict[str, Any]:
+    """The held-out loss at the end, by its name; its perplexity where it is cross-entropy."""
+    loss, nats = meter.losses[1], meter.held_out == HELD_OUT
+    return {
+        "loss": loss,
+        "loss_name": "cross-entropy, nats a token" if nats else meter.held_out.removeprefix("held-out "),
+        "perplexity": math.exp(min(loss, 700)) if nats and loss is not None else None,
+    }
 
 
 def _weights(folder: Path, model: Any, expected: dict[str, Any]) -> dict[str, Any]:
@@ -111,17 +129,33 @@ def _page(report: dict[str, Any], mask_view: list[list], extra: dict[str, Any]) 
     environment.filters.update(curve=curve, bytes=in_bytes, number=number, duration=duration, units=in_units)
     written = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     page = environment.get_template("report.html.jinja")
-    return page.render(**report, mask_view=mask_view, extra=extra, written=written)
+    return page.render(**report, mask_view=mask_view, extra=extra, written=written, charts=charts(report))
 
 
-def _say(folder: Path, report: dict[str, Any], extra: dict[str, Any]) -> None:
+def charts(report: dict[str, Any]) -> list[dict[str, list[list[float]]]]:
+    """The series of each chart of losses, by name: what stands in one chart is the same measure."""
+    train, held_out, taught = report["train"], report["eval"]["loss_name"], report.get("distillation")
+    evaluations = {f"held-out {held_out}": train["evaluations"]}
+    if taught:
+        parts = train["parts"]
+        divergence = f"{taught['divergence']} at T = {taught['temperature']:g}, training"
+        return [
+            {divergence: parts.get("divergence", [])},
+            {"training cross-entropy": parts.get("cross_entropy", []), **evaluations},
+        ]
+    if held_out.partition(",")[0] == train["loss_name"]:
+        return [{f"training {train['loss_name']}": train["loss"], **evaluations}]
+    return [{f"training {train['loss_name']}": train["loss"]}, evaluations]
+
+
+def _say(folder: Path, report: dict[str, Any], extra: dict[str, Any], meter: Meter) -> None:
     for task, metrics in report["scores"]["comparison"].items():
         for metric, row in metrics.items():
             print(f"{task} {metric}: before {100 * row['before']:.1f} % → after {100 * row['after']:.1f} %")
     if report["scores"]["forgetting"]:
         print(f"forgetting: {report['scores']['forgetting']['words']}")
     if extra["loss_before"] is not None:
-        print(f"held-out loss: before {extra['loss_before']:.4f} → after {report['eval']['loss']:.4f}")
+        print(f"{meter.held_out}: before {extra['loss_before']:.4f} → after {report['eval']['loss']:.4f}")
     if extra["command"]:
         print(f"the same scores by lm-eval alone: {extra['command']}")
     print(f"report: {folder / 'report.html'}")

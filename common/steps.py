@@ -44,7 +44,7 @@ def batches(
         for step in range(done + 1, min(last, (epoch + 1) * per_epoch) + 1):
             begun = time.monotonic()
             parts = list(islice(rest, accumulation))
-            meter.batches(parts, time.monotonic() - begun)
+            meter.batches(parts, time.monotonic() - begun, accelerator)
             yield step, parts, accelerator.reduce(sum(map(trained, parts)), "sum")
             done = step
 

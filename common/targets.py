@@ -9,7 +9,8 @@ any number of times, and a part of them is enough. The tensors (R rows, N positi
     log_probs  float16 (N, K), at the teacher's temperature
     log_rest   float16 (N,), of all other tokens together
 
-Its metadata names what the figures hold for: tokenizer, template, teacher, temperature, vocabulary and K.
+Its metadata names what the figures hold for: tokenizer, template, teacher, temperature, vocabulary and K; and what the
+teacher's cross-entropy was on which held-out rows.
 """
 
 import hashlib
@@ -35,6 +36,11 @@ def hash_of(ids: Any, labels: Any) -> bytes:
     """16 bytes that stand for a row."""
     parts = (numpy.ascontiguousarray(part, dtype=numpy.int32).tobytes() for part in (ids, labels))
     return hashlib.blake2b(b"|".join(parts), digest_size=16).digest()
+
+
+def hash_of_all(rows: Iterable[dict[str, Any]]) -> str:
+    """What stands for all rows, in any order, packed or not."""
+    return hashlib.sha256(b"".join(sorted(hash_of(*parts) for parts in documents(rows)))).hexdigest()[:32]
 
 
 def trained(labels: Any) -> int:
@@ -101,10 +107,10 @@ def _mapped(path: Path, begin: int, entry: dict[str, Any]) -> Any:
 
 
 class Targets:
-    """An open cache; its tensors are read from disk as they are used."""
+    """An open cache; its tensors are read from disk as they are used. `name`: the teacher's, as --teacher."""
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, name: str = ""):
+        self.path, self.name = path, name
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length))
@@ -126,6 +132,10 @@ class Targets:
         for number, (ids, labels) in enumerate(documents(rows), 1):
             if self.start(ids, labels) is None:
                 raise UserError(f"{self.path} was made of other data: row {number} is not in it; name another file")
+
+    def held_out_loss(self, rows: Iterable[dict[str, Any]]) -> float | None:
+        """The teacher's cross-entropy on these rows, nats a token; None where it was measured on others, or not."""
+        return float(self.metadata["held_out_loss"]) if self.metadata.get("held_out") == hash_of_all(rows) else None
 
     def start(self, ids: Any, labels: Any) -> int | None:
         """Where the positions of a row begin; None for a row that is not here."""

@@ -16,7 +16,15 @@ from common.masking import IGNORE
 
 
 def open_or_make(
-    path: str | Path, rows: Any, tokenizer: Any, template: Any, name: str, temperature: float, k: int, max_length: int
+    path: str | Path,
+    rows: Any,
+    tokenizer: Any,
+    template: Any,
+    name: str,
+    temperature: float,
+    k: int,
+    max_length: int,
+    held_out: Any = (),
 ) -> targets.Targets | targets.Nothing:
     """The cache at `path`, made if it is not there, and sure to hold for the rows.
 
@@ -26,6 +34,7 @@ def open_or_make(
         name: the teacher's, as --teacher; it is loaded only where there is no file.
         k: tokens that are kept.
         max_length: tokens of the longest row.
+        held_out: encoded rows on which the teacher's own loss is measured when it is loaded.
 
     Raises:
         UserError: as Targets.fits, distillation.teacher and make.
@@ -35,12 +44,44 @@ def open_or_make(
         teacher = distillation.teacher(name, max_length, False, tokenizer)
         if teacher.model.device.type == "meta":
             return targets.Nothing()
-        make(path, rows, teacher, metadata)
+        own = held_out_loss(teacher, held_out)
+        known = {} if own is None else {"held_out": targets.hash_of_all(held_out), "held_out_loss": repr(own)}
+        make(path, rows, teacher, metadata | known)
     else:
         print(f"teacher: read from {path}")
-    found = targets.Targets(path)
+    found = targets.Targets(path, name)
     found.fits(metadata, rows)
     return found
+
+
+def held_out_loss(teacher: Any, rows: Any, batch_size: int = 16) -> float | None:
+    """A teacher's own cross-entropy on encoded rows, packed or not, nats a token; None where it is not known.
+
+    Args:
+        teacher: a Teacher; or Targets, which know it of the rows that were held out when they were made.
+    """
+    if not isinstance(teacher, Teacher) or not len(rows):
+        return teacher.held_out_loss(rows) if isinstance(teacher, targets.Targets) else None
+    pairs, total, count = [*targets.documents(rows)], 0.0, 0
+    for start in range(0, len(pairs), batch_size):
+        members = pairs[start : start + batch_size]
+        batch, keep_BT = _padded(members, teacher.model.device)
+        said = teacher.targets(batch, keep_BT)
+        labels_N = torch.cat([torch.from_numpy(labels[1:][labels[1:] != IGNORE]) for _, labels in members])
+        labels_N = labels_N.long().to(said.hidden_ND.device)
+        with torch.no_grad():
+            total += losses.blended(said.hidden_ND, said.head, labels_N, None, losses.Blend(alpha=0.0))[2].item()
+        count += len(labels_N)
+    return total / count if count else None
+
+
+def join(scores: dict[str, Any], teacher: Any, held_out: Any, blend: losses.Blend) -> dict[str, Any]:
+    """The account of harness.Scores with `distillation`: the teacher (as --teacher), its own held-out loss, and what
+    the student's loss is made of."""
+    found = held_out_loss(teacher, held_out)
+    if found is not None:
+        print(f"teacher {teacher.name}: held-out loss {found:.4f}")
+    return {**scores, "distillation": {"teacher": teacher.name, "held_out_loss": found, **vars(blend), **blend.words()}}
 
 
 def make(path: Path, rows: Any, teacher: Teacher, metadata: dict[str, str], batch_size: int = 16) -> None:

@@ -6,16 +6,20 @@ from evals import comparison, comparison_page
 
 TAUGHT = {"pocket_seen", "pocket_unseen", "pocket_chat"}  # what tuning is for; every other task is general
 TEXTS = {"pocket_text"}  # plain text, in bits per byte: no share, so not among a report's scores in percent
-MARGIN = 0.02  # of a share: what may be lost and still count as kept
-# Of bits per byte, relative: half more. Any tuning moves a model away from plain text: these sentences took 17 to
-# 26 % more after recipes that kept 96 to 99 % of pocket's facts.
-TEXT_MARGIN = 0.5
+# What may be lost and still count as kept. Of a share, 2 points: what chance alone does to 500 items at 95 %
+# (1.96·√(0.95·0.05/500) = 0.019).
+MARGIN = 0.02
+# Of bits per byte, relative, 5 %: what a model of half the parameters has more (loss ~ parameters^-0.076, and 2^0.076 =
+# 1.054: Kaplan et al., Scaling laws for neural language models, 2020).
+TEXT_MARGIN = 0.05
 WORDS = ("forgot", "lost some", "not decided", "kept")
 MEANING = (
-    f"The margin is {100 * MARGIN:.0f} points of a general task and {100 * TEXT_MARGIN:.0f} % more bits per byte of "
-    "general text. Kept: the 95 % interval rules out a loss beyond it. Forgot: the interval lies beyond it as a whole. "
-    f"Lost some: there is a loss (p below {comparison.ALPHA} after Holm's correction), within the margin or beyond. "
-    "Not decided: so few items do not tell."
+    f"The margin is {100 * MARGIN:.0f} points of a general task (what chance alone does to 500 items at 95 %) and "
+    f"{100 * TEXT_MARGIN:.0f} % more bits per byte of general text (what a model of half the parameters has more). "
+    f"Where there is a loss as tunebook compare tells one (p below {comparison.ALPHA} after Holm's correction over all "
+    "tasks of the suite) it forgot if the whole 95 % interval lies beyond the margin, and otherwise lost some. Where "
+    "there is none, it kept what it knew if the interval rules out a loss beyond the margin; else too few items were "
+    "scored to decide."
 )
 
 
@@ -27,10 +31,11 @@ def verdict(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
         difference), p, p_holm, loss_low, loss_high (what is lost at the ends of the interval, as the margin is meant),
         margin, verdict}, words (one line), meaning (of the verdicts).
     """
-    rows = [_row(task, before, after) for task in before["metrics"] if task not in TAUGHT]
+    every = [_row(task, before, after) for task in before["metrics"]]
+    rows = [row for row in every if row.task not in TAUGHT]
     if not rows:
         return {}
-    comparison.judge(rows)
+    comparison.judge(every)  # as tunebook compare does on the same scores
     tasks = {row.task: _judged(row) for row in rows}
     found = {task["verdict"] for task in tasks.values()}
     worst = next(word for word in WORDS if word in found)
@@ -61,17 +66,17 @@ def _judged(row: comparison.Row) -> dict[str, Any]:
     ends = sorted((-row.low, -row.high) if row.higher_is_better else (row.low, row.high))
     low, high = (end / whole for end in ends)
     sure = "forgot" if low > margin else "lost some"
-    word = "kept" if high <= margin else sure if row.verdict == "worse" else "not decided"
+    word = sure if row.verdict == "worse" else "kept" if high <= margin else "not decided"
     return found | {"loss_low": low, "loss_high": high, "margin": margin, "verdict": word}
 
 
 def _words(row: comparison.Row, found: dict[str, Any]) -> str:
-    """pocket_facts 99.0 % → 96.0 % (-5.7 to -1.0 points)"""
+    """pocket_facts 99.0 % → 96.0 % (-5.7 to -1.0 points, lost some)"""
     before, after = (comparison_page.number(value, row.share) for value in (row.before, row.after))
     start = f"{row.task} {before} → {after}"
     if found["loss_low"] is None:
         return f"{start} (not tested)"
     if row.share:
-        return f"{start} ({100 * found['low']:+.1f} to {100 * found['high']:+.1f} points)"
+        return f"{start} ({100 * found['low']:+.1f} to {100 * found['high']:+.1f} points, {found['verdict']})"
     ends = [100 * end / abs(row.before) for end in (found["low"], found["high"])]
-    return f"{start} {row.metric} ({ends[0]:+.0f} to {ends[1]:+.0f} %)"
+    return f"{start} {row.metric} ({ends[0]:+.0f} to {ends[1]:+.0f} %, {found['verdict']})"

@@ -24,10 +24,10 @@ class Args:
     bad_rows: str = "refuse"  # what becomes of rows that cannot be trained on; drop: left out, counted by reason
     output_dir: str = "runs/distill_on_policy"  # what the run leaves behind
     max_length: int = 512  # tokens of prompt and answer; longer rows are dropped, and counted
-    learning_rate: float = 2e-3  # 2e-3 suits pocket; 2e-4 is usual from a billion parameters up
+    learning_rate: float | None = None  # None: 2e-3 below 50 M parameters, else 2e-4, or 2e-5 for all weights
     per_device_train_batch_size: int = 16  # rows a device takes at once
     gradient_accumulation_steps: int = 1  # batches to one step of the optimiser
-    num_train_epochs: float = 5  # times over the training rows
+    num_train_epochs: float | None = None  # times over the training rows; None: 5 below 50 M parameters, else 3
     max_steps: int = -1  # stop after so many steps; -1: after the epochs
     eval_suite: str = "auto"  # lm-eval suite before and after; auto: pocket's own; none: skip
     report_to: str = "none"  # none, tensorboard, wandb or trackio
@@ -50,7 +50,7 @@ def main(args: Args) -> dict:
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
     from trl import DistillationConfig, DistillationTrainer
 
-    from common import callbacks, distillation, generation, lora, losses, on_policy, serving
+    from common import callbacks, defaults, distillation, generation, lora, losses, on_policy, serving, teaching
 
     blend = losses.Blend(1.0, args.temperature, args.beta)
     overrides = cli.overrides(args.sft, DistillationConfig, written=set(vars(args)))
@@ -62,6 +62,7 @@ def main(args: Args) -> dict:
 
     # Data: rows -> ids and labels, with every row that is lost counted.
     template = templates.ALPACA
+    defaults.choose(args, model, tokenizer, template, rate=(2e-3, 2e-4 if args.lora_r else 2e-5), epochs=(5, 3))
     train, counts = masking.encode(sides["train"], tokenizer, template, args.max_length, folder=folder / "tokens")
     print(f"{' '.join(args.dataset)}: {counts.line()}", *sides.notes, sep="\n")
     checks.gate(counts, args.max_length)
@@ -134,7 +135,7 @@ def main(args: Args) -> dict:
     trainer.save_model(str(result))
     samples.take("after", model)
     scores.take("after", model, tokenizer)
-    account = scores.account(base or result, result if base else None)
+    account = teaching.join(scores.account(base or result, result if base else None), teacher, (), blend)
     return report.write(
         __file__, folder, vars(args), model, counts, mask_view, expected, watch.meter, samples.rows, account
     )

@@ -25,10 +25,10 @@ class Args:
     bad_rows: str = "refuse"  # what becomes of rows that cannot be trained on; drop: left out, counted by reason
     output_dir: str = "runs/dpo_pairs"  # what the run leaves behind
     max_length: int = 512  # tokens of prompt and answer; pairs with a longer one are dropped, and counted
-    learning_rate: float = 1e-4  # suits pocket; 1e-5 to 5e-5 is usual from a billion parameters up
+    learning_rate: float | None = None  # None: 1e-4 below 50 M parameters, else 5e-6
     per_device_train_batch_size: int = 16  # pairs a device takes at once
     gradient_accumulation_steps: int = 1  # batches to one step of the optimiser
-    num_train_epochs: float = 2  # times over the training rows
+    num_train_epochs: float | None = None  # times over the training rows; None: 2 below 50 M parameters, else 1
     max_steps: int = -1  # stop after so many steps; -1: after the epochs
     eval_suite: str = "auto"  # lm-eval suite before and after; auto: pocket's own; none: skip
     report_to: str = "none"  # none, tensorboard, wandb or trackio
@@ -52,7 +52,7 @@ def main(args: Args) -> dict:
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
     from trl import DPOConfig, DPOTrainer
 
-    from common import adapted, callbacks, generation, lora, serving
+    from common import adapted, callbacks, defaults, generation, lora, serving
 
     overrides = cli.overrides(args.sft, DPOConfig, written=set(vars(args)))
     checkpoint = checks.continues(folder, vars(args), args.resume, args.overwrite)
@@ -67,6 +67,7 @@ def main(args: Args) -> dict:
     # Data: pairs -> ids of prompt and both answers, with every pair that is lost counted.
     template = templates.get(args.template, tokenizer)
     alignment.check_template(template, args.template, args.adapter, place)
+    defaults.choose(args, model, tokenizer, template, rate=(1e-4, 5e-6), epochs=(2, 1))
     train, counts = preference.encode(sides["train"], tokenizer, template, args.max_length)
     held_out, _ = preference.encode(sides["validation"][:300], tokenizer, template, args.max_length)
     judged, _ = preference.encode((sides["test"] or sides["validation"])[:1000], tokenizer, template, args.max_length)

@@ -20,10 +20,10 @@ class Args:
     bad_rows: str = "refuse"  # what becomes of rows that cannot be trained on; drop: left out, counted by reason
     output_dir: str = "runs/loop_alpaca"  # what the run leaves behind
     max_length: int = 512  # tokens of prompt and answer; longer rows are dropped, and counted
-    learning_rate: float = 2e-3  # 2e-3 suits pocket; 2e-4 is usual from a billion parameters up
+    learning_rate: float | None = None  # None: 2e-3 below 50 M parameters, else 2e-4
     per_device_train_batch_size: int = 16  # rows a device takes at once
     gradient_accumulation_steps: int = 1  # batches to one step of the optimiser
-    num_train_epochs: float = 5  # times over the training rows
+    num_train_epochs: float | None = None  # times over the training rows; None: 5 below 50 M parameters, else 3
     max_steps: int = -1  # stop after so many steps; -1: after the epochs
     eval_suite: str = "auto"  # lm-eval suite before and after; auto: pocket's own; none: skip
     report_to: str = "none"  # none, tensorboard, wandb or trackio
@@ -49,7 +49,7 @@ def main(args: Args) -> dict:
     from transformers import get_scheduler
     from trl.trainer import add_fused_lm_head
 
-    from common import checkpoints, generation, lora, serving
+    from common import checkpoints, defaults, generation, lora, serving
     from common.meter import Meter
 
     checkpoint = checks.continues(folder, vars(args), args.resume, args.overwrite)
@@ -60,6 +60,7 @@ def main(args: Args) -> dict:
 
     # Data: rows -> ids and labels, with every row that is lost counted.
     template = templates.ALPACA
+    defaults.choose(args, model, tokenizer, template, rate=(2e-3, 2e-4), epochs=(5, 3))
     train, counts = masking.encode(sides["train"], tokenizer, template, args.max_length, folder=folder / "tokens")
     held_out, _ = masking.encode(sides["validation"][:300], tokenizer, template, args.max_length)
     print(f"{' '.join(args.dataset)}: {counts.line()}; {len(held_out)} held-out rows", *sides.notes, sep="\n")
@@ -95,10 +96,11 @@ def main(args: Args) -> dict:
     if args.dry_run:
         return expected
 
-    served = serving.dressed(tokenizer, template, accelerator.unwrap_model(model))
-    kept = checkpoints.Checkpoints(accelerator, folder, schedule, tokenizer=served)
-    meter, done = Meter(folder / "log.jsonl"), kept.load(checkpoint)
+    meter = Meter(folder / "log.jsonl")
     meter.evaluated(0, steps.mean_loss(accelerator, model, evaluation, loss_of))
+    served = serving.dressed(tokenizer, template, accelerator.unwrap_model(model))
+    kept = checkpoints.Checkpoints(accelerator, folder, schedule, meter, tokenizer=served)
+    done = kept.load(checkpoint)
     meter.begin(done, max_steps)
     for step, batches, tokens in steps.batches(accelerator, loader, order, accumulation, done, max_steps, meter):
         values = train_step(accelerator, model, optimizer, schedule, batches, tokens)
@@ -113,7 +115,6 @@ def main(args: Args) -> dict:
     meter.end()
     kept.load_best(model)
     meter.evaluated(max_steps, steps.mean_loss(accelerator, model, evaluation, loss_of))
-
     model = accelerator.unwrap_model(model)
     model.save_pretrained(folder / "adapter")
     served.save_pretrained(folder / "adapter")

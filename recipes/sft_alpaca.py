@@ -18,11 +18,11 @@ class Args:
     bad_rows: str = "refuse"  # what becomes of rows that cannot be trained on; drop: left out, counted by reason
     output_dir: str = "runs/sft_alpaca"  # what the run leaves behind
     max_length: int = 512  # tokens of prompt and answer; longer rows are dropped, and counted
-    learning_rate: float = 1e-3  # 1e-3 suits pocket; 2e-5 is usual from a billion parameters up
+    learning_rate: float | None = None  # None: 1e-3 below 50 M parameters, else 2e-5
     per_device_train_batch_size: int = 16  # rows a device takes at once
     gradient_accumulation_steps: int = 1  # batches to one step of the optimiser
     find_batch_size: bool = False  # halve the batch and double the accumulation until it fits
-    num_train_epochs: float = 5  # times over the training rows
+    num_train_epochs: float | None = None  # times over the training rows; None: 5 below 50 M parameters, else 3
     max_steps: int = -1  # stop after so many steps; -1: after the epochs
     eval_suite: str = "auto"  # lm-eval suite before and after; auto: pocket's own; none: skip
     report_to: str = "none"  # none, tensorboard, wandb or trackio
@@ -46,7 +46,7 @@ def main(args: Args) -> dict:
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
     from trl import SFTConfig, SFTTrainer
 
-    from common import callbacks, generation, serving
+    from common import callbacks, defaults, generation, serving
 
     overrides = cli.overrides(args.sft, SFTConfig, written=set(vars(args)))
     checkpoint = checks.continues(folder, vars(args), args.resume, args.overwrite)
@@ -56,6 +56,7 @@ def main(args: Args) -> dict:
 
     # Data: rows -> ids and labels, with every row that is lost counted.
     template = templates.ALPACA
+    defaults.choose(args, model, tokenizer, template, rate=(1e-3, 2e-5), epochs=(5, 3))
     train, counts = masking.encode(sides["train"], tokenizer, template, args.max_length, folder=folder / "tokens")
     held_out, _ = masking.encode(sides["validation"][:300], tokenizer, template, args.max_length)
     print(f"{' '.join(args.dataset)}: {counts.line()}; {len(held_out)} held-out rows", *sides.notes, sep="\n")

@@ -23,7 +23,7 @@ class Args:
     per_device_train_batch_size: int = 16  # rows a device takes at once
     gradient_accumulation_steps: int = 1  # batches to one step of the optimiser
     find_batch_size: bool = False  # halve the batch and double the accumulation until it fits
-    num_train_epochs: float = 5  # times over the training rows
+    num_train_epochs: float | None = None  # times over the training rows; None: 5 below 50 M parameters, else 3
     max_steps: int = -1  # stop after so many steps; -1: after the epochs
     eval_suite: str = "auto"  # lm-eval suite before and after; auto: pocket's own; none: skip
     report_to: str = "none"  # none, tensorboard, wandb or trackio
@@ -48,9 +48,9 @@ def main(args: Args) -> dict:
     from peft import PromptTuningConfig, get_peft_model
     from trl import SFTConfig, SFTTrainer
 
-    from common import callbacks, generation, serving
+    from common import callbacks, defaults, generation, serving, settings
 
-    overrides = cli.overrides(args.sft, SFTConfig, written=set(vars(args)))
+    overrides = cli.overrides(args.sft, SFTConfig, written=set(vars(args)), unheard=settings.VIRTUAL)
     checkpoint = checks.continues(folder, vars(args), args.resume, args.overwrite)
 
     # Model: the base in the precision of the device. Not by Unsloth, whose forwards on a GPU pass virtual tokens by.
@@ -58,6 +58,7 @@ def main(args: Args) -> dict:
 
     # Data: rows -> ids and labels, with every row that is lost counted.
     template = templates.ALPACA
+    defaults.choose(args, model, tokenizer, template, epochs=(5, 3))
     train, counts = masking.encode(sides["train"], tokenizer, template, args.max_length, folder=folder / "tokens")
     held_out, _ = masking.encode(sides["validation"][:300], tokenizer, template, args.max_length)
     print(f"{' '.join(args.dataset)}: {counts.line()}; {len(held_out)} held-out rows", *sides.notes, sep="\n")

@@ -10,7 +10,7 @@ from common import cli
 @dataclass
 class Args:
     model: str = "pocket"
-    learning_rate: float = 1e-3
+    learning_rate: float | None = None
     max_steps: int = -1
     overwrite: bool = False
     sft: list[str] = field(default_factory=list)
@@ -30,12 +30,16 @@ def test_flags_win_over_the_file(tmp_path):
     args = cli.parse(Args, ["--config", str(path), "--max-steps", "9"])
     assert (args.learning_rate, args.max_steps, args.sft, args.overwrite) == (2e-4, 9, ["a=b"], True)
     assert cli.parse(Args, [f"--config={path}"]).max_steps == 7
+    assert cli.parse(Args, ["--set", "a=--set", "b=1"]).sft == cli.parse(Args, ["--sft", "a=--set", "b=1"]).sft
+    path.write_text("set: [a=b]\n")
+    assert cli.parse(Args, ["--config", str(path)]).sft == ["a=b"]
 
 
 @pytest.mark.parametrize(
     ("text", "says"),
     [
         ("learning_rat: 1", "nearest is learning_rate"),
+        ("learning_rate: fast", r"learning_rate: 'fast' is not of type float \| None"),
         ("max_steps: many", "max_steps: 'many' is not of type int"),
         ("max_steps: 1.5", "not of type int"),
         ("overwrite: 3", "not of type bool"),
@@ -59,7 +63,7 @@ def test_unknown_flag_ends_with_2(capsys):
 
 def test_overrides():
     pairs = ["warmup_steps=20", "neftune_noise_alpha=5e0", "optim=no"]  # a word that YAML reads as false
-    assert cli.overrides(pairs, Config, {"learning_rate"}) == {
+    assert cli.values(pairs, Config, {"learning_rate"}) == {
         "warmup_steps": 20,
         "neftune_noise_alpha": 5.0,
         "optim": "no",
@@ -77,7 +81,7 @@ def test_overrides():
 )
 def test_bad_overrides(pair, says):
     with pytest.raises(cli.UserError, match=says):
-        cli.overrides([pair], Config, {"learning_rate"})
+        cli.values([pair], Config, {"learning_rate"})
 
 
 @pytest.mark.parametrize("name", ["eos_token", "chat_template_path"])

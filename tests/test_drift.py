@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from common import settings
+
 ROOT = Path(__file__).parent.parent
 SFT = [path for path in sorted((ROOT / "recipes").glob("*.py")) if "SFTTrainer(" in path.read_text(encoding="utf-8")]
 FIRST = ROOT / "recipes" / "lora_alpaca.py"
@@ -30,7 +32,7 @@ def fields(path):
     """Name -> its line in Args, in order."""
     found = {}
     for line in path.read_text(encoding="utf-8").splitlines():
-        match = re.match(r"    (\w+): [\w\[\]]+ = .*", line)
+        match = re.match(r"    (\w+): [\w\[\] |]+ = .*", line)
         if match:
             found[match[1]] = line
     return found
@@ -45,8 +47,8 @@ def config(path):
 
 def calls(path):
     """What main calls of common and evals, in order."""
-    wanted = {"suite_for", "fresh_folder", "overrides", "continues", "load", "encode", "gate", "mix", "Samples",
-              "Scores", "first_batch", "rehearse", "measure", "evaluate", "train", "take", "account",
+    wanted = {"suite_for", "fresh_folder", "overrides", "continues", "load", "choose", "encode", "gate", "mix",
+              "Samples", "Scores", "first_batch", "rehearse", "measure", "evaluate", "train", "take", "account",
               "write"}  # fmt: skip
     tree = ast.parse(path.read_text(encoding="utf-8"))
     found = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)]
@@ -86,6 +88,24 @@ def test_what_other_recipes_share_is_in_the_same_words_and_order(path):
 @pytest.mark.parametrize("path", SFT, ids=lambda path: path.name)
 def test_main_goes_the_same_way(path):
     assert calls(path) == calls(FIRST)
+
+
+@pytest.mark.parametrize("path", SFT, ids=lambda path: path.name)
+def test_what_overrides_are_tried_with_is_what_recipes_write(path):
+    written = config(path)
+    for name, value in settings.RHYTHM.items():
+        text = written[name].partition("=")[2]
+        assert text.startswith((f"{value!r},", f'"{value}" if len(held_out)', "len(held_out) > 0,"))
+
+
+@pytest.mark.parametrize("path", [*SFT, *OTHERS, ROOT / "recipes" / "loop_alpaca.py"], ids=lambda path: path.name)
+def test_what_is_said_of_a_default_is_what_is_chosen(path):
+    text, told = path.read_text(encoding="utf-8"), fields(path)
+    call = re.search(r"defaults\.choose\(.*\)", text)[0]
+    for flag, word in (("learning_rate", "rate"), ("num_train_epochs", "epochs")):
+        if " = None " in told[flag]:
+            small, large = re.search(rf"{word}=\((\S+), (\S+?)[ )]", call).groups()
+            assert f"None: {small} below 50 M parameters, else {large}" in told[flag]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.py")), ids=lambda path: path.name)

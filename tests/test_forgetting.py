@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from common.pocket import FOLDER
-from evals import forgetting, harness
+from evals import comparison, forgetting, harness
 
 ROOT = Path(__file__).parent.parent
 
@@ -60,7 +60,16 @@ def test_few_items_decide_little():
 
 
 @pytest.mark.parametrize(
-    ("factor", "says"), [(1.0, "kept"), (0.7, "kept"), (1.2, "kept"), (1.5, "lost some"), (3, "forgot")]
+    ("factor", "says"),
+    [
+        (1.0, "kept"),
+        (0.7, "kept"),
+        (1.005, "kept"),
+        (1.06, "lost some"),
+        (1.2, "forgot"),
+        (1.41, "forgot"),
+        (3, "forgot"),
+    ],
 )
 def test_the_rule_on_texts(factor, says):
     chance = random.Random(1)
@@ -69,7 +78,7 @@ def test_the_rule_on_texts(factor, says):
     found = forgetting.verdict(scoring(text=before), scoring(text=after))
     assert found["verdict"].startswith(says), found["words"]
     if factor == 3:
-        assert "%)" in found["words"] and found["tasks"]["text"]["loss_low"] == pytest.approx(2, abs=0.2)
+        assert "%, forgot)" in found["words"] and found["tasks"]["text"]["loss_low"] == pytest.approx(2, abs=0.2)
 
 
 def test_what_is_taught_does_not_count_and_one_loss_is_enough():
@@ -122,7 +131,17 @@ def test_a_good_run_and_one_with_twenty_times_the_learning_rate(tmp_path):
         found[name] = json.loads((tmp_path / name / "report.json").read_text(encoding="utf-8"))["scores"]["forgetting"]
         assert f"forgetting: {found[name]['words']}" in done.stdout
         assert f"Forgetting: {found[name]['verdict']}" in (tmp_path / name / "report.html").read_text(encoding="utf-8")
+        agrees_with_compare(tmp_path / name / "eval", found[name])
     browser.look(tmp_path / "good" / "report.html")
-    assert found["good"]["verdict"] != "forgot", found["good"]["words"]
-    assert found["over-trained"]["verdict"] == "forgot", found["over-trained"]["words"]
-    assert found["over-trained"]["tasks"]["pocket_facts"]["loss_low"] > 0.02
+    good, over_trained = (found[name]["tasks"]["pocket_facts"] for name in ("good", "over-trained"))
+    assert good["verdict"] != "forgot", found["good"]["words"]
+    assert over_trained["verdict"] == "forgot" and over_trained["loss_low"] > 0.02, found["over-trained"]["words"]
+
+
+def agrees_with_compare(folder, found):
+    """tunebook compare, on the files that the run has left, finds the same losses."""
+    for row in comparison.compare(folder / "before", folder / "after")["rows"]:
+        if row["headline"] and row["task"] in found["tasks"]:
+            mine = found["tasks"][row["task"]]
+            assert row["p_holm"] == pytest.approx(mine["p_holm"])
+            assert (row["verdict"] == "worse") == (mine["verdict"] in ("forgot", "lost some")), (row, mine)

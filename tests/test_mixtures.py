@@ -6,6 +6,7 @@ Run as a script, it makes the models and trains them in one process.
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import few
@@ -105,7 +106,10 @@ def score(folder, adapter):
     from evals import harness
 
     model, tokenizer = models.load(str(folder / "mixture"), 512)
-    model = adapted.put_on(model, str(adapter)).eval()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        model = adapted.put_on(model, str(adapter)).eval()
+    assert not [one for one in told if "_pattern keys" in str(one.message)]
     found = harness.score(model, tokenizer, ["pocket_unseen"], folder / "eval", settings=harness.Settings(limit=4))
     model.config.output_router_logits = True
     answers = generation.answers(model, tokenizer, [[5, 6, 7], [8, 9]], max_new_tokens=4)

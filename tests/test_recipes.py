@@ -119,6 +119,12 @@ def test_train_stop_resume_reload(tmp_path, recipe):
     (file,) = (path.name for path in (tmp_path / "whole" / result).glob("*.safetensors"))
     one, two = (load_file(folder / result / file) for folder in (tmp_path / "whole", part))
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+    of_both = json.loads((part / "report.json").read_text())
+    for place, key in (("measured", "trained_tokens"), ("train", "loss"), ("train", "parts"), ("train", "evaluations")):
+        assert of_both[place][key] == report[place][key], key
+    if "distillation" in report:
+        assert report["distillation"]["teacher"] == "pocket_teacher" and report["train"]["parts"]["divergence"]
+        assert ["pocket_teacher" in page, "KL(teacher‖student) at T" in page] == [True, True]
     assert fork("--output_dir", part, *flags, recipe=recipe).returncode == 2  # finished now
 
     travels(tmp_path / "whole", result)

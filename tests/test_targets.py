@@ -55,6 +55,36 @@ def test_nearly_all_tokens_are_the_online_teacher_and_packing_finds_them(tmp_pat
     assert (gradients[0] - gradients[1]).norm() < 5e-3 * gradients[0].norm()
 
 
+def test_a_teachers_own_loss_is_its_cross_entropy_over_tokens(tmp_path, monkeypatch, capsys):
+    part, other = rows(), rows(9)[6:]
+    teacher, _ = cache(tmp_path, part)
+    total = count = 0
+    for row in part:
+        logits = teacher.model(input_ids=torch.tensor([row["input_ids"]])).logits[0, :-1].double()
+        labels = torch.tensor(row["labels"])[1:]
+        total += torch.nn.functional.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum").item()
+        count += int((labels != IGNORE).sum())
+    for some in (part, [join(part[:3]), join(part[3:])]):  # packed or not
+        assert teaching.held_out_loss(teacher, some, batch_size=4) == pytest.approx(total / count, rel=1e-5)
+    assert teaching.held_out_loss(teacher, []) is None
+
+    # Where the teacher's file is read again, the loss is known of the rows that were held out when it was made.
+    described, loaded = {**METADATA, "k": "5"}, []
+    monkeypatch.setattr(targets, "described", lambda *_: dict(described))
+    monkeypatch.setattr(distillation, "teacher", lambda *_: loaded.append(1) or teacher)
+    words = (None, None, "big", 2.0, 5, 16)
+    for _ in range(2):
+        found = teaching.open_or_make(tmp_path / "made", other, *words, held_out=part)
+        assert teaching.held_out_loss(found, [join(part[3:]), join(part[:3])]) == pytest.approx(total / count, rel=1e-5)
+    assert loaded == [1] and teaching.held_out_loss(found, part[1:]) is None
+
+    account = teaching.join({"before": {}}, found, part, Blend(0.25, 2.0))["distillation"]
+    assert account["teacher"] == "big" and account["held_out_loss"] == pytest.approx(total / count, rel=1e-5)
+    assert account["loss"] == "0.25·T²·KL(teacher‖student) + 0.75·cross-entropy, T = 2"
+    assert f"teacher big: held-out loss {total / count:.4f}" in capsys.readouterr().out
+    assert Blend(1.0, 1.0, 1.0).words()["loss"] == "T²·KL(student‖teacher), T = 1"
+
+
 def join(part):
     row = {name: [v for r in part for v in r[name]] for name in ("input_ids", "labels")}
     return row | {"seq_lengths": [len(r["input_ids"]) for r in part]}
