@@ -30,6 +30,7 @@ class Counts:
     truncated: int = 0
     tokens: int = 0
     trained_tokens: int = 0
+    by_turn: int = 0  # rows made of earlier turns, which the template writes in another way in the whole conversation
     special_text: int = 0  # rows whose text holds what looks like a special token; it was encoded as text
     sources: dict[str, dict] = field(default_factory=dict)  # what each source gives to a mix, set by mix.mix
     dropped_rows: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))  # the first of each reason
@@ -43,6 +44,11 @@ class Counts:
         share = f"{100 * self.trained_tokens / self.tokens:.1f} %" if self.tokens else "none"
         cut = f", {self.truncated} truncated" if self.truncated else ""
         special = f"; special-token text in {self.special_text} rows, kept as text" if self.special_text else ""
+        if self.by_turn:
+            special += (
+                f"; {self.by_turn} of the rows are conversations up to an earlier turn, which the template writes in "
+                "another way once they go on (it drops thinking)"
+            )
         return f"{self.rows} rows, {self.kept} kept{cut}, {lost}; {self.tokens} tokens, {share} of them train{special}"
 
     def drop(self, reason: str, number: int) -> None:
@@ -115,8 +121,11 @@ def batches(
         for number, row in zip(numbers, chunk, strict=True):
             if rendering.answers_nothing(row):
                 counts.drop("empty_output", number)
-            else:
-                keep.append((number, row))
+                continue
+            sequences = render.sequences(row)
+            counts.rows += len(sequences) - 1
+            counts.by_turn += len(sequences) - 1
+            keep += [(number, one) for one in sequences]
         with _no_collection():
             encoded, bad, special = render([row for _, row in keep])
             batch = None if bad else _batch(keep, encoded, counts, max_length, too_long == "truncate")
