@@ -30,7 +30,8 @@ class Counts:
     truncated: int = 0
     tokens: int = 0
     trained_tokens: int = 0
-    by_turn: int = 0  # rows made of earlier turns, which the template writes in another way in the whole conversation
+    by_turn: int = 0  # rows added for earlier turns, which the template writes in another way in the whole conversation
+    noted: dict[str, int] = field(default_factory=dict)  # what else was done to rows' thinking -> rows
     special_text: int = 0  # rows whose text holds what looks like a special token; it was encoded as text
     sources: dict[str, dict] = field(default_factory=dict)  # what each source gives to a mix, set by mix.mix
     dropped_rows: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))  # the first of each reason
@@ -44,11 +45,9 @@ class Counts:
         share = f"{100 * self.trained_tokens / self.tokens:.1f} %" if self.tokens else "none"
         cut = f", {self.truncated} truncated" if self.truncated else ""
         special = f"; special-token text in {self.special_text} rows, kept as text" if self.special_text else ""
+        special += "".join(f"; {remark} in {rows} rows" for remark, rows in self.noted.items())
         if self.by_turn:
-            special += (
-                f"; {self.by_turn} of the rows are conversations up to an earlier turn, which the template writes in "
-                "another way once they go on (it drops thinking)"
-            )
+            special += f"; {self.by_turn} rows added for earlier turns, whose thinking or end a longer conversation lacks"
         return f"{self.rows} rows, {self.kept} kept{cut}, {lost}; {self.tokens} tokens, {share} of them train{special}"
 
     def drop(self, reason: str, number: int) -> None:
@@ -133,6 +132,7 @@ def batches(
         problems += [f"row {keep[place][0]}: {reason}" for place, reason in bad.items()]
         if batch is not None:
             yield batch
+    counts.noted = dict(render.noted)
     if problems:
         more = f"\n  and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
         raise UserError(

@@ -1,5 +1,6 @@
 """Rows to ids and the stretches of them that train: by cuts where they are proved, whole everywhere else."""
 
+from collections import Counter
 from typing import Any
 
 from common import chats, thinking
@@ -43,6 +44,7 @@ class TextRenderer:
 
     def __init__(self, encoder: Encoder, template: Template, train_on: str):
         self.encoder, self.template, self.train_all = encoder, template, train_on == "all"
+        self.noted: Counter[str] = Counter()
         self.cutter = Cutter(encoder.backend)
         self._constant: dict[tuple[str, bool], list[int]] = {}
 
@@ -128,6 +130,7 @@ class ChatRenderer:
 
     def __init__(self, encoder: Encoder, template: ChatTemplate, train_on: str):
         self.encoder, self.template, self.train_on = encoder, template, train_on
+        self.noted: Counter[str] = Counter()  # remarks -> rows
         self.prover = Prover(template, encoder.special, str(encoder.tokenizer.bos_token or ""))
 
     def sequences(self, row: dict) -> list[dict]:
@@ -154,6 +157,7 @@ class ChatRenderer:
         for place, row in enumerate(rows):
             try:
                 turns, tools, options = chats.conversation(self.template, row)
+                self._note(row, turns)
                 end = self._end(turns, tools, options)
                 turns, tools, mark, looks = self._marked(turns, tools)
                 special += looks
@@ -178,6 +182,16 @@ class ChatRenderer:
         if self.train_on == "all":
             return text, [(0, len(text))]
         return text, [span for spans in found.values() for span in spans]
+
+    def _note(self, row: dict, turns: list[dict]) -> None:
+        """Count the row where its thinking is not written as it came."""
+        if turns is row.get("messages", turns):
+            return
+        forms = [(thinking.of(a), thinking.of(b)) for a, b in zip(row["messages"], turns, strict=True)]
+        if any(before and not after for before, after in forms):
+            self.noted["thinking dropped"] += 1
+        elif any(before and after and before[0] in thinking.KEYS and after[0] == "text" for before, after in forms):
+            self.noted["thinking written as text, <think>...</think>"] += 1
 
     def _end(self, turns: list[dict], tools: Any, options: dict[str, Any]) -> int:
         """The token that ends a conversation whose template writes no end of its own."""

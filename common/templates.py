@@ -77,7 +77,10 @@ class ChatTemplate:
     @cached_property
     def thinking_places(self) -> tuple[Places, Places]:
         """Where thinking goes in a turn without calls, and in one with them."""
-        return Places(self, calls=False), Places(self, calls=True)
+        plain, calls = Places(self, calls=False), Places(self, calls=True)
+        if calls.key and not plain.key:  # it has a place of its own, so tags in the text are not it
+            plain.forms = frozenset()
+        return plain, calls
 
     def prompt(self, row: dict) -> str:
         """The conversation before its last assistant turn, and the header of that turn."""
@@ -121,14 +124,14 @@ def fields_of(row: dict) -> dict[str, str]:
     return {"instruction": row["instruction"], "input": row.get("input") or "", "output": row["output"]}
 
 
-def get(name: str, tokenizer: Any = None, thinking: str = "keep", options: dict[str, Any] | None = None) -> AnyTemplate:
+def get(name: str, tokenizer: Any = None, thinking: str = "keep", options: dict[str, Any] | str | None = None) -> AnyTemplate:
     """The template of that name: alpaca, plain, chatml, llama2, llama3, tokenizer (its own), or a .jinja file.
 
     Args:
         name: `tokenizer:NAME` is one of several templates that a tokenizer has; without a name it is its default one,
             and that for tools in rows with tools, as in transformers.
         thinking: `keep` the thinking in rows, or `drop` it.
-        options: variables for a chat template, such as {"enable_thinking": False}.
+        options: variables for a chat template, such as {"enable_thinking": False}, or their JSON text.
 
     Raises:
         UserError: there is no such template, the tokenizer has none of its own, the file is not Jinja, or the template
@@ -154,10 +157,10 @@ def get(name: str, tokenizer: Any = None, thinking: str = "keep", options: dict[
         raise UserError(f"--template {name}: there is {', '.join(NAMES)} and FILE.jinja{nearest(name, NAMES)}")
     tokens = chats.tokens_of(tokenizer, jinja, name)
     try:
-        options = chats.options_of(jinja, options, {})
+        variables = chats.options_of(jinja, options, {})
     except ValueError as error:
         raise UserError(f"--chat_template_kwargs {error}") from None
-    return ChatTemplate(name, jinja, tokens, tool_use, options, thinking)
+    return ChatTemplate(name, jinja, tokens, tool_use, variables, thinking)
 
 
 def _own(name: str, jinja: Any) -> tuple[str, str]:
