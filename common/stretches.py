@@ -161,7 +161,10 @@ class Prover:
                 continue
             raise Unstable(_left_out(turn + 1, what, turns[turn]["role"]))
         for turn in sorted(trains & proof.apart):
-            raise Unstable(_left_out(turn + 1, "thinking", "assistant"))
+            raise Unstable(
+                f"the template writes turn {turn + 1} in another way once the conversation goes on; train the last turn "
+                "alone (train_on=last), or each turn where it is the last (train_on=answers)"
+            )
 
     def skeleton(self, marked: list[dict], tools: list | None, options: dict[str, Any], open_turn: bool) -> Skeleton:
         key = f"{open_turn}{_key(marked, tools, options)}"
@@ -231,8 +234,8 @@ def _forget(held: dict) -> None:
 def _left_out(turn: int, what: str, role: str) -> str:
     if what == "thinking":
         return (
-            f"the template leaves out the thinking of turn {turn}, or writes the turn in another way once the "
-            'conversation goes on; thinking "drop" trains without it'
+            f"the template leaves out the thinking of turn {turn}; leave it out yourself (thinking=drop), or take a "
+            "template that holds it (chatml writes it as text)"
         )
     if what == "call":
         return f"the template leaves out a call of turn {turn}; chatml, llama2 and llama3 write calls"

@@ -78,7 +78,7 @@ class ChatTemplate:
     def thinking_places(self) -> tuple[Places, Places]:
         """Where thinking goes in a turn without calls, and in one with them."""
         plain, calls = Places(self, calls=False), Places(self, calls=True)
-        if calls.key and not plain.key:  # it has a place of its own, so tags in the text are not it
+        if calls.key and not plain.key:  # its own way to write thinking is not text in tags
             plain.forms = frozenset()
         return plain, calls
 

@@ -85,7 +85,8 @@ class Places:
         self.tags = _around(shown[self.key]) if self.key else TAGS
 
     def place(self, turn: dict) -> dict:
-        """The turn as the template takes it. What has no place stays as it is, and is found to be left out.
+        """The turn as the template takes it. What has no place is under a key that it does not read: left out, and
+        found to be.
 
         Raises:
             ValueError: the turn has two thinkings.
@@ -102,7 +103,7 @@ class Places:
             return {key: value for key, value in turn.items() if key not in KEYS}
         if self.key:
             return written(turn, self.key, thinking)
-        return written(turn, "text", thinking) if "text" in self.forms else turn
+        return written(turn, "text" if "text" in self.forms else KEYS[0], thinking)
 
     def _rendered(self, form: str) -> str:
         """The conversation with thinking in that form; "" where the template leaves it out or refuses it."""
