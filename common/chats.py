@@ -218,4 +218,6 @@ def _render(template: "ChatTemplate", turns: list[dict], tools: list | None, **o
     try:
         return render_jinja_template([turns], tools=tools, chat_template=jinja, **{**template.tokens, **options})
     except (jinja2.TemplateError, TypeError, KeyError, ValueError, AttributeError, IndexError) as error:
-        raise Unstable(f"the template refuses this conversation: {error}") from None
+        developer = any(turn["role"] == "developer" for turn in turns)
+        remedy = " (if it does not know the role developer, make it system)" if developer else ""
+        raise Unstable(f"the template refuses this conversation: {error}{remedy}") from None

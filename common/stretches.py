@@ -90,8 +90,11 @@ class Prover:
         """
         marked, leaves = mark(turns)
         proof = self.prove(marked, leaves, tools, options)
-        rest = {turn for turn in proof.apart if learned(turns[turn])}
-        found = [(len(turns), {place for place, turn in enumerate(turns) if learned(turn)} - rest)]
+        answers = {place for place, turn in enumerate(turns) if learned(turn)}
+        if proof.lost:  # it will be refused, for all of it
+            return [(len(turns), answers)]
+        rest = proof.apart & answers
+        found = [(len(turns), answers - rest)]
         while rest:
             last = max(rest)
             shorter = self.prove(marked[: last + 1], leaves, tools, options)

@@ -194,13 +194,15 @@ def test_what_trains_is_what_trls_training_templates_mark(cells):
             jinja = get_training_chat_template(tokenizer)
         except ValueError:  # it knows no training template for this one
             continue
+        if jinja is None or not sequences:  # the template has its own markers
+            continue
         counts = [n for n, turn in enumerate(SHAPES[shape], 1) if turn["role"] == "assistant"]
         opening = "".join(tokenizer.apply_chat_template([ASK], tokenize=False, add_generation_prompt=True).split())
         masks = {}
-        for count in counts if jinja and sequences else ():
+        for count in counts:
             for one in theirs(tokenizer, jinja, SHAPES[shape][:count], return_assistant_tokens_mask=True):
                 masks[tuple(one["input_ids"])] = one["assistant_masks"]
-        for example in sequences or ():
+        for example in sequences:
             ids = example["input_ids"]
             marked = stretches(masks.get(tuple(ids), ()))
             ours = stretches([int(label != masking.IGNORE) for label in example["labels"]])
@@ -220,7 +222,7 @@ def test_what_trains_is_what_trls_training_templates_mark(cells):
 
 def outcome(sequences, why, reasons):
     if sequences is None:
-        why = why.replace("turn 2", "the turn").replace("turn 1", "the turn").replace("turn 3", "the turn")
+        why = re.sub(r"turn \d", "a turn", why)
         return f"no ({reasons.setdefault(why, len(reasons) + 1)})"
     return "by turn" if len(sequences) > 1 else "yes"
 
