@@ -129,7 +129,7 @@ def options_of(jinja: str, given: Any, before: dict[str, Any]) -> dict[str, Any]
     except ValueError:
         values = given
     if not isinstance(values, dict):
-        raise ValueError(f"is {values!r}, expected an object such as {{\"enable_thinking\": false}}")
+        raise ValueError(f'is {values!r}, expected an object such as {{"enable_thinking": false}}')
     values = {name: value for name, value in values.items() if value is not None}
     known = _variables(jinja)
     if strange := sorted(values.keys() - known):

@@ -4,8 +4,8 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, NamedTuple
 
 from common import thinking
 
@@ -13,8 +13,7 @@ Span = tuple[int, int]
 MARK = re.compile(r"Zq(\d+)zQ")  # letters and digits: no filter of a template changes them
 
 
-@dataclass(frozen=True)
-class Leaf:
+class Leaf(NamedTuple):
     """A text of a conversation: `turn` counts from 0; `what` is text, thinking or call."""
 
     turn: int
@@ -45,6 +44,11 @@ def mark(turns: list[dict], roles: tuple[str, ...] = ()) -> tuple[list[dict], li
 
     found = []
     for place, turn in enumerate(turns):
+        said = turn.get("content")
+        if len(turn) == 2 and not roles and said and not said.isspace() and thinking.CLOSE not in said:
+            leaves.append(Leaf(place, "text", said))  # most turns are a role and a text
+            found.append({"role": turn["role"], "content": f"Zq{len(leaves) - 1}zQ"})
+            continue
         if roles and turn["role"] not in roles:
             found.append(turn)
             continue
@@ -60,7 +64,7 @@ def mark(turns: list[dict], roles: tuple[str, ...] = ()) -> tuple[list[dict], li
         elif "content" in turn:
             new["content"] = put(place, "text", turn["content"])
         if turn.get("tool_calls"):
-            new["tool_calls"] = [_called(call, lambda value: put(place, "call", value)) for call in turn["tool_calls"]]
+            new["tool_calls"] = [_called(call, partial(put, place, "call")) for call in turn["tool_calls"]]
         found.append(new)
     return found, leaves
 
@@ -156,7 +160,7 @@ def _forms(value: str) -> Iterator[str]:
     seen = set()
     yield value
     seen.add(value)
-    stripped = (value.strip(), value.strip("\n"), value.lstrip(), value.rstrip(), value.lstrip("\n"), value.rstrip("\n"))
+    stripped = (cut(chars) for chars in (None, "\n") for cut in (value.strip, value.lstrip, value.rstrip))
     for form in (*stripped, *(json.dumps(value, ensure_ascii=ascii)[1:-1] for ascii in (False, True))):
         if form not in seen:
             seen.add(form)

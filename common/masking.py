@@ -47,7 +47,7 @@ class Counts:
         special = f"; special-token text in {self.special_text} rows, kept as text" if self.special_text else ""
         special += "".join(f"; {remark} in {rows} rows" for remark, rows in self.noted.items())
         if self.by_turn:
-            special += f"; {self.by_turn} rows added for earlier turns, whose thinking or end a longer conversation lacks"
+            special += f"; {self.by_turn} rows added for earlier turns, which the template changes once they go on"
         return f"{self.rows} rows, {self.kept} kept{cut}, {lost}; {self.tokens} tokens, {share} of them train{special}"
 
     def drop(self, reason: str, number: int) -> None:

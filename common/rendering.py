@@ -195,6 +195,8 @@ class ChatRenderer:
 
     def _end(self, turns: list[dict], tools: Any, options: dict[str, Any]) -> int:
         """The token that ends a conversation whose template writes no end of its own."""
+        if not self.prover.open_ended:
+            return self.encoder.end
         found = self.encoder.backend.token_to_id(self.prover.closing(turns, tools, options))
         return self.encoder.end if found is None else found
 
@@ -217,7 +219,9 @@ class ChatRenderer:
     def _marked(self, turns: list[dict], tools: Any) -> tuple[list[dict], Any, str, bool]:
         """The conversation with its special-token text broken by a mark, the mark ('' where none is needed), and
         whether it holds such text."""
-        looks = self.encoder.special is not None and _holds(self.encoder.special, [list(map(_untagged, turns)), tools])
+        looks = self.encoder.special is not None and _holds(self.encoder.special, [turns, tools])
+        if looks:  # the tags of thinking are meant
+            looks = _holds(self.encoder.special, [list(map(_untagged, turns)), tools])
         # A token that swallows the white space after it must not swallow the conversation's.
         swallows = bool(self.encoder.strips) and any((turn.get("content") or "")[:1].isspace() for turn in turns)
         if not looks and not swallows:

@@ -124,7 +124,9 @@ def fields_of(row: dict) -> dict[str, str]:
     return {"instruction": row["instruction"], "input": row.get("input") or "", "output": row["output"]}
 
 
-def get(name: str, tokenizer: Any = None, thinking: str = "keep", options: dict[str, Any] | str | None = None) -> AnyTemplate:
+def get(
+    name: str, tokenizer: Any = None, thinking: str = "keep", options: dict[str, Any] | str | None = None
+) -> AnyTemplate:
     """The template of that name: alpaca, plain, chatml, llama2, llama3, tokenizer (its own), or a .jinja file.
 
     Args:

@@ -25,9 +25,12 @@ PLAIN = ("<think>", "</think>", "<tool_call>", "</tool_call>")  # added tokens t
 ASK, MORE = {"role": "user", "content": "Is 91 prime?"}, {"role": "user", "content": "And 97?"}
 NO, YES = {"role": "assistant", "content": "It is not."}, {"role": "assistant", "content": "It is, yes."}
 THOUGHTS = ("Seven times thirteen makes it.", "No small divisor.")
-CALLED = {"name": "weather", "arguments": {"city": "Oslo"}}
 TOOL = {"role": "tool", "name": "weather", "tool_call_id": "abcdefgh1", "content": "4 C"}
-PARAMETERS = {"type": "object", "properties": {"city": {"type": "string", "description": "where"}}, "required": ["city"]}
+PARAMETERS = {
+    "type": "object",
+    "properties": {"city": {"type": "string", "description": "where"}},
+    "required": ["city"],
+}
 SCHEMA = {"type": "function", "function": {"name": "weather", "description": "tells it", "parameters": PARAMETERS}}
 
 
@@ -268,5 +271,9 @@ def test_own_templates_of_real_tokenizers(name):
         assert sequences is not None or why
         for example in sequences or ():
             ids = example["input_ids"]
-            known = [one["input_ids"] for count in range(2, len(turns) + 1) for one in theirs(tokenizer, jinja, turns[:count])]
+            known = [
+                one["input_ids"]
+                for count in range(2, len(turns) + 1)
+                for one in theirs(tokenizer, jinja, turns[:count])
+            ]
             assert ids in known or ids[:-1] in known, (shape, tokenizer.decode(ids))
