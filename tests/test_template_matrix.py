@@ -79,12 +79,13 @@ def sources():
     return found
 
 
-def made(jinja):
-    """The bundled tokenizer with the control tokens that a template writes."""
+def made(jinja, special=True):
+    """The bundled tokenizer with the control tokens that a template writes, called special or not."""
     tokenizer = AutoTokenizer.from_pretrained(FOLDER / "model")
     known = tokenizer.get_vocab()
     control = [token for token in dict.fromkeys(CONTROL.findall(jinja)) if token not in known]
-    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in control], special_tokens=True)
+    added = [AddedToken(token, special=special, normalized=False) for token in control]
+    tokenizer.add_tokens(added, special_tokens=special)
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in PLAIN])
     if "bos_token" in jinja:
         tokenizer.add_special_tokens({"bos_token": "<|begin|>"})
