@@ -150,12 +150,12 @@ class Skeleton:
     def _ends(self, text: str, values: list[str], number: int, at: int) -> Iterator[int]:
         """Where the text of a mark that begins at `at` may end, so that the literal after it follows."""
         following = self.literals[number + 1]
-        for form in _forms(values[number]):
+        for form in forms(values[number]):
             if text.startswith(form, at) and text.startswith(following, at + len(form)):
                 yield at + len(form)
 
 
-def _forms(value: str) -> Iterator[str]:
+def forms(value: str) -> Iterator[str]:
     """How templates write a text: as it is, without white space around it, as JSON."""
     seen = set()
     yield value

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from common import chats, thinking
 from common.chats import Unstable
 from common.edges import Rendered
-from common.marks import Leaf, Skeleton, Span, mark
+from common.marks import Leaf, Skeleton, Span, forms, mark
 
 if TYPE_CHECKING:
     from common.templates import ChatTemplate
@@ -82,8 +82,26 @@ class Prover:
                     for turn in sorted(trains & proof.stretches.keys())
                 }
             reached = reached or best
+        if found := self._by_markers(turns, tools, options, trains, text):
+            return text, found
         changed = leaves[proof.skeleton.leaves[min(reached, len(proof.skeleton.leaves) - 1)]].turn + 1 if leaves else 1
         raise Unstable(f"the template changes the text of turn {changed}, or looks into it")
+
+    def _by_markers(
+        self, turns: list[dict], tools: list | None, options: dict[str, Any], trains: set[int], text: str
+    ) -> dict[int, list[Span]]:
+        """The template's own stretches of a row that it looks into (its length, say), where they hold the turns' texts,
+        one each, and the rest of the row is there; else nothing."""
+        _, generated = chats.generated(self.template, turns, tools, options)
+        answers = [place for place, turn in enumerate(turns) if turn["role"] == "assistant"]
+        if len(generated) != len(answers):
+            return {}
+        spans = dict(zip(answers, generated, strict=True))
+        for leaf in mark(turns)[1]:
+            start, end = spans.get(leaf.turn, (0, len(text)))
+            if not any(form in text[start:end] for form in forms(leaf.value)):
+                return {}
+        return {turn: [span] for turn, span in spans.items() if turn in trains}
 
     def apart(self, turns: list[dict], tools: list | None, options: dict[str, Any]) -> list[tuple[int, set[int]]]:
         """(number of turns, which of them train) of each sequence in which all assistant turns train once.
