@@ -8,11 +8,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from common import cuts, masking, rendering, templates, tokenizers, words
+from common import cuts, edges, marks, masking, rendering, stretches, templates, thinking, tokenizers, words
 from common.masking import Counts
 from common.templates import AnyTemplate
 
-CODE = (cuts, masking, rendering, templates, templates.chats, tokenizers, words)  # whose text is part of the key
+CODE = (
+    *(cuts, edges, marks, masking, rendering, stretches),
+    *(templates, templates.chats, thinking, tokenizers, words),
+)  # whose text is part of the key
 
 
 def key_of(rows: Iterable[dict], tokenizer: Any, template: AnyTemplate, settings: dict[str, Any]) -> str:

@@ -11,13 +11,16 @@ Turn = dict[str, Any]
 Fault = tuple[str, str] | tuple[str, str, str]  # the field, what is wrong with it, and the kind of fault to count it by
 ROLES = {
     **dict.fromkeys(("system",), "system"),
+    **dict.fromkeys(("developer",), "developer"),
     **dict.fromkeys(("user", "human", "prompter"), "user"),
     **dict.fromkeys(("assistant", "gpt", "model", "chatgpt", "bing", "bard", *tools.CALLERS), "assistant"),
     **dict.fromkeys(("tool", "observation", "function", "tool_response"), "tool"),
 }
+INSTRUCTS = ("system", "developer")  # roles whose text is no question
 MAY_FOLLOW = {
-    None: ("system", "user"),
-    "system": ("user",),
+    None: ("system", "developer", "user"),
+    "system": ("developer", "user"),
+    "developer": ("user",),
     "user": ("assistant",),
     "assistant": ("user", "tool"),
     "tool": ("assistant", "tool"),

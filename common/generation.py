@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from common import mixtures, models, rendering
+from common import chats, mixtures, models, rendering
 from common.cli import UserError
 from common.decoding import Decoding, Halt, Noise
 from common.streaming import Pieces, Tokens, before_stop, in_thread
@@ -85,11 +85,12 @@ def end_of_turn(tokenizer: Any, template: AnyTemplate) -> int:
     """The id that training puts after an answer: the template's own end of a turn, else the tokenizer's end token."""
     if isinstance(template, Template):
         return int(tokenizer.eos_token_id)
-    turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "x"}]
-    (tokens, spans), *_ = rendering.renderer(tokenizer, template, "answers")([{"messages": turns}])[0]
+    answer = {"role": "assistant", "content": "x"}
+    tries = [{"messages": [*opening, answer]} for opening in chats.openings()]
+    encoded, bad, _ = rendering.renderer(tokenizer, template, "answers")(tries)
     control = tokenizer.backend_tokenizer.get_added_tokens_decoder()
-    last = tokens[spans[-1][1] - 1]
-    return last if last in control else int(tokenizer.eos_token_id)
+    last = [tokens[spans[-1][1] - 1] for place, (tokens, spans) in enumerate(encoded) if place not in bad]
+    return next((token for token in last if token in control), int(tokenizer.eos_token_id))
 
 
 def generate(

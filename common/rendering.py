@@ -1,11 +1,13 @@
 """Rows to ids and the stretches of them that train: by cuts where they are proved, whole everywhere else."""
 
-from collections.abc import Callable
+from collections import Counter
 from typing import Any
 
-from common import chats
+from common import chats, thinking
 from common.cli import UserError
 from common.cuts import Cutter
+from common.marks import Span
+from common.stretches import Prover
 from common.templates import AnyTemplate, ChatTemplate, Template
 from common.tokenizers import Encoder, encoder, past_the_model
 
@@ -14,24 +16,29 @@ Result = tuple[list[Encoded], dict[int, str], int]
 MARKS = "\uf8f1\uf8f2\uf8f3"  # private characters; one that a row does not hold breaks its special-token text
 
 
-def renderer(tokenizer: Any, template: AnyTemplate, train_on: str) -> Callable[[list[dict]], Result]:
-    """A function from rows to their encodings, {place: why it cannot be rendered}, and rows with special-token text."""
+def renderer(tokenizer: Any, template: AnyTemplate, train_on: str) -> Any:
+    """A TextRenderer or ChatRenderer: a function from rows to their encodings, {place: why it cannot be rendered}, and
+    the number of rows with special-token text."""
     if isinstance(template, Template):
         render: Any = TextRenderer(encoder(tokenizer), template, train_on)
     else:
         render = ChatRenderer(encoder(tokenizer, chats.turn_tokens(template, tokenizer)), template, train_on)
-    return _known(render, tokenizer)
+    return Known(render, tokenizer) if getattr(tokenizer, "rows_of_model", len(tokenizer)) < len(tokenizer) else render
 
 
-def _known(render: Callable[[list[dict]], Result], tokenizer: Any) -> Callable[[list[dict]], Result]:
+class Known:
     """A renderer by which rows with tokens that the model does not have cannot be rendered."""
 
-    def checked(rows: list[dict]) -> Result:
-        found, bad, special = render(rows)
-        over = {place: past_the_model(tokenizer, ids) for place, (ids, _) in enumerate(found)}
+    def __init__(self, render: Any, tokenizer: Any):
+        self._render, self._tokenizer = render, tokenizer
+
+    def __call__(self, rows: list[dict]) -> Result:
+        found, bad, special = self._render(rows)
+        over = {place: past_the_model(self._tokenizer, ids) for place, (ids, _) in enumerate(found)}
         return found, {place: why for place, why in over.items() if why} | bad, special
 
-    return checked if getattr(tokenizer, "rows_of_model", len(tokenizer)) < len(tokenizer) else render
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._render, name)
 
 
 def prompts(tokenizer: Any, template: AnyTemplate, rows: list[dict]) -> list[list[int]]:
@@ -71,8 +78,12 @@ class TextRenderer:
 
     def __init__(self, encoder: Encoder, template: Template, train_on: str):
         self.encoder, self.template, self.train_all = encoder, template, train_on == "all"
+        self.noted: Counter[str] = Counter()
         self.cutter = Cutter(encoder.backend)
         self._constant: dict[tuple[str, bool], list[int]] = {}
+
+    def sequences(self, row: dict) -> list[dict]:
+        return [row]
 
     def __call__(self, rows: list[dict]) -> Result:
         plans: list[Any] = []
@@ -159,49 +170,109 @@ class ChatRenderer:
 
     def __init__(self, encoder: Encoder, template: ChatTemplate, train_on: str):
         self.encoder, self.template, self.train_on = encoder, template, train_on
+        self.noted: Counter[str] = Counter()  # remarks -> rows
+        self.prover = Prover(template, encoder.special, str(encoder.tokenizer.bos_token or ""))
+
+    def sequences(self, row: dict) -> list[dict]:
+        """The row, or one for each turn that the template writes in another way once the conversation goes on.
+
+        Each of them ends with such a turn, so its history is what the model is given at inference. `trains` says which
+        turns of it are to be learned.
+        """
+        if self.train_on != "answers" or sum(turn["role"] == "assistant" for turn in row.get("messages", ())) < 2:
+            return [row]
+        try:
+            found = self.prover.apart(*chats.conversation(self.template, row))
+        except chats.Unstable:
+            return [row]  # and why is said where it is encoded
+        if len(found) == 1:
+            return [row]
+        return [{**row, "messages": row["messages"][:count], "trains": sorted(turns)} for count, turns in found]
 
     def __call__(self, rows: list[dict]) -> Result:
         results: list[Any] = [([], [])] * len(rows)
         bad: dict[int, str] = {}
-        plain: list[tuple[int, str, list[chats.Span]]] = []
+        plain: list[tuple[int, str, list[Span], int]] = []
         special = 0
         for place, row in enumerate(rows):
             try:
-                turns, tools, mark, looks = self._marked(*self.template.fit(chats.messages(row), row.get("tools")))
+                turns, tools, options = chats.conversation(self.template, row)
+                self._note(row, turns)
+                end = self._end(turns, tools, options)
+                turns, tools, mark, looks = self._marked(turns, tools)
                 special += looks
-                text, spans = chats.spans(self.template, turns, tools or None, self.encoder.special)
+                text, spans = self._spans(row, turns, tools, options)
             except chats.Unstable as error:
                 bad[place] = str(error)
                 continue
-            spans = {"answers": spans, "last": spans[-1:], "all": [(0, len(text))]}[self.train_on]
             if mark:
-                results[place] = self._closed(*self._stretches(text, spans, mark))
+                results[place] = self._closed(*self._stretches(text, spans, mark), end)
             else:
-                plain.append((place, text, spans))
-        encodings = self.encoder.control([text for _, text, _ in plain])
-        for (place, _, spans), encoding in zip(plain, encodings, strict=True):
-            results[place] = self._closed(encoding.ids, [_tokens_in(encoding.offsets, *span) for span in spans])
+                plain.append((place, text, spans, end))
+        encodings = self.encoder.control([text for _, text, _, _ in plain])
+        for (place, _, spans, end), encoding in zip(plain, encodings, strict=True):
+            results[place] = self._closed(encoding.ids, [_tokens_in(encoding.offsets, *span) for span in spans], end)
         return results, bad, special
 
-    def _closed(self, ids: list[int], spans: list[tuple[int, int]]) -> Encoded:
+    def _spans(self, row: dict, turns: list[dict], tools: Any, options: dict[str, Any]) -> tuple[str, list[Span]]:
+        """The row's text and the characters of it that train."""
+        answers = [place for place, turn in enumerate(turns) if turn["role"] == "assistant"]
+        trains = {"answers": row.get("trains", answers), "last": answers[-1:], "all": answers}[self.train_on]
+        text, found = self.prover.spans(turns, tools, options, set(trains))
+        if self.train_on == "all":
+            return text, [(0, len(text))]
+        return text, [span for spans in found.values() for span in spans]
+
+    def through(self, row: dict) -> str:
+        """The row's text up to the end of its last answer, as the template writes it: one may trim an answer, or put
+        thoughts before it.
+
+        Raises:
+            chats.Unstable: the row cannot be rendered.
+        """
+        turns, tools, options = chats.conversation(self.template, row)
+        text, spans = self._spans(row, turns, tools, options)
+        return text[: spans[-1][1]]
+
+    def _note(self, row: dict, turns: list[dict]) -> None:
+        """Count the row where its thinking is not written as it came."""
+        if turns is row.get("messages", turns):
+            return
+        forms = [(thinking.of(a), thinking.of(b)) for a, b in zip(row["messages"], turns, strict=True)]
+        if any(before and not after for before, after in forms):
+            self.noted["thinking dropped"] += 1
+        elif any(before and after and before[0] in thinking.KEYS and after[0] == "text" for before, after in forms):
+            self.noted["thinking written as text, <think>...</think>"] += 1
+
+    def _end(self, turns: list[dict], tools: Any, options: dict[str, Any]) -> int:
+        """The token that ends a conversation whose template writes no end of its own."""
+        if not self.prover.open_ended:
+            return self.encoder.end
+        found = self.encoder.backend.token_to_id(self.prover.closing(turns, tools, options))
+        return self.encoder.end if found is None else found
+
+    def _closed(self, ids: list[int], spans: list[tuple[int, int]], end_token: int) -> Encoded:
         """With the end token where the template writes no end of its own after the last answer."""
         spans = [(start, end) for start, end in spans if start < end]
         control = self.encoder.backend.get_added_tokens_decoder()
-        if spans and ids[spans[-1][1] - 1] not in control:
+        if spans and (self.prover.open_ended or ids[spans[-1][1] - 1] not in control):
             start, end = spans[-1]
-            return [*ids[:end], self.encoder.end], [*spans[:-1], (start, end + 1)]
+            return [*ids[:end], end_token], [*spans[:-1], (start, end + 1)]
         return ids, spans
 
     def prompt(self, row: dict) -> list[int]:
         """Ids of the conversation before the last answer, with that turn's header."""
-        turns, tools, mark, _ = self._marked(*self.template.fit(chats.messages(row)[:-1], row.get("tools")))
-        text = chats.render(self.template, turns, tools or None, open_turn=True)
+        turns, tools, options = chats.conversation(self.template, row)
+        turns, tools, mark, _ = self._marked(turns[:-1], tools)
+        text = chats.render(self.template, turns, tools, open_turn=True, options=options)
         return self._stretches(text, [], mark)[0] if mark else self.encoder.control([text])[0].ids
 
     def _marked(self, turns: list[dict], tools: Any) -> tuple[list[dict], Any, str, bool]:
         """The conversation with its special-token text broken by a mark, the mark ('' where none is needed), and
         whether it holds such text."""
         looks = self.encoder.special is not None and _holds(self.encoder.special, [turns, tools])
+        if looks:  # the tags of thinking are meant
+            looks = _holds(self.encoder.special, [list(map(_untagged, turns)), tools])
         # A token that swallows the white space after it must not swallow the conversation's.
         swallows = bool(self.encoder.strips) and any((turn.get("content") or "")[:1].isspace() for turn in turns)
         if not looks and not swallows:
@@ -214,10 +285,14 @@ class ChatRenderer:
     def _guarded(self, value: Any, mark: str) -> Any:
         """The value with the mark inside special-token text, and before white space that a token would swallow."""
         if isinstance(value, dict):
-            return {
+            found = {
                 self._guarded(key, mark): inner if key == "role" else self._guarded(inner, mark)
                 for key, inner in value.items()
             }
+            if value.get("role") == "assistant" and (parts := thinking.split(value.get("content"))):
+                opening, thought, closing, said = parts  # the tags of thinking are control, what stands in it is not
+                found["content"] = opening + self._guarded(thought, mark) + closing + self._guarded(said, mark)
+            return found
         if isinstance(value, list):
             return [self._guarded(inner, mark) for inner in value]
         if not isinstance(value, str):
@@ -226,10 +301,10 @@ class ChatRenderer:
             value = self.encoder.special.sub(lambda found: found.group()[0] + mark + found.group()[1:], value)
         return mark + value if self.encoder.strips and value[:1].isspace() else value
 
-    def _stretches(self, text: str, spans: list[chats.Span], mark: str) -> Encoded:
+    def _stretches(self, text: str, spans: list[Span], mark: str) -> Encoded:
         """Encode between control tokens, so that what the mark guards stays text."""
         ids: list[int] = []
-        places: list[chats.Span] = []  # characters of the guarded text that each id stands for
+        places: list[Span] = []  # characters of the guarded text that each id stands for
         at = 0
         found = list(self.encoder.special.finditer(text)) if self.encoder.special else []
         for start, end, name in [*((m.start(), m.end(), m.group()) for m in found), (len(text), len(text), "")]:
@@ -263,6 +338,12 @@ def common_prefix(a: list[int], b: list[int]) -> int:
     if b[: len(a)] == a:
         return len(a)
     return next((place for place, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def _untagged(turn: dict) -> dict:
+    """An assistant turn with the tags of its thinking away."""
+    parts = thinking.split(turn.get("content")) if turn["role"] == "assistant" else None
+    return {**turn, "content": parts[1] + "\n" + parts[3]} if parts else turn
 
 
 def _holds(pattern: Any, value: Any) -> bool:

@@ -177,8 +177,10 @@ class Fit:
         self.template = template
         self.forms, self.flats = FORMS, (False, True)  # those that the last row was written in come first
 
-    def __call__(self, turns: list[dict], tools: list[dict] | None) -> tuple[list[dict], list[dict] | None]:
-        """The turns and tools as the template takes them.
+    def __call__(
+        self, turns: list[dict], tools: list[dict] | None, options: dict[str, Any] | None = None
+    ) -> tuple[list[dict], list[dict] | None]:
+        """The turns and tools as the template takes them, with its variables as in `options`.
 
         Raises:
             chats.Unstable: the template refuses the conversation, or leaves out a call or a tool.
@@ -188,7 +190,7 @@ class Fit:
         tools, reasons = tools or [], {}
         for form, flat in itertools.product(self.forms, self.flats):
             try:
-                lost_call, lost_tool = self._lost(turns, tools, form, flat)
+                lost_call, lost_tool = self._lost(turns, tools, form, flat, options)
             except chats.Unstable as error:
                 reasons.setdefault("refused", str(error))
                 continue
@@ -199,23 +201,25 @@ class Fit:
             reasons.setdefault("call" if lost_call else "tool", lost_call or lost_tool)
             if not lost_call and flat == self.flats[-1]:
                 break  # every other form of the calls would leave out the tools as well
-        found = reasons.get("tool") or reasons.get("call") or self._refusal(reasons["refused"], turns)
+        found = reasons.get("tool") or reasons.get("call") or self._refusal(reasons["refused"], turns, options)
         raise chats.Unstable(found)
 
-    def _lost(self, turns: list[dict], tools: list[dict], form: Form, flat: bool) -> tuple[str, str]:
+    def _lost(
+        self, turns: list[dict], tools: list[dict], form: Form, flat: bool, options: dict[str, Any] | None
+    ) -> tuple[str, str]:
         """What the template does not write of the calls and of the tools in that form; empty where it writes all."""
         marked = [form.turn(_marked_turn(turn, place)) for place, turn in enumerate(turns)]
         shaped = _shaped([_marked_tool(tool, place) for place, tool in enumerate(tools)], flat)
-        text = chats.render(self.template, marked, shaped or None)
+        text = chats.render(self.template, marked, shaped or None, options=options)
         calls = (_lost_call(turn, place, text, form) for place, turn in enumerate(turns))
         defined = (_lost_tool(tool, place, text) for place, tool in enumerate(tools))
         return next(filter(None, calls), ""), next(filter(None, defined), "")
 
-    def _refusal(self, reason: str, turns: list[dict]) -> str:
+    def _refusal(self, reason: str, turns: list[dict], options: dict[str, Any] | None) -> str:
         """With a remedy where the template takes the conversation without its calls, their answers and the tools."""
         plain = [turn for turn in turns if turn["role"] != "tool" and not turn.get("tool_calls")]
         try:
-            chats.render(self.template, plain, None)
+            chats.render(self.template, plain, None, options=options)
         except chats.Unstable:
             return reason
         return f"{reason}; {REMEDY} calls and tools"

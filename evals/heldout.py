@@ -3,6 +3,7 @@
 import hashlib
 import json
 import sys
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ from common import chats, data, generation, rendering, templates, tokenizers
 from common.cli import UserError, nearest
 from common.columns import Table
 from common.templates import AnyTemplate, ChatTemplate
-from common.tokenizers import encoder
 from evals.requests import Requests
 
 
@@ -69,7 +69,8 @@ def docs(words: tuple[str, ...], template: str, tokenizer: str, bare: bool = Fal
 
 def items(rows: list[dict], tokenizer: Any, template: AnyTemplate, bare: bool = False) -> list[dict[str, Any]]:
     """What `docs` gives, of rows that have been read."""
-    encoded, bad, _ = rendering.renderer(tokenizer, template, "last")(rows)
+    render = rendering.renderer(tokenizer, template, "last")
+    encoded, bad, _ = render(rows)
     if bad:
         place, reason = next(iter(bad.items()))
         number = rows[place].get("row", place + 1)
@@ -79,7 +80,7 @@ def items(rows: list[dict], tokenizer: Any, template: AnyTemplate, bare: bool = 
     for row, (ids, spans) in zip(rows, encoded, strict=True):
         start, end = spans[-1]
         prompt, answer = requests.opened(template.prompt(row), ids), template.completion(row)
-        text = requests.opened(_text(row, template, tokenizer), ids)
+        text = requests.opened(_text(row, template, render), ids)
         last = tokenizer.convert_ids_to_tokens(ids[end - 1])
         request = requests.of(text if text.endswith(last) else text + last, ids[:end], start, prompt)
         found.append(
@@ -108,17 +109,14 @@ def bare(words: tuple[str, ...], template: str, tokenizer: str) -> bool:
     return 0 in usual and sum(doc["as_trained"] for doc in docs(words, template, tokenizer, True)) > sum(usual)
 
 
-def _text(row: dict, template: AnyTemplate, tokenizer: Any) -> str:
-    """The row up to the end of its answer, as the template writes it: one may trim an answer, or put thoughts before
-    it."""
-    if not isinstance(template, ChatTemplate):
-        return template.prompt(row) + template.completion(row)
-    special = encoder(tokenizer, chats.turn_tokens(template, tokenizer)).special
-    try:
-        text, spans = chats.spans(template, chats.messages(row), row.get("tools") or None, special)
-    except chats.Unstable:  # what looks like a special token in it, which is control to lm-eval: other tokens, anyway
-        return template.prompt(row) + template.completion(row)
-    return text[: spans[-1][1]]
+def _text(row: dict, template: AnyTemplate, render: Any) -> str:
+    """The row up to the end of its answer, as the template writes it."""
+    if isinstance(template, ChatTemplate):
+        with suppress(
+            chats.Unstable
+        ):  # what looks like a special token in it is control to lm-eval: other tokens, anyway
+            return render.through(row)
+    return template.prompt(row) + template.completion(row)
 
 
 def stops(tokenizer: Any, template: AnyTemplate, *more: int) -> dict[str, Any]:

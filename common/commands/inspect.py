@@ -36,6 +36,8 @@ class Args:
     too_long: Literal["drop", "truncate"] = "drop"  # what becomes of rows over max_length
     train_on: Literal["answers", "last", "all"] = "answers"  # every answer of a chat, the last one, or the prompt, too
     bad_rows: Literal["refuse", "drop"] = "refuse"  # drop: leave rows out that cannot be trained on, and count them
+    thinking: Literal["keep", "drop"] = "keep"  # of a chat's answers; drop: train without it
+    chat_template_kwargs: str = ""  # variables of the chat template as JSON: '{"enable_thinking": false}'
     rows: list[int] = field(default_factory=list)  # row numbers whose tokens are shown; default: the first three
     packed: bool = False  # also pack to max_length, and show the pack that the first row shown is in
     near: bool = False  # also name rows whose question is nearly that of an earlier one
@@ -69,7 +71,7 @@ def main(args: Args) -> dict[str, Any]:
         name, because = args.template, f"of {args.recipe}" if args.recipe else ""
         if name == "auto":
             name, because = reading.template(rows, tokenizer)
-        template = templates.get(name, tokenizer)
+        template = templates.get(name, tokenizer, args.thinking, args.chat_template_kwargs)
         more, overlaps = findings.search(rows, args.near, args.language, args.benchmarks)
         limit = args.max_length or None
         report, kept = inspection.look(
