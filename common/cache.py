@@ -8,11 +8,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from common import cuts, masking, rendering, templates, tokenizers, words
+from common import cuts, loss_weights, masking, rendering, templates, tokenizers, words
 from common.masking import Counts
 from common.templates import AnyTemplate
 
-CODE = (cuts, masking, rendering, templates, templates.chats, tokenizers, words)  # whose text is part of the key
+# whose text is part of the key
+CODE = (cuts, loss_weights, masking, rendering, templates, templates.chats, tokenizers, words)
 
 
 def key_of(rows: Iterable[dict], tokenizer: Any, template: AnyTemplate, settings: dict[str, Any]) -> str:
@@ -43,7 +44,7 @@ def encode(
         counts = Counts(**json.loads(record.read_text(encoding="utf-8")))
         counts.dropped = Counter(counts.dropped)
         print(f"tokens: read from {path}")
-        return datasets.Dataset.from_file(str(path)), counts
+        return masking.needed(datasets.Dataset.from_file(str(path)), counts), counts
     folder.mkdir(parents=True, exist_ok=True)
     counts, part = Counts(), path.with_suffix(f".{os.getpid()}.part")
     try:
@@ -54,4 +55,4 @@ def encode(
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
-    return datasets.Dataset.from_file(str(path)), counts
+    return masking.needed(datasets.Dataset.from_file(str(path)), counts), counts

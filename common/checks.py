@@ -12,6 +12,7 @@ from common import loading
 from common.batches import real
 from common.cli import Refused, UserError, first_process
 from common.isolation import isolation as isolation
+from common.loss_weights import COLUMN
 from common.masking import IGNORE, Counts, show
 from common.models import world_size
 
@@ -33,7 +34,7 @@ def gate(counts: Counts, max_length: int) -> None:
             f"nothing would train: {counts.line()}. Raise --max_length (now {max_length}) if rows are too long, "
             "or look at the data's outputs"
         )
-    if counts.kept * 10 < counts.rows:
+    if counts.kept * 10 < counts.rows - counts.dropped["weight_0"]:  # those were not meant to train
         raise Refused(f"almost nothing would train: {counts.line()}. Raise --max_length (now {max_length})")
 
 
@@ -71,9 +72,16 @@ def first_batch(loader: Iterable[dict[str, Any]], tokenizer: Any, debug_batches:
     view = [[text, trains] for text, trains in show(example, tokenizer)]
     trained = sum(label != IGNORE for label in example["labels"])
     shape = " x ".join(map(str, batch["input_ids"].shape))
-    print(f"First batch {shape}: row 1 has {len(keep)} tokens, of which these {trained} train:")
+    print(f"First batch {shape}: row 1 has {len(keep)} tokens, of which these {trained} train{_weights(batch)}:")
     _print_marked(view)
     return view
+
+
+def _weights(batch: dict[str, Any]) -> str:
+    if COLUMN not in batch:
+        return ""
+    found = batch[COLUMN][0][batch["labels"][0] != IGNORE]
+    return f" with weights of {found.min():g} to {found.max():g}" if len(found) else ""
 
 
 def _print_marked(view: list[list]) -> None:

@@ -101,6 +101,7 @@ class Table:
 
     def __init__(self, source: Input, name: str, mapping: dict[str, str] | None = None):
         self.source, self.name = source, name
+        self.cells = getattr(source, "cells", False)
         peeked = list(itertools.islice(source.rows(Problems(name)), PEEKED))
         values = [value for _, value in peeked if isinstance(value, dict)]
         self.layout = _mapped(mapping, values, name) if mapping and values else _detect(values, name)
@@ -140,6 +141,10 @@ class Table:
             return {}
         columns = self.layout.columns
         others = {name: kept for name, kept in value.items() if name not in columns.values()}
+        if "weight" in others:
+            others["weight"] = dialogue.number(others["weight"]) if self.cells else others["weight"]
+            if fault := dialogue.not_weight(others["weight"]):
+                faults.append(("weight", f"{fault}; rename the column if it is no weight of the loss"))
         found: Row = {}
         for ours, theirs in columns.items():
             if value.get(theirs) is not None:

@@ -3,12 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
-from common import chats
+from common import chats, loss_weights
 from common.cuts import Cutter
+from common.loss_weights import Stretch
 from common.templates import AnyTemplate, ChatTemplate, Template
 from common.tokenizers import Encoder, encoder
 
-Encoded = tuple[list[int], list[tuple[int, int]]]  # ids, and [start, end) of each stretch that trains
+Encoded = tuple[list[int], list[Stretch]]  # ids, and [start, end) and weight of each stretch that trains
 Result = tuple[list[Encoded], dict[int, str], int]
 MARKS = "\uf8f1\uf8f2\uf8f3"  # private characters; one that a row does not hold breaks its special-token text
 
@@ -99,7 +100,7 @@ class TextRenderer:
         start = 0 if self.train_all else len(ids)
         ids += pieces[plan[-1]]
         ids.append(self.encoder.end)
-        return ids, [(start, len(ids))]
+        return ids, [(start, len(ids), 1.0)]
 
     def _ids_of(self, part: tuple[str, bool]) -> list[int]:
         if part not in self._constant:
@@ -115,7 +116,7 @@ class TextRenderer:
         for prompt, ids in zip(self.encoder.text(prompts), self.encoder.text(texts), strict=True):
             start = 0 if self.train_all else len(self.encoder.begin) + common_prefix(prompt, ids)
             ids = [*self.encoder.begin, *ids, self.encoder.end]
-            found.append((ids, [(start, len(ids))]))
+            found.append((ids, [(start, len(ids), 1.0)]))
         return found
 
 
@@ -128,34 +129,55 @@ class ChatRenderer:
     def __call__(self, rows: list[dict]) -> Result:
         results: list[Any] = [([], [])] * len(rows)
         bad: dict[int, str] = {}
-        plain: list[tuple[int, str, list[chats.Span]]] = []
+        plain: list[tuple[int, str, list[chats.Span], list[float]]] = []
         special = 0
         for place, row in enumerate(rows):
             try:
                 turns, tools, mark, looks = self._marked(chats.messages(row), row.get("tools"))
                 special += looks
                 text, spans = chats.spans(self.template, turns, tools or None, self.encoder.special)
+                spans, weights = self._chosen(row, spans, len(text))
             except chats.Unstable as error:
                 bad[place] = str(error)
                 continue
-            spans = {"answers": spans, "last": spans[-1:], "all": [(0, len(text))]}[self.train_on]
             if mark:
-                results[place] = self._closed(*self._stretches(text, spans, mark))
+                results[place] = self._closed(*self._stretches(text, spans, mark), weights)
             else:
-                plain.append((place, text, spans))
-        encodings = self.encoder.control([text for _, text, _ in plain])
-        for (place, _, spans), encoding in zip(plain, encodings, strict=True):
-            results[place] = self._closed(encoding.ids, [_tokens_in(encoding.offsets, *span) for span in spans])
+                plain.append((place, text, spans, weights))
+        encodings = self.encoder.control([text for _, text, *_ in plain])
+        for (place, _, spans, weights), encoding in zip(plain, encodings, strict=True):
+            spans = [_tokens_in(encoding.offsets, *span) for span in spans]
+            results[place] = self._closed(encoding.ids, spans, weights)
         return results, bad, special
 
-    def _closed(self, ids: list[int], spans: list[tuple[int, int]]) -> Encoded:
+    def _chosen(self, row: dict, spans: list[chats.Span], length: int) -> tuple[list[chats.Span], list[float]]:
+        """The characters that train of a text of so many, and the weight of each span of them.
+
+        Raises:
+            chats.Unstable: single turns have weights whose places are not known.
+        """
+        weights = loss_weights.of_turns(row)
+        if self.train_on == "all" and loss_weights.told(row):
+            raise chats.Unstable("single turns have a `weight`, which is lost where the prompt trains, too")
+        if self.train_on == "all":
+            return [(0, length)], [1.0]
+        if len(spans) != len(weights):
+            if len(set(weights)) > 1:
+                raise chats.Unstable(
+                    f"turns have a `weight` each, and the template marks {len(spans)} stretches in {len(weights)} "
+                    "answers; give the whole row one"
+                )
+            weights = weights[:1] * len(spans)
+        return (spans[-1:], weights[-1:]) if self.train_on == "last" else (spans, weights)
+
+    def _closed(self, ids: list[int], spans: list[tuple[int, int]], weights: list[float]) -> Encoded:
         """With the end token where the template writes no end of its own after the last answer."""
-        spans = [(start, end) for start, end in spans if start < end]
+        found = [(*span, weight) for span, weight in zip(spans, weights, strict=True) if span[0] < span[1]]
         control = self.encoder.backend.get_added_tokens_decoder()
-        if spans and ids[spans[-1][1] - 1] not in control:
-            start, end = spans[-1]
-            return [*ids[:end], self.encoder.end], [*spans[:-1], (start, end + 1)]
-        return ids, spans
+        if found and ids[found[-1][1] - 1] not in control:
+            start, end, weight = found[-1]
+            return [*ids[:end], self.encoder.end], [*found[:-1], (start, end + 1, weight)]
+        return ids, found
 
     def prompt(self, row: dict) -> list[int]:
         """Ids of the conversation before the last answer, with that turn's header."""
@@ -188,7 +210,7 @@ class ChatRenderer:
             value = self.encoder.special.sub(lambda found: found.group()[0] + mark + found.group()[1:], value)
         return mark + value if self.encoder.strips and value[:1].isspace() else value
 
-    def _stretches(self, text: str, spans: list[chats.Span], mark: str) -> Encoded:
+    def _stretches(self, text: str, spans: list[chats.Span], mark: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Encode between control tokens, so that what the mark guards stays text."""
         ids: list[int] = []
         places: list[chats.Span] = []  # characters of the guarded text that each id stands for

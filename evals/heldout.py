@@ -69,7 +69,7 @@ def items(rows: list[dict], tokenizer: Any, template: AnyTemplate) -> list[dict[
         raise UserError(f"the template {template.name} cannot take {len(bad)} rows, such as row {number}: {reason}")
     found = []
     for row, (ids, spans) in zip(rows, encoded, strict=True):
-        start, end = spans[-1]
+        start, end, _ = spans[-1]
         prompt, answer = template.prompt(row), template.completion(row)
         whole = answer + tokenizer.convert_ids_to_tokens(ids[end - 1])
         space = prompt[len(prompt.rstrip()) :]

@@ -52,7 +52,7 @@ def main(args: Args) -> dict:
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
     from trl import SFTConfig, SFTTrainer
 
-    from common import callbacks, distillation, generation, lora, losses, sampling
+    from common import callbacks, distillation, generation, lora, loss_weights, losses, sampling
 
     blend = losses.Blend(args.alpha, args.temperature, args.beta)
     overrides = cli.overrides(args.sft, SFTConfig, written=set(vars(args)))
@@ -71,7 +71,6 @@ def main(args: Args) -> dict:
     train, counts.sources = mix.mix(train, sides.shares, sides.by, args.seed)
     if args.packing:
         train, held_out = (packing.packed(r, args.max_length) if len(r) else r for r in (train, held_out))
-
     samples = generation.Samples(tokenizer, template, sides["test"] or sides["validation"], count=4)
     scores = harness.Scores(tasks, folder / "eval")
     if not args.dry_run:
@@ -127,6 +126,7 @@ def main(args: Args) -> dict:
     )
     models.train_in_float32(trainer.model)
     distillation.isolate(trainer, teacher.model) if args.packing else sampling.bucket(trainer)
+    loss_weights.carry(trainer)
     mask_view = checks.first_batch(trainer.get_train_dataloader(), tokenizer)
     expected = forecast.rehearse(trainer).as_dict()
     if args.dry_run:
