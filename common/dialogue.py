@@ -58,7 +58,8 @@ def not_weight(value: Any) -> str | None:
         return f"is {sort(value)}, expected a number from 0"
     if value == 0 or LIGHTEST <= value <= HEAVIEST:
         return None
-    return f"is {value}, expected 0 or a number from {LIGHTEST:g} to {HEAVIEST:g}"
+    said = str(value)
+    return f"is {said[:20]}{'...' * (len(said) > 20)}, expected 0 or a number from 0.000001 to 1000000"
 
 
 def chat(found: dict, columns: dict[str, str], faults: list[Fault], tree: bool = False) -> dict:
