@@ -80,8 +80,14 @@ def first_batch(loader: Iterable[dict[str, Any]], tokenizer: Any, debug_batches:
 def _weights(batch: dict[str, Any]) -> str:
     if COLUMN not in batch:
         return ""
-    found = batch[COLUMN][0][batch["labels"][0] != IGNORE]
-    return f" with weights of {found.min():g} to {found.max():g}" if len(found) else ""
+    found = sorted({float(f"{weight:g}") for weight in batch[COLUMN][0].tolist() if weight})
+    return (
+        f", by weights of {found[0]:g} to {found[-1]:g}"
+        if found[1:]
+        else f", by a weight of {found[0]:g}"
+        if found
+        else ""
+    )
 
 
 def _print_marked(view: list[list]) -> None:

@@ -1,6 +1,8 @@
 """Weights of rows and turns: read and refused with their place, and in the tokens that they are of."""
 
 import json
+import re
+from types import SimpleNamespace
 
 import numpy
 import pytest
@@ -67,6 +69,17 @@ def test_a_turn_trains_by_its_weight_times_its_rows(row, expected, tokenizer):
     if odd:
         assert numpy.allclose(example[loss_weights.COLUMN], weights)
     assert counts.trained_tokens == (weights > 0).sum()
+
+
+def test_a_template_without_marks_has_them_in_the_same_places(tokenizer, tmp_path):
+    own, (ids, turns) = tokenizer.chat_template, stretches(chat(), tokenizer)
+    (tmp_path / "unmarked.jinja").write_text(re.sub(r"{%-? (end)?generation -?%}", "", own))
+    template = templates.get(str(tmp_path / "unmarked.jinja"), tokenizer)
+    (example,), _ = masking.encode([chat(0.5, 2)], tokenizer, template, 512)
+    weights = numpy.zeros(len(ids))
+    for (start, end), weight in zip(turns, (0.5, 2), strict=True):
+        weights[start:end] = weight
+    assert "generation %" not in template.jinja and example[loss_weights.COLUMN] == weights.tolist()
 
 
 def test_rows_of_weight_0_are_absent(tokenizer):
@@ -148,6 +161,31 @@ def test_losses_without_a_place_for_weights_refuse_them(tmp_path):
         read(tmp_path, [{"prompt": [TURNS[1]], "chosen": said, "rejected": TURNS[2:3]}], reads=pairs.Table)
     with pytest.raises(UserError, match="distill_on_policy takes no weights, and row 2 has `weight` 2"):
         loss_weights.refuse([{**ROW, "row": 1}, {**ROW, "row": 2, "weight": 2}], "distill_on_policy", "Leave")
+
+
+def trainer(train, head=None, **args):
+    values = {"label_smoothing_factor": 0.0, "loss_type": "nll", **args}
+    return SimpleNamespace(
+        train_dataset=train, args=SimpleNamespace(**values), get_batch_samples=None, compute_loss=None, data_collator=list,
+        model=SimpleNamespace(get_output_embeddings=lambda: head), _signature_columns=["input_ids"],
+        _set_signature_columns_if_needed=lambda: None, is_world_process_zero=lambda: True,
+    )  # fmt: skip
+
+
+def test_other_losses_and_heads_are_refused(tokenizer, capsys):
+    weighted, _ = encoded(tokenizer)
+    for odd in (
+        trainer(weighted, label_smoothing_factor=0.1), trainer(weighted, loss_type="dft"),
+        trainer(weighted, head=SimpleNamespace(base_layer=None)),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match="rows with a `weight`"):
+            loss_weights.heed(odd)
+    plain = trainer(weighted.remove_columns("loss_weights"), label_smoothing_factor=0.1)
+    before = dict(vars(plain))
+    loss_weights.heed(plain)
+    assert vars(plain) == before  # and a run without weights is as it was
+    loss_weights.heed(found := trainer(weighted))
+    assert found._signature_columns == ["input_ids", "loss_weights"] and "weights:" in capsys.readouterr().out
 
 
 def encoded(tokenizer, folder=None):
