@@ -132,12 +132,14 @@ def carry(trainer: Any) -> bool:
     whole step's as the number of its items; returns whether they have."""
     if COLUMN not in trainer.train_dataset.column_names:
         return False
+    import torch
+
     fetch, args = trainer.get_batch_samples, trainer.args
 
     def items(batches: list[dict[str, Any]], device: Any) -> Any:
         if not batches:
             return None
-        found = sum(map(total, batches)).to(device)
+        found = torch.stack([*map(total, batches)]).sum().to(device)
         return trainer.accelerator.gather(found).sum() if args.average_tokens_across_devices else found
 
     def get_batch_samples(*words: Any, **named: Any) -> tuple[list[dict[str, Any]], Any]:

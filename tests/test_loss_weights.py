@@ -166,7 +166,8 @@ def test_losses_without_a_place_for_weights_refuse_them(tmp_path):
 def trainer(train, head=None, **args):
     values = {"label_smoothing_factor": 0.0, "loss_type": "nll", **args}
     return SimpleNamespace(
-        train_dataset=train, args=SimpleNamespace(**values), get_batch_samples=None, compute_loss=None, data_collator=list,
+        train_dataset=train, args=SimpleNamespace(**values), get_batch_samples=None, compute_loss=None,
+        data_collator=list,
         model=SimpleNamespace(get_output_embeddings=lambda: head), _signature_columns=["input_ids"],
         _set_signature_columns_if_needed=lambda: None, is_world_process_zero=lambda: True,
     )  # fmt: skip
