@@ -8,12 +8,26 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from common import cuts, loss_weights, masking, rendering, templates, tokenizers, words
+from common import (
+    cuts,
+    edges,
+    loss_weights,
+    marks,
+    masking,
+    rendering,
+    stretches,
+    templates,
+    thinking,
+    tokenizers,
+    words,
+)  # fmt: skip
 from common.masking import Counts
 from common.templates import AnyTemplate
 
-# whose text is part of the key
-CODE = (cuts, loss_weights, masking, rendering, templates, templates.chats, tokenizers, words)
+CODE = (
+    *(cuts, edges, loss_weights, marks, masking, rendering, stretches),
+    *(templates, templates.chats, thinking, tokenizers, words),
+)  # whose text is part of the key
 
 
 def key_of(rows: Iterable[dict], tokenizer: Any, template: AnyTemplate, settings: dict[str, Any]) -> str:

@@ -1,14 +1,14 @@
-"""Chat templates: rendering a conversation, and which of its characters the model is to learn."""
+"""Chat templates: a row as a conversation, and its text in a template."""
 
 import json
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from common.cli import UserError
+from common import thinking
+from common.cli import UserError, nearest
 
 if TYPE_CHECKING:
     from common.templates import ChatTemplate
-
-Span = tuple[int, int]
 
 _CALLS = (
     "{%- macro said(message) -%}{{ message['content'] or '' }}{%- for call in message['tool_calls'] or [] -%}"
@@ -45,7 +45,9 @@ JINJA = {
     "{{ said(message) + ' [/INST]' }}{%- endif -%}{%- endfor -%}",
 }
 _END_OF_TURN = {"chatml": "<|im_end|>", "llama3": "<|eot_id|>"}
-_EDGE = "\uf8f4"  # a private character that no conversation holds
+
+# What every template is given, and none reads from a user.
+GIVEN = {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "end_of_turn"}
 
 
 class Unstable(ValueError):
@@ -55,7 +57,9 @@ class Unstable(ValueError):
 def messages(row: dict) -> list[dict]:
     """The row as a conversation: its own messages, or one question and its answer."""
     if "messages" in row:
-        return [{key: value for key, value in turn.items() if key != "weight"} for turn in row["messages"]]
+        turns = row["messages"]
+        told = any("weight" in turn for turn in turns)
+        return [{key: value for key, value in turn.items() if key != "weight"} for turn in turns] if told else turns
     system = [{"role": "system", "content": row["system"]}] if row.get("system") else []
     if "prompt" in row and "instruction" not in row:
         question, answer = row["prompt"], row["completion"]
@@ -90,17 +94,121 @@ def tokens_of(tokenizer: Any, jinja: str, name: str) -> dict[str, str]:
     return tokens
 
 
-def render(template: "ChatTemplate", turns: list[dict], tools: list | None, open_turn: bool = False) -> str:
-    """The conversation as text; `open_turn` adds the header of the assistant turn that is to come."""
-    return _render(template, turns, tools, add_generation_prompt=open_turn)[0][0]
+def conversation(template: "ChatTemplate", row: dict) -> tuple[list[dict], list | None, dict[str, Any]]:
+    """A row's turns with thinking where the template takes it, its tools, and the template's variables for it.
+
+    Raises:
+        Unstable: a turn has two different thinkings, or `chat_template_kwargs` is not what the template reads.
+    """
+    turns = messages(row)
+    if any(turn["role"] == "assistant" and thinking.of_any(turn) for turn in turns):
+        placed = []
+        for place, turn in enumerate(turns, 1):
+            if turn["role"] == "assistant":
+                try:
+                    turn = template.thinking_places[bool(turn.get("tool_calls"))].place(turn)
+                except ValueError as error:
+                    raise Unstable(f"turn {place} {error}") from None
+            placed.append(turn)
+        turns = placed
+    options = row.get("chat_template_kwargs")
+    try:
+        return turns, row.get("tools") or None, options_of(template.jinja, options, template.options)
+    except ValueError as error:
+        raise Unstable(f"`chat_template_kwargs` {error}") from None
+
+
+def options_of(jinja: str, given: Any, before: dict[str, Any]) -> dict[str, Any]:
+    """Variables of a template as `given` (an object or its JSON text, null for none), over those of `before`.
+
+    Raises:
+        ValueError: it is no object, or names what the template does not read.
+    """
+    if not given:
+        return before
+    try:
+        values = json.loads(given) if isinstance(given, str) else given
+    except ValueError:
+        values = given
+    if not isinstance(values, dict):
+        raise ValueError(f'is {values!r}, expected an object such as {{"enable_thinking": false}}')
+    values = {name: value for name, value in values.items() if value is not None}
+    known = _variables(jinja)
+    if strange := sorted(values.keys() - known):
+        reads = f"it reads {', '.join(sorted(known))}" if known else "it reads none"
+        raise ValueError(f"names {strange[0]}, which the template does not read{nearest(strange[0], known)}; {reads}")
+    return before | values
+
+
+@lru_cache(maxsize=16)
+def _variables(jinja: str) -> frozenset[str]:
+    """What a template reads besides the conversation, its tools and the tokenizer's tokens."""
+    from jinja2 import meta
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    environment = _compile_jinja_template(jinja).environment
+    named = meta.find_undeclared_variables(environment.parse(jinja)) - set(environment.globals)
+    return frozenset(name for name in named if name not in GIVEN and not name.endswith("_token"))
+
+
+def render(
+    template: "ChatTemplate",
+    turns: list[dict],
+    tools: list | None,
+    open_turn: bool = False,
+    options: dict[str, Any] | None = None,
+) -> str:
+    """The conversation as text; `open_turn` adds the header of the assistant turn that is to come.
+
+    Raises:
+        Unstable: the template refuses it.
+    """
+    options = template.options if options is None else options
+    return _render(template, turns, tools, add_generation_prompt=open_turn, **options)[0][0]
+
+
+def generated(template: "ChatTemplate", turns: list[dict], tools: list | None, options: dict[str, Any]) -> Any:
+    """The conversation as text, and the stretches that the template itself marks as the assistant's."""
+    if "endgeneration" not in template.jinja_for(tools):
+        return render(template, turns, tools, options=options), []
+    texts, marked = _render(template, turns, tools, return_assistant_tokens_mask=True, **options)
+    return texts[0], [(start, end) for start, end in marked[0]]
+
+
+def openings() -> list[list[dict]]:
+    """Beginnings of a conversation: a template may insist on a system text, or on none."""
+    question = {"role": "user", "content": "Qasked"}
+    return [[question], [{"role": "system", "content": "Qsystem"}, question]]
+
+
+def probe(template: "ChatTemplate", turn: dict) -> str:
+    """A small conversation that ends with the turn, as the template writes it; "" where it takes none."""
+    for opening in openings():
+        try:
+            return render(template, [*opening, turn], None)
+        except Unstable:
+            continue
+    return ""
 
 
 def turn_tokens(template: "ChatTemplate", tokenizer: Any) -> frozenset[str]:
-    """Added tokens of the tokenizer that the template writes around turns, whether it calls them special or not."""
-    turns = [{"role": role, "content": "x"} for role in ("user", "assistant", "user")]
-    text = render(template, turns, None)
+    """Added tokens of the tokenizer that the template writes around turns, whether it calls them special or not.
+
+    The tags of thinking are not among them: what a row says between them is thinking, wherever the tags come from.
+    """
+    answer = {"role": "assistant", "content": "x"}
+    text = probe(template, answer)
+    for opening in openings():
+        try:
+            text += render(template, [*opening, answer, *opening[-1:]], None)
+            break
+        except Unstable:
+            continue
+    tags = {*thinking.TAGS, *template.thinking_places[False].tags}
     return frozenset(
-        t.content for t in tokenizer.added_tokens_decoder.values() if t.content.strip() and t.content in text
+        t.content
+        for t in tokenizer.added_tokens_decoder.values()
+        if t.content.strip() and t.content in text and (t.special or t.content not in tags)
     )
 
 
@@ -108,122 +216,10 @@ def _render(template: "ChatTemplate", turns: list[dict], tools: list | None, **o
     import jinja2
     from transformers.utils.chat_template_utils import render_jinja_template
 
+    jinja = template.jinja_for(tools)
     try:
-        return render_jinja_template([turns], tools=tools, chat_template=template.jinja, **template.tokens, **options)
-    except (jinja2.TemplateError, TypeError, KeyError) as error:
-        raise Unstable(f"the template refuses this conversation: {error}") from None
-
-
-def spans(template: "ChatTemplate", turns: list[dict], tools: list | None, control: Any) -> tuple[str, list[Span]]:
-    """The rendered conversation and, for each assistant turn, the characters of its answer and its end.
-
-    The template's own generation markers say it where it has them. Otherwise the text up to each answer is rendered
-    again and must be a beginning of the whole.
-
-    Args:
-        control: a compiled pattern of the tokenizer's special tokens; text of the turns must not match it.
-
-    Raises:
-        Unstable: neither gives a proof, or the template leaves out text of an answer.
-    """
-    if "endgeneration" in template.jinja:
-        texts, marked = _render(template, turns, tools, return_assistant_tokens_mask=True)
-        text, found = texts[0], [(start, end) for start, end in marked[0]]
-    else:
-        text = render(template, turns, tools)
-        found = _by_prefix(template, turns, tools, control, text)
-    _check(turns, text, "".join(text[start:end] for start, end in found))
-    return text, found
-
-
-def _check(turns: list[dict], text: str, trained: str) -> None:
-    """Refuse a template that leaves out thinking, all but the last answer, calls, or roles that it does not know.
-
-    What the row says must be there, but for spaces; templates may write a tool's answer as JSON.
-    """
-    text, trained = "".join(text.split()), "".join(trained.split())
-    answers = [(place, turn) for place, turn in enumerate(turns, 1) if turn["role"] == "assistant"]
-    at = 0
-    for place, turn in answers:
-        said = "".join((turn.get("content") or "").split())
-        at = trained.find(said, at)
-        if at < 0:
-            raise Unstable(f"the template leaves out text of turn {place}")
-        at += len(said)
-        if not all(_name(call) in trained for call in turn.get("tool_calls") or []):
-            raise Unstable(f"the template leaves out a call of turn {place}; chatml, llama2 and llama3 write calls")
-    for place, turn in enumerate(turns, 1):
-        content = turn.get("content") or ""
-        if turn["role"] == "assistant" or "".join(content.split()) in text:
-            continue
-        written = (json.dumps(content, ensure_ascii=ascii)[1:-1] for ascii in (True, False))
-        if not any("".join(form.split()) in text for form in written):
-            raise Unstable(f"the template leaves out the text of turn {place} ({turn['role']})")
-
-
-def _name(call: Any) -> str:
-    """The name of the function that is called."""
-    function = call.get("function") or call if isinstance(call, dict) else {}
-    return "".join(str(function.get("name") or "").split())
-
-
-def _by_prefix(template: "ChatTemplate", turns: list[dict], tools: list | None, control: Any, text: str) -> list[Span]:
-    places = [place for place, turn in enumerate(turns) if turn["role"] == "assistant"]
-    openings = [render(template, turns[:place], tools, open_turn=True) for place in places]
-    starts = [
-        len(opening)
-        if text.startswith(opening)
-        else _start(text, opening, render(template, turns[:place], tools), control)
-        for place, opening in zip(places, openings, strict=True)
-    ]
-    limits = [*starts[1:], len(text)]
-    return [
-        (start, _end(template, turns, place, tools, text, start, limit, control))
-        for place, start, limit in zip(places, starts, limits, strict=True)
-    ]
-
-
-def _start(text: str, opening: str, before: str, control: Any) -> int:
-    """Where an answer begins whose turn is opened with words (`<think>`) that the answered turn lacks.
-
-    That is after the control token that opens the turn both ways; `before` is the text of the turns before it.
-    """
-    ends = [found.end() for found in control.finditer(opening)] if control else []
-    shared = [end for end in ends if text[:end] == opening[:end]]
-    if shared and before[: shared[-1]] != opening[: shared[-1]]:
-        return shared[-1]
-    raise Unstable("the template writes what stands before an answer in another way once it is answered")
-
-
-def _end(
-    template: "ChatTemplate",
-    turns: list[dict],
-    place: int,
-    tools: list | None,
-    text: str,
-    start: int,
-    limit: int,
-    control: Any,
-) -> int:
-    """Where the answer that begins at `start` ends: after its first control token, or with its text where none is."""
-    said = (turns[place].get("content") or "").strip()
-    at = text.find(said, start, limit) if said else -1
-    if at >= 0:
-        found = control.search(text, at + len(said), limit) if control else None
-        return found.end() if found else at + len(said)
-    # A call without text, or text that the template reshapes: the turn ends where the conversation up to it does.
-    closed = render(template, turns[: place + 1], tools)
-    if text.startswith(closed):
-        ends = [found.end() for found in control.finditer(closed, start)] if control else []
-        return ends[-1] if ends else len(closed.rstrip())
-    # A turn that is written in another way while it is the last (Qwen3): what follows it stays when it says another
-    # thing.
-    other = [*turns[:place], {"role": "assistant", "content": _EDGE}, *turns[place + 1 :]]
-    marked = render(template, other, tools)
-    pairs = zip(reversed(text), reversed(marked), strict=False)
-    rest = next((count for count, (a, b) in enumerate(pairs) if a != b), 0)
-    end = len(text) - rest
-    if text[:start] != marked[:start] or not marked[: len(marked) - rest].endswith(_EDGE) or not start <= end <= limit:
-        raise Unstable(f"the template changes the text of turn {place + 1} once the conversation goes on")
-    found = control.search(text, end, limit) if control else None
-    return found.end() if found else end
+        return render_jinja_template([turns], tools=tools, chat_template=jinja, **{**template.tokens, **options})
+    except (jinja2.TemplateError, TypeError, KeyError, ValueError, AttributeError, IndexError) as error:
+        developer = any(turn["role"] == "developer" for turn in turns)
+        remedy = " (if it does not know the role developer, make it system)" if developer else ""
+        raise Unstable(f"the template refuses this conversation: {error}{remedy}") from None

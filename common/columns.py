@@ -83,7 +83,7 @@ def question(row: Row) -> str:
         return f"{row['instruction']}\n{row['input']}"
     if kind(row) == "pair":
         return row["prompt"].rpartition("### Instruction:")[2]
-    return "\n".join(turn["content"] for turn in row["messages"][:-1] if turn["role"] != "system")
+    return "\n".join(turn["content"] for turn in row["messages"][:-1] if turn["role"] not in dialogue.INSTRUCTS)
 
 
 class Table:

@@ -7,14 +7,17 @@ Turn = dict[str, Any]
 Fault = tuple[str, str]  # the field, and what is wrong with it
 ROLES = {
     **dict.fromkeys(("system",), "system"),
+    **dict.fromkeys(("developer",), "developer"),
     **dict.fromkeys(("user", "human", "prompter"), "user"),
     **dict.fromkeys(("assistant", "gpt", "model", "chatgpt", "bing", "bard", "function_call"), "assistant"),
     **dict.fromkeys(("tool", "observation", "function"), "tool"),
 }
 LIGHTEST, HEAVIEST = 1e-6, 1e6  # weights: products and sums of them stay exact enough in float32
+INSTRUCTS = ("system", "developer")  # roles whose text is no question
 MAY_FOLLOW = {
-    None: ("system", "user"),
-    "system": ("user",),
+    None: ("system", "developer", "user"),
+    "system": ("developer", "user"),
+    "developer": ("user",),
     "user": ("assistant",),
     "assistant": ("user", "tool"),
     "tool": ("assistant", "tool"),

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from common import mixtures, models, rendering
+from common import chats, mixtures, models, rendering
 from common.cli import UserError
 from common.decoding import Decoding, Halt, Noise
 from common.streaming import Pieces, Tokens, before_stop, in_thread
@@ -69,11 +69,12 @@ def ends(tokenizer: Any, template: AnyTemplate | None = None) -> Ends:
         halves = (template.with_input, template.without_input)
         lines = {half.split("{instruction}")[0].rstrip().rpartition("\n")[2] for half in halves}
         return Ends(frozenset(ids), tuple(sorted(f"\n{line}" for line in lines if line.strip())))
-    turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "x"}]
-    (tokens, spans), *_ = rendering.renderer(tokenizer, template, "answers")([{"messages": turns}])[0]
+    answer = {"role": "assistant", "content": "x"}
+    tries = [{"messages": [*opening, answer]} for opening in chats.openings()]
+    encoded, bad, _ = rendering.renderer(tokenizer, template, "answers")(tries)
     control = tokenizer.backend_tokenizer.get_added_tokens_decoder()
-    last = tokens[spans[-1][1] - 1]
-    return Ends(frozenset(ids | ({last} if last in control else set())))
+    last = {tokens[spans[-1][1] - 1] for place, (tokens, spans) in enumerate(encoded) if place not in bad}
+    return Ends(frozenset(ids | (last & control.keys())))
 
 
 def generate(

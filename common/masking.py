@@ -30,6 +30,8 @@ class Counts:
     truncated: int = 0
     tokens: int = 0
     trained_tokens: int = 0
+    by_turn: int = 0  # rows added for earlier turns, which the template writes in another way in the whole conversation
+    noted: dict[str, int] = field(default_factory=dict)  # what else was done to rows' thinking -> rows
     special_text: int = 0  # rows whose text holds what looks like a special token; it was encoded as text
     weighted: int = 0  # rows kept of which tokens train with another weight than 1
     sources: dict[str, dict] = field(default_factory=dict)  # what each source gives to a mix, set by mix.mix
@@ -45,6 +47,9 @@ class Counts:
         cut = f", {self.truncated} truncated" if self.truncated else ""
         special = f"; special-token text in {self.special_text} rows, kept as text" if self.special_text else ""
         special += f"; {self.weighted} rows have weights" if self.weighted else ""
+        special += "".join(f"; {remark} in {rows} rows" for remark, rows in self.noted.items())
+        if self.by_turn:
+            special += f"; {self.by_turn} rows added for earlier turns, which the template changes once they go on"
         return f"{self.rows} rows, {self.kept} kept{cut}, {lost}; {self.tokens} tokens, {share} of them train{special}"
 
     def drop(self, reason: str, number: int) -> None:
@@ -118,10 +123,14 @@ def batches(
         for number, row in zip(numbers, chunk, strict=True):
             if loss_weights.context(row):
                 counts.drop("weight_0", number)
-            elif rendering.answers_nothing(row):
+                continue
+            if rendering.answers_nothing(row):
                 counts.drop("empty_output", number)
-            else:
-                keep.append((number, row))
+                continue
+            sequences = render.sequences(row)
+            counts.rows += len(sequences) - 1
+            counts.by_turn += len(sequences) - 1
+            keep += [(number, one) for one in sequences]
         with _no_collection():
             encoded, bad, special = render([row for _, row in keep])
             batch = None if bad else _batch(keep, encoded, counts, max_length, too_long == "truncate")
@@ -129,6 +138,7 @@ def batches(
         problems += [f"row {keep[place][0]}: {reason}" for place, reason in bad.items()]
         if batch is not None:
             yield batch
+    counts.noted = dict(render.noted)
     if problems:
         more = f"\n  and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
         raise UserError(

@@ -141,7 +141,7 @@ def _opens(turns: Any) -> bool:
     """Whether the first of the turns is a user's or the system's: a whole dialogue, and no answer alone."""
     first = turns[0] if isinstance(turns, list) and turns else None
     role = first.get("role", first.get("from")) if isinstance(first, dict) else None
-    return isinstance(role, str) and dialogue.ROLES.get(role.lower()) in ("user", "system")
+    return isinstance(role, str) and dialogue.ROLES.get(role.lower()) in ("user", *dialogue.INSTRUCTS)
 
 
 def _spoken(text: Any, column: str, faults: list[Fault]) -> list[dict[str, str]]:

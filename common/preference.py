@@ -10,6 +10,7 @@ from typing import Any
 from common import rendering
 from common.cli import UserError
 from common.columns import Row
+from common.dialogue import INSTRUCTS
 from common.masking import CHUNK, IGNORE, SHOWN, Counts
 from common.pairs import FIELDS
 from common.templates import AnyTemplate
@@ -64,7 +65,7 @@ def _unfit(better: Row, other: Row) -> str:
     """Why a pair does not say which of two answers is better; empty where it does."""
     if "messages" in better:
         for row in (better, other):
-            roles = [turn["role"] for turn in row["messages"] if turn["role"] != "system"]
+            roles = [turn["role"] for turn in row["messages"] if turn["role"] not in INSTRUCTS]
             twice = any(a == b and a != "tool" for a, b in itertools.pairwise(roles))
             if twice or roles[:1] != ["user"] or roles[-1:] != ["assistant"]:
                 return "out_of_order"

@@ -1,11 +1,13 @@
 """Rows to ids and the stretches of them that train: by cuts where they are proved, whole everywhere else."""
 
-from collections.abc import Callable
+from collections import Counter
 from typing import Any
 
-from common import chats, loss_weights
+from common import chats, loss_weights, thinking
 from common.cuts import Cutter
 from common.loss_weights import Stretch
+from common.marks import Span
+from common.stretches import Prover
 from common.templates import AnyTemplate, ChatTemplate, Template
 from common.tokenizers import Encoder, encoder
 
@@ -14,7 +16,7 @@ Result = tuple[list[Encoded], dict[int, str], int]
 MARKS = "\uf8f1\uf8f2\uf8f3"  # private characters; one that a row does not hold breaks its special-token text
 
 
-def renderer(tokenizer: Any, template: AnyTemplate, train_on: str) -> Callable[[list[dict]], Result]:
+def renderer(tokenizer: Any, template: AnyTemplate, train_on: str) -> "TextRenderer | ChatRenderer":
     """A function from rows to their encodings, {place: why it cannot be rendered}, and rows with special-token text."""
     if isinstance(template, Template):
         return TextRenderer(encoder(tokenizer), template, train_on)
@@ -43,8 +45,12 @@ class TextRenderer:
 
     def __init__(self, encoder: Encoder, template: Template, train_on: str):
         self.encoder, self.template, self.train_all = encoder, template, train_on == "all"
+        self.noted: Counter[str] = Counter()
         self.cutter = Cutter(encoder.backend)
         self._constant: dict[tuple[str, bool], list[int]] = {}
+
+    def sequences(self, row: dict) -> list[dict]:
+        return [row]
 
     def __call__(self, rows: list[dict]) -> Result:
         plans: list[Any] = []
@@ -125,70 +131,109 @@ class ChatRenderer:
 
     def __init__(self, encoder: Encoder, template: ChatTemplate, train_on: str):
         self.encoder, self.template, self.train_on = encoder, template, train_on
+        self.noted: Counter[str] = Counter()  # remarks -> rows
+        self.prover = Prover(template, encoder.special, str(encoder.tokenizer.bos_token or ""))
+
+    def sequences(self, row: dict) -> list[dict]:
+        """The row, or one for each turn that the template writes in another way once the conversation goes on.
+
+        Each of them ends with such a turn, so its history is what the model is given at inference. `trains` says which
+        turns of it are to be learned.
+        """
+        if self.train_on != "answers" or sum(turn["role"] == "assistant" for turn in row.get("messages", ())) < 2:
+            return [row]
+        try:
+            found = self.prover.apart(*chats.conversation(self.template, row))
+        except chats.Unstable:
+            return [row]  # and why is said where it is encoded
+        if len(found) == 1:
+            return [row]
+        return [{**row, "messages": row["messages"][:count], "trains": sorted(turns)} for count, turns in found]
 
     def __call__(self, rows: list[dict]) -> Result:
         results: list[Any] = [([], [])] * len(rows)
         bad: dict[int, str] = {}
-        plain: list[tuple[int, str, list[chats.Span], list[float]]] = []
+        plain: list[tuple[int, str, list[Span], list[float], int]] = []
         special = 0
         for place, row in enumerate(rows):
             try:
-                turns, tools, mark, looks = self._marked(chats.messages(row), row.get("tools"))
+                turns, tools, options = chats.conversation(self.template, row)
+                self._note(row, turns)
+                end = self._end(turns, tools, options)
+                turns, tools, mark, looks = self._marked(turns, tools)
                 special += looks
-                text, spans = chats.spans(self.template, turns, tools or None, self.encoder.special)
-                spans, weights = self._chosen(row, spans, len(text))
+                text, spans, weights = self._spans(row, turns, tools, options)
             except chats.Unstable as error:
                 bad[place] = str(error)
                 continue
             if mark:
-                results[place] = self._closed(*self._stretches(text, spans, mark), weights)
+                results[place] = self._closed(*self._stretches(text, spans, mark), weights, end)
             else:
-                plain.append((place, text, spans, weights))
+                plain.append((place, text, spans, weights, end))
         encodings = self.encoder.control([text for _, text, *_ in plain])
-        for (place, _, spans, weights), encoding in zip(plain, encodings, strict=True):
+        for (place, _, spans, weights, end), encoding in zip(plain, encodings, strict=True):
             spans = [_tokens_in(encoding.offsets, *span) for span in spans]
-            results[place] = self._closed(encoding.ids, spans, weights)
+            results[place] = self._closed(encoding.ids, spans, weights, end)
         return results, bad, special
 
-    def _chosen(self, row: dict, spans: list[chats.Span], length: int) -> tuple[list[chats.Span], list[float]]:
-        """The characters that train of a text of so many, and the weight of each span of them.
+    def _spans(
+        self, row: dict, turns: list[dict], tools: Any, options: dict[str, Any]
+    ) -> tuple[str, list[Span], list[float]]:
+        """The row's text, the characters of it that train, and the weight of each span of them.
 
         Raises:
-            chats.Unstable: single turns have weights whose places are not known.
+            chats.Unstable: as Prover.spans; or single turns have weights where the prompt trains, too.
         """
-        weights = loss_weights.of_turns(row)
+        answers = [place for place, turn in enumerate(turns) if turn["role"] == "assistant"]
+        trains = {"answers": row.get("trains", answers), "last": answers[-1:], "all": answers}[self.train_on]
+        text, found = self.prover.spans(turns, tools, options, set(trains))
         if self.train_on == "all" and loss_weights.told(row):
             raise chats.Unstable("single turns have a `weight`, which is lost where the prompt trains, too")
         if self.train_on == "all":
-            return [(0, length)], [1.0]
-        if len(spans) != len(weights):
-            if len(set(weights)) > 1:
-                raise chats.Unstable(
-                    f"turns have a `weight` each, and the template marks {len(spans)} stretches in {len(weights)} "
-                    "answers; give the whole row one"
-                )
-            weights = weights[:1] * len(spans)
-        return (spans[-1:], weights[-1:]) if self.train_on == "last" else (spans, weights)
+            return text, [(0, len(text))], [1.0]
+        of_turn = dict(zip(answers, loss_weights.of_turns(row), strict=True))
+        weighted = [(span, of_turn[turn]) for turn, spans in found.items() for span in spans]
+        return text, [span for span, _ in weighted], [weight for _, weight in weighted]
 
-    def _closed(self, ids: list[int], spans: list[tuple[int, int]], weights: list[float]) -> Encoded:
+    def _note(self, row: dict, turns: list[dict]) -> None:
+        """Count the row where its thinking is not written as it came."""
+        if turns is row.get("messages", turns):
+            return
+        forms = [(thinking.of(a), thinking.of(b)) for a, b in zip(row["messages"], turns, strict=True)]
+        if any(before and not after for before, after in forms):
+            self.noted["thinking dropped"] += 1
+        elif any(before and after and before[0] in thinking.KEYS and after[0] == "text" for before, after in forms):
+            self.noted["thinking written as text, <think>...</think>"] += 1
+
+    def _end(self, turns: list[dict], tools: Any, options: dict[str, Any]) -> int:
+        """The token that ends a conversation whose template writes no end of its own."""
+        if not self.prover.open_ended:
+            return self.encoder.end
+        found = self.encoder.backend.token_to_id(self.prover.closing(turns, tools, options))
+        return self.encoder.end if found is None else found
+
+    def _closed(self, ids: list[int], spans: list[tuple[int, int]], weights: list[float], end_token: int) -> Encoded:
         """With the end token where the template writes no end of its own after the last answer."""
         found = [(*span, weight) for span, weight in zip(spans, weights, strict=True) if span[0] < span[1]]
         control = self.encoder.backend.get_added_tokens_decoder()
-        if found and ids[found[-1][1] - 1] not in control:
+        if found and (self.prover.open_ended or ids[found[-1][1] - 1] not in control):
             start, end, weight = found[-1]
-            return [*ids[:end], self.encoder.end], [*found[:-1], (start, end + 1, weight)]
+            return [*ids[:end], end_token], [*found[:-1], (start, end + 1, weight)]
         return ids, found
 
     def prompt(self, row: dict) -> list[int]:
         """Ids of the conversation before the last answer, with that turn's header."""
-        turns, tools, mark, _ = self._marked(chats.messages(row)[:-1], row.get("tools"))
-        text = chats.render(self.template, turns, tools or None, open_turn=True)
+        turns, tools, options = chats.conversation(self.template, row)
+        turns, tools, mark, _ = self._marked(turns[:-1], tools)
+        text = chats.render(self.template, turns, tools, open_turn=True, options=options)
         return self._stretches(text, [], mark)[0] if mark else self.encoder.control([text])[0].ids
 
     def _marked(self, turns: list[dict], tools: Any) -> tuple[list[dict], Any, str, bool]:
         """The conversation with its special-token text broken by a mark, the mark ('' where none is needed), and
         whether it holds such text."""
         looks = self.encoder.special is not None and _holds(self.encoder.special, [turns, tools])
+        if looks:  # the tags of thinking are meant
+            looks = _holds(self.encoder.special, [list(map(_untagged, turns)), tools])
         # A token that swallows the white space after it must not swallow the conversation's.
         swallows = bool(self.encoder.strips) and any((turn.get("content") or "")[:1].isspace() for turn in turns)
         if not looks and not swallows:
@@ -201,7 +246,11 @@ class ChatRenderer:
     def _guarded(self, value: Any, mark: str) -> Any:
         """The value with the mark inside special-token text, and before white space that a token would swallow."""
         if isinstance(value, dict):
-            return {key: inner if key == "role" else self._guarded(inner, mark) for key, inner in value.items()}
+            found = {key: inner if key == "role" else self._guarded(inner, mark) for key, inner in value.items()}
+            if value.get("role") == "assistant" and (parts := thinking.split(value.get("content"))):
+                opening, thought, closing, said = parts  # the tags of thinking are control, what stands in it is not
+                found["content"] = opening + self._guarded(thought, mark) + closing + self._guarded(said, mark)
+            return found
         if isinstance(value, list):
             return [self._guarded(inner, mark) for inner in value]
         if not isinstance(value, str):
@@ -210,10 +259,10 @@ class ChatRenderer:
             value = self.encoder.special.sub(lambda found: found.group()[0] + mark + found.group()[1:], value)
         return mark + value if self.encoder.strips and value[:1].isspace() else value
 
-    def _stretches(self, text: str, spans: list[chats.Span], mark: str) -> tuple[list[int], list[tuple[int, int]]]:
+    def _stretches(self, text: str, spans: list[Span], mark: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Encode between control tokens, so that what the mark guards stays text."""
         ids: list[int] = []
-        places: list[chats.Span] = []  # characters of the guarded text that each id stands for
+        places: list[Span] = []  # characters of the guarded text that each id stands for
         at = 0
         found = list(self.encoder.special.finditer(text)) if self.encoder.special else []
         for start, end, name in [*((m.start(), m.end(), m.group()) for m in found), (len(text), len(text), "")]:
@@ -247,6 +296,12 @@ def common_prefix(a: list[int], b: list[int]) -> int:
     if b[: len(a)] == a:
         return len(a)
     return next((place for place, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def _untagged(turn: dict) -> dict:
+    """An assistant turn with the tags of its thinking away."""
+    parts = thinking.split(turn.get("content")) if turn["role"] == "assistant" else None
+    return {**turn, "content": parts[1] + "\n" + parts[3]} if parts else turn
 
 
 def _holds(pattern: Any, value: Any) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 from common import chats
 from common.cli import UserError, first_process, nearest
+from common.thinking import Places
 
 FILE = "template.json"  # saved beside an adapter or model
 FIELD = re.compile(r"\{(instruction|input)\}")
@@ -54,15 +55,37 @@ class Template:
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """A Jinja chat template, bound to the beginning and end tokens of the tokenizer that it is used with."""
+    """A Jinja chat template, bound to the beginning and end tokens of the tokenizer that it is used with.
+
+    Attributes:
+        tokens: bos_token, eos_token, ... as the template names them.
+        tool_use: another Jinja template for rows with tools, where the tokenizer has one.
+        options: variables that the template reads (enable_thinking); those of a row's `chat_template_kwargs` win.
+        thinking: "keep" what rows hold, or "drop" it.
+    """
 
     name: str
     jinja: str
-    tokens: dict[str, str] = field(default_factory=dict)  # bos_token, eos_token, ... as the template names them
+    tokens: dict[str, str] = field(default_factory=dict)
+    tool_use: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+    thinking: str = "keep"
+
+    def jinja_for(self, tools: Any) -> str:
+        return self.tool_use if tools and self.tool_use else self.jinja
+
+    @cached_property
+    def thinking_places(self) -> tuple[Places, Places]:
+        """Where thinking goes in a turn without calls, and in one with them."""
+        plain, calls = Places(self, calls=False), Places(self, calls=True)
+        if calls.key and not plain.key:  # its own way to write thinking is not text in tags
+            plain.forms = frozenset()
+        return plain, calls
 
     def prompt(self, row: dict) -> str:
         """The conversation before its last assistant turn, and the header of that turn."""
-        return chats.render(self, chats.messages(row)[:-1], row.get("tools"), open_turn=True)
+        turns, tools, options = chats.conversation(self, row)
+        return chats.render(self, turns[:-1], tools, open_turn=True, options=options)
 
     def completion(self, row: dict) -> str:
         """The last assistant turn's text."""
@@ -101,20 +124,32 @@ def fields_of(row: dict) -> dict[str, str]:
     return {"instruction": row["instruction"], "input": row.get("input") or "", "output": row["output"]}
 
 
-def get(name: str, tokenizer: Any = None) -> AnyTemplate:
+def get(
+    name: str, tokenizer: Any = None, thinking: str = "keep", options: dict[str, Any] | str | None = None
+) -> AnyTemplate:
     """The template of that name: alpaca, plain, chatml, llama2, llama3, tokenizer (its own), or a .jinja file.
 
+    Args:
+        name: `tokenizer:NAME` is one of several templates that a tokenizer has; without a name it is its default one,
+            and that for tools in rows with tools, as in transformers.
+        thinking: `keep` the thinking in rows, or `drop` it.
+        options: variables for a chat template, such as {"enable_thinking": False}, or their JSON text.
+
     Raises:
-        UserError: there is no such template, the tokenizer has none of its own, or the file is not Jinja.
+        UserError: there is no such template, the tokenizer has none of its own, the file is not Jinja, or the template
+            reads no such variable.
     """
+    if thinking not in ("keep", "drop"):
+        raise UserError(f"thinking is {thinking!r}; it can be keep or drop")
     if name in TEXT:
+        if options or thinking != "keep":
+            raise UserError(f"--template {name} has no variables and no place for thinking; choose a chat template")
         return TEXT[name]
+    tool_use = ""
     if name in chats.JINJA:
         jinja = chats.JINJA[name]
-    elif name == "tokenizer":
-        jinja = getattr(tokenizer, "chat_template", None)
-        if not isinstance(jinja, str):
-            raise UserError("--template tokenizer: this tokenizer has no chat template; use chatml, llama2 or llama3")
+    elif name.partition(":")[0] == "tokenizer":
+        jinja, tool_use = _own(name, getattr(tokenizer, "chat_template", None))
     elif Path(name).suffix in (".jinja", ".j2"):
         try:
             jinja = Path(name).read_text(encoding="utf-8")
@@ -122,7 +157,26 @@ def get(name: str, tokenizer: Any = None) -> AnyTemplate:
             raise UserError(f"--template {name} cannot be read: {error}") from None
     else:
         raise UserError(f"--template {name}: there is {', '.join(NAMES)} and FILE.jinja{nearest(name, NAMES)}")
-    return ChatTemplate(name, jinja, chats.tokens_of(tokenizer, jinja, name))
+    tokens = chats.tokens_of(tokenizer, jinja, name)
+    try:
+        variables = chats.options_of(jinja, options, {})
+    except ValueError as error:
+        raise UserError(f"--chat_template_kwargs {error}") from None
+    return ChatTemplate(name, jinja, tokens, tool_use, variables, thinking)
+
+
+def _own(name: str, jinja: Any) -> tuple[str, str]:
+    """The tokenizer's own template, and the one that it has for rows with tools ("" where it is the same)."""
+    if isinstance(jinja, str) and name == "tokenizer":
+        return jinja, ""
+    if not jinja:
+        raise UserError("--template tokenizer: this tokenizer has no chat template; use chatml, llama2 or llama3")
+    known = jinja if isinstance(jinja, dict) else {}
+    wanted = name.partition(":")[2] or "default"
+    if wanted not in known:
+        there = ", ".join(f"tokenizer:{one}" for one in known) or "tokenizer"
+        raise UserError(f"--template {name}: its templates are {there}{nearest(wanted, known)}")
+    return known[wanted], known.get("tool_use", "") if name == "tokenizer" else ""
 
 
 def load(folder: str | Path) -> AnyTemplate:

@@ -27,7 +27,6 @@ ENDS = {
 }
 # The tokenizers that have the end of a turn of ChatML and of Llama 3; with others a turn ends as a document does.
 CHATML, LLAMA3 = {"pocket", "qwen2.5", "qwen3"}, {"llama3"}
-THINKS = "<think>\n\n</think>\n\n"  # Qwen3's own template writes it into the answers after the last question
 SYSTEM = {"role": "system", "content": "Be brief."}
 TALK = [
     {"role": "user", "content": "Name a fruit."},
@@ -96,8 +95,7 @@ def test_answers_and_their_ends_train_and_nothing_else(named, template):
             templates.get(template, tokenizer)
         return
     chosen, end = templates.get(template, tokenizer), end_of_turn(name, tokenizer, template)
-    lead = THINKS if (name, template) == ("qwen3", "tokenizer") else ""
-    wanted = ["An apple." + end, "A hammer,\nor two nails." + end, lead + "Done" + end]
+    wanted = ["An apple." + end, "A hammer,\nor two nails." + end, "Done" + end]
     for talk in (TALK, [SYSTEM, *TALK]):
         assert without_lead(trained({"messages": talk}, tokenizer, chosen), template) == wanted
         assert without_lead(trained({"messages": talk}, tokenizer, chosen, "last"), template) == wanted[-1:]
@@ -107,7 +105,7 @@ def test_answers_and_their_ends_train_and_nothing_else(named, template):
             trained(row, tokenizer, chosen)
         return
     call = CALLS[name] if template == "tokenizer" else OURS
-    wanted = [call + end, "Two" + end, lead + "No" + end]
+    wanted = [call + end, "Two" + end, "No" + end]
     assert without_lead(trained(row, tokenizer, chosen), template) == wanted
     assert without_lead(trained(row, tokenizer, chosen, "last"), template) == wanted[-1:]
 

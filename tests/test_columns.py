@@ -141,6 +141,7 @@ def test_unknown_columns_are_listed_with_the_remedy(value, says):
 def test_role_names(name):
     turns = {
         "system": [name, "user", "assistant"],
+        "developer": [name, "user", "assistant"],
         "user": [name, "assistant"],
         "assistant": ["user", name],
         "tool": ["user", "assistant", name, name, "assistant"],
@@ -199,7 +200,7 @@ def test_trees_give_their_best_ranked_path():
         (None, "is null"),
         ([7], "turn 1: is a number"),
         (talk(("user", "a")), "the last turn is user"),
-        (talk(("assistant", "a")), "turn 1 is assistant, expected system or user"),
+        (talk(("assistant", "a")), "turn 1 is assistant, expected system or developer or user"),
         (talk(("user", "a"), ("user", "b"), ("assistant", "c")), "turn 2 is user after user, expected assistant"),
         (talk(("user", "a"), ("assistant", "b"), ("assistant", "c")), "turn 3 is assistant after assistant"),
         (talk(("user", "a"), ("system", "b"), ("assistant", "c")), "turn 2 is system after user"),

@@ -92,7 +92,7 @@ def test_rows_of_weight_0_are_absent(tokenizer):
     checks.gate(counts, 512)  # nothing was lost that was to train
 
 
-def test_a_weight_that_has_no_place_is_refused(tokenizer, tmp_path):
+def test_weights_of_turns_with_several_stretches_and_without_a_place(tokenizer, tmp_path):
     with pytest.raises(UserError, match="row 1: single turns have a `weight`, which is lost where the prompt trains"):
         masking.encode([chat(0, 1)], tokenizer, templates.get("tokenizer", tokenizer), 512, train_on="all")
     twice = (
@@ -101,10 +101,10 @@ def test_a_weight_that_has_no_place_is_refused(tokenizer, tmp_path):
     )  # fmt: skip
     (tmp_path / "twice.jinja").write_text(twice)
     template = templates.get(str(tmp_path / "twice.jinja"), tokenizer)
-    with pytest.raises(UserError, match="marks 4 stretches in 2 answers; give the whole row one"):
-        masking.encode([chat(0, 1)], tokenizer, template, 512)
-    (example,), _ = masking.encode([chat(weight=2)], tokenizer, template, 512)
-    assert sum(example[loss_weights.COLUMN]) == 2 * sum(label != -100 for label in example["labels"])
+    (example,), _ = masking.encode([chat(0, 2)], tokenizer, template, 512)
+    said = [token for token, label in zip(example["input_ids"], example["labels"], strict=True) if label != -100]
+    assert tokenizer.decode(said).startswith("hammer")
+    assert sum(example[loss_weights.COLUMN]) == 2 * len(said)
 
 
 def read(tmp_path, rows, name="rows.jsonl", reads=columns.Table):

@@ -33,6 +33,8 @@ class Args:
     max_length: int = 0  # tokens; 0: no limit
     too_long: Literal["drop", "truncate"] = "drop"  # what becomes of rows over max_length
     train_on: Literal["answers", "last", "all"] = "answers"  # every answer of a chat, the last one, or the prompt, too
+    thinking: Literal["keep", "drop"] = "keep"  # of a chat's answers; drop: train without it
+    chat_template_kwargs: str = ""  # variables of the chat template as JSON: '{"enable_thinking": false}'
     rows: list[int] = field(default_factory=list)  # row numbers whose tokens are shown; default: the first three
     packed: bool = False  # also pack to max_length, and show the pack that the first row shown is in
     near: bool = False  # also name rows whose question is nearly that of an earlier one
@@ -58,7 +60,8 @@ def main(args: Args) -> dict[str, Any]:
         tokenizer, warnings = tokenizers.load(args.tokenizer)
         if args.tokenizer == "pocket" and args.data != ["pocket"]:
             warnings = [*warnings, "it is the bundled one; name your model's with --tokenizer for its counts"]
-        template = templates.get(reading.template(args.template, rows), tokenizer)
+        name = reading.template(args.template, rows)
+        template = templates.get(name, tokenizer, args.thinking, args.chat_template_kwargs)
         more, overlaps = findings.search(rows, args.near, args.language, args.benchmarks)
         limit = args.max_length or None
         report, kept = inspection.look(
