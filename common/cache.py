@@ -8,12 +8,24 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from common import cuts, edges, marks, masking, rendering, stretches, templates, thinking, tokenizers, words
+from common import (
+    cuts,
+    edges,
+    loss_weights,
+    marks,
+    masking,
+    rendering,
+    stretches,
+    templates,
+    thinking,
+    tokenizers,
+    words,
+)  # fmt: skip
 from common.masking import Counts
 from common.templates import AnyTemplate
 
 CODE = (
-    *(cuts, edges, marks, masking, rendering, stretches),
+    *(cuts, edges, loss_weights, marks, masking, rendering, stretches),
     *(templates, templates.chats, thinking, tokenizers, words),
 )  # whose text is part of the key
 
@@ -46,7 +58,7 @@ def encode(
         counts = Counts(**json.loads(record.read_text(encoding="utf-8")))
         counts.dropped = Counter(counts.dropped)
         print(f"tokens: read from {path}")
-        return datasets.Dataset.from_file(str(path)), counts
+        return masking.needed(datasets.Dataset.from_file(str(path)), counts), counts
     folder.mkdir(parents=True, exist_ok=True)
     counts, part = Counts(), path.with_suffix(f".{os.getpid()}.part")
     try:
@@ -57,4 +69,4 @@ def encode(
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
-    return datasets.Dataset.from_file(str(path)), counts
+    return masking.needed(datasets.Dataset.from_file(str(path)), counts), counts

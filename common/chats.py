@@ -57,7 +57,9 @@ class Unstable(ValueError):
 def messages(row: dict) -> list[dict]:
     """The row as a conversation: its own messages, or one question and its answer."""
     if "messages" in row:
-        return row["messages"]
+        turns = row["messages"]
+        told = any("weight" in turn for turn in turns)
+        return [{key: value for key, value in turn.items() if key != "weight"} for turn in turns] if told else turns
     system = [{"role": "system", "content": row["system"]}] if row.get("system") else []
     if "prompt" in row and "instruction" not in row:
         question, answer = row["prompt"], row["completion"]

@@ -12,6 +12,7 @@ from common import loading
 from common.batches import real
 from common.cli import Refused, UserError, first_process
 from common.isolation import isolation as isolation
+from common.loss_weights import COLUMN
 from common.masking import IGNORE, Counts, show
 from common.models import world_size
 
@@ -44,7 +45,7 @@ def refuse(counts: Counts, max_length: int) -> None:
             f"nothing would train: {counts.line()}. Raise --max_length (now {max_length}) if rows are too long, "
             "or look at the data's outputs"
         )
-    if counts.kept * 10 < counts.rows:
+    if counts.kept * 10 < counts.rows - counts.dropped["weight_0"]:  # those were not meant to train
         raise Refused(f"almost nothing would train: {counts.line()}. Raise --max_length (now {max_length})")
 
 
@@ -98,9 +99,22 @@ def first_batch(loader: Iterable[dict[str, Any]], tokenizer: Any, debug_batches:
     view = [[text, trains] for text, trains in show(example, tokenizer)]
     trained = sum(label != IGNORE for label in example["labels"])
     shape = " x ".join(map(str, batch["input_ids"].shape))
-    print(f"First batch {shape}: row 1 has {len(keep)} tokens, of which these {trained} train:")
+    print(f"First batch {shape}: row 1 has {len(keep)} tokens, of which these {trained} train{_weights(batch)}:")
     _print_marked(view)
     return view
+
+
+def _weights(batch: dict[str, Any]) -> str:
+    if COLUMN not in batch:
+        return ""
+    found = sorted({float(f"{weight:g}") for weight in batch[COLUMN][0].tolist() if weight})
+    return (
+        f", by weights of {found[0]:g} to {found[-1]:g}"
+        if found[1:]
+        else f", by a weight of {found[0]:g}"
+        if found
+        else ""
+    )
 
 
 def _print_marked(view: list[list]) -> None:

@@ -85,6 +85,7 @@ class Table:
         if bad_rows not in ("refuse", "drop"):
             raise UserError(f"--bad_rows {bad_rows}: it can be refuse or drop")
         self.source, self.name, self.drop = source, name, bad_rows == "drop"
+        self.cells = getattr(source, "cells", False)
         self.uses, self.problems = Uses(), Problems(name)
         peeked = list(itertools.islice(source.rows(Problems(name, drop=True)), PEEKED))
         values = [value for _, value in peeked if isinstance(value, dict)]
@@ -158,6 +159,10 @@ class Table:
         layout = self._layout(value)
         columns = layout.columns
         others = {name: kept for name, kept in value.items() if name not in columns.values()}
+        if "weight" in others:
+            others["weight"] = dialogue.number(others["weight"]) if self.cells else others["weight"]
+            if fault := dialogue.not_weight(others["weight"]):
+                faults.append(("weight", f"{fault}; rename the column if it is no weight of the loss"))
         found: Row = {}
         for ours, theirs in columns.items():
             if value.get(theirs) is not None:

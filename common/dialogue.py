@@ -16,6 +16,7 @@ ROLES = {
     **dict.fromkeys(("assistant", "gpt", "model", "chatgpt", "bing", "bard", *tools.CALLERS), "assistant"),
     **dict.fromkeys(("tool", "observation", "function", "tool_response"), "tool"),
 }
+LIGHTEST, HEAVIEST = 1e-6, 1e6  # weights: products and sums of them stay exact enough in float32
 INSTRUCTS = ("system", "developer")  # roles whose text is no question
 MAY_FOLLOW = {
     None: ("system", "developer", "user"),
@@ -38,6 +39,28 @@ def not_text(value: Any) -> str | None:
             half = f"\\u{ord(value[error.start]):04x}"
             return f"holds half a character ({half} at place {error.start + 1}), which no tokenizer takes"
     return None
+
+
+def number(value: Any) -> Any:
+    """The number that a csv cell holds, null of an empty one, anything else as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return float(value) if value.strip() else None
+    except ValueError:
+        return value
+
+
+def not_weight(value: Any) -> str | None:
+    """Why a value is no weight of a row or a turn (common/loss_weights.py), or None. Null is 1."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return f"is {sort(value)}, expected a number from 0"
+    if value == 0 or LIGHTEST <= value <= HEAVIEST:
+        return None
+    said = str(value)
+    return f"is {said[:20]}{'...' * (len(said) > 20)}, expected 0 or a number from 0.000001 to 1000000"
 
 
 def chat(found: dict, columns: dict[str, str], faults: list[Fault], tree: bool = False) -> dict:
@@ -177,6 +200,10 @@ def _turn(value: Any) -> Turn | str:
         return f"no `content` or `value`; it has {', '.join(value)}"
     if fault := not_text(content):
         return f"`{text_key}` {fault}"
+    if fault := not_weight(weight := value.get("weight")):
+        return f"`weight` {fault}"
+    if ROLES[role.lower()] != "assistant" and weight not in (None, 0, 1):
+        return f"`weight` is {weight}, expected 0 or 1: a turn of the {ROLES[role.lower()]} does not train"
     known = (role_key, text_key, *tools.KEYS)
     kept = {key: item for key, item in value.items() if key not in known and item is not None}
     return {"role": ROLES[role.lower()], "content": content, **({"tool_calls": calls} if calls else {}), **kept}

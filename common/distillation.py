@@ -6,8 +6,9 @@ from unittest.mock import patch
 
 import torch
 
-from common import attention, checks, heads, losses, models, vocabularies
+from common import attention, checks, heads, loss_weights, losses, models, sampling, vocabularies
 from common.cli import UserError
+from common.loss_weights import COLUMN
 from common.losses import Blend, Online
 from common.masking import IGNORE
 
@@ -75,6 +76,22 @@ def prepare(model: Any, name: str) -> None:
     heads.check(model, name)
 
 
+def arrange(trainer: Any, packing: bool, *others: Any) -> None:
+    """Give the trainer its batches, with the rows' weights: rows of like length together, or packed ones apart.
+
+    Args:
+        others: models beside the trainer's that see packed rows.
+
+    Raises:
+        Refused: documents of packed rows see each other.
+    """
+    if packing:
+        isolate(trainer, *others)
+    else:
+        sampling.bucket(trainer)
+    loss_weights.carry(trainer)
+
+
 def isolate(trainer: Any, *others: Any) -> None:
     """The trainer's model and other ones attend inside the documents of packed rows; proved on its first batch.
 
@@ -97,8 +114,8 @@ def loss(trainer: Any, model: Any, batch: dict[str, Any], items: Any, teacher: A
     In an evaluation it is the cross entropy alone, the held-out loss of all other recipes.
 
     Args:
-        items: trained labels of the whole step, over accumulation and processes, as the trainer counts them; None: of
-            this batch.
+        items: trained labels of the whole step, or the sum of their weights, over accumulation and processes, as the
+            trainer counts them; None: of this batch.
         teacher: gives `targets(batch, keep_BT)`; not asked with alpha 0.
     """
     _understood(trainer.args, model)
@@ -106,11 +123,13 @@ def loss(trainer: Any, model: Any, batch: dict[str, Any], items: Any, teacher: A
     blend = blend if model.training else Blend(alpha=0.0)
     labels_BT = batch["labels"][:, 1:]
     keep_BT = labels_BT != IGNORE
+    weights_N = batch[COLUMN][:, 1:][keep_BT] if COLUMN in batch and model.training else None
     targets = teacher.targets(batch, keep_BT) if blend.alpha else None  # first: its activations are gone then
     hidden_BTD = model(**{name: batch[name] for name in INPUTS if name in batch}, head=False)
     head = heads.of(trainer.accelerator.unwrap_model(model))
-    total, apart, cross = losses.blended(hidden_BTD[:, :-1][keep_BT], head, labels_BT[keep_BT], targets, blend)
-    here = keep_BT.sum().clamp(min=1)
+    hidden_ND, labels_N = hidden_BTD[:, :-1][keep_BT], labels_BT[keep_BT]
+    total, apart, cross = losses.blended(hidden_ND, head, labels_N, targets, blend, weights_N=weights_N)
+    here = keep_BT.sum().clamp(min=1) if weights_N is None else weights_N.sum().clamp(min=1e-30)
     for name, value in (("divergence", apart), ("cross_entropy", cross)):
         if name == "cross_entropy" or blend.alpha:
             trainer._metrics[mode][name].append((value / here).item())

@@ -8,6 +8,7 @@ from typing import Any
 
 from common import categories, checks, masking, quality, statistics, tokenizers
 from common.cli import Refused, UserError
+from common.loss_weights import COLUMN
 
 NO_LIMIT = 2**31 - 1
 EXAMPLES = 3  # rows shown where none is asked for
@@ -103,6 +104,7 @@ def without_long(encoded: Any, counts: Any, total: Any, trained: Any, max_length
         counts.kept = int(fits.sum())
         counts.tokens, counts.trained_tokens = int(total[fits].sum()), int(trained[fits].sum())
         encoded = encoded.select(np.flatnonzero(fits))
+        counts.weighted = sum(map(bool, encoded[COLUMN])) if counts.weighted else 0
     return encoded, counts
 
 
@@ -144,9 +146,10 @@ def shown(
 
 
 def view(example: dict, tokenizer: Any) -> dict[str, Any]:
-    """One encoded row with each of its tokens."""
+    """One encoded row with each of its tokens, and their weights where it has some."""
     tokens = [[int(token), text, bool(trains)] for token, text, trains in masking.tokens(example, tokenizer)]
-    return {"row": int(example["row"]), "source": example["source"], "tokens": tokens}
+    weights = {"weights": [float(f"{weight:g}") for weight in found]} if (found := example.get(COLUMN)) else {}
+    return {"row": int(example["row"]), "source": example["source"], "tokens": tokens, **weights}
 
 
 def pack(kept: Any, tokenizer: Any, max_length: int, views: list[dict]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from common import loss_weights
 from common.batches import real
 from common.masking import IGNORE
 
@@ -130,7 +131,7 @@ class Prefetcher:
 
 def loader(rows: Any, tokenizer: Any, batch_size: int, order: Any = None) -> Any:
     """A torch DataLoader of encoded rows (datasets.Dataset with `input_ids` and `labels`), padded to the longest of a
-    batch, with the settings of `workers`.
+    batch, with the settings of `workers`; their weights are `loss_weights` in it.
 
     Args:
         order: a sampler, such as sampling.Buckets; None: as they stand.
@@ -144,4 +145,5 @@ def loader(rows: Any, tokenizer: Any, batch_size: int, order: Any = None) -> Any
     def collate(rows: list[dict[str, Any]]) -> Any:
         return pad([{name: row[name] for name in ("input_ids", "labels")} for row in rows])
 
-    return DataLoader(rows, batch_size, sampler=order, collate_fn=collate, **workers())
+    collate_fn = loss_weights.collator(rows, collate)
+    return DataLoader(rows, batch_size, sampler=order, collate_fn=collate_fn, **workers())

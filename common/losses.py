@@ -131,9 +131,10 @@ def blended(
     teacher: Online | TopK | None,
     blend: Blend,
     chunk: int = CHUNK,
+    weights_N: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The sums over N positions of the loss, of the divergence (without T²) and of the cross entropy; the first has a
-    gradient. A loss is the first divided by the labels of the whole step.
+    gradient. A loss is the first divided by the labels of the whole step, or by the sum of their weights.
 
     Args:
         hidden_ND: the student's last hidden states before the labels.
@@ -141,16 +142,17 @@ def blended(
         labels_N: int64, all of them real.
         teacher: None only with alpha 0.
         chunk: logits that may exist at once.
+        weights_N: what each position counts in the sums (common/loss_weights.py); None: 1.
     """
     assert teacher is not None or blend.alpha == 0
     return _Blended.apply(  # pyright: ignore[reportReturnType]
-        hidden_ND, head.weight_VD, head.bias_V, labels_N, head, teacher, blend, chunk
+        hidden_ND, head.weight_VD, head.bias_V, labels_N, head, teacher, blend, chunk, weights_N
     )
 
 
 class _Blended(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden_ND, weight_VD, bias_V, labels_N, head, teacher, blend, chunk):
+    def forward(ctx, hidden_ND, weight_VD, bias_V, labels_N, head, teacher, blend, chunk, weights_N):
         dtype, needs = compute_dtype(hidden_ND), ctx.needs_input_grad
         head = Head(weight_VD.to(dtype), bias_V, head.scale, head.cap)
         sums = torch.zeros(2, dtype=torch.float64 if hidden_ND.device.type == "cpu" else wide(dtype))
@@ -165,9 +167,12 @@ class _Blended(torch.autograd.Function):
         for start in range(0, len(hidden_ND), size):
             rows = slice(start, start + size)
             logits_CV = head.logits(hidden_ND[rows])
-            apart, cross, gradient_CV = _chunk(logits_CV, labels_N[rows], teacher, rows, blend, any(needs))
-            sums += torch.stack((apart, cross))
+            apart_C, cross_C, gradient_CV = _chunk(logits_CV, labels_N[rows], teacher, rows, blend, any(needs))
+            values_2C = torch.stack((apart_C, cross_C))
+            sums += (values_2C if weights_N is None else values_2C * weights_N[rows]).sum(1)
             if gradient_CV is not None:
+                if weights_N is not None:
+                    gradient_CV.mul_(weights_N[rows, None])
                 gradient_CV = head.backward_(gradient_CV, logits_CV)
                 del logits_CV
                 _collect(gradients, gradient_CV, hidden_ND[rows].to(dtype), head.weight_VD, rows)
@@ -188,39 +193,39 @@ class _Blended(torch.autograd.Function):
             None if gradient is None else gradient.mul_(outer[0]).to(dtype)
             for gradient, dtype in zip(gradients, ctx.dtypes, strict=True)
         ]
-        return *found, None, None, None, None, None
+        return *found, None, None, None, None, None, None
 
 
 def _chunk(logits_CV, labels_C, teacher, rows, blend, needed):
-    """Sums of divergence and cross entropy of a chunk, and the gradient by its logits where it is needed."""
-    apart, gradient_CV = logits_CV.new_zeros(()), None
+    """Divergence and cross entropy (C,) of a chunk, and the gradient by its logits where it is needed."""
+    apart_C, gradient_CV = logits_CV.new_zeros(len(logits_CV)), None
     if blend.alpha:
-        apart, of_teacher_CV = _apart(logits_CV, teacher, rows, blend)
+        apart_C, of_teacher_CV = _apart(logits_CV, teacher, rows, blend)
         # By the logits: 1/T from the softmax, T² from the loss.
         gradient_CV = of_teacher_CV.mul_(blend.alpha * blend.temperature) if needed else None
     log_probs_CV = torch.log_softmax(logits_CV, -1)
-    cross = -log_probs_CV.gather(1, labels_C[:, None]).sum()
+    cross_C = -log_probs_CV.gather(1, labels_C[:, None]).squeeze(1)
     if gradient_CV is not None and blend.alpha == 1:
         more = logits_CV.shape[1] - gradient_CV.shape[1]
-        return apart, cross, torch.nn.functional.pad(gradient_CV, (0, more)) if more else gradient_CV
+        return apart_C, cross_C, torch.nn.functional.pad(gradient_CV, (0, more)) if more else gradient_CV
     if not needed:
-        return apart, cross, None
+        return apart_C, cross_C, None
     own_CV = log_probs_CV.exp_().mul_(1 - blend.alpha)
     own_CV.scatter_add_(1, labels_C[:, None], own_CV.new_full((len(labels_C), 1), blend.alpha - 1))
     if gradient_CV is not None:
         own_CV[:, : gradient_CV.shape[1]].add_(gradient_CV)
-    return apart, cross, own_CV
+    return apart_C, cross_C, own_CV
 
 
 def _apart(logits_CV, teacher, rows, blend):
-    """Sum of the divergence, and its gradient by the scaled logits of the shared vocabulary."""
+    """The divergence (C,), and its gradient by the scaled logits of the shared vocabulary."""
     if isinstance(teacher, Online):
         other_CV = teacher.head.logits(teacher.hidden_ND[rows]).to(logits_CV.dtype)
         shared = min(logits_CV.shape[1], other_CV.shape[1])
         student, other = (torch.log_softmax(part[:, :shared] / blend.temperature, -1) for part in (logits_CV, other_CV))
         del other_CV
         value_C, gradient_CV = divergence(student, other, blend.beta)
-        return value_C.sum(), gradient_CV
+        return value_C, gradient_CV
     ids_CK = teacher.ids_NK[rows]
     scaled_CV = logits_CV[:, : teacher.size] / blend.temperature
     log_top_CK = scaled_CV.gather(1, ids_CK) - scaled_CV.logsumexp(-1, keepdim=True)
@@ -232,7 +237,7 @@ def _apart(logits_CV, teacher, rows, blend):
     # Half precision rounds: the K + 1 are made to sum to 1 again.
     value_C, gradient_CK = divergence(outcomes, torch.log_softmax(stored, -1), blend.beta)
     probs_CV.mul_(gradient_CK[:, -1:] / rest_C1)
-    return value_C.sum(), probs_CV.scatter_(1, ids_CK, gradient_CK[:, :-1])
+    return value_C, probs_CV.scatter_(1, ids_CK, gradient_CK[:, :-1])
 
 
 def _collect(gradients, gradient_CV, hidden_CD, weight_VD, rows):

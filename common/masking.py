@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from common import rendering
+from common import loss_weights, rendering
 from common.cli import UserError
 from common.problems import REMEDY
 from common.templates import AnyTemplate
@@ -34,6 +34,7 @@ class Counts:
     by_turn: int = 0  # rows added for earlier turns, which the template writes in another way in the whole conversation
     noted: dict[str, int] = field(default_factory=dict)  # what else was done to rows' thinking -> rows
     special_text: int = 0  # rows whose text holds what looks like a special token; it was encoded as text
+    weighted: int = 0  # rows kept of which tokens train with another weight than 1
     sources: dict[str, dict] = field(default_factory=dict)  # what each source gives to a mix, set by mix.mix
     dropped_rows: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))  # the first of each reason
     refused: list[str] = field(
@@ -50,6 +51,7 @@ class Counts:
         cut = f", {self.truncated} truncated" if self.truncated else ""
         special = f"; special-token text in {self.special_text} rows, kept as text" if self.special_text else ""
         special += f"; template: {self.refused[0]}" if self.refused else ""
+        special += f"; {self.weighted} rows have weights" if self.weighted else ""
         special += "".join(f"; {remark} in {rows} rows" for remark, rows in self.noted.items())
         if self.by_turn:
             special += f"; {self.by_turn} rows added for earlier turns, which the template changes once they go on"
@@ -95,9 +97,10 @@ def encode(
 
     Returns:
         A datasets.Dataset with int32 lists `input_ids` and `labels`, `row` (its place in its source, from 1) and
-        `source`; and the counts. Reasons for a drop: `empty_output`, `too_long`, `nothing_trains` (the cut took all of
-        the answer); of rows of data.load with bad_rows="drop", `template` (it cannot render them), too, and those for
-        which rows were dropped on reading.
+        `source`; where rows have weights, `loss_weights`, too: float32 lists, one of each token, empty in a row whose
+        tokens train with 1; and the counts. Reasons for a drop: `empty_output`, `too_long`, `nothing_trains` (the cut
+        took all of the answer), `weight_0` (its weights say that nothing trains); of rows of data.load with
+        bad_rows="drop", `template` (it cannot render them), too, and those for which rows were dropped on reading.
 
     Raises:
         UserError: rows that the template cannot render, all of them in one message.
@@ -116,7 +119,7 @@ def encode(
         encoded, counts = cache.encode(rows, tokenizer, template, settings, folder)
     else:
         counts = Counts()
-        encoded = _dataset(list(batches(rows, tokenizer, template, counts, **settings)))
+        encoded = needed(_dataset(list(batches(rows, tokenizer, template, counts, **settings))), counts)
     counts.before(Counter(getattr(rows, "dropped", ())))
     return encoded, counts
 
@@ -144,6 +147,9 @@ def batches(
         counts.rows += len(chunk)
         keep = []
         for number, row in zip(numbers, chunk, strict=True):
+            if loss_weights.context(row):
+                counts.drop("weight_0", number)
+                continue
             if rendering.answers_nothing(row):
                 counts.drop("empty_output", number)
                 continue
@@ -187,28 +193,36 @@ def _no_collection() -> Iterator[None]:
 
 
 def _batch(
-    keep: list[tuple[int, dict]], encoded: list[tuple[list[int], list[tuple[int, int]]]], counts: Counts, limit: int,
-    truncate: bool,
+    keep: list[tuple[int, dict]], encoded: list[rendering.Encoded], counts: Counts, limit: int, truncate: bool
 ) -> Any:  # fmt: skip
     import numpy
     import pyarrow
 
     ids, ends, numbers, sources = array("i"), array("q", [0]), [], []
     turns = array("i"), array("i")  # +1 and -1 places of the trained stretches
-    for (number, row), (tokens, spans) in zip(keep, encoded, strict=True):
+    weights, weight_ends = array("f"), array("q", [0])
+    for (number, row), (tokens, stretches) in zip(keep, encoded, strict=True):
+        spans = loss_weights.of_stretches(row, stretches)
+        if stretches and not spans:
+            counts.drop("weight_0", number)
+            continue
         if len(tokens) > limit:
             if not truncate:
                 counts.drop("too_long", number)
                 continue
             tokens = tokens[:limit]
-            spans = [(start, min(end, limit)) for start, end in spans if start < limit]
+            spans = [(start, min(end, limit), weight) for start, end, weight in spans if start < limit]
             if not spans:
                 counts.drop("nothing_trains", number)
                 continue
             counts.truncated += 1
-        for start, end in spans:
+        for start, end, _ in spans:
             turns[0].append(ends[-1] + start)
             turns[1].append(ends[-1] + end)
+        if any(weight != 1 for *_, weight in spans):
+            weights.extend(loss_weights.flat(spans, len(tokens)))
+            counts.weighted += 1
+        weight_ends.append(len(weights))
         ids.extend(tokens)
         ends.append(len(ids))
         numbers.append(number)
@@ -225,6 +239,8 @@ def _batch(
     labels = numpy.where(trains, values, numpy.int32(IGNORE))
     lists = [pyarrow.ListArray.from_arrays(offsets, pyarrow.array(flat)) for flat in (values, labels)]
     columns = [*lists, pyarrow.array(numbers, pyarrow.int64()), pyarrow.array(sources, pyarrow.string())]
+    edges = pyarrow.array(numpy.asarray(weight_ends, dtype=numpy.int32))
+    columns.append(pyarrow.ListArray.from_arrays(edges, pyarrow.array(numpy.asarray(weights, dtype=numpy.float32))))
     return pyarrow.RecordBatch.from_arrays(columns, schema=schema())
 
 
@@ -233,7 +249,14 @@ def schema() -> Any:
     import pyarrow
 
     ids = pyarrow.list_(pyarrow.int32())
-    return pyarrow.schema([("input_ids", ids), ("labels", ids), ("row", pyarrow.int64()), ("source", pyarrow.string())])
+    weights = (loss_weights.COLUMN, pyarrow.list_(pyarrow.float32()))
+    named = [("input_ids", ids), ("labels", ids), ("row", pyarrow.int64()), ("source", pyarrow.string()), weights]
+    return pyarrow.schema(named)
+
+
+def needed(dataset: Any, counts: Counts) -> Any:
+    """The encoded rows without the column of weights where none has any."""
+    return dataset if counts.weighted else dataset.remove_columns(loss_weights.COLUMN)
 
 
 def _dataset(parts: list[Any]) -> Any:

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from common.loss_weights import COLUMN
+
 
 def pack(lengths: Sequence[int] | Any, max_length: int) -> list[list[int]]:
     """Places of rows by bin, by best-fit decreasing: the longest row first, each into the fullest bin that takes it.
@@ -48,7 +50,7 @@ def packed(dataset: Any, max_length: int) -> Any:
 
     Returns:
         A datasets.Dataset with int32 lists `input_ids` and `labels`, the documents of a bin one after the other, and
-        `seq_lengths`, their lengths.
+        `seq_lengths`, their lengths; and float32 lists `loss_weights` where rows have weights.
     """
     import secrets
 
@@ -68,6 +70,12 @@ def packed(dataset: Any, max_length: int) -> Any:
         name: pyarrow.ListArray.from_arrays(ends, table[name].combine_chunks().take(pyarrow.array(order)).flatten())
         for name in ("input_ids", "labels")
     }
+    if COLUMN in dataset.column_names:  # rows without weights of their own have 1
+        given = table[COLUMN].combine_chunks().take(pyarrow.array(order))
+        has = numpy.repeat(given.value_lengths().to_numpy() > 0, lengths[order])
+        weights = numpy.ones(len(has), numpy.float32)
+        weights[has] = given.flatten().to_numpy()
+        columns[COLUMN] = pyarrow.ListArray.from_arrays(ends, pyarrow.array(weights))
     sizes = pyarrow.array(lengths[order].astype(numpy.int32))
     columns["seq_lengths"] = pyarrow.ListArray.from_arrays(pyarrow.array(rows.astype(numpy.int32)), sizes)
     return datasets.Dataset(pyarrow.table(columns), fingerprint=secrets.token_hex(8))

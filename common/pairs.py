@@ -9,7 +9,7 @@ import itertools
 import re
 from typing import Any
 
-from common import columns, data, dialogue
+from common import columns, data, dialogue, loss_weights
 from common.cli import UserError
 from common.columns import PEEKED, Row
 from common.dialogue import Fault
@@ -96,6 +96,8 @@ class Table(columns.Table):
         finally:
             self.layout, self.uses = first, uses
         faults += [fault for fault in others if fault not in faults]
+        if not faults and any(loss_weights.of_last(found) != 1 for found in (row, second)):
+            faults.append(("weight", "is not 1: preference pairs take no weights. Leave the pair out, or give it 1"))
         return {} if faults else {**row, "rejected": {name: second[name] for name in FIELDS if name in second}}
 
     def line(self) -> str:

@@ -95,7 +95,7 @@ def _add(
     table: dict[str, list], counts: Counts, limit: int, named: tuple[int, str], better: rendering.Encoded,
     other: rendering.Encoded,
 ) -> None:  # fmt: skip
-    (chosen, (*_, (begins, ends))), (rejected, (*_, (start, end))) = better, other
+    (chosen, (*_, (begins, ends, _))), (rejected, (*_, (start, end, _))) = better, other
     start = min(begins, start)
     prompt, chosen, rejected, other_prompt = chosen[:start], chosen[start:ends], rejected[start:end], rejected[:start]
     longer = max(chosen, rejected, key=len)

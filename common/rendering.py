@@ -1,18 +1,16 @@
-"""Rows to ids and the stretches of them that train: by cuts where they are proved, whole everywhere else."""
+"""Rows to ids and the stretches of them that train, for text templates and chat templates."""
 
 from collections import Counter
 from typing import Any
 
-from common import chats, thinking
+from common import chats, loss_weights, thinking
 from common.cli import UserError
-from common.cuts import Cutter
 from common.marks import Span
 from common.stretches import Prover
 from common.templates import AnyTemplate, ChatTemplate, Template
+from common.text_rendering import Encoded, Result, TextRenderer
 from common.tokenizers import Encoder, encoder, past_the_model
 
-Encoded = tuple[list[int], list[tuple[int, int]]]  # ids, and [start, end) of each stretch that trains
-Result = tuple[list[Encoded], dict[int, str], int]
 MARKS = "\uf8f1\uf8f2\uf8f3"  # private characters; one that a row does not hold breaks its special-token text
 
 
@@ -73,98 +71,6 @@ def answers_nothing(row: dict) -> bool:
     return not (row["completion"] if "completion" in row and "output" not in row else row["output"]).strip()
 
 
-class TextRenderer:
-    """Instruction templates: one text, in which nothing but the beginning and the end is control."""
-
-    def __init__(self, encoder: Encoder, template: Template, train_on: str):
-        self.encoder, self.template, self.train_all = encoder, template, train_on == "all"
-        self.noted: Counter[str] = Counter()
-        self.cutter = Cutter(encoder.backend)
-        self._constant: dict[tuple[str, bool], list[int]] = {}
-
-    def sequences(self, row: dict) -> list[dict]:
-        return [row]
-
-    def __call__(self, rows: list[dict]) -> Result:
-        plans: list[Any] = []
-        pieces: list[str] = []
-        whole: list[int] = []
-        bad: dict[int, str] = {}
-        special = 0
-        for place, row in enumerate(rows):
-            try:
-                constants, texts = self.template.parts(row)
-            except UserError as error:
-                bad[place] = str(error)
-                plans.append(None)
-                continue
-            texts = [*texts, self.template.completion(row)]
-            looks = self.encoder.added is not None and any(self.encoder.added.search(text) for text in texts)
-            special += bool(looks and self.encoder.special and any(map(self.encoder.special.search, texts)))
-            plan = None if looks else self._plan(constants, texts, len(pieces))
-            if plan is None:
-                whole.append(place)
-            else:
-                pieces += plan.pop()
-            plans.append(plan)
-        ids = self.encoder.pieces(pieces)
-        results = [self._join(plan, ids) if plan is not None else ([], []) for plan in plans]
-        for place, encoded in zip(whole, self._whole([rows[place] for place in whole]), strict=True):
-            results[place] = encoded
-        return results, bad, special
-
-    def _plan(self, constants: list[str], texts: list[str], first: int) -> list[Any] | None:
-        """What to join: (constant text, opens the sequence) pairs and places of pieces; the new pieces come last."""
-        plan: list[Any] = []
-        pieces: list[str] = []
-        start = 0
-        for place, (constant, text) in enumerate(zip(constants, texts, strict=True)):
-            cut = self.cutter.before(constant, text)
-            last = place == len(texts) - 1
-            if cut is None or cut < start or not text or (last and cut != len(constant)):
-                return None
-            plan.append((constant[start:cut], place == 0))
-            lead = constant[cut:]
-            if last:
-                plan.append(first + len(pieces))
-                pieces.append(lead + text)
-                break
-            following = constants[place + 1]
-            keep = self.cutter.after(text, following)
-            if keep is None:
-                return None
-            plan.append(first + len(pieces))
-            pieces.append(lead + text + following[:keep])
-            start = keep
-        return [*plan, pieces]
-
-    def _join(self, plan: list[Any], pieces: list[list[int]]) -> Encoded:
-        ids = list(self.encoder.begin)
-        for part in plan[:-1]:
-            ids += pieces[part] if isinstance(part, int) else self._ids_of(part)
-        start = 0 if self.train_all else len(ids)
-        ids += pieces[plan[-1]]
-        ids.append(self.encoder.end)
-        return ids, [(start, len(ids))]
-
-    def _ids_of(self, part: tuple[str, bool]) -> list[int]:
-        if part not in self._constant:
-            text, opens = part
-            encode = self.encoder.text if opens else self.encoder.inside
-            self._constant[part] = encode([text])[0] if text else []
-        return self._constant[part]
-
-    def _whole(self, rows: list[dict]) -> list[Encoded]:
-        prompts = [self.template.prompt(row) for row in rows]
-        texts = [prompt + self.template.completion(row) for prompt, row in zip(prompts, rows, strict=True)]
-        found = []
-        for prompt, ids in zip(self.encoder.text(prompts), self.encoder.text(texts), strict=True):
-            start = 0 if self.train_all else len(self.encoder.begin) + common_prefix(prompt, ids)
-            ids = [*self.encoder.begin, *ids, self.encoder.end]
-            found.append((ids, [(start, len(ids))]))
-        return found
-
-
 class ChatRenderer:
     """Chat templates: the template's special tokens are control, the conversation's text is text."""
 
@@ -192,7 +98,7 @@ class ChatRenderer:
     def __call__(self, rows: list[dict]) -> Result:
         results: list[Any] = [([], [])] * len(rows)
         bad: dict[int, str] = {}
-        plain: list[tuple[int, str, list[Span], int]] = []
+        plain: list[tuple[int, str, list[Span], list[float], int]] = []
         special = 0
         for place, row in enumerate(rows):
             try:
@@ -201,27 +107,38 @@ class ChatRenderer:
                 end = self._end(turns, tools, options)
                 turns, tools, mark, looks = self._marked(turns, tools)
                 special += looks
-                text, spans = self._spans(row, turns, tools, options)
+                text, spans, weights = self._spans(row, turns, tools, options)
             except chats.Unstable as error:
                 bad[place] = str(error)
                 continue
             if mark:
-                results[place] = self._closed(*self._stretches(text, spans, mark), end)
+                results[place] = self._closed(*self._stretches(text, spans, mark), weights, end)
             else:
-                plain.append((place, text, spans, end))
-        encodings = self.encoder.control([text for _, text, _, _ in plain])
-        for (place, _, spans, end), encoding in zip(plain, encodings, strict=True):
-            results[place] = self._closed(encoding.ids, [_tokens_in(encoding.offsets, *span) for span in spans], end)
+                plain.append((place, text, spans, weights, end))
+        encodings = self.encoder.control([text for _, text, *_ in plain])
+        for (place, _, spans, weights, end), encoding in zip(plain, encodings, strict=True):
+            spans = [_tokens_in(encoding.offsets, *span) for span in spans]
+            results[place] = self._closed(encoding.ids, spans, weights, end)
         return results, bad, special
 
-    def _spans(self, row: dict, turns: list[dict], tools: Any, options: dict[str, Any]) -> tuple[str, list[Span]]:
-        """The row's text and the characters of it that train."""
+    def _spans(
+        self, row: dict, turns: list[dict], tools: Any, options: dict[str, Any]
+    ) -> tuple[str, list[Span], list[float]]:
+        """The row's text, the characters of it that train, and the weight of each span of them.
+
+        Raises:
+            chats.Unstable: as Prover.spans; or single turns have weights where the prompt trains, too.
+        """
         answers = [place for place, turn in enumerate(turns) if turn["role"] == "assistant"]
         trains = {"answers": row.get("trains", answers), "last": answers[-1:], "all": answers}[self.train_on]
         text, found = self.prover.spans(turns, tools, options, set(trains))
+        if self.train_on == "all" and loss_weights.told(row):
+            raise chats.Unstable("single turns have a `weight`, which is lost where the prompt trains, too")
         if self.train_on == "all":
-            return text, [(0, len(text))]
-        return text, [span for spans in found.values() for span in spans]
+            return text, [(0, len(text))], [1.0]
+        of_turn = dict(zip(answers, loss_weights.of_turns(row), strict=True))
+        weighted = [(span, of_turn[turn]) for turn, spans in found.items() for span in spans]
+        return text, [span for span, _ in weighted], [weight for _, weight in weighted]
 
     def through(self, row: dict) -> str:
         """The row's text up to the end of its last answer, as the template writes it: one may trim an answer, or put
@@ -231,7 +148,7 @@ class ChatRenderer:
             chats.Unstable: the row cannot be rendered.
         """
         turns, tools, options = chats.conversation(self.template, row)
-        text, spans = self._spans(row, turns, tools, options)
+        text, spans, _ = self._spans(row, turns, tools, options)
         return text[: spans[-1][1]]
 
     def _note(self, row: dict, turns: list[dict]) -> None:
@@ -251,14 +168,14 @@ class ChatRenderer:
         found = self.encoder.backend.token_to_id(self.prover.closing(turns, tools, options))
         return self.encoder.end if found is None else found
 
-    def _closed(self, ids: list[int], spans: list[tuple[int, int]], end_token: int) -> Encoded:
+    def _closed(self, ids: list[int], spans: list[tuple[int, int]], weights: list[float], end_token: int) -> Encoded:
         """With the end token where the template writes no end of its own after the last answer."""
-        spans = [(start, end) for start, end in spans if start < end]
+        found = [(*span, weight) for span, weight in zip(spans, weights, strict=True) if span[0] < span[1]]
         control = self.encoder.backend.get_added_tokens_decoder()
-        if spans and (self.prover.open_ended or ids[spans[-1][1] - 1] not in control):
-            start, end = spans[-1]
-            return [*ids[:end], end_token], [*spans[:-1], (start, end + 1)]
-        return ids, spans
+        if found and (self.prover.open_ended or ids[found[-1][1] - 1] not in control):
+            start, end, weight = found[-1]
+            return [*ids[:end], end_token], [*found[:-1], (start, end + 1, weight)]
+        return ids, found
 
     def prompt(self, row: dict) -> list[int]:
         """Ids of the conversation before the last answer, with that turn's header."""
@@ -301,7 +218,7 @@ class ChatRenderer:
             value = self.encoder.special.sub(lambda found: found.group()[0] + mark + found.group()[1:], value)
         return mark + value if self.encoder.strips and value[:1].isspace() else value
 
-    def _stretches(self, text: str, spans: list[Span], mark: str) -> Encoded:
+    def _stretches(self, text: str, spans: list[Span], mark: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Encode between control tokens, so that what the mark guards stays text."""
         ids: list[int] = []
         places: list[Span] = []  # characters of the guarded text that each id stands for
@@ -331,13 +248,6 @@ def _tokens_in(offsets: list[tuple[int, int]], start: int, end: int) -> tuple[in
     while after < len(offsets) and (offsets[after][0] < end or offsets[after][1] <= end):
         after += 1
     return first, after
-
-
-def common_prefix(a: list[int], b: list[int]) -> int:
-    """The number of leading ids that two sequences share."""
-    if b[: len(a)] == a:
-        return len(a)
-    return next((place for place, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def _untagged(turn: dict) -> dict:

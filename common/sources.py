@@ -46,6 +46,7 @@ class Source:
                 f"--dataset {name}: expected a .json, .jsonl, .csv or .tsv file (also .gz), a .parquet or .arrow file, "
                 f"a folder of them, or a Hub name{sheet}"
             )
+        self.cells = self.kind in (".csv", ".tsv")  # whose values are all text
         self.stamp = self._stamp()
 
     def __iter__(self) -> Iterator[tuple[int, Any]]:
@@ -91,6 +92,7 @@ class Joined:
     def __init__(self, parts: list[Source]):
         self.parts, self.starts = parts, [0]
         self.size = sum(part.size for part in parts)
+        self.cells = any(part.cells for part in parts)
 
     def __iter__(self) -> Iterator[tuple[int, Any]]:
         problems = Problems(", ".join(part.name for part in self.parts))

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 
+from common import loss_weights
 from common.loading import Prefetcher
-from common.masking import IGNORE
+from common.loss_weights import total
 from common.meter import Meter
 from common.rehearsal import Actor
 
@@ -25,8 +26,8 @@ def count(rows: int, group: int, epochs: float, max_steps: int) -> int:
 def batches(
     accelerator: Any, loader: Any, order: Any, accumulation: int, done: int, last: int, meter: Meter
 ) -> Iterator[tuple[int, list[dict[str, Any]], Any]]:
-    """(step, its batches, its trained tokens over all processes) for the steps after `done`, up to `last`: what an
-    undisturbed run would have got.
+    """(step, its batches, its trained tokens over all processes, or the sum of their weights) for the steps after
+    `done`, up to `last`: what an undisturbed run would have got.
 
     Args:
         loader: prepared by the accelerator; where it left its batches on the CPU they are copied ahead.
@@ -45,17 +46,13 @@ def batches(
             begun = time.monotonic()
             parts = list(islice(rest, accumulation))
             meter.batches(parts, time.monotonic() - begun, accelerator)
-            yield step, parts, accelerator.reduce(sum(map(trained, parts)), "sum")
+            yield step, parts, accelerator.reduce(sum(map(total, parts)), "sum")
             done = step
 
 
-def trained(batch: dict[str, Any]) -> Any:
-    """int64 (): labels of a batch that train; the first of a row has nothing before it."""
-    return (batch["labels"][:, 1:] != IGNORE).sum()
-
-
 def mean_loss(accelerator: Any, model: Any, loader: Any, loss_of: Callable[[Any, dict[str, Any]], Any]) -> float:
-    """Mean over all trained tokens of a loader's rows, over all processes; `loss_of` sums over those of a batch.
+    """Mean over all trained tokens of a loader's rows, whatever their weights, over all processes; `loss_of` sums over
+    those of a batch.
 
     The last batches of several processes repeat rows so that all have as many; those count twice.
     """
@@ -63,8 +60,8 @@ def mean_loss(accelerator: Any, model: Any, loader: Any, loss_of: Callable[[Any,
 
     model.eval()
     with torch.no_grad():
-        batches = Prefetcher(loader, accelerator.device)
-        parts = [(loss_of(model, batch), trained(batch)) for batch in batches]
+        batches = map(loss_weights.without, Prefetcher(loader, accelerator.device))
+        parts = [(loss_of(model, batch), total(batch)) for batch in batches]
     model.train()
     loss, tokens = (accelerator.reduce(torch.stack(column).sum(), "sum") for column in zip(*parts, strict=True))
     return (loss / tokens).item()
@@ -82,12 +79,12 @@ def actor(
 
     def step(batch: dict[str, Any]) -> None:
         model.train()
-        accelerator.backward(loss_of(model, batch) / trained(batch))
+        accelerator.backward(loss_of(model, batch) / total(batch))
 
     def evaluate(batch: dict[str, Any]) -> None:
         model.eval()
         with torch.no_grad():
-            loss_of(model, batch)
+            loss_of(model, loss_weights.without(batch))
 
     return Actor(
         model, collate, step, lambda: torch.optim.AdamW(model.parameters(), fused=True), evaluate, accumulation

@@ -53,7 +53,7 @@ def main(args: Args) -> dict:
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
     from trl import SFTConfig, SFTTrainer
 
-    from common import callbacks, defaults, distillation, generation, lora, losses, sampling, serving, teaching
+    from common import callbacks, defaults, distillation, generation, lora, losses, serving, teaching
 
     blend = losses.Blend(args.alpha, args.temperature, args.beta)
     overrides = cli.overrides(args.sft, SFTConfig, written=set(vars(args)), unheard=distillation.UNHEARD)
@@ -127,7 +127,7 @@ def main(args: Args) -> dict:
         callbacks=[callbacks.Watchdog(), callbacks.ShowSamples(samples)],
     )
     models.train_in_float32(trainer.model)
-    distillation.isolate(trainer, teacher.model) if args.packing else sampling.bucket(trainer)
+    distillation.arrange(trainer, args.packing, teacher.model)
     mask_view = checks.first_batch(trainer.get_train_dataloader(), tokenizer)
     expected = forecast.rehearse(trainer).as_dict()
     if args.dry_run:

@@ -51,7 +51,7 @@ def main(args: Args) -> dict:
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
     from trl import SFTConfig, SFTTrainer
 
-    from common import callbacks, defaults, distillation, generation, lora, losses, sampling, serving, targets, teaching
+    from common import callbacks, defaults, distillation, generation, lora, losses, serving, targets, teaching
 
     blend = losses.Blend(args.alpha, args.temperature, args.beta)
     overrides = cli.overrides(args.sft, SFTConfig, written=set(vars(args)), unheard=distillation.UNHEARD)
@@ -126,7 +126,7 @@ def main(args: Args) -> dict:
         callbacks=[callbacks.Watchdog(), callbacks.ShowSamples(samples)],
     )
     models.train_in_float32(trainer.model)
-    distillation.isolate(trainer) if args.packing else sampling.bucket(trainer)
+    distillation.arrange(trainer, args.packing)
     mask_view = checks.first_batch(trainer.get_train_dataloader(), tokenizer)
     trainer.data_collator = targets.Placed(trainer.data_collator, teacher)
     expected = forecast.rehearse(trainer).as_dict()

@@ -39,13 +39,14 @@ class Args:
 
 
 def main(args: Args) -> dict:
-    from common import checks, data, loading, masking, mix, models, report, templates
+    from common import checks, data, loading, loss_weights, masking, mix, models, report, templates
     from evals import harness
 
     models.locate(args.model, args.max_length)
     tasks = harness.suite_for(args.eval_suite, args.dataset)
     folder = cli.fresh_folder(args.output_dir, args.overwrite, marker="report.json")
     sides = data.load(args.dataset, seed=args.seed, bad_rows=args.bad_rows)
+    loss_weights.refuse(sides["train"], "distill_on_policy", "Leave them out: the student learns from its own answers")
 
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
     from trl import DistillationConfig, DistillationTrainer

@@ -10,7 +10,7 @@ import math
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
-from common import cli
+from common import cli, loss_weights
 
 
 @dataclass
@@ -125,8 +125,9 @@ def main(args: Args) -> dict:
 
 
 def loss_of(model, batch):
-    """Sum over the labels of a batch that train; without the balancing loss of a mixture's router."""
-    return -model(**batch, use_cache=False, fused_lm_head=True).log_probs.sum()
+    """Sum over the labels of a batch that train, by their weights; without the balancing loss of a mixture's router."""
+    log_probs_BT = model(**loss_weights.without(batch), use_cache=False, fused_lm_head=True).log_probs
+    return -loss_weights.weighed(log_probs_BT, batch).sum()
 
 
 def train_step(accelerator, model, optimizer, schedule, batches, tokens) -> dict[str, float]:

@@ -47,7 +47,7 @@ def main(args: Args) -> dict:
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
     from trl import SFTConfig, SFTTrainer
 
-    from common import callbacks, defaults, generation, lora, serving
+    from common import callbacks, defaults, generation, lora, loss_weights, serving
 
     overrides = cli.overrides(args.sft, SFTConfig, written=set(vars(args)))
     checkpoint = checks.continues(folder, vars(args), args.resume, args.overwrite)
@@ -120,6 +120,7 @@ def main(args: Args) -> dict:
     )
     models.train_in_float32(trainer.model)
     sampling.bucket(trainer)
+    loss_weights.heed(trainer)
     mask_view = checks.first_batch(trainer.get_train_dataloader(), tokenizer, args.debug_batches)
     expected = forecast.rehearse(trainer, args.find_batch_size).as_dict()
     if args.dry_run:

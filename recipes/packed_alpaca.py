@@ -46,7 +46,7 @@ def main(args: Args) -> dict:
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
     from trl import SFTConfig, SFTTrainer
 
-    from common import attention, callbacks, defaults, generation, lora, serving, settings
+    from common import attention, callbacks, defaults, generation, lora, loss_weights, serving, settings
 
     overrides = cli.overrides(args.sft, SFTConfig, written=set(vars(args)), unheard=settings.JOINED)
     checkpoint = checks.continues(folder, vars(args), args.resume, args.overwrite)
@@ -116,6 +116,7 @@ def main(args: Args) -> dict:
         callbacks=[callbacks.Watchdog(), callbacks.ShowSamples(samples)],
     )
     models.train_in_float32(trainer.model)
+    loss_weights.heed(trainer)
     mask_view = checks.first_batch(trainer.get_train_dataloader(), tokenizer, args.debug_batches)
     attention.by_document(trainer.model)  # on a CPU: no mask over a whole bin
     checks.isolation(trainer)

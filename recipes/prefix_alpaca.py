@@ -47,7 +47,7 @@ def main(args: Args) -> dict:
     from peft import PrefixTuningConfig, get_peft_model
     from trl import SFTConfig, SFTTrainer
 
-    from common import callbacks, defaults, generation, serving, settings
+    from common import callbacks, defaults, generation, loss_weights, serving, settings
 
     overrides = cli.overrides(args.sft, SFTConfig, written=set(vars(args)), unheard=settings.PREFIXES)
     checkpoint = checks.continues(folder, vars(args), args.resume, args.overwrite)
@@ -117,6 +117,7 @@ def main(args: Args) -> dict:
     )
     models.train_in_float32(trainer.model)
     sampling.bucket(trainer)
+    loss_weights.heed(trainer)
     mask_view = checks.first_batch(trainer.get_train_dataloader(), tokenizer, args.debug_batches)
     expected = forecast.rehearse(trainer, args.find_batch_size).as_dict()
     if args.dry_run:

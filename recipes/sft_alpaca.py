@@ -46,7 +46,7 @@ def main(args: Args) -> dict:
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
     from trl import SFTConfig, SFTTrainer
 
-    from common import callbacks, defaults, generation, serving
+    from common import callbacks, defaults, generation, loss_weights, serving
 
     overrides = cli.overrides(args.sft, SFTConfig, written=set(vars(args)))
     checkpoint = checks.continues(folder, vars(args), args.resume, args.overwrite)
@@ -111,6 +111,7 @@ def main(args: Args) -> dict:
         callbacks=[callbacks.Watchdog(), callbacks.ShowSamples(samples)],
     )
     sampling.bucket(trainer)
+    loss_weights.heed(trainer)
     mask_view = checks.first_batch(trainer.get_train_dataloader(), tokenizer, args.debug_batches)
     expected = forecast.rehearse(trainer, args.find_batch_size).as_dict()
     if args.dry_run:

@@ -97,7 +97,7 @@ def test_instruction_rows(tokenizer, kind):
     wrong = []
     for row, example, (ids, spans) in zip(rows, encoded, whole, strict=True):
         labels = example["labels"]
-        start, end = spans[0]
+        start, end, _ = spans[0]
         trained = tokenizer.decode(ids[start : end - 1], clean_up_tokenization_spaces=False)
         if (
             example["input_ids"] != ids

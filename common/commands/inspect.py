@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from common.cli import Refused, UserError
+from common.loss_weights import COLUMN
 
 BATCH = 2000  # rows held as Python lists while --tokens writes
 
@@ -45,7 +46,7 @@ class Args:
     benchmarks: list[str] = field(default_factory=list)  # files or folders of items that no row should share words with
     html: str = ""  # write one page that opens offline
     json: str = ""  # write all figures for programs
-    tokens: str = ""  # write {"row", "input_ids", "labels"} of each kept row, a line each
+    tokens: str = ""  # write {"row", "input_ids", "labels"} of each kept row, a line each; with weights, "loss_weights"
 
 
 def main(args: Args) -> dict[str, Any]:
@@ -113,9 +114,10 @@ def write(report: dict[str, Any], kept: Any, args: Args) -> None:
 
 
 def _lines(kept: Any) -> Any:
-    for batch in kept.select_columns(["row", "input_ids", "labels"]).iter(batch_size=BATCH):
-        for row, ids, labels in zip(batch["row"], batch["input_ids"], batch["labels"], strict=True):
-            yield json.dumps({"row": row, "input_ids": ids, "labels": labels}) + "\n"
+    names = ["row", "input_ids", "labels", *(name for name in kept.column_names if name == COLUMN)]
+    for batch in kept.select_columns(names).iter(batch_size=BATCH):
+        for values in zip(*(batch[name] for name in names), strict=True):
+            yield json.dumps(dict(zip(names, values, strict=True))) + "\n"
 
 
 def _replace(name: str, texts: Any) -> None:
