@@ -54,7 +54,8 @@ def main(args: Args) -> dict:
     model, tokenizer = models.load(args.model, args.max_length)
 
     # Data: rows -> ids and labels, with every row that is lost counted.
-    template = templates.get("tokenizer", tokenizer)  # its own; "chatml" and "llama3" are others
+    # Its own template; "chatml" and "llama3" are others. options={"enable_thinking": False} sets what it reads.
+    template = templates.get("tokenizer", tokenizer, thinking="keep")  # "drop" trains without thinking
     masks = dict(max_length=args.max_length, train_on="answers")  # "last": the last assistant turn alone
     train, counts = masking.encode(sides["train"], tokenizer, template, folder=folder / "tokens", **masks)
     held_out, _ = masking.encode(sides["validation"][:300], tokenizer, template, **masks)
