@@ -271,8 +271,9 @@ def learned(turn: dict) -> bool:
 def _key(marked: list[dict], tools: list | None, options: dict[str, Any]) -> str:
     # A plain turn is its role and its mark, so that few rows need more than that.
     turns = [f"{turn['role']} {turn['content']}" if len(turn) == 2 else turn for turn in marked]
-    if not tools and not options and all(isinstance(turn, str) for turn in turns):
-        return "\0".join(turns)
+    plain = [turn for turn in turns if isinstance(turn, str)]
+    if not tools and not options and len(plain) == len(turns):
+        return "\0".join(plain)
     return json.dumps([turns, tools, options], default=str)
 
 
