@@ -69,7 +69,10 @@ def check_template(template: AnyTemplate, name: str, *folders: str) -> None:
     """
     for folder in folders:
         if (Path(folder) / templates.FILE).exists() and (tuned := templates.load(folder)) != template:
-            raise UserError(f"--template {name}: {folder} was tuned with {tuned.name}; --template {tuned.name}")
+            raise UserError(
+                f"--template {name}: {folder} was tuned with {tuned.name}; --template {tuned.name}"
+                + (f", with the variables and the thinking of {folder}/{templates.FILE}" if tuned.name == name else "")
+            )
 
 
 def taking_ids(trainer: type) -> type:

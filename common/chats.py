@@ -145,11 +145,17 @@ def options_of(jinja: str, given: Any, before: dict[str, Any]) -> dict[str, Any]
 @lru_cache(maxsize=16)
 def _variables(jinja: str) -> frozenset[str]:
     """What a template reads besides the conversation, its tools and the tokenizer's tokens."""
-    from jinja2 import meta
+    from jinja2 import meta, nodes
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
     environment = _compile_jinja_template(jinja).environment
-    named = meta.find_undeclared_variables(environment.parse(jinja)) - set(environment.globals)
+    tree = environment.parse(jinja)
+    named = meta.find_undeclared_variables(tree) - set(environment.globals)
+    # What a template sets itself is its own, unless it asks first whether it was given.
+    stored = {one.name for one in tree.find_all(nodes.Name) if one.ctx == "store"}
+    asked = [one.node for one in tree.find_all(nodes.Test) if one.name in ("defined", "undefined")]
+    asked += [one.node for one in tree.find_all(nodes.Filter) if one.name in ("default", "d")]
+    named -= stored - {one.name for one in asked if isinstance(one, nodes.Name)}
     return frozenset(name for name in named if name not in GIVEN and not name.endswith("_token"))
 
 

@@ -271,12 +271,17 @@ def learned(turn: dict) -> bool:
 def _key(marked: list[dict], tools: list | None, options: dict[str, Any]) -> str:
     # A plain turn is its role and its mark, so that few rows need more than that.
     turns = [f"{turn['role']} {turn['content']}" if len(turn) == 2 else turn for turn in marked]
+    plain = [turn for turn in turns if isinstance(turn, str)]
+    if not tools and not options and len(plain) == len(turns):
+        return "\0".join(plain)
     return json.dumps([turns, tools, options], default=str)
 
 
 def _shape(turn: dict) -> tuple:
     """What decides how a template treats a turn."""
     content = turn.get("content")
+    if len(turn) == 2 and content and thinking.CLOSE not in content:
+        return turn["role"], content.isspace()
     thought = [key for key in thinking.KEYS if turn.get(key)] or thinking.split(content) is not None
     return turn["role"], bool(content and not content.isspace()), len(turn.get("tool_calls") or ()), str(thought)
 

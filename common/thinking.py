@@ -42,7 +42,7 @@ def of(turn: dict) -> tuple[str, str] | None:
 
 def of_any(turn: dict) -> bool:
     """Whether there may be thinking in the turn; quick, for every row is asked."""
-    return CLOSE in (turn.get("content") or "") or any(key in turn for key in KEYS)
+    return CLOSE in (turn.get("content") or "") or (len(turn) > 2 and any(key in turn for key in KEYS))
 
 
 def has_block(turn: dict) -> bool:

@@ -71,7 +71,8 @@ def problems(tokenizer: Any, folder: Path) -> list[str]:
     begin, end = affixes(tokenizer)
     if end:
         found.append("it closes every text with its end token by itself; here the end is added once")
-    template = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else ""
+    own = tokenizer.chat_template or ""
+    template = own if isinstance(own, str) else "".join(own.values())
     if begin and tokenizer.bos_token and ("bos_token" in template or tokenizer.bos_token in template):
         found.append("both it and its chat template write the beginning token; here one is kept")
     return found

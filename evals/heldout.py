@@ -133,13 +133,13 @@ def choose(wanted: str, folders: list[str], tokenizer: Any) -> tuple[str, str]:
         wanted: as typed; "": the one saved in the first of the folders that has one, else the tokenizer's own.
     """
     if wanted:
-        if wanted not in templates.NAMES and not Path(wanted).exists():
+        if wanted.partition(":")[0] not in templates.NAMES and not Path(wanted).exists():
             known = f"there is {', '.join(templates.NAMES)} and FILE.jinja"
             raise UserError(f"--template {wanted}: {known}{nearest(wanted, templates.NAMES)}")
         return wanted, ""
     for folder in folders:
         if (Path(folder) / templates.FILE).exists():
             return str(Path(folder).resolve()), ""
-    if isinstance(tokenizer.chat_template, str):
+    if tokenizer.chat_template:
         return "tokenizer", "the tokenizer's own chat template is used; --template names another"
     return "alpaca", "there is no saved template and no chat template: Alpaca's is used; --template names another"

@@ -55,7 +55,8 @@ def main(args: Args) -> dict:
     model, tokenizer = models.load(args.model, args.max_length)
 
     # Data: rows -> ids and labels, with every row that is lost counted.
-    template = templates.get("tokenizer", tokenizer)  # its own; "chatml" and "llama3" are others
+    # Its own template; "chatml" and "llama3" are others. options={"enable_thinking": False} sets what it reads.
+    template = templates.get("tokenizer", tokenizer, thinking="keep")  # "drop" trains without thinking
     defaults.choose(args, model, tokenizer, template, rate=(2e-3, 2e-4), epochs=(10, 3))
     masks = dict(max_length=args.max_length, train_on="answers")  # "last": the last assistant turn alone
     train, counts = masking.encode(sides["train"], tokenizer, template, folder=folder / "tokens", **masks)
