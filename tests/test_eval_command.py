@@ -73,6 +73,7 @@ def test_the_report_and_the_table(tmp_path, capsys):
     assert kept["counts"]["arc_challenge"] == {"items": 4, "of": 5, "cut": 0}
     assert kept["settings"]["gen_kwargs"] == {"max_gen_toks": 8} and kept["settings"]["limit"] == 4
     assert any("5 of the 1172" in note for note in kept["notes"]) and "5 of the 1172" in said
+    assert "0 to 1" in said
     assert kept["command"] in said and f"cd {folder} && HF_DATASETS_CACHE=" in kept["command"]
     for task, metrics in kept["metrics"].items():
         assert task in said and all(f"{value:.4f}" in said for value in metrics.values())

@@ -5,6 +5,7 @@ import json
 import shlex
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -306,6 +307,23 @@ def test_models_that_are_rated_answer_in_one_template(trained, tmp_path):
     assert asked == {(word, "alpaca") for word in words}
 
 
+def test_a_judge_is_given_answers_in_one_template(trained, tmp_path, monkeypatch):
+    from evals import answering
+    from evals.commands import judge
+
+    asked = {}
+
+    def model(word, base, template, decoding):
+        asked[word] = template
+        return SimpleNamespace(side=lambda *_: answering.Side(word, []))
+
+    monkeypatch.setattr(answering, "Model", model)
+    judge._sides(judge.Args(sides=["pocket", str(trained)]), [], [False, False], tmp_path)
+    assert asked == dict.fromkeys(("pocket", str(trained)), str(trained / "adapter"))
+    judge._sides(judge.Args(sides=["pocket", str(trained)], template="chatml"), [], [False, False], tmp_path)
+    assert set(asked.values()) == {"chatml"}
+
+
 def test_safety_says_that_two_models_were_not_asked_alike(trained, tmp_path, capsys):
     words = {"tasks": ["safety_prompts_safe"], "limit": 1}
     run(tmp_path / "base", model=str(trained.parent / "base"), template="chatml", **words)
@@ -321,8 +339,6 @@ def test_safety_says_that_two_models_were_not_asked_alike(trained, tmp_path, cap
 
 @pytest.mark.parametrize(("rows", "most"), [(3072, 64), (49_152, 64), (151_936, 16), (10**8, 1)])
 def test_rows_at_once_have_room_for_their_logits(rows, most):
-    from types import SimpleNamespace
-
     text = SimpleNamespace(vocab_size=rows)
     found = harness.rows_at_once(SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: text)))
     assert found == most and (found == 1 or found * harness.LENGTH * rows * 8 <= harness.LOGITS)
