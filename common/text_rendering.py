@@ -3,6 +3,7 @@
 from collections import Counter
 from typing import Any
 
+from common.cli import UserError
 from common.cuts import Cutter
 from common.loss_weights import Stretch
 from common.templates import Template
