@@ -17,6 +17,7 @@ from common.problems import REMEDY
 from common.templates import AnyTemplate
 
 IGNORE = -100
+TOO_LONG, TRAIN_ON = ("drop", "truncate"), ("answers", "last", "all")
 CHUNK = 8192  # rows that are held as Python objects at once
 SHOWN = 10  # rows named for each reason of a drop
 
@@ -105,10 +106,7 @@ def encode(
     Raises:
         UserError: rows that the template cannot render, all of them in one message.
     """
-    for name, value, allowed in (
-        ("too_long", too_long, ("drop", "truncate")),
-        ("train_on", train_on, ("answers", "last", "all")),
-    ):
+    for name, value, allowed in (("too_long", too_long, TOO_LONG), ("train_on", train_on, TRAIN_ON)):
         if value not in allowed:
             raise UserError(f"{name} is {value!r}; it can be {' or '.join(allowed)}")
     drop = getattr(rows, "drop", False)
@@ -143,20 +141,7 @@ def batches(
     remaining = iter(rows)
     problems: list[str] = []
     while chunk := list(islice(remaining, CHUNK)):
-        numbers = [row.get("row", counts.rows + place) for place, row in enumerate(chunk, 1)]
-        counts.rows += len(chunk)
-        keep = []
-        for number, row in zip(numbers, chunk, strict=True):
-            if loss_weights.context(row):
-                counts.drop("weight_0", number)
-                continue
-            if rendering.answers_nothing(row):
-                counts.drop("empty_output", number)
-                continue
-            sequences = render.sequences(row)
-            counts.rows += len(sequences) - 1
-            counts.by_turn += len(sequences) - 1
-            keep += [(number, one) for one in sequences]
+        keep = _to_learn(chunk, render, counts)
         with _no_collection():
             encoded, bad, special = render([row for _, row in keep])
             if drop and bad:
@@ -171,13 +156,27 @@ def batches(
             yield batch
     counts.noted = dict(render.noted)
     if problems:
-        more = f"\n  and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-        raise UserError(
-            f"the template {template.name} cannot take these rows:\n  "
-            + "\n  ".join(problems[:SHOWN])
-            + more
-            + f"\n  {REMEDY}"
-        )
+        more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
+        lines = [f"the template {template.name} cannot take these rows:", *problems[:SHOWN], *more, REMEDY]
+        raise UserError("\n  ".join(lines))
+
+
+def _to_learn(chunk: list[dict], render: Any, counts: Counts) -> list[tuple[int, dict]]:
+    """(number, row) of what there is to learn in a chunk of rows; what there is not is counted."""
+    numbers = [row.get("row", counts.rows + place) for place, row in enumerate(chunk, 1)]
+    counts.rows += len(chunk)
+    found = []
+    for number, row in zip(numbers, chunk, strict=True):
+        if loss_weights.context(row):
+            counts.drop("weight_0", number)
+        elif rendering.answers_nothing(row):
+            counts.drop("empty_output", number)
+        else:
+            sequences = render.sequences(row)
+            counts.rows += len(sequences) - 1
+            counts.by_turn += len(sequences) - 1
+            found += [(number, one) for one in sequences]
+    return found
 
 
 @contextmanager

@@ -152,7 +152,9 @@ class ChatRenderer:
         return text[: spans[-1][1]]
 
     def _note(self, row: dict, turns: list[dict]) -> None:
-        """Count the row where its thinking is not written as it came."""
+        """Count the row where its thinking is not written as it came, or its tools are not written."""
+        if row.get("tools") and self.template.fit.unwritten:
+            self.noted["tools that the template does not write"] += 1
         if turns is row.get("messages", turns):
             return
         forms = [(thinking.of(a), thinking.of(b)) for a, b in zip(row["messages"], turns, strict=True)]

@@ -4,6 +4,7 @@ import copy
 import functools
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ def dressed(tokenizer: Any, template: AnyTemplate, model: Any) -> Any:
     copied._special_tokens_map = dict(tokenizer._special_tokens_map)
     end = generation.end_of_turn(tokenizer, template)
     copied.chat_template = jinja(template, tokenizer)
+    if not isinstance(template, Template) and template.tool_use:  # transformers takes this one for conversations with tools
+        with_tools = jinja(replace(template, jinja=template.tool_use), tokenizer)
+        copied.chat_template = {"default": copied.chat_template, "tool_use": with_tools}
     config = model.generation_config
     ends = list(dict.fromkeys([end, *_listed(config.eos_token_id), int(tokenizer.eos_token_id)]))
     if end != tokenizer.eos_token_id:
@@ -85,8 +89,17 @@ def jinja(template: AnyTemplate, tokenizer: Any) -> str:
     named = {name: template.tokens.get(name, "") for name in {*template.tokens, *tokenizer.special_tokens_map}}
     named = {name: text for name, text in sorted(named.items()) if re.search(rf"\b{name}\b", template.jinja)}
     given = "".join(f"{{% set {name} = {_text(text)} %}}" for name, text in named.items())
+    given += "".join(
+        f"{{% if {name} is not defined %}}{{% set {name} = {_literal(value)} %}}{{% endif %}}"
+        for name, value in template.options.items()
+    )
     opening = "\n" if given and template.jinja.startswith("\n") else ""  # the one that Jinja takes after a block
     return given + opening + template.jinja
+
+
+def _literal(value: Any) -> str:
+    """A variable's value as Jinja writes it: JSON, and none for null."""
+    return "none" if value is None else json.dumps(value, ensure_ascii=False)
 
 
 def _text(text: str) -> str:

@@ -8,6 +8,7 @@ templates concatenate the text, others walk through the object.
 import itertools
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from common import chats, json_text
@@ -171,10 +172,14 @@ class Fit:
 
     Which one that is shows a rendering of the row itself with marks in place of names and arguments. Each row is tried,
     as a template may write a call in one place and leave it out in another, such as beside text.
+
+    Attributes:
+        unwritten: the template left out the tools of the last row. Only one that writes calls may (DeepSeek's do): its
+            model is told of tools in another way, or not at all.
     """
 
     def __init__(self, template: "ChatTemplate"):
-        self.template = template
+        self.template, self.unwritten = template, False
         self.forms, self.flats = FORMS, (False, True)  # those that the last row was written in come first
 
     def __call__(
@@ -185,7 +190,8 @@ class Fit:
         Raises:
             chats.Unstable: the template refuses the conversation, or leaves out a call or a tool.
         """
-        if not tools and not any(turn.get("tool_calls") for turn in turns):
+        self.unwritten = False
+        if not tools and not _calls(turns):
             return turns, tools
         tools, reasons = tools or [], {}
         for form, flat in itertools.product(self.forms, self.flats):
@@ -200,9 +206,25 @@ class Fit:
                 return [form.turn(turn) for turn in turns], _shaped(tools, flat) or None
             reasons.setdefault("call" if lost_call else "tool", lost_call or lost_tool)
             if not lost_call and flat == self.flats[-1]:
+                if "leaves out tool" in lost_tool and (_calls(turns) or self._writes_calls):
+                    self.unwritten = True
+                    return [form.turn(turn) for turn in turns], tools
                 break  # every other form of the calls would leave out the tools as well
         found = reasons.get("tool") or reasons.get("call") or self._refusal(reasons["refused"], turns, options)
         raise chats.Unstable(found)
+
+    @cached_property
+    def _writes_calls(self) -> bool:
+        """Whether the template writes the call of a small conversation."""
+        call = {"id": "call00000", "type": "function", "function": {"name": "f", "arguments": {}}}
+        turn = {"role": "assistant", "content": "", "tool_calls": [call]}
+        for opening, form in itertools.product(chats.openings(), FORMS):
+            try:
+                if not self._lost([*opening, turn], [], form, False, None)[0]:
+                    return True
+            except chats.Unstable:
+                continue
+        return False
 
     def _lost(
         self, turns: list[dict], tools: list[dict], form: Form, flat: bool, options: dict[str, Any] | None
@@ -223,6 +245,10 @@ class Fit:
         except chats.Unstable:
             return reason
         return f"{reason}; {REMEDY} calls and tools"
+
+
+def _calls(turns: list[dict]) -> bool:
+    return any(turn.get("tool_calls") for turn in turns)
 
 
 def _function(value: dict) -> dict:

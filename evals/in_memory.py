@@ -8,9 +8,10 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import zip_longest
 from typing import Any
 
-from common import generation, tokenizers
+from common import generation
 from common.cli import UserError
 
 
@@ -19,8 +20,7 @@ def in_memory(model: Any, tokenizer: Any, batch_size: int, bare: bool = False, p
 
     `prefix`: the token before a text that is scored from its first token on; None: the tokenizer's beginning or end.
     Its attribute `cut` is {task: numbers of the items of which lm-eval left out the beginning}: where prompt and answer
-    have more tokens than the model has positions, it cuts on the left and says nothing. It raises UserError for an item
-    that the model cannot be asked (`_check`).
+    have more tokens than the model has positions, it cuts on the left and says nothing. What it raises: see `_check`.
     """
     from lm_eval.models.huggingface import HFLM
     from lm_eval.models.utils import normalize_gen_kwargs
@@ -34,20 +34,14 @@ def in_memory(model: Any, tokenizer: Any, batch_size: int, bare: bool = False, p
             self.cut: dict[str, set[int]] = defaultdict(set)
             self._asked: list[Any] = []
 
-        def tok_encode(self, string, *args, **kwargs):
-            ids = super().tok_encode(string, *args, **kwargs)
-            if isinstance(string, str) and (why := tokenizers.past_the_model(self.tokenizer, ids)):
-                raise UserError(f"a text cannot be scored: {why}")
-            return ids
-
         def loglikelihood(self, requests, disable_tqdm=False):
             self._asked = requests
             return super().loglikelihood(requests, disable_tqdm or not sys.stderr.isatty())
 
         def _loglikelihood_tokens(self, requests, *args, **kwargs):
-            for asked, (_, context, answer) in zip(self._asked, requests, strict=False):  # rolling windows: none asked
+            for asked, (_, context, answer) in zip_longest(self._asked, requests):  # of rolling windows none was asked
                 _check(asked, [*context, *answer], tokenizer, rows, len(answer), self.max_length)
-                if len(context) + len(answer) > self.max_length + 1:
+                if asked and len(context) + len(answer) > self.max_length + 1:
                     self.cut[asked.task_name].add(asked.doc_id)
             self._asked = []
             return super()._loglikelihood_tokens(requests, *args, **kwargs)
@@ -68,15 +62,15 @@ def in_memory(model: Any, tokenizer: Any, batch_size: int, bare: bool = False, p
             return [found[place] for place in range(len(requests))]
 
     # Likelihoods in float32 whatever the model computes in: of bfloat16 logits they have two or three digits.
-    more = {"add_bos_token": False} if bare else {}
-    given = {"batch_size": batch_size, "softmax_dtype": "float32", "prefix_token_id": prefix, **more}
+    given = {"batch_size": batch_size, "softmax_dtype": "float32", "prefix_token_id": prefix}
+    given |= {"add_bos_token": False} if bare else {}
     return InMemory(pretrained=model, tokenizer=tokenizer, **given)
 
 
 def _check(asked: Any, ids: list[int], tokenizer: Any, rows: int, answer: int = 0, positions: int = 0) -> None:
     """Refuse a token that the model has no embedding of, which ends the process on a GPU; and an answer of more tokens
     than it has positions."""
-    item = f"{asked.task_name}, item {asked.doc_id}"
+    item = f"{asked.task_name}, item {asked.doc_id}" if asked else "a text to score"
     if (last := max(ids, default=0)) >= rows:
         raise UserError(
             f"{item}: the tokenizer makes token {last} ({tokenizer.convert_ids_to_tokens(last)!r}), and the model has "

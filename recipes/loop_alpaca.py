@@ -76,8 +76,8 @@ def main(args: Args) -> dict:
 
     model = lora.add(model, r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear", random_state=args.seed)
     models.train_in_float32(model)
-    log_with = None if args.report_to == "none" else args.report_to
-    accelerator = Accelerator(mixed_precision=models.mixed_precision(), log_with=log_with, project_dir=folder)
+    tracked = dict(log_with=None if args.report_to == "none" else args.report_to, project_dir=folder)
+    accelerator = Accelerator(mixed_precision=models.mixed_precision(), **tracked)
     accelerator.init_trackers("tunebook")
     # One step of the optimiser takes `group` rows, over all processes and batches.
     accumulation, size = args.gradient_accumulation_steps, args.per_device_train_batch_size
@@ -100,8 +100,7 @@ def main(args: Args) -> dict:
     meter.evaluated(0, steps.mean_loss(accelerator, model, evaluation, loss_of))
     served = serving.dressed(tokenizer, template, accelerator.unwrap_model(model))
     kept = checkpoints.Checkpoints(accelerator, folder, schedule, meter, tokenizer=served)
-    done = kept.load(checkpoint)
-    meter.begin(done, max_steps)
+    meter.begin(done := kept.load(checkpoint), max_steps)
     for step, batches, tokens in steps.batches(accelerator, loader, order, accumulation, done, max_steps, meter):
         values = train_step(accelerator, model, optimizer, schedule, batches, tokens)
         meter.step(step, accelerator.optimizer_step_was_skipped)

@@ -48,7 +48,11 @@ WORK = [
 PARAMETERS = {"type": "object", "properties": {"a": {"type": "integer"}}}
 TOOLS = [{"type": "function", "function": {"name": "add", "description": "adds", "parameters": PARAMETERS}}]
 OURS = '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
-CALLS = {"llama3": '{"name": "add", "parameters": {"a": 1}}', "qwen2.5": OURS, "qwen3": OURS}  # own templates
+DEEPSEEK = (
+    '<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>add\n```json\n{"a": 1}\n```<｜tool▁call▁end｜>'
+)
+LLAMA3_CALL = '{"name": "add", "parameters": {"a": 1}}'
+CALLS = {"llama3": LLAMA3_CALL, "qwen2.5": OURS, "qwen3": OURS, "deepseek": DEEPSEEK}  # own templates
 
 
 @pytest.fixture(scope="module", params=["pocket", *REAL])
@@ -105,7 +109,8 @@ def test_answers_and_their_ends_train_and_nothing_else(named, template):
             trained(row, tokenizer, chosen)
         return
     call = CALLS[name] if template == "tokenizer" else OURS
-    wanted = [call + end, "Two" + end, "No" + end]
+    # DeepSeek's writes no end after a single call.
+    wanted = [call + end * (call != DEEPSEEK), "Two" + end, "No" + end]
     assert without_lead(trained(row, tokenizer, chosen), template) == wanted
     assert without_lead(trained(row, tokenizer, chosen, "last"), template) == wanted[-1:]
 

@@ -132,7 +132,7 @@ def test_what_an_instruction_template_has_no_place_for_is_refused(saved, turns, 
 def test_what_a_template_calls_its_tokens_stays_what_it_was(tokenizer, tmp_path):
     """The end token of the tokenizer changes; a template that names it goes on writing what it wrote."""
     text = "\n{% macro end() %}{{ eos_token }}{% endmacro %}{{ bos_token }}{% for m in messages %}"
-    text += "{{ m['role'] + ': ' + m['content'] + '<|im_end|>' + end() }}{% endfor %}"
+    text += "{{ m['role'] + ': ' + m['content'] + ('<|im_end|>' if m['role'] == 'assistant' else end()) }}{% endfor %}"
     text += "{% if add_generation_prompt %}assistant: {% endif %}"
     (tmp_path / "own.jinja").write_text(text)
     template = templates.get(str(tmp_path / "own.jinja"), tokenizer)
@@ -207,7 +207,7 @@ def test_transformers_and_peft_alone_answer_as_tunebook_chat(adapters, name):
     assert any(answer.limit is None for answer in answers) or name not in ("chatml", "tokenizer")
 
 
-def test_an_evaluation_begins_and_ends_texts_as_for_the_base(adapters, tokenizer):
+def test_an_evaluation_begins_and_ends_texts_as_for_the_base(adapters, tokenizer, tmp_path):
     """lm-eval puts the end token before a text where there is no beginning token, and the end token is another here."""
     from evals.heldout import stops
     from evals.in_memory import in_memory
@@ -215,10 +215,12 @@ def test_an_evaluation_begins_and_ends_texts_as_for_the_base(adapters, tokenizer
 
     folder = adapters("chatml")
     loaded = Loaded("", str(folder))
-    assert loaded.tokenizer.eos_token_id == 3 and loaded.prefix == 0 and ",prefix_token_id=0" in loaded.words()
-    assert in_memory(loaded.load(), loaded.tokenizer, 1, loaded.prefix).prefix_token_id == 0
+    assert loaded.tokenizer.eos_token_id == 3 and loaded.prefix == 0
+    assert in_memory(loaded.load(), loaded.tokenizer, 1, prefix=loaded.prefix).prefix_token_id == 0
+    assert ",prefix_token_id=0" in loaded.words(tmp_path)
     assert stops(loaded.tokenizer, templates.load(folder), loaded.end) == stops(tokenizer, templates.load(folder))
-    assert "prefix_token_id" not in Loaded("", str(adapters("alpaca"))).words()
+    other = Loaded("", str(adapters("alpaca")))
+    assert other.load() and "prefix_token_id" not in other.words(tmp_path)
 
 
 # --- what would part them
@@ -288,8 +290,8 @@ def test_tokens_past_the_model_are_one_message(tmp_path, capsys):
         Conversation(found.tokenizer, found.template).prompt("Hello?")
     from evals.in_memory import in_memory
 
-    with pytest.raises(UserError, match="a text cannot be scored: it holds wug"):
-        in_memory(found.model, found.tokenizer, 1).tok_encode("Name a wug.")
+    with pytest.raises(UserError, match=r"a text to score: the tokenizer makes token 3074 \('wug'\)"):
+        in_memory(found.model, found.tokenizer, 1)._loglikelihood_tokens([(None, [5], [6, 3074])])
 
 
 # --- an adapter to go on from
