@@ -122,6 +122,11 @@ def detect(values: list[Row], name: str) -> Layout:
         first = max(KNOWN, key=lambda known: votes[known])
         beside = [known for known in KNOWN if votes[known] and known.required == first.required]
         return max(beside, key=lambda known: (known.kind != "pair", votes[known]))
+    if any({"chosen", "rejected"} <= value.keys() for value in values):
+        raise UserError(
+            f"--dataset {name}: these are preferences (chosen, rejected), on which recipes/dpo_pairs.py trains; to train on "
+            "one of the answers, name it after the file: prompt=COLUMN completion=chosen"
+        )
     for test in (all, any):
         fits = [sum(test(column in value for column in known.required) for value in values) for known in TEXTS]
         if max(fits):
@@ -141,8 +146,6 @@ def _listed(there: list[str]) -> str:
 
 
 def _hint(there: list[str]) -> str:
-    if {"chosen", "rejected"} <= set(there):
-        return "\n  chosen and rejected alone are preferences: name the prompt's and one answer's column"
     if there == ["text"]:
         return "\n  text alone has no prompt and answer to tell apart; that is data for pre-training"
     if len(there) == 1 and any(mark in there[0] for mark in ";\t|"):
