@@ -26,7 +26,9 @@ def dressed(tokenizer: Any, template: AnyTemplate, model: Any) -> Any:
     copied._special_tokens_map = dict(tokenizer._special_tokens_map)
     end = generation.end_of_turn(tokenizer, template)
     copied.chat_template = jinja(template, tokenizer)
-    if not isinstance(template, Template) and template.tool_use:  # transformers takes this one for conversations with tools
+    if (
+        not isinstance(template, Template) and template.tool_use
+    ):  # transformers takes this one for conversations with tools
         with_tools = jinja(replace(template, jinja=template.tool_use), tokenizer)
         copied.chat_template = {"default": copied.chat_template, "tool_use": with_tools}
     config = model.generation_config
