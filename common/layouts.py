@@ -124,8 +124,8 @@ def detect(values: list[Row], name: str) -> Layout:
         return max(beside, key=lambda known: (known.kind != "pair", votes[known]))
     if any({"chosen", "rejected"} <= value.keys() for value in values):
         raise UserError(
-            f"--dataset {name}: these are preferences (chosen, rejected), on which recipes/dpo_pairs.py trains; to train "
-            f"on one of the answers, name it after the file: --dataset {name} instruction=COLUMN output=chosen"
+            f"--dataset {name}: these are preferences (chosen, rejected), on which recipes/dpo_pairs.py trains; to "
+            f"train on one of the answers, name it after the file: --dataset {name} instruction=COLUMN output=chosen"
         )
     for test in (all, any):
         fits = [sum(test(column in value for column in known.required) for value in values) for known in TEXTS]
