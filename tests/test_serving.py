@@ -1,5 +1,6 @@
 """The template travels with the weights: what transformers and PEFT read of a saved folder is what was trained."""
 
+import copy
 import json
 import os
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-from common import alignment, generation, generation_defaults, masking, serving, templates, tokenizers
+from common import alignment, generation, generation_defaults, masking, rendering, serving, templates, tokenizers
 from common.adapted import Adapted
 from common.cli import UserError
 from common.conversation import Conversation
@@ -320,3 +321,23 @@ def test_an_adapter_for_another_width_is_one_message(tmp_path, tokenizer, adapte
     base(tmp_path, tokenizer)
     with pytest.raises(UserError, match=r"trained on \S*pocket/model, cannot be put on this model: size mis.* more$"):
         Adapted(str(tmp_path), [str(adapters("alpaca"))])
+
+
+def test_variables_and_the_template_for_tools_travel(tokenizer, tmp_path):
+    """What a recipe sets holds unless a caller says otherwise; conversations with tools take their own template."""
+    text = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '<|im_end|>' }}{% endfor %}"
+    text += "{% if add_generation_prompt %}{{ 'thinking: ' if enable_thinking else 'assistant: ' }}{% endif %}"
+    own = {"default": text, "tool_use": "{{ (tools | tojson) }}" + text}
+    given = copy.copy(tokenizer)
+    given.chat_template = own
+    template = templates.get("tokenizer", given, options={"enable_thinking": True})
+    serving.dressed(tokenizer, template, Model([0])).save_pretrained(tmp_path)
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    told = dict(add_generation_prompt=True, tokenize=False)
+    assert loaded.apply_chat_template(TALK[:1], **told).endswith("thinking: ")
+    assert loaded.apply_chat_template(TALK[:1], enable_thinking=False, **told).endswith("assistant: ")
+    assert loaded.apply_chat_template(TALK[:1], tools=[{"name": "add"}], **told).startswith('[{"name": "add"}]')
+    again = templates.get("tokenizer", loaded)
+    assert again.tool_use and rendering.prompts(loaded, again, [{"messages": TALK[:2]}]) == rendering.prompts(
+        tokenizer, template, [{"messages": TALK[:2]}]
+    )
