@@ -17,16 +17,19 @@ from common import (
     rendering,
     stretches,
     templates,
+    text_rendering,
     thinking,
     tokenizers,
     words,
 )  # fmt: skip
+from common.cli import UserError, first_process
 from common.masking import Counts
 from common.templates import AnyTemplate
 
+KEY = "key"  # a file that names the tokens which a run trains on
 CODE = (
-    *(cuts, edges, loss_weights, marks, masking, rendering, stretches),
-    *(templates, templates.chats, thinking, tokenizers, words),
+    *(cuts, edges, loss_weights, marks, masking, rendering, stretches, text_rendering),
+    *(templates, templates.chats, templates.tools, thinking, tokenizers, words),
 )  # whose text is part of the key
 
 
@@ -42,17 +45,39 @@ def key_of(rows: Iterable[dict], tokenizer: Any, template: AnyTemplate, settings
     return digest.hexdigest()[:32]
 
 
+def _same(folder: Path, key: str) -> None:
+    """Refuse to go on with a run whose tokens have changed: its order of rows, and which it has seen, would be others.
+
+    What a run trains on is named in folder/KEY.
+    """
+    path = folder / KEY
+    before = path.read_text(encoding="utf-8").strip() if path.exists() else key
+    if before != key and any(folder.parent.glob("checkpoint-*/trainer_state.json")):
+        raise UserError(
+            f"{folder.parent} holds a run that stopped, and its data, tokenizer, template or the code that encodes "
+            "them have changed since; put them back, choose another --output_dir, or add --overwrite"
+        )
+    if first_process():
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(key + "\n", encoding="utf-8")
+
+
 def encode(
     rows: Iterable[dict], tokenizer: Any, template: AnyTemplate, settings: dict[str, Any], folder: Path
 ) -> tuple[Any, Counts]:
     """What masking.encode returns, from `folder` where it is already there, else made and kept there.
 
     The rows pass through in parts and the result is read from disk as it is used, so memory does not grow with them.
+
+    Raises:
+        UserError: the run that `folder` belongs to has checkpoints of other tokens.
     """
     import datasets
     import pyarrow
 
-    path = folder / f"{key_of(rows, tokenizer, template, settings)}.arrow"
+    key = key_of(rows, tokenizer, template, settings)
+    _same(folder, key)
+    path = folder / f"{key}.arrow"
     record = path.with_suffix(".json")
     if path.exists() and record.exists():
         counts = Counts(**json.loads(record.read_text(encoding="utf-8")))

@@ -1,7 +1,6 @@
 """What a run makes sure of before it trains: that something trains, and that a person has seen what."""
 
 import json
-import re
 import shutil
 from collections.abc import Iterable
 from itertools import islice
@@ -135,7 +134,8 @@ def continues(folder: Path, args: dict[str, Any], resume: bool, overwrite: bool)
     With `overwrite`, what an earlier run wrote is removed first, and nothing else in the folder.
 
     Raises:
-        UserError: the folder holds a run of other arguments, or an unfinished one while --no-resume was given.
+        UserError: the folder holds a run of other arguments, an unfinished one while --no-resume was given, or one
+            whose checkpoints are all damaged.
     """
     path = folder / RUN_FILE
     if overwrite and first_process():
@@ -145,8 +145,6 @@ def continues(folder: Path, args: dict[str, Any], resume: bool, overwrite: bool)
             else:
                 old.unlink(missing_ok=True)
     mine = {name: value for name, value in json.loads(json.dumps(args)).items() if name not in FREE}
-    found = sorted(folder.glob("checkpoint-*"), key=lambda place: int(re.sub(r"\D", "", place.name) or 0))
-    found = [place for place in found if not overwrite and (place / "trainer_state.json").exists()]
     if path.exists() and not overwrite:
         theirs = json.loads(path.read_text(encoding="utf-8"))
         other = [name for name in mine if mine[name] != theirs.get(name)]
@@ -156,12 +154,13 @@ def continues(folder: Path, args: dict[str, Any], resume: bool, overwrite: bool)
                 f"--output_dir {folder} holds a run with other arguments ({changes}); "
                 "choose another folder or add --overwrite"
             )
-        if found and not resume:
-            raise UserError(
-                f"--output_dir {folder} holds a run that stopped; resume it, choose another, or --overwrite"
-            )
+    from common import resuming
+
+    found = None if overwrite else resuming.newest(folder)
+    if found and not resume:
+        raise UserError(f"--output_dir {folder} holds a run that stopped; resume it, choose another, or --overwrite")
     path.write_text(json.dumps(mine, indent=1) + "\n", encoding="utf-8")
-    if found and resume:
-        print(f"going on from {found[-1]}")
-        return str(found[-1])
+    if found:
+        print(f"going on from {found}")
+        return str(found)
     return None

@@ -47,9 +47,10 @@ class Meter:
         return {name: getattr(self, name) for name in ("loss", "evaluations", "parts", *SUMS)}
 
     def go_on(self, state: dict[str, Any]) -> None:
-        """The run stopped with this state: what it measured until then counts. The base was evaluated again."""
+        """The run stopped with this state: what it measured until then counts. The base was evaluated again, which gives
+        another loss where prefixes or prompts begin at random."""
         self.loss, self.parts = state["loss"], state["parts"]
-        self.evaluations += [[step, loss] for step, loss in state["evaluations"] if step]
+        self.evaluations = state["evaluations"] or self.evaluations
         for name in SUMS:
             setattr(self, name, state[name])
         self._before = self.seconds

@@ -54,6 +54,7 @@ UNHEARD = {
     "do_train": "a recipe trains and evaluates",
     "do_eval": "a recipe trains and evaluates; eval_strategy=no load_best_model_at_end=false saves the time between",
     "do_predict": "a recipe trains and evaluates: tunebook eval scores a test set",
+    "save_only_model": "a run could not go on: a checkpoint needs its optimizer and schedule",
     "resume_from_checkpoint": "--resume goes on with the run of output_dir",
     "local_rank": "torchrun and accelerate launch set it",
 }

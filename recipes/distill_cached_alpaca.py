@@ -51,7 +51,7 @@ def main(args: Args) -> dict:
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
     from trl import SFTConfig, SFTTrainer
 
-    from common import callbacks, defaults, distillation, generation, lora, losses, serving, targets, teaching
+    from common import callbacks, defaults, distillation, generation, lora, losses, resuming, serving, targets, teaching
 
     blend = losses.Blend(args.alpha, args.temperature, args.beta)
     overrides = cli.overrides(args.sft, SFTConfig, written=set(vars(args)), unheard=distillation.UNHEARD)
@@ -135,7 +135,7 @@ def main(args: Args) -> dict:
 
     meter = callbacks.measure(trainer, folder / "log.jsonl")
     callbacks.evaluate(trainer)
-    trainer.train(resume_from_checkpoint=checkpoint)
+    resuming.train(trainer, checkpoint)
     callbacks.evaluate(trainer)
 
     base, result = (models.locate(args.model), folder / "adapter") if args.lora_r else (None, folder / "model")

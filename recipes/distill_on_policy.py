@@ -39,7 +39,7 @@ class Args:
 
 
 def main(args: Args) -> dict:
-    from common import checks, data, loading, loss_weights, masking, mix, models, report, templates
+    from common import checks, data, loading, loss_weights, masking, mix, models, report, resuming, templates
     from evals import harness
 
     models.locate(args.model, args.max_length)
@@ -130,7 +130,7 @@ def main(args: Args) -> dict:
         return expected
 
     watch = on_policy.measure(trainer, folder / "log.jsonl")
-    trainer.train(resume_from_checkpoint=checkpoint)
+    resuming.train(trainer, checkpoint)
 
     base, result = (models.locate(args.model), folder / "adapter") if args.lora_r else (None, folder / "model")
     trainer.save_model(str(result))

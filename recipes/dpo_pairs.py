@@ -52,7 +52,7 @@ def main(args: Args) -> dict:
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
     from trl import DPOConfig, DPOTrainer
 
-    from common import adapted, callbacks, defaults, generation, lora, serving
+    from common import adapted, callbacks, defaults, generation, lora, resuming, serving
 
     overrides = cli.overrides(args.sft, DPOConfig, written=set(vars(args)))
     checkpoint = checks.continues(folder, vars(args), args.resume, args.overwrite)
@@ -134,7 +134,7 @@ def main(args: Args) -> dict:
     rewards.take("before")
     meter = callbacks.measure(trainer, folder / "log.jsonl", alignment.pairs_of)
     callbacks.evaluate(trainer)
-    trainer.train(resume_from_checkpoint=checkpoint)
+    resuming.train(trainer, checkpoint)
     callbacks.evaluate(trainer)
 
     trainer.save_model(str(folder / "adapter"))

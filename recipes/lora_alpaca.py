@@ -47,7 +47,7 @@ def main(args: Args) -> dict:
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
     from trl import SFTConfig, SFTTrainer
 
-    from common import callbacks, defaults, generation, lora, loss_weights, serving
+    from common import callbacks, defaults, generation, lora, loss_weights, resuming, serving
 
     overrides = cli.overrides(args.sft, SFTConfig, written=set(vars(args)))
     checkpoint = checks.continues(folder, vars(args), args.resume, args.overwrite)
@@ -128,7 +128,7 @@ def main(args: Args) -> dict:
 
     meter = callbacks.measure(trainer, folder / "log.jsonl")
     callbacks.evaluate(trainer)
-    trainer.train(resume_from_checkpoint=checkpoint)
+    resuming.train(trainer, checkpoint)
     callbacks.evaluate(trainer)
 
     trainer.save_model(str(folder / "adapter"))

@@ -47,7 +47,7 @@ def main(args: Args) -> dict:
     from peft import PrefixTuningConfig, get_peft_model
     from trl import SFTConfig, SFTTrainer
 
-    from common import callbacks, defaults, generation, loss_weights, serving, settings
+    from common import callbacks, defaults, generation, loss_weights, resuming, serving, settings
 
     overrides = cli.overrides(args.sft, SFTConfig, written=set(vars(args)), unheard=settings.PREFIXES)
     checkpoint = checks.continues(folder, vars(args), args.resume, args.overwrite)
@@ -125,7 +125,7 @@ def main(args: Args) -> dict:
 
     meter = callbacks.measure(trainer, folder / "log.jsonl")
     callbacks.evaluate(trainer)
-    trainer.train(resume_from_checkpoint=checkpoint)
+    resuming.train(trainer, checkpoint)
     callbacks.evaluate(trainer)
 
     trainer.save_model(str(folder / "adapter"))

@@ -3,6 +3,8 @@
 import json
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from common import checks
 from common.cli import Refused, UserError
@@ -12,8 +14,12 @@ ARGS = {"model": "pocket", "learning_rate": 0.1, "report_to": "none"}
 
 
 def checkpoint(folder, step):
-    (folder / f"checkpoint-{step}").mkdir()
-    (folder / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
+    place = folder / f"checkpoint-{step}"
+    place.mkdir()
+    (place / "trainer_state.json").write_text("{}")
+    save_file({"weight": torch.zeros(2)}, place / "adapter_model.safetensors")
+    for name in ("optimizer.pt", "scheduler.pt"):
+        torch.save({}, place / name)
 
 
 @pytest.mark.parametrize(

@@ -42,3 +42,14 @@ def test_a_copy_stops_where_the_held_out_loss_no_longer_falls(tmp_path):
     kept, saved = load_file(best), load_file(elsewhere / "out" / "adapter" / "adapter_model.safetensors")
     assert kept.keys() == saved.keys() and all(torch.equal(kept[name], saved[name]) for name in kept)
     assert report["eval"]["loss"] == last == pytest.approx(min(losses), abs=1e-6)
+
+    # Killed before its report was written, it does not train on.
+    held = (elsewhere / "out" / "report.json").read_text()
+    for name in ("report.json", "report.html", "adapter/adapter_model.safetensors"):
+        (elsewhere / "out" / name).unlink()
+    again = forked.run(copy, *flags, *more, cwd=elsewhere)
+    assert again.returncode == 0 and f"all {steps[-1]} steps are trained" in again.stdout, again.stderr[-3000:]
+    twice = load_file(elsewhere / "out" / "adapter" / "adapter_model.safetensors")
+    assert all(torch.equal(twice[name], saved[name]) for name in saved)
+    found = json.loads((elsewhere / "out" / "report.json").read_text())
+    assert found["train"]["steps"] == steps[-1] and found["eval"] == json.loads(held)["eval"]

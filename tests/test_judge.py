@@ -660,7 +660,7 @@ def test_models_answer_and_a_model_judges(serve, tmp_path, monkeypatch):
     server = serve(longer)
     report = judged(server, ("pocket", teacher), out, *words)
     assert report["pairs"] == 5 and report["base"]["unanswered"] == report["tuned"]["unanswered"] == 1
-    for note in ("leaves no room", "template alpaca", "later questions of 1 were asked without the first"):
+    for note in ("leaves no room", "template alpaca"):
         assert any(note in found for found in report["base"]["notes"]), note
     assert [item["tuned"] for item in report["items"]][:2] == [["cats"], ["dogs"]]
     said = (out / "answers.jsonl").read_text()

@@ -213,6 +213,8 @@ def test_a_held_out_loss_is_a_mean_over_pairs():
         class model:
             config = LlamaConfig()
 
+        args = get_eval_dataloader = None
+
         def prediction_step(self, model, inputs):
             return torch.tensor(inputs["loss"]), None, None
 
