@@ -47,7 +47,7 @@ class Meter:
         return {name: getattr(self, name) for name in ("loss", "evaluations", "parts", *SUMS)}
 
     def go_on(self, state: dict[str, Any]) -> None:
-        """The run stopped with this state: what it measured until then counts. The base was evaluated again, which gives
+        """The run stopped with this state: what it measured until then counts. The base was evaluated again, with
         another loss where prefixes or prompts begin at random."""
         self.loss, self.parts = state["loss"], state["parts"]
         self.evaluations = state["evaluations"] or self.evaluations
