@@ -9,9 +9,8 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from common.checkpoints import STATE
 from common.cli import UserError, first_process
-
-STATE = "trainer_state.json"  # written last into a checkpoint
 
 
 class _Ended(Exception):
@@ -86,7 +85,10 @@ def damage(checkpoint: Path) -> str:
     if not (weights := sorted(checkpoint.rglob("*.safetensors"))):
         return "no weights (.safetensors) are in it"
     for index in checkpoint.glob("*.index.json"):
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        try:
+            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return f"{index.name} is not what lists the files of weights"
         if lost := sorted(names - {path.name for path in weights}):
             return f"{lost[0]} is not there"
     by_loop = bool(list(checkpoint.glob("random_states_*")))
@@ -119,6 +121,6 @@ def _whole_tensors(path: Path) -> bool:
         if header is None:
             return False
         ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-    except (struct.error, ValueError, KeyError, TypeError, UnicodeDecodeError):
+    except (struct.error, ValueError, LookupError, TypeError, AttributeError):
         return False
     return size == 8 + length + max(ends, default=0)

@@ -196,7 +196,7 @@ class Fit:
         tools, reasons = tools or [], {}
         for form, flat in itertools.product(self.forms, self.flats):
             try:
-                lost_call, lost_tool = self._lost(turns, tools, form, flat, options)
+                lost_call, lost_tool, named = self._lost(turns, tools, form, flat, options)
             except chats.Unstable as error:
                 reasons.setdefault("refused", str(error))
                 continue
@@ -206,7 +206,7 @@ class Fit:
                 return [form.turn(turn) for turn in turns], _shaped(tools, flat) or None
             reasons.setdefault("call" if lost_call else "tool", lost_call or lost_tool)
             if not lost_call and flat == self.flats[-1]:
-                if "leaves out tool" in lost_tool and (_calls(turns) or self._writes_calls):
+                if not named and (_calls(turns) or self._writes_calls):
                     self.unwritten = True
                     return [form.turn(turn) for turn in turns], tools
                 break  # every other form of the calls would leave out the tools as well
@@ -228,14 +228,16 @@ class Fit:
 
     def _lost(
         self, turns: list[dict], tools: list[dict], form: Form, flat: bool, options: dict[str, Any] | None
-    ) -> tuple[str, str]:
-        """What the template does not write of the calls and of the tools in that form; empty where it writes all."""
+    ) -> tuple[str, str, bool]:
+        """What the template does not write of the calls and of the tools in that form, empty where it writes all; and
+        whether it names any tool."""
         marked = [form.turn(_marked_turn(turn, place)) for place, turn in enumerate(turns)]
         shaped = _shaped([_marked_tool(tool, place) for place, tool in enumerate(tools)], flat)
         text = chats.render(self.template, marked, shaped or None, options=options)
         calls = (_lost_call(turn, place, text, form) for place, turn in enumerate(turns))
         defined = (_lost_tool(tool, place, text) for place, tool in enumerate(tools))
-        return next(filter(None, calls), ""), next(filter(None, defined), "")
+        named = any(_mark(place, "name") in text for place in range(len(tools)))
+        return next(filter(None, calls), ""), next(filter(None, defined), ""), named
 
     def _refusal(self, reason: str, turns: list[dict], options: dict[str, Any] | None) -> str:
         """With a remedy where the template takes the conversation without its calls, their answers and the tools."""

@@ -5,7 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from common import rendering, templates
+from common import cache, rendering, templates
 
 REPORT = "report.json"
 
@@ -57,16 +57,13 @@ def seen(folder: str, rows: list[dict], tokenizer: Any) -> tuple[int, Path] | No
 
 
 def _tokens(run: Path) -> list[Path]:
-    """The file of rows that the run was trained on, or all that it has where none has as many tokens as it."""
-    data = report(run).get("data") or {}
-    files = sorted((run / "tokens").glob("*.arrow"))
-    right = []
-    for file in files:
-        record = file.with_suffix(".json")
-        counts = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
-        if all(counts.get(name) == data.get(name) for name in ("rows", "kept", "tokens")):
-            right.append(file)
-    return right or files
+    """The file of rows that the run was trained on, as the run names it; all that it has where it names none."""
+    key = run / "tokens" / cache.KEY
+    if key.exists():
+        files = [key.with_name(f"{key.read_text(encoding='utf-8').strip()}.arrow")]
+    else:
+        files = sorted((run / "tokens").glob("*.arrow"))
+    return [file for file in files if file.exists()]
 
 
 def _keys(file: Path) -> Any:

@@ -80,6 +80,16 @@ def cut(path):
         ("optimizer.pt", cut, "optimizer.pt is cut off"),
         ("optimizer.pt", Path.unlink, "optimizer.pt is not there"),
         ("scheduler.pt", Path.unlink, "scheduler.pt is not there"),
+        (
+            "adapter_model.safetensors",
+            lambda path: path.write_bytes((2).to_bytes(8, "little") + b"[]"),
+            "adapter_model.safetensors is cut off",
+        ),
+        (
+            "model.safetensors.index.json",
+            lambda path: path.write_text("["),
+            "model.safetensors.index.json is not what lists",
+        ),
         ("trainer_state.json", lambda path: path.write_text("{"), "trainer_state.json is no JSON"),
     ],
 )
