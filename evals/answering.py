@@ -9,7 +9,7 @@ from typing import Any
 from common import adapted, models, templates
 from common.cli import UserError
 from common.decoding import Decoding
-from evals.journal import Journal, key_of
+from evals.journal import ResponseCache, key_of
 from evals.questions import Answers, Question
 
 TOGETHER = 32  # conversations that are answered at a time, and kept when all their turns are
@@ -17,7 +17,7 @@ WEIGHTS = 1 << 20  # bytes from which a file is known by its size and time, not 
 
 
 @dataclass
-class Side:
+class ModelOutputs:
     """One of the two that are compared.
 
     Attributes:
@@ -33,7 +33,7 @@ class Side:
     notes: list[str] = field(default_factory=list)
 
 
-def from_file(path: str, flag: str, questions: list[Question]) -> Side:
+def from_file(path: str, flag: str, questions: list[Question]) -> ModelOutputs:
     """The answers that a file has.
 
     Raises:
@@ -48,7 +48,7 @@ def from_file(path: str, flag: str, questions: list[Question]) -> Side:
             f"{flag} {path}: no answer to {len(missing)} of {len(questions)} questions (first: {first}). An answer "
             "belongs to a question by its text or question_id, and needs as many turns"
         )
-    return Side(given.name, answers)
+    return ModelOutputs(given.name, answers)
 
 
 class Model:
@@ -78,7 +78,7 @@ class Model:
         asked = repr(templates.load(self.template)) if trained_template(self.template) else self.template
         return [[fingerprint(word) for word in words if word], asked, vars(self.decoding)]
 
-    def side(self, questions: list[Question], journal: Journal) -> Side:
+    def side(self, questions: list[Question], journal: ResponseCache) -> ModelOutputs:
         """The answers, from the journal where they are there; the model is loaded only where some are not."""
         shared = self.key()
         asked = [[question.system, question.instruction, question.input, *question.turns] for question in questions]
@@ -86,14 +86,18 @@ class Model:
         missing = [place for place, key in enumerate(keys) if journal.get(key) is None]
         notes = self._answer(questions, keys, missing, journal) if missing else []
         found = [journal.get(key) or {} for key in keys]
-        side = Side(self.word, [None if record["why"] else tuple(record["answers"]) for record in found], notes=notes)
+        side = ModelOutputs(
+            self.word, [None if record["why"] else tuple(record["answers"]) for record in found], notes=notes
+        )
         side.why = {place: record["why"] for place, record in enumerate(found) if record["why"]}
         side.cut = sum(record["cut"] for record in found)
         side.template = ", ".join(sorted({record["template"] for record in found}))
         side.notes.append(f"asked in the template {side.template}")
         return side
 
-    def _answer(self, questions: list[Question], keys: list[str], missing: list[int], journal: Journal) -> list[str]:
+    def _answer(
+        self, questions: list[Question], keys: list[str], missing: list[int], journal: ResponseCache
+    ) -> list[str]:
         from tqdm import tqdm
 
         model = adapted.Adapted(
@@ -126,7 +130,7 @@ def shared_template(base: str, tuned: str) -> str:
     return "" if trained_template(base) else trained_template(tuned)
 
 
-def unlike(base: Side, tuned: Side) -> str:
+def unlike(base: ModelOutputs, tuned: ModelOutputs) -> str:
     """A note where two models were asked in other templates; "" where they were not, or answers are from a file."""
     if not (base.template and tuned.template) or base.template == tuned.template:
         return ""
@@ -195,7 +199,7 @@ def free() -> None:
         torch.cuda.empty_cache()
 
 
-def save(path: Path, questions: list[Question], side: Side) -> None:
+def save(path: Path, questions: list[Question], side: ModelOutputs) -> None:
     """The answers as a file that `tunebook judge` and, where questions have one turn, `tunebook rate` take."""
     rows = []
     for question, answers in zip(questions, side.answers, strict=True):

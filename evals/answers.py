@@ -16,8 +16,8 @@ def side_by_side(before: Task, after: Task, key: tuple[int, str], metric: str) -
         "item": key[0],
         "prompt": text if len(text) <= PROMPT else "… " + text[-PROMPT:],
         "target": target(sample),
-        "before": said(sample | {"filtered_resps": before.heard[metric][key]}, metric),
-        "after": said(twin | {"filtered_resps": after.heard[metric][key]}, metric),
+        "before": said(sample | {"filtered_resps": before.filtered_responses[metric][key]}, metric),
+        "after": said(twin | {"filtered_resps": after.filtered_responses[metric][key]}, metric),
         "before_value": _value(before.values[metric][key]),
         "after_value": _value(after.values[metric][key]),
     }

@@ -8,7 +8,7 @@ import numpy as np
 
 from common.cli import UserError
 from evals import aggregates, answers, paired, pairing, samples
-from evals.samples import Side
+from evals.samples import ModelOutputs
 
 ALPHA = 0.05
 SHOWN = 4  # items won and items lost that are shown of each task
@@ -140,7 +140,7 @@ def _plain(row: Row) -> dict[str, Any]:
     return found
 
 
-def _task(before: Side, after: Side, name: str, wanted: str | None, notes: list[str]) -> list[Row]:
+def _task(before: ModelOutputs, after: ModelOutputs, name: str, wanted: str | None, notes: list[str]) -> list[Row]:
     """All metrics of a task that lm-eval gives a number for; one is the headline."""
     one, other = before.tasks[name], after.tasks[name]
     numbered = [metric for metric in one.values if metric in one.scores and metric in other.scores]
@@ -159,7 +159,9 @@ def _task(before: Side, after: Side, name: str, wanted: str | None, notes: list[
     return list(rows.values())
 
 
-def _groups(before: Side, after: Side, names: list[str], wanted: dict[str, str], rows: list[Row]) -> list[Row]:
+def _groups(
+    before: ModelOutputs, after: ModelOutputs, names: list[str], wanted: dict[str, str], rows: list[Row]
+) -> list[Row]:
     """A row for each outermost group whose number is that of all its items; its tasks are no headlines then."""
     inner = {part for inside in before.groups.values() for part in inside}
     found = []
@@ -188,7 +190,7 @@ def _groups(before: Side, after: Side, names: list[str], wanted: dict[str, str],
     return found
 
 
-def _examples(before: Side, after: Side, names: list[str], row: Row) -> dict[str, list[dict[str, Any]]]:
+def _examples(before: ModelOutputs, after: ModelOutputs, names: list[str], row: Row) -> dict[str, list[dict[str, Any]]]:
     """The items with the greatest gains and losses, with both answers."""
     parts = pairing.leaves(before, row.task) if row.task not in before.tasks else [row.task]
     keys = [(part, key) for part in parts for key in before.tasks[part].values[row.metric]]

@@ -187,7 +187,7 @@ def from_models(words: list[str], prompts: str, limit: int, tokens: int, folder:
     found = [replace(question, turns=question.turns[:1]) for question in questions.spread(found, limit)]
     template = answering.shared_template(*words)
     models = [answering.Model(word, template=template, decoding=Decoding(max_new_tokens=tokens)) for word in words]
-    kept = journal.Journal(folder / "answers.jsonl")
+    kept = journal.ResponseCache(folder / "answers.jsonl")
     try:
         sides = [model.side(found, kept) for model in models]
     finally:

@@ -16,18 +16,18 @@ def key_of(*parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-class Journal:
+class ResponseCache:
     """A .jsonl file that only grows, with the last record of each key in memory.
 
-    A line that was cut off by a kill is left as it is, closed with a line end, and counted in `torn`; what stood in it
-    is asked for again. One process at a time: a second one is refused.
+    A line that was cut off by a kill is left as it is, closed with a line end, and counted in `corrupt_lines`; what
+    stood in it is asked for again. One process at a time: a second one is refused.
 
     Raises:
         UserError: the file cannot be opened or written, or another process has it.
     """
 
     def __init__(self, path: Path):
-        self.path, self.torn = path, 0
+        self.path, self.corrupt_lines = path, 0
         self._records: dict[str, dict[str, Any]] = {}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,7 +50,7 @@ class Journal:
                 record = json.loads(line)
                 self._records[record["key"]] = record
             except (ValueError, KeyError, TypeError):
-                self.torn += 1
+                self.corrupt_lines += 1
         if data and not data.endswith(b"\n"):
             self._write(b"\n")
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from evals import verdicts, win_rate
-from evals.answering import Side
-from evals.journal import Journal, key_of
+from evals.answering import ModelOutputs
+from evals.journal import ResponseCache, key_of
 from evals.questions import Question
 from evals.replies import Budget, Messages, Reply, Spent, Stopped
 from evals.verdicts import Pair
@@ -29,7 +29,7 @@ class Judge(Protocol):
 
 
 @dataclass
-class Hearing:
+class Judgments:
     """What was asked and said.
 
     Attributes:
@@ -46,13 +46,13 @@ class Hearing:
 
     def outcome(self, place: int, pair: Pair) -> str | None:
         """One of verdicts.OUTCOMES; None where an order has not been asked."""
-        if pair.same:
-            return "same"
+        if pair.identical:
+            return "identical"
         both = [self.replies.get((place, swapped)) for swapped in ORDERS]
         return None if both[0] is None or both[1] is None else verdicts.outcome(both[0], both[1])
 
 
-def pairs(questions: list[Question], base: Side, tuned: Side) -> list[Pair]:
+def pairs(questions: list[Question], base: ModelOutputs, tuned: ModelOutputs) -> list[Pair]:
     """A pair for each turn of each question that both have answered."""
     found = []
     for number, (question, first, second) in enumerate(zip(questions, base.answers, tuned.answers, strict=True)):
@@ -66,7 +66,7 @@ def pairs(questions: list[Question], base: Side, tuned: Side) -> list[Pair]:
     return found
 
 
-def hear(found: list[Pair], judge: Judge, journal: Journal) -> Hearing:
+def collect(found: list[Pair], judge: Judge, journal: ResponseCache) -> Judgments:
     """Ask the judge of every pair in both orders, but for what the journal has and for equal answers.
 
     Pairs are asked in an order that hangs on nothing but their text, so that what a budget leaves is a fair sample.
@@ -77,18 +77,18 @@ def hear(found: list[Pair], judge: Judge, journal: Journal) -> Hearing:
     """
     from tqdm import tqdm
 
-    hearing = Hearing()
+    judgments = Judgments()
     places: dict[str, list[tuple[int, bool]]] = {}
     prompts: dict[str, Messages] = {}
     for place, pair in sorted(enumerate(found), key=lambda item: _shuffled(item[1])):
-        for swapped in ORDERS if not pair.same else ():
+        for swapped in ORDERS if not pair.identical else ():
             messages = verdicts.prompt(pair, swapped)
             key = key_of(judge.name, judge.request, messages)
             places.setdefault(key, []).append((place, swapped))
             prompts[key] = messages
 
     def take(key: str, reply: Reply) -> None:
-        hearing.replies |= dict.fromkeys(places[key], reply)
+        judgments.replies |= dict.fromkeys(places[key], reply)
 
     missing = []
     for key in places:
@@ -96,7 +96,7 @@ def hear(found: list[Pair], judge: Judge, journal: Journal) -> Hearing:
             missing.append(key)
         else:
             take(key, Reply(record["reply"], record["finish"], record["tokens"]))
-    hearing.kept = len(places) - len(missing)
+    judgments.kept = len(places) - len(missing)
     try:
         for number, reply in tqdm(judge.ask([prompts[key] for key in missing]), "verdicts", len(missing), unit="call"):
             key = missing[number]
@@ -104,11 +104,11 @@ def hear(found: list[Pair], judge: Judge, journal: Journal) -> Hearing:
                 place, swapped = places[key][0]
                 about = {"judge": judge.name, "item": found[place].name, "swapped": swapped}
                 journal.add(key, {**about, "reply": reply.text, "finish": reply.finish, "tokens": reply.tokens})
-            hearing.asked += 1
+            judgments.asked += 1
             take(key, reply)
     except Stopped as stopped:
-        hearing.stopped, hearing.out_of_budget = str(stopped), isinstance(stopped, Spent)
-    return hearing
+        judgments.stopped, judgments.out_of_budget = str(stopped), isinstance(stopped, Spent)
+    return judgments
 
 
 def _shuffled(pair: Pair) -> str:
@@ -116,10 +116,12 @@ def _shuffled(pair: Pair) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def report(found: list[Pair], hearing: Hearing, judge: Judge, base: Side, tuned: Side) -> dict[str, Any]:
+def report(
+    found: list[Pair], judgments: Judgments, judge: Judge, base: ModelOutputs, tuned: ModelOutputs
+) -> dict[str, Any]:
     """All figures, by category and turn, and every item with both replies: what judge.json holds."""
-    heard = [(place, pair, outcome) for place, pair in enumerate(found) if (outcome := hearing.outcome(place, pair))]
-    chosen, outcomes = [pair for _, pair, _ in heard], [outcome for *_, outcome in heard]
+    judged = [(place, pair, outcome) for place, pair in enumerate(found) if (outcome := judgments.outcome(place, pair))]
+    chosen, outcomes = [pair for _, pair, _ in judged], [outcome for *_, outcome in judged]
     total = win_rate.of(chosen, outcomes)
     return {
         "base": _of_side(base),
@@ -127,27 +129,29 @@ def report(found: list[Pair], hearing: Hearing, judge: Judge, base: Side, tuned:
         "judge": {"name": judge.name, "request": judge.request},
         "alpha": ALPHA,
         "pairs": len(found),
-        "not_asked": len(found) - len(heard),
-        "stopped": hearing.stopped,
+        "not_asked": len(found) - len(judged),
+        "stopped": judgments.stopped,
         "total": total,
         "length_controlled": win_rate.length_controlled(chosen, outcomes),
         "verdict": verdict(total),
         "by_category": _by(chosen, outcomes, lambda pair: pair.category),
         "by_turn": _by(chosen, outcomes, lambda pair: f"turn {pair.turn}"),
-        "position": position(hearing),
-        "unread": dict(Counter(why for reply in hearing.replies.values() if (why := unread(reply))).most_common()),
+        "position": position(judgments),
+        "unparsed": dict(
+            Counter(why for reply in judgments.replies.values() if (why := unparsed(reply))).most_common()
+        ),
         "speaks_to_judge": {
             side: sum(verdicts.speaks_to_judge(vars(pair)[side][-1]) for pair in chosen) for side in ("base", "tuned")
         },
         "calls": {
-            "kept": hearing.kept,
-            "answered": hearing.asked,
+            "kept": judgments.kept,
+            "answered": judgments.asked,
             "sent": judge.budget.used_calls,
             "retries": judge.budget.retries,
             "tokens": judge.budget.used_tokens,
             "tokens_unsaid": judge.budget.unsaid,
         },
-        "items": [_item(place, pair, outcome, hearing) for place, pair, outcome in heard],
+        "items": [_item(place, pair, outcome, judgments) for place, pair, outcome in judged],
     }
 
 
@@ -160,13 +164,13 @@ def verdict(total: dict[str, Any]) -> str:
     return "better" if total["rate"] > 0.5 else "worse"
 
 
-def position(hearing: Hearing) -> dict[str, int]:
+def position(judgments: Judgments) -> dict[str, int]:
     """How often the first and the second answer were preferred: what a judge that looks at places would show."""
-    says = [verdicts.read(reply.text) for reply in hearing.replies.values() if reply.text is not None]
+    says = [verdicts.read(reply.text) for reply in judgments.replies.values() if reply.text is not None]
     return {"first": says.count("A"), "second": says.count("B"), "tie": says.count("tie")}
 
 
-def unread(reply: Reply) -> str:
+def unparsed(reply: Reply) -> str:
     """Why a reply holds no verdict that can be read, or ""."""
     if reply.text is None:
         return f"no reply: {reply.failure}"[:200]
@@ -177,11 +181,11 @@ def unread(reply: Reply) -> str:
     return "verdicts that differ" if verdicts.LINE.search(reply.text) else "no line with a verdict"
 
 
-def _of_side(side: Side) -> dict[str, Any]:
+def _of_side(side: ModelOutputs) -> dict[str, Any]:
     return {"name": side.name, "cut": side.cut, "unanswered": len(side.why), "notes": [*side.notes, *_reasons(side)]}
 
 
-def _reasons(side: Side) -> list[str]:
+def _reasons(side: ModelOutputs) -> list[str]:
     counts = Counter(side.why.values())
     return [f"{count:,} of the questions have no answer of it: {why}" for why, count in counts.items()]
 
@@ -203,12 +207,12 @@ def _by(chosen: list[Pair], outcomes: list[str], name: Any) -> dict[str, dict[st
     }
 
 
-def _item(place: int, pair: Pair, outcome: str, hearing: Hearing) -> dict[str, Any]:
-    replies = [hearing.replies.get((place, swapped)) for swapped in ORDERS]
+def _item(place: int, pair: Pair, outcome: str, judgments: Judgments) -> dict[str, Any]:
+    replies = [judgments.replies.get((place, swapped)) for swapped in ORDERS]
     said = [
         None
         if reply is None
-        else {"verdict": verdicts.read(reply.text or ""), "reply": reply.text, "why": unread(reply)}
+        else {"verdict": verdicts.read(reply.text or ""), "reply": reply.text, "why": unparsed(reply)}
         for reply in replies
     ]
-    return {**vars(pair), "outcome": outcome, "longer": pair.longer, "straight": said[0], "swapped": said[1]}
+    return {**vars(pair), "outcome": outcome, "longer": pair.longer, "original": said[0], "swapped": said[1]}

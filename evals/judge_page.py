@@ -7,15 +7,15 @@ import jinja2
 
 from evals.comparison_page import chance
 
-HEADS = ["", "judged", "won", "lost", "tied", "orders disagreed", "equal answers", "unread", "win rate",
+HEADS = ["", "judged", "won", "lost", "tied", "position-inconsistent", "equal answers", "unparsed", "win rate",
          "95 % interval", "characters, base → tuned"]  # fmt: skip
 KINDS = {
     "lost": "Lost: base's answer is better in both orders",
     "won": "Won: the tuned model's answer is better in both orders",
-    "disagreed": "The two orders disagreed: counted as a tie",
+    "position_inconsistent": "The two orders disagreed: counted as a tie",
     "tied": "Tied in both orders",
-    "unread": "A verdict is missing or cannot be read: left out",
-    "same": "Equal answers: a tie, and not asked",
+    "unparsed": "A verdict is missing or cannot be read: left out",
+    "identical": "Equal answers: a tie, and not asked",
 }
 WORDS = {
     "better": "the tuned model's answers are better",
@@ -35,7 +35,9 @@ def interval(row: dict[str, Any]) -> str:
 
 def cells(name: str, row: dict[str, Any]) -> list[str]:
     """A row of the table, in the order of HEADS."""
-    counts = [f"{row[key]:,}" for key in ("judged", "won", "lost", "tied", "disagreed", "same", "unread")]
+    counts = [
+        f"{row[key]:,}" for key in ("judged", "won", "lost", "tied", "position_inconsistent", "identical", "unparsed")
+    ]
     sizes = (row["characters_base"], row["characters_tuned"])
     lengths = "–" if None in sizes else f"{sizes[0]:,.0f} → {sizes[1]:,.0f}"
     return [name, *counts, share(row["rate"]), interval(row), lengths]
@@ -54,8 +56,8 @@ def lines(report: dict[str, Any]) -> list[str]:
         f"win rate {share(total['rate'])} ({interval(total)}), p {chance(total['p'])}: {WORDS[report['verdict']]}",
         length_line(report["length_controlled"]),
         f"{total['judged']:,} judged: {total['won']:,} won, {total['lost']:,} lost, {total['tied']:,} tied, "
-        f"{total['disagreed']:,} ties as the two orders disagreed, {total['same']:,} equal answers; "
-        f"{total['unread']:,} unread and left out",
+        f"{total['position_inconsistent']:,} ties as the two orders disagreed, {total['identical']:,} equal answers; "
+        f"{total['unparsed']:,} unparsed and left out",
     ]
     if total["judged"]:
         found.append(
@@ -80,7 +82,7 @@ def notes(report: dict[str, Any]) -> list[str]:
     if report["not_asked"]:
         left = f"{report['not_asked']:,} of {report['pairs']:,} items are not judged yet"
         found.append(f"{left}; those that are were drawn without regard to what they are about")
-    found += [f"unread, {count:,} replies: {why}" for why, count in report["unread"].items()]
+    found += [f"unparsed, {count:,} replies: {why}" for why, count in report["unparsed"].items()]
     place = report["position"]
     decided = place["first"] + place["second"]
     if decided:

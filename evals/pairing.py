@@ -4,14 +4,14 @@ from typing import Any
 
 from common.cli import UserError
 from evals import prompting
-from evals.samples import Side, Task
+from evals.samples import ModelOutputs, Task
 
 HINT = "; --any_prompt compares them all the same"
 AROUND = 30  # characters shown on each side of where two prompts part
 SETTINGS = {"dtype": "the number type of the weights", "lm_eval": "lm-eval", "transformers": "transformers"}
 
 
-def pair(base: Side, tuned: Side, only: list[str], any_prompt: bool) -> tuple[list[str], list[str]]:
+def pair(base: ModelOutputs, tuned: ModelOutputs, only: list[str], any_prompt: bool) -> tuple[list[str], list[str]]:
     """Names of the tasks that both have alike, and notes on what may move scores all the same.
 
     Args:
@@ -36,7 +36,7 @@ def pair(base: Side, tuned: Side, only: list[str], any_prompt: bool) -> tuple[li
     return names, notes
 
 
-def _names(base: Side, tuned: Side, only: list[str]) -> list[str]:
+def _names(base: ModelOutputs, tuned: ModelOutputs, only: list[str]) -> list[str]:
     missing = [name for name in only if not set(leaves(base, name)) <= set(base.tasks)]
     missing += [name for name in only if not set(leaves(tuned, name)) <= set(tuned.tasks)]
     if missing:
@@ -58,13 +58,13 @@ def _names(base: Side, tuned: Side, only: list[str]) -> list[str]:
     return both
 
 
-def leaves(side: Side, name: str) -> list[str]:
+def leaves(side: ModelOutputs, name: str) -> list[str]:
     """The tasks in a group, at any depth; a task itself."""
     inside = side.groups.get(name)
     return [leaf for part in inside for leaf in leaves(side, part)] if inside else [name]
 
 
-def _same(base: Side, tuned: Side, before: Task, after: Task, any_prompt: bool) -> set[str]:
+def _same(base: ModelOutputs, tuned: ModelOutputs, before: Task, after: Task, any_prompt: bool) -> set[str]:
     """{name} where prompts differ and that is accepted, else nothing.
 
     Raises:
@@ -135,7 +135,7 @@ def _texts(sample: dict) -> list[tuple[str, str]]:
     ]
 
 
-def _template(base: Side, tuned: Side) -> str:
+def _template(base: ModelOutputs, tuned: ModelOutputs) -> str:
     with_template = [side.settings["chat_template"] for side in (base, tuned)]
     if with_template == [False, True]:
         return f" (a chat template was applied after and not before){HINT}"

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from common import adapted, templates
-from evals.samples import Side, Task
+from evals.samples import ModelOutputs, Task
 
 # Fields of an item that follow from how it is asked; the others say which item it is.
 HOW = {"prompt", "asked", "context", "scored", "tokens", "as_trained"}
@@ -32,7 +32,7 @@ def remedy(after: Task) -> str:
     return f"ask both in one: {words}"
 
 
-def note(base: Side, tuned: Side) -> str:
+def note(base: ModelOutputs, tuned: ModelOutputs) -> str:
     """`differ` of the first task that both have and that is asked in unlike templates."""
     both = (name for name in base.tasks if name in tuned.tasks)
     return next((words for name in both if (words := differ(base.tasks[name], tuned.tasks[name]))), "")
@@ -48,7 +48,7 @@ def rekey(before: Task, after: Task) -> None:
     """Give the items of `after` the keys that they have in `before`, by their numbers."""
     keys = {key[0]: key for key in before.items}
     after.items = {keys[key[0]]: sample for key, sample in after.items.items()}
-    for table in (after.values, after.heard):
+    for table in (after.values, after.filtered_responses):
         for metric, found in table.items():
             table[metric] = {keys[key[0]]: value for key, value in found.items()}
 

@@ -64,7 +64,7 @@ def serve(contest: Contest, votes: Votes, port: int) -> None:
 
     # A page elsewhere whose name is made to point here (DNS rebinding) comes with its own name as the host.
     guards = [Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"]), Middleware(Guard)]
-    page = build(Booth(contest, votes))
+    page = build(RatingSession(contest, votes))
     try:
         page.launch(
             server_name="127.0.0.1", server_port=port, share=False, inbrowser=False, quiet=True, ssr_mode=False,
@@ -91,7 +91,7 @@ class Guard:
         await self.app(scope, receive, with_policy)
 
 
-class Booth:
+class RatingSession:
     """What the page asks: which item, which side is A, and what was voted. It keeps nothing of a visitor, so that a
     page that was open when the server ended goes on with the next one."""
 
@@ -152,20 +152,20 @@ def name_of(text: str) -> str:
     return " ".join(text.split())[:LONGEST_NAME]
 
 
-def build(booth: Booth) -> Any:
+def build(session: RatingSession) -> Any:
     """The page: a name, then one item after the other."""
     import gradio
 
     with gradio.Blocks(title="Which answer is better?", analytics_enabled=False) as page:
         gradio.HTML(STYLE)
-        with gradio.Column() as door:
+        with gradio.Column() as welcome:
             name = gradio.Textbox(label="Your name", info="Votes are kept under it; with the same name you go on.",
                                   max_lines=1, elem_id="name")  # fmt: skip
             start = gradio.Button("Start", variant="primary", elem_id="start")
-        with gradio.Column(visible=False) as room:
+        with gradio.Column(visible=False) as main_area:
             progress = gradio.HTML()
             key, rater = gradio.Textbox(visible=False), gradio.Textbox(visible=False)
-            with gradio.Column() as ballot:
+            with gradio.Column() as vote_form:
                 prompt = gradio.HTML()
                 answers, scores = [], {}
                 with gradio.Row():
@@ -186,28 +186,30 @@ def build(booth: Booth) -> Any:
                 save = gradio.Button("Save and go on", variant="primary", elem_id="save")
             gradio.HTML(f'<p class="hint">{KEYS}</p>')
         marks = [*(scores[score, place] for score in SCORES for place in (0, 1)), better]
-        shown = [door, room, ballot, save, key, rater, progress, prompt, *answers, *marks]
-        _connect(gradio, booth, (name, start, back, save, key, rater), marks, shown)
+        shown = [welcome, main_area, vote_form, save, key, rater, progress, prompt, *answers, *marks]
+        _connect(gradio, session, (name, start, back, save, key, rater), marks, shown)
         page.load(None, None, name, js=(Path(__file__).parent / "rating.js").read_text(encoding="utf-8"))
     return page
 
 
-def _connect(gradio: Any, booth: Booth, controls: tuple[Any, ...], marks: list[Any], shown: list[Any]) -> None:
+def _connect(
+    gradio: Any, session: RatingSession, controls: tuple[Any, ...], marks: list[Any], shown: list[Any]
+) -> None:
     """What the buttons do; each answers with all that is shown."""
     name, start, back, save, key, rater = controls
 
     def show(item: Item | None, who: str) -> list[Any]:
-        rated, count = booth.rated(who), len(booth.order)
+        rated, count = session.rated(who), len(session.order)
         head = f"{rated} of {count} rated"
         opened = [gradio.update(visible=False), gradio.update(visible=True)]
         there = gradio.update(visible=item is not None)
         if item is None:
             line = f'<p class="title" data-item="">{head}: all of them. Thank you; you may close this page.</p>'
             return [*opened, there, there, "", who, line, "", "", "", *[None] * len(marks)]
-        place = booth.places[item.key] + 1
-        texts = [item.answers[side] for side in booth.sides(item.key, who)]
+        place = session.places[item.key] + 1
+        texts = [item.answers[side] for side in session.sides(item.key, who)]
         boxes = [as_text(text, f"Answer {letter}") for text, letter in zip(texts, LETTERS, strict=True)]
-        scores, choice = booth.said(item.key, who)
+        scores, choice = session.said(item.key, who)
         marked = ",".join("" if mark is None else str(mark) for mark in (*scores, choice))
         line = f'<p class="hint" data-item="{item.key}" data-marks="{marked}">Item {place} of {count} · {head}</p>'
         return [*opened, there, there, item.key, who, line, as_text(item.prompt, "Prompt"), *boxes, *scores, choice]
@@ -217,23 +219,23 @@ def _connect(gradio: Any, booth: Booth, controls: tuple[Any, ...], marks: list[A
         if not who:
             gradio.Warning("Type a name first.")
             return [gradio.skip()] * len(shown)
-        return show(booth.next(who), who)
+        return show(session.next(who), who)
 
     def keep(item: str, who: str, *said: Any) -> list[Any]:
         missing = [mark.label for mark, value in zip(marks, said, strict=True) if value is None]
         if missing:
             gradio.Warning(f"Not answered yet: {', '.join(missing)}")
             return [gradio.skip()] * len(shown)
-        if item not in booth.items:
+        if item not in session.items:
             raise gradio.Error("This page is of another rating; load it again.")
         try:
-            booth.vote(item, who, list(said[:-1]), said[-1])
+            session.vote(item, who, list(said[:-1]), said[-1])
         except OSError as error:
             raise gradio.Error(f"The vote could not be saved: {error.strerror}") from None
-        return show(booth.next(who), who)
+        return show(session.next(who), who)
 
     def previous(item: str, who: str) -> list[Any]:
-        return show(booth.before(item), who)
+        return show(session.before(item), who)
 
     gradio.on([start.click, name.submit], enter, name, shown)
     save.click(keep, [key, rater, *marks], shown)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from scipy import stats
 
 from evals import paired, prompting
-from evals.samples import Side, Task
+from evals.samples import ModelOutputs, Task
 
 # Task -> what its shares are called, and what a reader would like to see.
 SHARES = {
@@ -51,7 +51,7 @@ class Line:
     points: bool = False  # a difference of shares
 
 
-def lines(side: Side) -> list[Line]:
+def lines(side: ModelOutputs) -> list[Line]:
     """The rows of one model's safety tasks, in a fixed order; those that were not run are not there."""
     found = []
     for name, measures in SHARES.items():
@@ -69,7 +69,7 @@ def lines(side: Side) -> list[Line]:
     return found
 
 
-def quality(side: Side) -> list[Line]:
+def quality(side: ModelOutputs) -> list[Line]:
     """What else was scored: each group, and each task that is in none, by lm-eval's number that speaks for it."""
     grouped = {task for inside in side.groups.values() for task in inside}
     scores = {name: found for name, found in side.group_scores.items() if found and name not in grouped}
@@ -85,7 +85,7 @@ def quality(side: Side) -> list[Line]:
     return lines
 
 
-def _items(side: Side, group: str) -> int:
+def _items(side: ModelOutputs, group: str) -> int:
     inside = side.groups.get(group)
     return sum(_items(side, name) for name in inside) if inside else len(side.tasks[group].items)
 
@@ -123,7 +123,7 @@ def _by_gender(task: Task) -> list[Line]:
     return [*found, gap, unlike]
 
 
-def table(sides: list[Side]) -> tuple[list[str], list[list[str]]]:
+def table(sides: list[ModelOutputs]) -> tuple[list[str], list[list[str]]]:
     """Heads and rows of text: safety and bias, then quality; a column for each of one or two models."""
     heads = ["", "wanted", "items", *(["value"] if len(sides) == 1 else ["before", "after"])]
     rows = []
@@ -158,7 +158,7 @@ def _cell(line: Line | None) -> str:
     return f"{value} ({100 * line.low:{sign}.1f} to {100 * line.high:{sign}.1f})"
 
 
-def notes(sides: list[Side]) -> list[str]:
+def notes(sides: list[ModelOutputs]) -> list[str]:
     """What the numbers can't say, of those that are there."""
     metrics = {metric for side in sides for task in side.tasks if task in SHARES for metric in SHARES[task]}
     metrics = {metric.removeprefix("over_") for metric in metrics}
@@ -173,19 +173,19 @@ def notes(sides: list[Side]) -> list[str]:
     return found
 
 
-def _in_template(side: Side) -> bool:
+def _in_template(side: ModelOutputs) -> bool:
     """Whether the prompts were put into the template of --template or of the training."""
     docs = [item["doc"] for task in side.tasks.values() for item in task.items.values() if "asked" in item["doc"]]
     return bool(docs) and all(doc["asked"] != doc["prompt"] for doc in docs)
 
 
-def markdown(sides: list[Side]) -> str:
+def markdown(sides: list[ModelOutputs]) -> str:
     """The table and its notes for a README."""
     heads, rows = table(sides)
     lined = ["| " + " | ".join(row) + " |" for row in (heads, ["---"] * len(heads), *rows)]
     return "\n".join([*lined, "", *(f"- {note}" for note in notes(sides))]) + "\n"
 
 
-def missing(side: Side) -> list[str]:
+def missing(side: ModelOutputs) -> list[str]:
     """The safety tasks that were not run."""
     return [name for name in SHARES if name not in side.tasks]

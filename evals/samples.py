@@ -16,7 +16,7 @@ HOW = "lm_eval run writes them with --log_samples --output_path FOLDER, a recipe
 @dataclass
 class Task:
     """One task: `items` {(doc_id, doc_hash): sample}; `values` {metric: {(doc_id, doc_hash): what lm-eval wrote}};
-    `heard` the same of the filtered responses that a metric was taken from."""
+    `filtered_responses` the same of the filtered responses that a metric was taken from."""
 
     name: str
     version: Any
@@ -25,12 +25,12 @@ class Task:
     higher: dict[str, bool]
     items: dict[tuple[int, str], dict] = field(default_factory=dict)
     values: dict[str, dict[tuple[int, str], Any]] = field(default_factory=dict)
-    heard: dict[str, dict[tuple[int, str], Any]] = field(default_factory=dict)
+    filtered_responses: dict[str, dict[tuple[int, str], Any]] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)  # what the task was told: template, dataset, ...
 
 
 @dataclass
-class Side:
+class ModelOutputs:
     """What lm-eval wrote of one model: tasks, groups {name: tasks in it} with their scores, and the settings."""
 
     folder: Path
@@ -42,7 +42,7 @@ class Side:
     notes: list[str] = field(default_factory=list)
 
 
-def read(folder: Path) -> Side:
+def read(folder: Path) -> ModelOutputs:
     """Read the newest samples of each task under a folder, with the results that were written with them; of a run's
     folder those after training.
 
@@ -51,7 +51,7 @@ def read(folder: Path) -> Side:
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is a file; name its folder" if folder.is_file() else f"there is no folder {folder}")
-    side, dated = Side(folder), {}
+    side, dated = ModelOutputs(folder), {}
     if (folder / runs.REPORT).exists():
         folder = _of_run(folder)
         side.notes.append(f"{side.folder}: its scores after training, {folder}")
@@ -143,7 +143,7 @@ def _task(name: str, path: Path, results: dict[str, Any]) -> Task:
                     if key in values:
                         raise UserError(f"{path}, line {number}: item {key[0]} is there a second time")
                     values[key] = sample[metric]
-                    task.heard.setdefault(label, {})[key] = sample["filtered_resps"]
+                    task.filtered_responses.setdefault(label, {})[key] = sample["filtered_resps"]
                 task.items.setdefault(key, sample)
             except (ValueError, KeyError, TypeError) as error:
                 what = f"there is no {error}" if isinstance(error, KeyError) else str(error)
@@ -164,7 +164,7 @@ def _scores(found: dict[str, Any]) -> dict[str, float]:
     return scores
 
 
-def _settings(side: Side, task: str, results: dict[str, Any]) -> None:
+def _settings(side: ModelOutputs, task: str, results: dict[str, Any]) -> None:
     """What may move scores although the items are the same; of several result files, the last says it."""
     config = results.get("config", {})
     side.settings |= {

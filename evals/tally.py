@@ -13,7 +13,7 @@ from evals.votes import SCORES, Vote, Votes
 SIGN = {"tuned": 1, "tie": 0, "base": -1}
 
 
-def tally(contest: Contest, votes: Votes) -> dict[str, Any]:
+def summarize(contest: Contest, votes: Votes) -> dict[str, Any]:
     """The summary as plain values; shares and means are over items, each item's being the mean of its raters.
 
     An item is won by the side that more of its raters preferred. The interval of the win rate is Tango's score interval

@@ -32,8 +32,14 @@ LINE = re.compile(
     r"^[\s*_#>`\"'(\[-]*verdict[\s*_`]*[:=][\s*_`\"'(\[]*(?:answer\s+)?(a|b|tie)[\s*_`\"')\].!]*$", re.I | re.M
 )
 THOUGHT = re.compile(r"\A.*</think(?:ing)?>", re.S | re.I)  # what some models write before they answer
-OUTCOMES = ("won", "lost", "tied", "disagreed", "same", "unread")
-SCORES = {"won": 1.0, "lost": 0.0, "tied": 0.5, "disagreed": 0.5, "same": 0.5}  # of the tuned model; unread has none
+OUTCOMES = ("won", "lost", "tied", "position_inconsistent", "identical", "unparsed")
+SCORES = {
+    "won": 1.0,
+    "lost": 0.0,
+    "tied": 0.5,
+    "position_inconsistent": 0.5,
+    "identical": 0.5,
+}  # of the tuned model; unparsed has none
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,7 @@ class Pair:
     system: str = ""
 
     @property
-    def same(self) -> bool:
+    def identical(self) -> bool:
         return self.base == self.tuned
 
     @property
@@ -120,14 +126,14 @@ def speaks_to_judge(text: str) -> bool:
     return bool(re.search(r"\bverdict\s*[:=]|\[\[\s*[AB]\s*\]\]", text, re.I))
 
 
-def outcome(straight: Reply, swapped: Reply) -> str:
+def outcome(original: Reply, swapped: Reply) -> str:
     """Of the tuned model, from the verdicts on both orders; where they differ, it is no win for either.
 
     Source: L. Zheng et al., Judging LLM-as-a-judge with MT-Bench and Chatbot Arena, 2023, section 3.4.
     """
-    says = [read(reply.text) if reply.text is not None else None for reply in (straight, swapped)]
+    says = [read(reply.text) if reply.text is not None else None for reply in (original, swapped)]
     if None in says:
-        return "unread"
+        return "unparsed"
     first = {"A": "lost", "B": "won", "tie": "tied"}[str(says[0])]
     second = {"A": "won", "B": "lost", "tie": "tied"}[str(says[1])]
-    return first if first == second else "disagreed"
+    return first if first == second else "position_inconsistent"

@@ -290,9 +290,9 @@ def test_templates_are_those_of_the_tuned_model_where_the_base_has_none(trained,
     assert answering.shared_template("pocket", str(trained)) == str(trained / "adapter")
     assert answering.shared_template(str(trained), "pocket") == ""
     assert templates.get(str(trained / "adapter")) == ALPACA
-    sides = [answering.Side("a", [], template=name) for name in ("alpaca", "chatml")]
+    sides = [answering.ModelOutputs("a", [], template=name) for name in ("alpaca", "chatml")]
     assert "BASE was asked in the template alpaca, TUNED in chatml" in answering.unlike(*sides)
-    assert answering.unlike(sides[0], sides[0]) == answering.unlike(sides[0], answering.Side("file", [])) == ""
+    assert answering.unlike(sides[0], sides[0]) == answering.unlike(sides[0], answering.ModelOutputs("file", [])) == ""
 
 
 def test_models_that_are_rated_answer_in_one_template(trained, tmp_path):
@@ -315,7 +315,7 @@ def test_a_judge_is_given_answers_in_one_template(trained, tmp_path, monkeypatch
 
     def model(word, base, template, decoding):
         asked[word] = template
-        return SimpleNamespace(side=lambda *_: answering.Side(word, []))
+        return SimpleNamespace(side=lambda *_: answering.ModelOutputs(word, []))
 
     monkeypatch.setattr(answering, "Model", model)
     judge._sides(judge.Args(sides=["pocket", str(trained)]), [], [False, False], tmp_path)

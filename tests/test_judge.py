@@ -20,7 +20,7 @@ from scipy import optimize, special, stats
 from common import commands
 from common.cli import UserError
 from evals import endpoint, judge_page, questions, verdicts, win_rate
-from evals.journal import Journal
+from evals.journal import ResponseCache
 from evals.replies import Budget, Reply
 from evals.verdicts import Pair
 
@@ -126,11 +126,11 @@ def test_a_code_that_an_answer_holds_is_not_used(monkeypatch):
 
 
 def test_both_orders_and_the_reference_are_in_the_prompt():
-    straight, swapped = (
+    original, swapped = (
         verdicts.prompt(pair(reference="old, of course"), order)[0]["content"] for order in (False, True)
     )
-    assert straight.index("\nold\n") < straight.index("\nnew\n") and swapped.index("\nnew\n") < swapped.index("\nold\n")
-    assert "old, of course" in straight and verdicts.REFERENCED in straight
+    assert original.index("\nold\n") < original.index("\nnew\n") and swapped.index("\nnew\n") < swapped.index("\nold\n")
+    assert "old, of course" in original and verdicts.REFERENCED in original
     assert verdicts.REFERENCED not in verdicts.prompt(pair(), False)[0]["content"]
     talk = Pair("1", 0, 2, "", ("Which?", "Why?"), ("old", "as"), ("new", "because"))
     text = verdicts.prompt(talk, False)[0]["content"]
@@ -160,14 +160,14 @@ def test_verdicts_are_read_and_not_guessed(text, said):
 
 
 @pytest.mark.parametrize(
-    ("straight", "swapped", "outcome"),
+    ("original", "swapped", "outcome"),
     [
-        ("A", "B", "lost"), ("B", "A", "won"), ("A", "A", "disagreed"), ("B", "B", "disagreed"), ("tie", "tie", "tied"),
-        ("tie", "A", "disagreed"), ("B", "tie", "disagreed"), ("B", "?", "unread"), (None, "A", "unread"),
+        *(("A", "B", "lost"), ("B", "A", "won"), ("tie", "tie", "tied"), ("B", "?", "unparsed"), (None, "A", "unparsed")),
+        *((*pair, "position_inconsistent") for pair in (("A", "A"), ("B", "B"), ("tie", "A"), ("B", "tie"))),
     ],
 )  # fmt: skip
-def test_two_orders_make_an_outcome(straight, swapped, outcome):
-    replies = [Reply(said and f"Verdict: {said}", failure="" if said else "gone") for said in (straight, swapped)]
+def test_two_orders_make_an_outcome(original, swapped, outcome):
+    replies = [Reply(said and f"Verdict: {said}", failure="" if said else "gone") for said in (original, swapped)]
     assert verdicts.outcome(*replies) == outcome
 
 
@@ -177,7 +177,7 @@ def test_two_orders_make_an_outcome(straight, swapped, outcome):
 def test_a_judge_that_looks_at_places_gives_ties(serve, files, tmp_path):
     report = judged(serve(first), files(BAD, GOOD), tmp_path / "out")
     total = report["total"]
-    assert total["won"] == total["lost"] == 0 and total["disagreed"] == total["judged"] == 20
+    assert total["won"] == total["lost"] == 0 and total["position_inconsistent"] == total["judged"] == 20
     assert total["rate"] == 0.5 and total["p"] == 1 and report["verdict"] == "no difference found"
     assert report["position"] == {"first": 40, "second": 0, "tie": 0}
 
@@ -195,12 +195,12 @@ def test_a_judge_that_likes_length_is_seen_through(serve, files, tmp_path):
 
 
 def test_a_fair_judge_is_believed(serve, files, tmp_path, capsys):
-    base = ["good old"] * 4 + ["poor old"] * 14 + ["same"] * 2
-    tuned = ["poor new"] * 4 + ["good new"] * 14 + ["same"] * 2
+    base = ["good old"] * 4 + ["poor old"] * 14 + ["identical"] * 2
+    tuned = ["poor new"] * 4 + ["good new"] * 14 + ["identical"] * 2
     server = serve(better)
     report = judged(server, files(base, tuned), tmp_path / "out")
     total = report["total"]
-    assert (total["won"], total["lost"], total["same"], total["judged"]) == (14, 4, 2, 20)
+    assert (total["won"], total["lost"], total["identical"], total["judged"]) == (14, 4, 2, 20)
     assert total["rate"] == pytest.approx(0.75) and total["p"] == pytest.approx(stats.binomtest(4, 18).pvalue)
     assert 0.5 < total["low"] < 0.75 < total["high"] < 1 and report["verdict"] == "better"
     assert {name: row["judged"] for name, row in report["by_category"].items()} == {"a": 10, "b": 10}
@@ -256,7 +256,7 @@ def test_a_flaky_server_is_asked_again(serve, files, tmp_path):
 
     server = serve(better, before)
     report = judged(server, files(BAD, GOOD), tmp_path / "out", "--timeout", 0.5, "--retries", 8)
-    assert report["total"]["won"] == 20 and not report["unread"]
+    assert report["total"]["won"] == 20 and not report["unparsed"]
     assert report["calls"]["retries"] == report["calls"]["sent"] - 40 > 10
     assert report["calls"]["sent"] == len(server.bodies) and max(server.answered.values()) == 1
 
@@ -286,15 +286,15 @@ def test_what_a_server_will_not_take_is_counted(serve, files, tmp_path):
     server = serve(better, before)
     report = judged(server, files(BAD, GOOD), tmp_path / "out", "--concurrency", 1)
     if server.prompts.total() - server.answered.total():
-        assert report["total"]["unread"] == 1 and report["total"]["judged"] == 19
-        assert any("too long" in why for why in report["unread"])
+        assert report["total"]["unparsed"] == 1 and report["total"]["judged"] == 19
+        assert any("too long" in why for why in report["unparsed"])
 
 
 def test_verdicts_that_cannot_be_read_are_counted(serve, files, tmp_path):
     server = serve(lambda a, b: "whichever" if "3" in a else better(a, b))
     report = judged(server, files(BAD, GOOD), tmp_path / "out")
-    assert report["total"]["unread"] == 2 and report["total"]["judged"] == 18  # 3 and 13
-    assert report["unread"] == {"no line with a verdict": 4}
+    assert report["total"]["unparsed"] == 2 and report["total"]["judged"] == 18  # 3 and 13
+    assert report["unparsed"] == {"no line with a verdict": 4}
     judged(serve(lambda a, b: "?"), files(BAD, GOOD), tmp_path / "none", code=1)
 
 
@@ -420,17 +420,17 @@ def test_another_judge_or_prompt_is_asked_anew(serve, files, tmp_path):
 
 def test_the_journal(tmp_path):
     path = tmp_path / "kept.jsonl"
-    journal = Journal(path)
+    journal = ResponseCache(path)
     journal.add("a", {"n": "é\ud800\n"})
     with pytest.raises(UserError, match="another process"):
-        Journal(path)
+        ResponseCache(path)
     journal.close()
     path.write_bytes(path.read_bytes() + b'[1]\n{"key": "b", "n')
-    journal = Journal(path)
-    assert journal.torn == 2 and journal.get("a")["n"] == "é\ud800\n" and journal.get("b") is None
+    journal = ResponseCache(path)
+    assert journal.corrupt_lines == 2 and journal.get("a")["n"] == "é\ud800\n" and journal.get("b") is None
     journal.add("b", {"n": 2})
     journal.close()
-    journal = Journal(path)
+    journal = ResponseCache(path)
     assert journal.get("b")["n"] == 2 and len(journal) == 2
     journal.close()
 
@@ -571,8 +571,8 @@ def test_where_there_is_no_length_controlled_rate():
     assert "same length" in win_rate.length_controlled(made([7] * 9), ["won"] * 9)["why"]
     found = win_rate.length_controlled(made(range(5, 25)), ["won"] * 20)
     assert "extrapolated" in found["why"] and found["high"] > 0.99
-    empty = win_rate.of(made([1, 2]), ["unread", "unread"])
-    assert empty["rate"] is None and empty["unread"] == 2
+    empty = win_rate.of(made([1, 2]), ["unparsed", "unparsed"])
+    assert empty["rate"] is None and empty["unparsed"] == 2
 
 
 @pytest.mark.parametrize(("outcome", "rate"), [("tied", 0.5), ("won", 1.0)])
@@ -678,9 +678,9 @@ def test_models_answer_and_a_model_judges(serve, tmp_path, monkeypatch):
         words = ("--judge", judge, "--judge_max_new_tokens", 8, "--output_dir", tmp_path / f"by_{name}")
         run(*files, *words, code=1)
     found = {n: json.loads((tmp_path / f"by_{n}" / "judge.json").read_text()) for n in ("short", "long")}
-    assert found["short"]["calls"]["sent"] == 0 and all("takes 512" in why for why in found["short"]["unread"])
-    assert sum(found["long"]["unread"].values()) == 10 and found["long"]["calls"]["sent"] == 10
-    assert not any("no reply" in why for why in found["long"]["unread"]) and found["long"]["calls"]["tokens"] > 5000
+    assert found["short"]["calls"]["sent"] == 0 and all("takes 512" in why for why in found["short"]["unparsed"])
+    assert sum(found["long"]["unparsed"].values()) == 10 and found["long"]["calls"]["sent"] == 10
+    assert not any("no reply" in why for why in found["long"]["unparsed"]) and found["long"]["calls"]["tokens"] > 5000
     monkeypatch.setattr("common.models.load_plain", None)  # nothing is loaded any more
     run(*files, *words, code=1)
 

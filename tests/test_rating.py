@@ -138,17 +138,17 @@ def test_which_answer_is_a_is_shuffled_by_item_and_rater():
 
 def test_a_vote_comes_back_as_it_was_seen(tmp_path):
     found = many()
-    booth = rating.Booth(found, Votes(tmp_path, write=True))
+    session = rating.RatingSession(found, Votes(tmp_path, write=True))
     for item in found.items:
-        kept = booth.vote(item.key, "ann", [1, 2, 3, 4], "A")
+        kept = session.vote(item.key, "ann", [1, 2, 3, 4], "A")
         side = found.first(item, "ann")
         assert kept.better == kept.first == ("base", "tuned")[side]
         assert kept.helpfulness[side] == 1 and kept.helpfulness[1 - side] == 2
         assert kept.safety[side] == 3 and kept.safety[1 - side] == 4
-        assert booth.said(item.key, "ann") == ([1, 2, 3, 4], "A")
-    assert booth.next("ann") is None and booth.rated("ann") == 20 and booth.next("bob") == booth.order[0]
-    assert booth.before("") == booth.order[-1] and booth.before(booth.order[0].key) == booth.order[0]
-    assert {kept.first for kept in booth.votes.given.values()} == {"base", "tuned"}
+        assert session.said(item.key, "ann") == ([1, 2, 3, 4], "A")
+    assert session.next("ann") is None and session.rated("ann") == 20 and session.next("bob") == session.order[0]
+    assert session.before("") == session.order[-1] and session.before(session.order[0].key) == session.order[0]
+    assert {kept.first for kept in session.votes.given.values()} == {"base", "tuned"}
 
 
 def test_votes_are_on_the_disk_before_the_page_goes_on(tmp_path, monkeypatch):
@@ -249,7 +249,7 @@ def test_the_summary_of_one_rater(tmp_path):
     for item, choice, (a, b, c, d) in zip(found.items, better, scores, strict=False):
         votes.add(vote(item, better=choice, helpfulness=(a, b), safety=(c, d), first="tuned"))
     votes.add(Vote("of another", "ann", "tie", "base", (1, 1), (1, 1)))
-    report = tally.tally(found, votes)
+    report = tally.summarize(found, votes)
     said = report["preference"]
     assert (report["rated"], report["votes"], report["of_other_answers"]) == (30, 30, 1)
     assert (said["won"], said["lost"], said["ties"]) == (18, 6, 6) and said["win_rate"] == pytest.approx(21 / 30)
@@ -274,7 +274,7 @@ def test_several_raters_count_an_item_once(tmp_path):
     for who, choices in {"ann": ["tuned", "tuned", "base"], "bob": ["tuned", "base", "base"], "cy": ["tie"]}.items():
         for item, choice in zip(found.items, choices, strict=False):
             votes.add(vote(item, rater=who, better=choice))
-    report = tally.tally(found, votes)
+    report = tally.summarize(found, votes)
     said = report["preference"]
     assert (said["won"], said["lost"], said["ties"], report["rated"], report["votes"]) == (1, 1, 1, 3, 7)
     assert said["win_rate"] == 0.5 and report["raters"] == {"ann": 3, "bob": 3, "cy": 1}

@@ -51,7 +51,7 @@ class Args:
 
 def main(args: Args) -> dict[str, Any]:
     from evals import answering, judge, questions
-    from evals.journal import Journal
+    from evals.journal import ResponseCache
     from evals.replies import Budget
 
     check(args)
@@ -60,28 +60,32 @@ def main(args: Args) -> dict[str, Any]:
     prompts = args.prompts or (args.sides[files.index(True)] if any(files) else "pocket")
     asked, notes = questions.load(prompts, args.references)
     asked = questions.spread(asked, args.limit)
-    referee = _judge(args, Budget(args.max_calls, args.max_tokens_total))  # refused before models are asked
+    judge_model = _judge(args, Budget(args.max_calls, args.max_tokens_total))  # refused before models are asked
     base, tuned = _sides(args, asked, files, folder)
     found = judge.pairs(asked, base, tuned)
     if not found:
         why = next(iter([*base.why.values(), *tuned.why.values()]), "no questions")
         raise Refused(f"there is no pair of answers to judge: {why}")
     notes += [note] if (note := answering.unlike(base, tuned)) else []
-    journal = Journal(folder / "verdicts.jsonl")
-    notes += [f"{journal.torn} lines of {journal.path} cannot be read and are asked again"] if journal.torn else []
+    journal = ResponseCache(folder / "verdicts.jsonl")
+    notes += (
+        [f"{journal.corrupt_lines} lines of {journal.path} cannot be read and are asked again"]
+        if journal.corrupt_lines
+        else []
+    )
     try:
-        hearing = judge.hear(found, referee, journal)
+        judgments = judge.collect(found, judge_model, journal)
     finally:
         journal.close()
     report = {"asked": {name: getattr(args, name) for name in SAME}, "notes": notes}
-    report |= judge.report(found, hearing, referee, base, tuned)
+    report |= judge.report(found, judgments, judge_model, base, tuned)
     write(folder, report)
     if not report["total"]["judged"]:
         raise Refused(
-            "there is no verdict that can be read: " + (report["stopped"] or "; ".join([*report["unread"]][:3]))
+            "there is no verdict that can be read: " + (report["stopped"] or "; ".join([*report["unparsed"]][:3]))
         )
-    if hearing.stopped and not hearing.out_of_budget:
-        raise Refused(f"the judge has stopped answering: {hearing.stopped}")
+    if judgments.stopped and not judgments.out_of_budget:
+        raise Refused(f"the judge has stopped answering: {judgments.stopped}")
     return report
 
 
@@ -168,7 +172,7 @@ def _sides(args: Args, asked: list[Any], files: list[bool], folder: Path) -> lis
     """Both sides' answers: files first, so that what is wrong with them is told before a model is asked."""
     from common.decoding import Decoding
     from evals import answering
-    from evals.journal import Journal
+    from evals.journal import ResponseCache
 
     flags = ("BASE", "TUNED")
     found: dict[int, Any] = {n: answering.from_file(args.sides[n], flags[n], asked) for n in range(2) if files[n]}
@@ -180,7 +184,7 @@ def _sides(args: Args, asked: list[Any], files: list[bool], folder: Path) -> lis
     template = args.template or ("" if any(files) else answering.shared_template(*args.sides))
     models = {n: answering.Model(args.sides[n], args.model, template, decoding) for n in range(2) if not files[n]}
     for n, model in models.items():
-        journal = Journal(folder / "answers.jsonl")
+        journal = ResponseCache(folder / "answers.jsonl")
         try:
             found[n] = model.side(asked, journal)
         finally:

@@ -52,7 +52,7 @@ def main(args: Args) -> dict[str, Any]:
         print(f"{len(contest.items)} items, {rated}; votes are kept in {votes.path}", flush=True)
         rating.serve(contest, votes, args.port)
     votes.close()
-    report = tally.tally(contest, votes)
+    report = tally.summarize(contest, votes)
     print(*tally.lines(report), sep="\n")
     part = folder / "summary.json.part"
     part.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
