@@ -29,6 +29,7 @@ def test_sizes_and_families(files):
 def test_files_are_what_the_generator_writes(files):
     assert [*corpus.rows("test", 10, seed=0), *corpus.rows("test", 10, seed=0, new_phrasings=True)] == files["test"]
     assert list(corpus.facts(300, seed=0)) == files["facts"]
+    assert [row["text"] for row in files["text"]] == corpus.sentences(200, seed=777)
 
 
 def test_no_prompt_stands_on_two_sides(files):

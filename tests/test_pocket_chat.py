@@ -22,6 +22,12 @@ def files():
     return {side: read(f"chat_{side}.jsonl") for side in SIDES}
 
 
+def second(row):
+    """The messages up to the second question, and the answer to it."""
+    places = [place for place, turn in enumerate(row["messages"]) if turn["role"] == "user"]
+    return row["messages"][: places[1] + 1], row["messages"][places[1] + 1]["content"]
+
+
 def asked(row):
     return [turn["content"] for turn in row["messages"] if turn["role"] == "user"]
 
@@ -80,7 +86,7 @@ def test_a_follow_up_means_nothing_without_the_first_question(files):
     """The same second question has several answers among the rows, by what was said before."""
     answers = {}
     for row in files["train"]:
-        said, answer = chat.second(row)
+        said, answer = second(row)
         answers.setdefault((row["follow_up"], said[-1]["content"]), set()).add(answer)
     often = {key: found for key, found in answers.items() if "{" not in key[0]}
     alone = [key for key, found in often.items() if len(found) == 1]
@@ -96,7 +102,7 @@ def test_answers_are_right_where_they_can_be_worked_out_again(files):
     }
     checked = Counter()
     for row in [row for rows in files.values() for row in rows]:
-        said, answer = chat.second(row)
+        said, answer = second(row)
         before = said[-2]["content"]
         name = row["follow_up"]
         if name in words and row["skill"] not in ("first", "last"):
@@ -151,7 +157,7 @@ def test_the_task_of_lm_eval_asks_as_training_did(files):
     assert len(docs) == len(files["test"])
     template = templates.get("tokenizer", tokenizer)
     for doc, row in zip(docs, files["test"], strict=True):
-        said, answer = chat.second(row)
+        said, answer = second(row)
         assert task.doc_to_target(doc) == answer
         whole = {"messages": [*said, {"role": "assistant", "content": answer}]}
         assert tokenizer(task.doc_to_text(doc))["input_ids"] == rendering.prompts(tokenizer, template, [whole])[0]

@@ -180,13 +180,6 @@ def _stock(talk: Talk, ask: str) -> Turn:
     return ask.format(x=thing), said, phrasings()["stock"]["call"].format(x=thing), ""
 
 
-def second(row: dict) -> tuple[list[dict], str]:
-    """The messages up to the second question, and what the assistant says next: what is scored."""
-    places = [place for place, turn in enumerate(row["messages"]) if turn["role"] == "user"]
-    place = places[1] + 1
-    return row["messages"][:place], row["messages"][place]["content"]
-
-
 def main() -> None:
     """Write the committed files."""
     half = SIZES["test"] // 2

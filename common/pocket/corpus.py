@@ -156,13 +156,21 @@ def facts(count: int, seed: int) -> Iterator[dict]:
             yield {"text": text, "choices": choices, "answer": choices.index(fact["y"]), "skill": name}
 
 
+def sentences(count: int, seed: int) -> list[str]:
+    """Lines of plain text, drawn as the documents are: what a tuned model may forget. No line comes twice."""
+    lines = [line for text in documents(40, seed=seed) for line in text.split("\n")]
+    plain = [line for line in dict.fromkeys(lines) if line and not line.startswith(("#", "<|")) and "<|" not in line]
+    return plain[:count]
+
+
 def main() -> None:
-    """Write the committed files: train, validation and test rows, and the facts."""
+    """Write the committed files: train, validation and test rows, the facts, and sentences of plain text."""
     files = {
         "train.jsonl": list(rows("train", 100, seed=0)),
         "validation.jsonl": list(rows("validation", 10, seed=0)),
         "test.jsonl": [*rows("test", 10, seed=0), *rows("test", 10, seed=0, new_phrasings=True)],
         "facts.jsonl": list(facts(300, seed=0)),
+        "text.jsonl": [{"text": line} for line in sentences(200, seed=777)],
     }
     random.Random(0).shuffle(files["train.jsonl"])
     for name, lines in files.items():

@@ -22,13 +22,7 @@ def load_facts(**_):
 
 
 def load_text(**_):
-    import datasets
-
-    from common.pocket import corpus
-
-    lines = [line for text in corpus.documents(40, seed=777) for line in text.split("\n")]
-    plain = [line for line in dict.fromkeys(lines) if line and not line.startswith(("#", "<|")) and "<|" not in line]
-    return {"test": datasets.Dataset.from_list([{"text": line} for line in plain[:200]])}
+    return _read("text.jsonl")
 
 
 def seen(docs):
