@@ -16,7 +16,7 @@ def read(name):
 
 @pytest.fixture(scope="module")
 def files():
-    return {name: read(f"{name}.jsonl") for name in ("train", "validation", "test", "facts")}
+    return {name: read(f"{name}.jsonl") for name in ("train", "validation", "test", "facts", "text")}
 
 
 def test_sizes_and_families(files):
