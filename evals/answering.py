@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from common import adapted, models, templates
-from common.cli import UserError
 from common.decoding import Decoding
+from common.errors import UserError
 from evals.journal import Journal, key_of
 from evals.questions import Answers, Question
 
