@@ -31,7 +31,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from common import cli
+from common import cli, errors
 
 ASKED = {"packed / naive": 4.0, "packed / TRL": 1.6, "bucketed / TRL": 1.5}  # least ratios of speeds
 
@@ -192,7 +192,7 @@ def measure(model: Any, ways: dict[str, Way], args: Args) -> dict[str, dict[str,
     from common import attention
 
     if not attention.by_document(model):
-        raise cli.Refused(f"{args.model} cannot attend by document")
+        raise errors.CheckFailed(f"{args.model} cannot attend by document")
     optimizer = torch.optim.AdamW(
         [weight for weight in model.parameters() if weight.requires_grad], lr=1e-4, fused=True
     )

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common import cli
+from common.errors import CheckFailed
 
 METHODS = ("full", "lora", "qlora")
 QUOTED = "quoted for checkpointing: 60 % less memory, 20 % slower"
@@ -69,7 +70,7 @@ def main(args: Args) -> dict:
     off = [run for run in runs if abs(run["peak_error"]) > PEAK or abs(run["seconds_error"]) > SECONDS]
     if off and not args.quick:
         names = ", ".join(name(run) for run in off)
-        raise cli.Refused(f"over {PEAK:.0%} of memory or {SECONDS:.0%} of time: {names}")
+        raise CheckFailed(f"over {PEAK:.0%} of memory or {SECONDS:.0%} of time: {names}")
     return result
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from common import models, templates, tokenizers
-from common.cli import UserError, nearest
+from common.errors import UserError, nearest
 
 PEFT, OURS = "adapter_config.json", "bottleneck.json"  # what tells an adapter of PEFT, and one of common/adapters.py
 NONE = "none"  # the name of no adapter

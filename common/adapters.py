@@ -22,7 +22,7 @@ import safetensors.torch
 import torch
 
 from common.bottlenecks import ACTIVATIONS, ATTENTION, MLP, Attached, Bottleneck, parts
-from common.cli import UserError, nearest
+from common.errors import UserError, nearest
 
 CONFIG, WEIGHTS, VERSION = "bottleneck.json", "bottleneck.safetensors", 1
 FIELDS = ("bottleneck", "activation", "dropout", "layers", "attention", "mlp")  # arguments of `attach` that are kept

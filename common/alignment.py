@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from common import adapted, models, preference, templates
-from common.cli import UserError
+from common.errors import UserError
 from common.templates import AnyTemplate
 
 TASK = "held_out_pairs"  # as the report calls them among the scores

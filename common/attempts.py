@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from common import memory, parameter_table
-from common.cli import Refused
+from common.errors import CheckFailed
 
 NO_MEMORY = re.compile(
     r"can't allocate memory|not enough memory|bad_alloc|out of memory|could not create a memory", re.I
@@ -26,7 +26,7 @@ def guarded(model: Any, run: Callable, *args: Any) -> Any:
     """run(*args), of which nothing stays but its result; running out of memory is OutOfMemory, whoever says it.
 
     Raises:
-        Refused: the loss depends on nothing that trains.
+        CheckFailed: the loss depends on nothing that trains.
         OutOfMemory: with what the allocator said; the frames that held the failed step's tensors are gone by then.
     """
     try:
@@ -34,7 +34,7 @@ def guarded(model: Any, run: Callable, *args: Any) -> Any:
             return run(*args)
     except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
         if NO_GRAPH in str(error):
-            raise Refused(parameter_table.nothing_reached(model)) from error
+            raise CheckFailed(parameter_table.nothing_reached(model)) from error
         if not isinstance(error, MemoryError) and not NO_MEMORY.search(str(error)):
             raise
         failure = str(error).splitlines()[0] if str(error) else type(error).__name__

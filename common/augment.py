@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from common import categories
-from common.cli import UserError, nearest
 from common.columns import kind, question
 from common.duplicates import normal
+from common.errors import UserError, nearest
 from common.quality import NULLS
 from common.text_models import TextModel
 from common.wordings import wordings

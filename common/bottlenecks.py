@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from common.cli import UserError
+from common.errors import UserError
 
 ATTENTION = ("self_attn", "attn", "attention", "self_attention")  # names of the parts in the models of transformers
 MLP = ("mlp", "feed_forward")

@@ -22,7 +22,8 @@ from common import (
     tokenizers,
     words,
 )  # fmt: skip
-from common.cli import UserError, first_process
+from common.distributed import is_main_process
+from common.errors import UserError
 from common.masking import Counts
 from common.templates import AnyTemplate
 
@@ -57,7 +58,7 @@ def _same(folder: Path, key: str) -> None:
             f"{folder.parent} holds a run that stopped, and its data, tokenizer, template or the code that encodes "
             "them have changed since; put them back, choose another --output_dir, or add --overwrite"
         )
-    if first_process():
+    if is_main_process():
         folder.mkdir(parents=True, exist_ok=True)
         path.write_text(key + "\n", encoding="utf-8")
 

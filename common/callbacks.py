@@ -12,7 +12,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer_pt_utils import LabelSmoother
 
 from common import mixtures, models
-from common.cli import Refused, UserError
+from common.errors import CheckFailed, UserError
 from common.generation import Samples
 from common.masking import IGNORE
 from common.meter import HELD_OUT, Meter
@@ -222,7 +222,7 @@ class Watchdog(TrainerCallback):
         names = ("loss",) if args.fp16 and self.overflows <= HALVINGS else ("loss", "grad_norm")
         for name in names:
             if not math.isfinite(float(logs.get(name, 0.0))):
-                raise Refused(
+                raise CheckFailed(
                     f"{name} is {logs[name]} at step {state.global_step}: training has diverged. Lower --learning_rate "
                     f"(now {args.learning_rate:g}), or lengthen the warm-up; checkpoints in {args.output_dir} are kept"
                 )

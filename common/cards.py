@@ -6,7 +6,7 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 
-from common.cli import UserError
+from common.errors import UserError
 
 GIB = 2**30
 QUERY = "index,uuid,memory.free,compute_cap,name"

@@ -5,7 +5,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from common import thinking
-from common.cli import UserError, nearest
+from common.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from common.templates import ChatTemplate

@@ -9,11 +9,11 @@ from typing import Any
 
 from common import loading
 from common.batches import real
-from common.cli import Refused, UserError, first_process
+from common.distributed import is_main_process, world_size
+from common.errors import CheckFailed, UserError
 from common.isolation import isolation as isolation
 from common.loss_weights import COLUMN
 from common.masking import IGNORE, Counts, show
-from common.models import world_size
 
 RUN_FILE = "run.json"
 # What runs write into their folder; --overwrite removes these and nothing else.
@@ -37,15 +37,15 @@ def refuse(counts: Counts, max_length: int) -> None:
     """Refuse a training set in which nothing, or almost nothing, would be learnt.
 
     Raises:
-        Refused: no row kept, no token trains, or more than nine rows in ten were dropped.
+        CheckFailed: no row kept, no token trains, or more than nine rows in ten were dropped.
     """
     if not counts.kept or not counts.trained_tokens:
-        raise Refused(
+        raise CheckFailed(
             f"nothing would train: {counts.line()}. Raise --max_length (now {max_length}) if rows are too long, "
             "or look at the data's outputs"
         )
     if counts.kept * 10 < counts.rows - counts.dropped["weight_0"]:  # those were not meant to train
-        raise Refused(f"almost nothing would train: {counts.line()}. Raise --max_length (now {max_length})")
+        raise CheckFailed(f"almost nothing would train: {counts.line()}. Raise --max_length (now {max_length})")
 
 
 def losses(counts: Counts, max_length: int) -> list[str]:
@@ -74,7 +74,7 @@ def first_batch(loader: Iterable[dict[str, Any]], tokenizer: Any, debug_batches:
         The row as [[text, trains], ...].
 
     Raises:
-        Refused: no label of the batch trains, or the end token of a row that has answer tokens does not.
+        CheckFailed: no label of the batch trains, or the end token of a row that has answer tokens does not.
         UserError: fewer processes run than were asked for.
     """
     import torch
@@ -86,13 +86,13 @@ def first_batch(loader: Iterable[dict[str, Any]], tokenizer: Any, debug_batches:
     batch = batches[0]
     labels_BT = batch["labels"].cpu()
     if int((labels_BT != IGNORE).sum()) == 0:
-        raise Refused(
+        raise CheckFailed(
             "nothing trains in the first batch: every label is masked. Check the template and the data's outputs"
         )
     # Text of the data never becomes a special token, so one that trains is the end of an answer or of a turn.
     special = [number for number, token in tokenizer.added_tokens_decoder.items() if token.special]
     if not bool(torch.isin(labels_BT, torch.tensor([tokenizer.eos_token_id, *special])).any()):
-        raise Refused("no end token trains in the first batch: the tuned model would never stop")
+        raise CheckFailed("no end token trains in the first batch: the tuned model would never stop")
     keep = real(batch)[0].nonzero().flatten().tolist()
     example = {name: [batch[name][0].tolist()[place] for place in keep] for name in ("input_ids", "labels")}
     view = [[text, trains] for text, trains in show(example, tokenizer)]
@@ -138,7 +138,7 @@ def continues(folder: Path, args: dict[str, Any], resume: bool, overwrite: bool)
             whose checkpoints are all damaged.
     """
     path = folder / RUN_FILE
-    if overwrite and first_process():
+    if overwrite and is_main_process():
         for old in [*folder.glob("checkpoint-*"), *(folder / name for name in WRITTEN)]:
             if old.is_dir():
                 shutil.rmtree(old)

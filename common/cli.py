@@ -1,7 +1,6 @@
 """The command line of a recipe: flags from a dataclass, a YAML file under them, errors that are one plain message."""
 
 import dataclasses
-import difflib
 import logging
 import os
 import re
@@ -11,19 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from common.distributed import is_main_process
+from common.errors import CheckFailed, UserError, nearest
+
 # Ways to cut a model over GPUs: name, variable of `accelerate launch`, fields of TrainingArguments.
 SHARDING = (
     ("FSDP", "ACCELERATE_USE_FSDP", ("fsdp", "fsdp_config")),
     ("DeepSpeed", "ACCELERATE_USE_DEEPSPEED", ("deepspeed",)),
 )
-
-
-class UserError(Exception):
-    """Bad input: the message names the place and the remedy. The command ends with exit code 2."""
-
-
-class Refused(Exception):
-    """The command ran and the answer is no. The command ends with exit code 1."""
 
 
 def run(main: Callable[[Any], Any], args_class: type, argv: list[str] | None = None) -> None:
@@ -33,7 +27,7 @@ def run(main: Callable[[Any], Any], args_class: type, argv: list[str] | None = N
     A launch that cuts the model over several GPUs is refused here, before anything heavy is imported.
     """
     _environment()
-    if not first_process():
+    if not is_main_process():
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  one account of a run; errors are on stderr
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
@@ -43,10 +37,10 @@ def run(main: Callable[[Any], Any], args_class: type, argv: list[str] | None = N
         _refuse_sharding(vars(args))
         _refuse_parting(vars(args))
         main(args)
-    except (UserError, Refused) as error:
+    except (UserError, CheckFailed) as error:
         if debug:
             traceback.print_exc()
-        print(f"{'error' if isinstance(error, UserError) else 'refused'}: {error}", file=sys.stderr)
+        print(f"{'error' if isinstance(error, UserError) else 'check failed'}: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UserError) else 1)
     except KeyboardInterrupt:
         print("stopped by the user; checkpoints that were written are kept", file=sys.stderr)
@@ -87,11 +81,6 @@ def _refuse_parting(args: dict[str, Any]) -> None:
                 "of a turn is the template's own, and is saved as the end token; the template is chosen in the recipe "
                 "(tunebook cp makes a copy)"
             )
-
-
-def first_process() -> bool:
-    """Whether this is the process of a run that prints and writes; the only one, where there is one."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def _environment() -> None:
@@ -191,12 +180,6 @@ def _convert(value: Any, default: Any, annotation: str) -> Any:
     if isinstance(value, (dict, list)):
         raise TypeError
     return str(value)
-
-
-def nearest(name: str, known: Any) -> str:
-    """', nearest is X' for a message, or nothing."""
-    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; the nearest is {found[0]}" if found else ""
 
 
 def overrides(

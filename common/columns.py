@@ -10,11 +10,10 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 from common import dialogue, layouts
-from common.cli import UserError
-from common.dialogue import Fault, sort
+from common.dialogue import Fault
+from common.errors import RowErrors, UserError, type_name
 from common.layouts import NAMES as NAMES
 from common.layouts import REQUIRED, Layout
-from common.problems import Problems
 from common.uses import Uses
 
 Row = dict[str, Any]
@@ -30,7 +29,7 @@ OURS = {"row", "source", *(name for names in REQUIRED.values() for name in names
 class Input(Protocol):
     """What is read from: sources.Source, sources.Joined, or rows of the Hub."""
 
-    def rows(self, problems: Problems) -> Iterator[tuple[int, Any]]: ...
+    def rows(self, problems: RowErrors) -> Iterator[tuple[int, Any]]: ...
     def place(self, number: int) -> str: ...
 
 
@@ -86,8 +85,8 @@ class Table:
             raise UserError(f"--bad_rows {bad_rows}: it can be refuse or drop")
         self.source, self.name, self.drop = source, name, bad_rows == "drop"
         self.cells = getattr(source, "cells", False)
-        self.uses, self.problems = Uses(), Problems(name)
-        peeked = list(itertools.islice(source.rows(Problems(name, drop=True)), PEEKED))
+        self.uses, self.problems = Uses(), RowErrors(name)
+        peeked = list(itertools.islice(source.rows(RowErrors(name, drop=True)), PEEKED))
         values = [value for _, value in peeked if isinstance(value, dict)]
         self.mapped = bool(mapping and values)
         self.layout = layouts.mapped(mapping, values, name) if mapping and values else layouts.detect(values, name)
@@ -101,7 +100,7 @@ class Table:
         self.history = column is not None and self._any(column, values)
 
     def __iter__(self) -> Iterator[Row]:
-        self.problems = problems = Problems(self.name, self.drop)
+        self.problems = problems = RowErrors(self.name, self.drop)
         self.uses = Uses()
         count, kept, incomplete, missing = 0, 0, False, False
         problems.expected = "some rows cannot be trained on"
@@ -135,7 +134,7 @@ class Table:
     def _any(self, column: str, values: list[Row]) -> bool:
         if not any(column in value for value in values):
             return False
-        rows = self.source.rows(Problems(self.name, drop=True))
+        rows = self.source.rows(RowErrors(self.name, drop=True))
         return any(isinstance(value, dict) and dialogue.has_turns(value.get(column)) for _, value in rows)
 
     def _layout(self, value: Row) -> Layout:
@@ -154,7 +153,7 @@ class Table:
 
     def _canonical(self, value: Any, faults: list[Fault]) -> Row:
         if not isinstance(value, dict):
-            faults.append(("", f"is {sort(value)}, expected an object with named fields"))
+            faults.append(("", f"is {type_name(value)}, expected an object with named fields"))
             return {}
         layout = self._layout(value)
         columns = layout.columns

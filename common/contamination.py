@@ -69,7 +69,7 @@ def read(path: str | Path) -> Iterator[Item]:
         UserError: there is no data file at `path`, or one cannot be read.
     """
     from common import sources
-    from common.cli import UserError
+    from common.errors import UserError
 
     path = Path(path)
     files = sorted(file for file in path.rglob("*") if _holds_items(file)) if path.is_dir() else [path]

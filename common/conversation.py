@@ -4,7 +4,7 @@ from itertools import chain
 from typing import Any
 
 from common import chats, rendering
-from common.cli import UserError
+from common.errors import UserError
 from common.templates import AnyTemplate, Template
 
 

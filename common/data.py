@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from common import columns, hub, overlap, sources
-from common.cli import UserError, nearest
 from common.columns import Row, Table
+from common.errors import UserError, first_names, nearest
 from common.pocket import FOLDER as POCKET
-from common.problems import SHOWN
 
 NAMES = ("train", "validation", "test")
 # name of --dataset -> how the names of its files begin
@@ -219,8 +218,7 @@ def sides_of(name: str, want: Want, notes: list[str]) -> dict[str, Any]:
         if own and others:
             notes.append(f"{name}: not read, as their names are no side: {', '.join(others)}")
         if over := sources.passed_over(path):
-            more = f" and {len(over) - SHOWN} more" if len(over) > SHOWN else ""
-            notes.append(f"{name}: not read, as they describe the data or lie deeper: {', '.join(over[:SHOWN])}{more}")
+            notes.append(f"{name}: not read, as they describe the data or lie deeper: {first_names(over)}")
         return dict(own) or {"": sources.read(path, want.header)}
     kind = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
     if path.exists() or kind in sources.KINDS or name.startswith(("/", "./", "../", "~")) or name.count("/") > 1:

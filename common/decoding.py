@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from common.cli import UserError
+from common.errors import UserError
 
 if TYPE_CHECKING:
     import torch

@@ -5,7 +5,7 @@ import re
 from typing import Any
 
 from common import tools
-from common.problems import sort
+from common.errors import type_name
 
 Turn = dict[str, Any]
 Fault = tuple[str, str] | tuple[str, str, str]  # the field, what is wrong with it, and the kind of fault to count it by
@@ -31,7 +31,7 @@ MAY_FOLLOW = {
 def not_text(value: Any) -> str | None:
     """Why a value cannot be used as text, or None."""
     if not isinstance(value, str):
-        return f"is {sort(value)}, expected text"
+        return f"is {type_name(value)}, expected text"
     if not value.isascii():
         try:
             value.encode("utf-8")
@@ -56,7 +56,7 @@ def not_weight(value: Any) -> str | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return f"is {sort(value)}, expected a number from 0"
+        return f"is {type_name(value)}, expected a number from 0"
     if value == 0 or LIGHTEST <= value <= HEAVIEST:
         return None
     said = str(value)
@@ -114,7 +114,7 @@ def with_history(row: dict, history: Any, columns: dict[str, str], faults: list[
     turns: list[Turn] = [{"role": "system", "content": row["system"]}] if row.get("system") else []
     history = _parsed(history)
     if not isinstance(history or [], list):
-        faults.append((columns["history"], f"is {sort(history)}, expected a list of turns{quoted(history)}"))
+        faults.append((columns["history"], f"is {type_name(history)}, expected a list of turns{quoted(history)}"))
         return row
     for place, pair in enumerate(history or [], 1):
         if not isinstance(pair, list) or len(pair) != 2 or any(not_text(text) for text in pair):
@@ -160,7 +160,7 @@ def _turned(value: Any) -> Any:
 def _turns(raw: Any, field: str, faults: list[Fault]) -> list[Turn]:
     raw = _turned(raw)
     if not isinstance(raw, list):
-        faults.append((field, f"is {sort(raw)}, expected a list of turns{quoted(raw)}"))
+        faults.append((field, f"is {type_name(raw)}, expected a list of turns{quoted(raw)}"))
         return []
     if not raw:
         faults.append((field, "is empty, expected at least a user's and an assistant's turn"))
@@ -177,13 +177,15 @@ def _turns(raw: Any, field: str, faults: list[Fault]) -> list[Turn]:
 def _turn(value: Any) -> Turn | str:
     """A turn with `role` and `content`, or what is wrong with it. Keys that are null count as absent."""
     if not isinstance(value, dict):
-        return f"is {sort(value)}, expected an object"
+        return f"is {type_name(value)}, expected an object"
     role_key = _key(value, ("role", "from"))
     text_key = _key(value, ("content", "value", "text"))
     role = value.get(role_key)
     if not isinstance(role, str):
         return (
-            f"`{role_key}` is {sort(role)}" if role_key in value else f"no `role` or `from`; it has {', '.join(value)}"
+            f"`{role_key}` is {type_name(role)}"
+            if role_key in value
+            else f"no `role` or `from`; it has {', '.join(value)}"
         )
     if role.lower() not in ROLES:
         return f"unknown {role_key} {role!r}; known are {', '.join(ROLES)}"

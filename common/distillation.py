@@ -7,7 +7,7 @@ from unittest.mock import patch
 import torch
 
 from common import attention, checks, heads, loss_weights, losses, models, sampling, vocabularies
-from common.cli import UserError
+from common.errors import UserError
 from common.loss_weights import COLUMN
 from common.losses import Blend, Online
 from common.masking import IGNORE
@@ -83,7 +83,7 @@ def arrange(trainer: Any, packing: bool, *others: Any) -> None:
         others: models beside the trainer's that see packed rows.
 
     Raises:
-        Refused: documents of packed rows see each other.
+        CheckFailed: documents of packed rows see each other.
     """
     if packing:
         isolate(trainer, *others)
@@ -96,7 +96,7 @@ def isolate(trainer: Any, *others: Any) -> None:
     """The trainer's model and other ones attend inside the documents of packed rows; proved on its first batch.
 
     Raises:
-        Refused: documents see each other.
+        CheckFailed: documents see each other.
     """
     student = trainer.model
     try:

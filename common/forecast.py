@@ -5,7 +5,8 @@ from typing import Any
 
 from common import fits, memory, parameter_table, saved, trainers
 from common.attempts import OutOfMemory, guarded
-from common.cli import Refused, first_process
+from common.distributed import is_main_process
+from common.errors import CheckFailed
 from common.masking import IGNORE
 from common.rehearsal import Actor, processes, worst
 from common.rehearsal import rehearse as steps
@@ -70,7 +71,7 @@ class Forecast:
 
 def say(text: str) -> None:
     """Print it, in the first process alone."""
-    if first_process():
+    if is_main_process():
         print(text, flush=True)
 
 
@@ -98,7 +99,7 @@ def rehearse(trainer: Any, find_batch_size: bool = False) -> Forecast:
             with as much more accumulation, until it does; the trainer is changed to it.
 
     Raises:
-        Refused: the longest batch does not fit; names it, and what would.
+        CheckFailed: the longest batch does not fit; names it, and what would.
     """
     args = trainer.args
     asked, expected, problem = args.per_device_train_batch_size, None, ""
@@ -113,7 +114,7 @@ def rehearse(trainer: Any, find_batch_size: bool = False) -> Forecast:
         if not problem:
             break
     if expected is None or problem:
-        raise Refused(problem)
+        raise CheckFailed(problem)
     if expected.batch_size != asked:
         was = f"{expected.batch_size} x {expected.accumulation}, where {asked} x "
         say(f"batch size found: {was}{expected.batch_size * expected.accumulation // asked} was asked for")
@@ -131,12 +132,12 @@ def rehearse_loop(actor: Actor, loader: Any, optimizer: Any, max_steps: int, eva
         evaluated: positions of all evaluations of this process.
 
     Raises:
-        Refused: as `rehearse`.
+        CheckFailed: as `rehearse`.
     """
     workload = of_loader(loader, loader.dataset, actor.accumulation, 0, max_steps)
     expected, problem = attempt(actor, workload, name(optimizer), evaluated)
     if problem:
-        raise Refused(problem)
+        raise CheckFailed(problem)
     expected.show()
     return expected
 
@@ -162,7 +163,7 @@ def attempt(
             middle of a step.
 
     Raises:
-        Refused: something that is to train would not (parameter_table.Table).
+        CheckFailed: something that is to train would not (parameter_table.Table).
     """
     rows, width = workload.shape
     sizes, measured, problem, limit = None, None, "", memory.limit()

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from common import chats, mixtures, models, rendering
-from common.cli import UserError
 from common.decoding import Decoding, Halt, Noise
+from common.errors import UserError
 from common.streaming import Pieces, Tokens, before_stop, in_thread
 from common.templates import AnyTemplate, Template
 

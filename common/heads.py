@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from common.cli import UserError
+from common.errors import UserError
 
 
 @dataclass

@@ -7,8 +7,7 @@ import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
-from common.cli import UserError
-from common.problems import Problems
+from common.errors import RowErrors, UserError
 
 PATIENCE = 3  # seconds for a first connection; the Hub's client alone takes half a minute to give up
 SIDES = {"train": "train", "validation": "validation", "valid": "validation", "dev": "validation", "test": "test"}
@@ -21,7 +20,7 @@ class Source:
         self.parts = parts
         self.size = sum(part.data.nbytes for _, part in parts)
 
-    def rows(self, problems: Problems) -> Iterator[tuple[int, Any]]:
+    def rows(self, problems: RowErrors) -> Iterator[tuple[int, Any]]:
         yield from enumerate((row for _, part in self.parts for row in part), 1)
 
     def place(self, number: int) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from common import categories, checks, masking, quality, statistics, tokenizers
-from common.cli import Refused, UserError
+from common.errors import CheckFailed, UserError
 from common.loss_weights import COLUMN
 
 NO_LIMIT = 2**31 - 1
@@ -117,7 +117,7 @@ def refusal(counts: Any, max_length: int | None) -> str | None:
     """Why training would refuse these rows, or None."""
     try:
         checks.refuse(counts, max_length or NO_LIMIT)
-    except Refused as error:
+    except CheckFailed as error:
         return str(error) if max_length else f"nothing would train: {counts.line()}. Look at the data's outputs"
     return None
 

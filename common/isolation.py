@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from common.batches import documents
-from common.cli import Refused
+from common.errors import CheckFailed
 from common.loss_weights import COLUMN
 
 TOKENS = 4096  # so many of a batch are looked at: their logits are held in full, which training does not do
@@ -27,7 +27,7 @@ def isolation(trainer: Any) -> float:
         The largest difference of a logit from the document alone. 0 where no row holds two documents.
 
     Raises:
-        Refused: a document differs by more than rounding gives, or its logits are not finite.
+        CheckFailed: a document differs by more than rounding gives, or its logits are not finite.
     """
     import torch
 
@@ -109,7 +109,7 @@ def _judge(described: str, replaced: Any, alone: Any, rounded: bool) -> None:
         # max() of torch keeps a NaN, and no comparison with one holds.
         worst = (rms / spread).max().item()
         if not worst <= bound:
-            raise Refused(
+            raise CheckFailed(
                 f"packed rows {what} with {described}: a document's logits differ by {worst:.2g} of their spread "
                 f"(root mean square; at most {bound:g} is rounding), one logit by {largest.max().item():.2g}, {when}. "
                 f"{UNPACKED}"

@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from common.cli import UserError, nearest
+from common.errors import UserError, nearest
 
 Row = dict[str, Any]
 Signature = tuple[tuple[str, int], ...]

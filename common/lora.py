@@ -4,7 +4,7 @@ import warnings
 from typing import Any
 
 from common import mixtures, models, module_kinds, parameter_table
-from common.cli import UserError
+from common.errors import UserError
 
 
 def add(model: Any, **config: Any) -> Any:

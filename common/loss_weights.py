@@ -10,7 +10,7 @@ import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from common.cli import UserError
+from common.errors import UserError
 
 COLUMN = "loss_weights"  # of encoded rows and of batches
 Stretch = tuple[int, int, float]  # [start, end) and its weight

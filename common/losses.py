@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from common.cli import UserError
+from common.errors import UserError
 from common.heads import Head, compute_dtype, wide
 from common.masking import IGNORE
 

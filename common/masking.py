@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from common import loss_weights, rendering
-from common.cli import UserError
-from common.problems import REMEDY
+from common.errors import UserError
 from common.templates import AnyTemplate
 
 IGNORE = -100
@@ -156,9 +155,7 @@ def batches(
             yield batch
     counts.noted = dict(render.noted)
     if problems:
-        more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
-        lines = [f"the template {template.name} cannot take these rows:", *problems[:SHOWN], *more, REMEDY]
-        raise UserError("\n  ".join(lines))
+        raise rendering.refused(template, problems)
 
 
 def _to_learn(chunk: list[dict], render: Any, counts: Counts) -> list[tuple[int, dict]]:

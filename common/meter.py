@@ -9,7 +9,7 @@ from typing import Any
 import psutil
 
 from common.batches import real
-from common.cli import first_process
+from common.distributed import is_main_process
 from common.masking import IGNORE
 from common.memory import Peak
 
@@ -100,7 +100,7 @@ class Meter:
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Keep a line of values; show `loss` and `learning_rate` where they are among them."""
-        if first_process():
+        if is_main_process():
             with self.log_file.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, **values}) + "\n")
         for name in PARTS & values.keys():

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from common.cli import UserError
+from common.errors import UserError
 
 if TYPE_CHECKING:
     import datasets

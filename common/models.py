@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from common import generation_defaults, mixtures, module_kinds, parameter_table, tokenizers
-from common.cli import UserError
+from common.errors import UserError
 from common.pocket import FOLDER as POCKET
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -272,17 +272,6 @@ def parameters(model: Any) -> tuple[int, int]:
         total += count
         trainable += count if parameter.requires_grad else 0
     return trainable, total
-
-
-def world_size() -> int:
-    """Processes in this run. Refuses where more were asked for than there are: some launchers start one, silently."""
-    import torch
-
-    asked = int(os.environ.get("WORLD_SIZE", "1"))
-    found = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-    if asked != found:
-        raise UserError(f"{asked} processes were asked for and {found} run; use torchrun --nproc_per_node {asked}")
-    return found
 
 
 def load_plain(name: str, four_bit: bool = False) -> Any:

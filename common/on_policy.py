@@ -64,7 +64,7 @@ def rehearse(trainer: Any, rows: Any, tokenizer: Any, loss: Any) -> tuple[list[l
         loss: (model, batch) -> its loss.
 
     Raises:
-        Refused: as forecast.rehearse_loop and checks.first_batch.
+        CheckFailed: as forecast.rehearse_loop and checks.first_batch.
     """
     args = trainer.args
     size, accumulation = args.per_device_train_batch_size, args.gradient_accumulation_steps

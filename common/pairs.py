@@ -10,11 +10,10 @@ import re
 from typing import Any
 
 from common import columns, data, dialogue, loss_weights
-from common.cli import UserError
 from common.columns import PEEKED, Row
 from common.dialogue import Fault
+from common.errors import RowErrors, UserError, type_name
 from common.layouts import REQUIRED, Layout
-from common.problems import Problems
 from common.uses import Uses
 
 ANSWERS = ("chosen", "rejected")
@@ -54,7 +53,7 @@ class Table(columns.Table):
     ):
         given = dict(mapping or {})
         better, other = self.answers = tuple(given.pop(which, which) for which in ANSWERS)
-        peeked = [value for _, value in itertools.islice(source.rows(Problems(name, drop=True)), PEEKED)]
+        peeked = [value for _, value in itertools.islice(source.rows(RowErrors(name, drop=True)), PEEKED)]
         values = [value for value in peeked if isinstance(value, dict)]
         if values and not any(better in value or other in value for value in values):
             raise UserError(
@@ -126,7 +125,7 @@ class Table(columns.Table):
         if isinstance(asked, str):
             return [{"role": "user", "content": asked}, *turns]
         if not isinstance(asked, list):
-            faults.append((str(self.asks), f"is {dialogue.sort(asked)}, expected the turns before the answer, or text"))
+            faults.append((str(self.asks), f"is {type_name(asked)}, expected the turns before the answer, or text"))
             return turns
         return [*asked, *turns]
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from common import mixtures, module_kinds
-from common.cli import Refused
+from common.errors import CheckFailed
 
 LINES = 12  # of a terminal
 FOUR_BIT = ("attention", "MLP", "shared experts", "experts")  # kinds of weights that 4 bits are for
@@ -65,7 +65,7 @@ class Table:
         model: as it will train, its adapters on it.
 
     Raises:
-        Refused: no parameter is to train, or something that a PEFT config names is not in the model.
+        CheckFailed: no parameter is to train, or something that a PEFT config names is not in the model.
     """
 
     def __init__(self, model: Any):
@@ -74,9 +74,9 @@ class Table:
         self._still = set(self._without)
         self._experts: dict[tuple[str, str], Any] = {}  # kind, module -> bool (experts,): which have had a gradient
         if not self._without:
-            raise Refused(f"nothing would train: all {len(self._kinds)} tensors of the model are frozen")
+            raise CheckFailed(f"nothing would train: all {len(self._kinds)} tensors of the model are frozen")
         if lacking := unmatched(model):
-            raise Refused(f"{'; '.join(lacking)}. It would not train: correct the name, or leave it out")
+            raise CheckFailed(f"{'; '.join(lacking)}. It would not train: correct the name, or leave it out")
 
     def see(self) -> None:
         """Note the gradients that are there, after a backward pass."""
@@ -95,7 +95,7 @@ class Table:
         """Count what was seen.
 
         Raises:
-            Refused: a tensor that is to train has had no gradient; experts that no token was sent to are not meant,
+            CheckFailed: a tensor that is to train has had no gradient; experts that no token was sent to are not meant,
                 where others of their kind have had one.
         """
         trained = {name: self._kinds[name] for name, p in self.model.named_parameters() if p.requires_grad}
@@ -105,7 +105,7 @@ class Table:
             group.moved = sum(name not in self._still for name in mine)
             group.unrouted = sum(int((~used).sum()) for (own, _), used in self._experts.items() if own == kind)
         if len(self._without) == len(trained):
-            raise Refused(nothing_reached(self.model))
+            raise CheckFailed(nothing_reached(self.model))
         unrouted = {
             name for name in self._without if mixtures.routed(trained[name]) and self.groups[trained[name]].reached
         }
@@ -113,7 +113,7 @@ class Table:
             self.groups[kind].unrouted += 1
         if lost := [name for name in trained if name in self._without - unrouted]:
             where = ", ".join(dict.fromkeys(trained[name] for name in lost))
-            raise Refused(
+            raise CheckFailed(
                 f"{len(lost)} of the {len(trained)} tensors that are to train get no gradient ({where}): {some(lost)}. "
                 "They would be saved as they are and count as trained: leave them out of the adapters' targets "
                 "(exclude_modules), or freeze them"
@@ -174,8 +174,8 @@ def check_four_bit(model: Any, name: str) -> None:
     and routers are not meant to be; nor, where a quantized checkpoint leaves some out, all layers.
 
     Raises:
-        Refused: all weights of one of these kinds are in more: bitsandbytes quantizes linear layers, and transformers 5
-            keeps the experts of a layer in one tensor that is none.
+        CheckFailed: all weights of one of these kinds are in more: bitsandbytes quantizes linear layers, and
+            transformers 5 keeps the experts of a layer in one tensor that is none.
     """
     found = groups(model)
     wide = [group for kind, group in found.items() if kind in FOUR_BIT and 4 not in group.bits]
@@ -186,7 +186,7 @@ def check_four_bit(model: Any, name: str) -> None:
             f"({in_units(group.bytes)} of {in_units(held)})"
             for group in wide
         ]
-        raise Refused(
+        raise CheckFailed(
             f"--model {name}: 4 bits were asked for and not had: {'; '.join(lines)}. bitsandbytes quantizes linear "
             "layers whose width is a multiple of 64, and no fused experts. Train adapters on all its bits "
             "(lora_alpaca), or name a checkpoint that is in 4 bits already"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from common import footprint
-from common.cli import UserError
+from common.errors import UserError
 from common.rehearsal import Actor
 from common.shapes import replaced, shape
 from common.workload import Workload, of_loader, of_trainer

@@ -13,7 +13,7 @@ from typing import Any
 from unittest.mock import patch
 
 from common import cards, cli, fits
-from common.cli import UserError
+from common.errors import UserError
 from common.planned import Planned, Target, planned, recipe
 from common.shapes import shallow, shape
 from common.workload import Workload
@@ -42,7 +42,7 @@ def plan(file: Path, words: list[str], folder: Path, card: cards.Card | None = N
         card: the GPU that is planned for; None: this device.
 
     Raises:
-        UserError, Refused: what the recipe says of its arguments and data.
+        UserError, CheckFailed: what the recipe says of its arguments and data.
     """
     device = cards.here() if card is None else card
     with patch.dict(os.environ, CUDA_VISIBLE_DEVICES=""):  # before torch: shapes need no GPU

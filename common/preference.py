@@ -9,12 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from common import rendering
-from common.cli import UserError
 from common.columns import Row
 from common.dialogue import INSTRUCTS
-from common.masking import CHUNK, IGNORE, SHOWN, Counts
+from common.masking import CHUNK, IGNORE, Counts
 from common.pairs import FIELDS
-from common.problems import REMEDY
 from common.templates import AnyTemplate
 from common.tokenizers import encoder
 
@@ -61,9 +59,7 @@ def encode(pairs: Iterable[Row], tokenizer: Any, template: AnyTemplate, max_leng
                 counts.special_text += special is not None and bool(special.search(_text(pair)))
                 _add(table, counts, max_length, (number, str(pair.get("source", ""))), better[place], other[place])
     if problems:
-        more = f"\n  and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-        listed = "\n  ".join(problems[:SHOWN]) + more
-        raise UserError(f"the template {template.name} cannot take these rows:\n  {listed}\n  {REMEDY}")
+        raise rendering.refused(template, problems)
     counts.before(Counter(getattr(pairs, "dropped", ())))
     return _dataset(table), counts
 

@@ -207,7 +207,7 @@ def speaks(row: Row, code: str, least: float = 0.9, shortest: int = 40) -> bool:
     Raises:
         UserError: a code that the identifier does not know.
     """
-    from common.cli import UserError
+    from common.errors import UserError
 
     known = set(_identifier().nb_classes)
     if code not in known:

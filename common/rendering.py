@@ -4,7 +4,7 @@ from collections import Counter
 from typing import Any
 
 from common import chats, loss_weights, thinking
-from common.cli import UserError
+from common.errors import REMEDY, UserError, first_lines
 from common.marks import Span
 from common.stretches import Prover
 from common.templates import AnyTemplate, ChatTemplate, Template
@@ -61,6 +61,11 @@ def taken(tokenizer: Any, template: AnyTemplate, rows: list[dict]) -> list[dict]
     """The rows that the template can take."""
     _, bad, _ = renderer(tokenizer, template, "answers")(rows)
     return [row for place, row in enumerate(rows) if place not in bad]
+
+
+def refused(template: AnyTemplate, faults: list[str]) -> UserError:
+    """The error of rows that the template cannot take: "row 3: why" each."""
+    return UserError(f"the template {template.name} cannot take these rows:{first_lines(faults)}\n  {REMEDY}")
 
 
 def answers_nothing(row: dict) -> bool:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from common import saved
-from common.cli import Refused, first_process
+from common.distributed import is_main_process
+from common.errors import CheckFailed
 from common.masking import Counts
 from common.meter import HELD_OUT, Meter
 from common.models import device, parameters
@@ -66,7 +67,7 @@ def write(
             command line that gives the scores after), as harness.Scores has them; distillation, as teaching.join has.
 
     Raises:
-        Refused: what was saved in adapter/ or model/ is not what was to be; the report is there.
+        CheckFailed: what was saved in adapter/ or model/ is not what was to be; the report is there.
     """
     scores = dict(scores)
     taught = scores.pop("distillation", None)
@@ -117,7 +118,7 @@ def _weights(folder: Path, model: Any, expected: dict[str, Any]) -> dict[str, An
     found = {"trainable_parameters": trainable, "all_parameters": every}
     size, result = expected.get("saved"), folder / ("adapter" if (folder / "adapter").exists() else "model")
     if size:
-        size = {**size, "difference": saved.difference(model, result, size["bytes"]) if first_process() else ""}
+        size = {**size, "difference": saved.difference(model, result, size["bytes"]) if is_main_process() else ""}
     return {**found, "parameters": expected.get("parameters", []), "saved": size}
 
 
@@ -160,12 +161,12 @@ def _say(folder: Path, report: dict[str, Any], extra: dict[str, Any], meter: Met
         print(f"the same scores by lm-eval alone: {extra['command']}")
     print(f"report: {folder / 'report.html'}")
     if problem := (report["train"]["saved"] or {}).get("difference"):
-        raise Refused(problem)
+        raise CheckFailed(problem)
 
 
 def _replace(path: Path, text: str) -> None:
     """Write all or nothing; of several processes, the first writes."""
-    if not first_process():
+    if not is_main_process():
         return
     part = path.with_suffix(path.suffix + ".part")
     part.write_text(text, encoding="utf-8")

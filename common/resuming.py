@@ -10,7 +10,8 @@ from typing import Any
 from transformers import TrainerCallback
 
 from common.checkpoints import STATE
-from common.cli import UserError, first_process
+from common.distributed import is_main_process
+from common.errors import UserError
 
 
 class _Ended(Exception):
@@ -67,7 +68,7 @@ def newest(folder: Path) -> Path | None:
             for bad, said in damaged:
                 aside = bad.with_name(f"damaged-{bad.name}")
                 print(f"{bad} is damaged ({said}) and set aside as {aside.name}")
-                if first_process():
+                if is_main_process():
                     bad.rename(aside)
             return place
         damaged.append((place, wrong))

@@ -4,7 +4,7 @@ transformers would refuse after the model is loaded."""
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from common.cli import UserError
+from common.errors import UserError
 
 # What recipes write in their config and transformers holds against what a user gives (tests/test_drift.py).
 RHYTHM = {"eval_strategy": "steps", "eval_steps": 0.2, "save_steps": 0.2, "load_best_model_at_end": True}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from common import footprint
-from common.cli import UserError
+from common.errors import UserError
 
 
 @contextmanager

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from common import json_text
-from common.cli import UserError, nearest
-from common.problems import Part, Problems
+from common.errors import Part, RowErrors, UserError, nearest
 
 KINDS = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow")
 BINARY = (".parquet", ".arrow")
@@ -50,11 +49,11 @@ class Source:
         self.stamp = self._stamp()
 
     def __iter__(self) -> Iterator[tuple[int, Any]]:
-        problems = Problems(self.name)
+        problems = RowErrors(self.name)
         yield from self.rows(problems)
         problems.stop()
 
-    def rows(self, problems: Problems | Part) -> Iterator[tuple[int, Any]]:
+    def rows(self, problems: RowErrors | Part) -> Iterator[tuple[int, Any]]:
         """As iterating, but what cannot be read is added to `problems`."""
         if self._stamp() != self.stamp:
             raise UserError(f"--dataset {self.name} changed while it was being read; start again")
@@ -95,11 +94,11 @@ class Joined:
         self.cells = any(part.cells for part in parts)
 
     def __iter__(self) -> Iterator[tuple[int, Any]]:
-        problems = Problems(", ".join(part.name for part in self.parts))
+        problems = RowErrors(", ".join(part.name for part in self.parts))
         yield from self.rows(problems)
         problems.stop()
 
-    def rows(self, problems: Problems) -> Iterator[tuple[int, Any]]:
+    def rows(self, problems: RowErrors) -> Iterator[tuple[int, Any]]:
         self.starts, number = [], 0
         for part in self.parts:
             self.starts.append(number)
@@ -185,7 +184,9 @@ def _data_files(folder: Path) -> list[Path]:
     return files
 
 
-def _decoded(binary: BinaryIO, problems: Problems | Part, broken: list[int] | None = None) -> Iterator[tuple[int, str]]:
+def _decoded(
+    binary: BinaryIO, problems: RowErrors | Part, broken: list[int] | None = None
+) -> Iterator[tuple[int, str]]:
     """(line number, text) of each line. One that cannot be kept is a problem; where `broken` collects the numbers of
     such lines they come all the same, mended, as a line may be a part of a row."""
     number = 0
@@ -223,7 +224,7 @@ def _unseen(line: bytes) -> str:
     return ""
 
 
-def _lines(binary: BinaryIO, problems: Problems | Part) -> Iterator[Any]:
+def _lines(binary: BinaryIO, problems: RowErrors | Part) -> Iterator[Any]:
     first = True
     for number, text in _decoded(binary, problems):
         if text.isspace():
@@ -242,7 +243,7 @@ def _lines(binary: BinaryIO, problems: Problems | Part) -> Iterator[Any]:
         first = False
 
 
-def _table(binary: BinaryIO, problems: Problems | Part, header: bool, tabs: bool) -> Iterator[dict[str, str]]:
+def _table(binary: BinaryIO, problems: RowErrors | Part, header: bool, tabs: bool) -> Iterator[dict[str, str]]:
     csv.field_size_limit(LONGEST)
     broken: list[int] = []
     lines = (text for _, text in _decoded(binary, problems, broken))
@@ -285,13 +286,13 @@ def _quoted(names: list[str]) -> str:
     return ", ".join(map(repr, names))
 
 
-def _parquet(binary: BinaryIO, problems: Problems | Part) -> Iterator[dict]:
+def _parquet(binary: BinaryIO, problems: RowErrors | Part) -> Iterator[dict]:
     from pyarrow import parquet
 
     yield from _batches("parquet", lambda: parquet.ParquetFile(binary).iter_batches(batch_size=BATCH), problems)
 
 
-def _arrow(binary: BinaryIO, problems: Problems | Part) -> Iterator[dict]:
+def _arrow(binary: BinaryIO, problems: RowErrors | Part) -> Iterator[dict]:
     """Rows of an Arrow stream, as `datasets` writes it, or an Arrow file."""
     from pyarrow import ipc
 
@@ -309,7 +310,7 @@ def _arrow(binary: BinaryIO, problems: Problems | Part) -> Iterator[dict]:
     yield from _batches("arrow", batches, problems)
 
 
-def _batches(kind: str, batches: Callable[[], Iterable[Any]], problems: Problems | Part) -> Iterator[dict]:
+def _batches(kind: str, batches: Callable[[], Iterable[Any]], problems: RowErrors | Part) -> Iterator[dict]:
     import pyarrow
 
     try:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from common import duplicates, similarity
-from common.cli import UserError
+from common.errors import UserError
 
 SIDES = ("train", "validation", "test")
 SIZES = (85, 10, 5)

@@ -23,7 +23,7 @@ import numpy
 import torch
 
 from common import distillation
-from common.cli import UserError
+from common.errors import UserError
 from common.losses import TopK
 from common.masking import IGNORE
 

@@ -10,8 +10,8 @@ import numpy
 import torch
 
 from common import distillation, heads, losses, targets
-from common.cli import UserError
 from common.distillation import Teacher
+from common.errors import UserError
 from common.masking import IGNORE
 
 

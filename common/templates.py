@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from common import chats, tools
-from common.cli import UserError, first_process, nearest
+from common.distributed import is_main_process
+from common.errors import UserError, nearest
 from common.thinking import Places
 
 EDGE = "\uf8f4"  # a private character that no conversation holds
@@ -244,5 +245,5 @@ def load(folder: str | Path) -> AnyTemplate:
 
 def _save(folder: str | Path, values: dict) -> None:
     text = json.dumps(values, indent=1, ensure_ascii=False) + "\n"
-    if first_process():
+    if is_main_process():
         (Path(folder) / FILE).write_text(text, encoding="utf-8")

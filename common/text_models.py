@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from http.client import HTTPException
 from typing import Any, Protocol
 
-from common.cli import UserError
+from common.errors import UserError
 
 KEY = "OPENAI_API_KEY"  # the environment variable that holds the key; no flag, so that it is in no shell history
 AGAIN = (408, 409, 425, 429, 500, 502, 503, 504)  # answers of a server that may be different the next time

@@ -3,8 +3,8 @@
 from collections import Counter
 from typing import Any
 
-from common.cli import UserError
 from common.cuts import Cutter
+from common.errors import UserError
 from common.loss_weights import Stretch
 from common.templates import Template
 from common.tokenizers import Encoder

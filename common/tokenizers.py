@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from common import words
-from common.cli import UserError
 from common.cuts import state
+from common.errors import UserError
 from common.pocket import FOLDER as POCKET
 
 PROBES = (

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from common import chats, json_text
-from common.problems import sort
+from common.errors import type_name
 
 if TYPE_CHECKING:
     from common.templates import ChatTemplate
@@ -70,7 +70,7 @@ def _listed(value: Any, expected: str) -> list:
     if isinstance(found, dict) and expected is CALLS:
         return [found]
     if not isinstance(found, list):
-        raise Wrong(f"is {sort(found)}, {expected}")
+        raise Wrong(f"is {type_name(found)}, {expected}")
     return found
 
 
@@ -85,7 +85,7 @@ def _wrapped(value: Any, what: str, outside: tuple[str, ...]) -> dict:
     """A tool or call under `function`; of a flat one the keys `outside` stand beside `function`."""
     found = _within(value, what) if isinstance(value, str) else value
     if not isinstance(found, dict):
-        raise Wrong(f"{what} is {sort(value)}, expected an object or its JSON text")
+        raise Wrong(f"{what} is {type_name(value)}, expected an object or its JSON text")
     if isinstance(found.get("function"), str):
         found = {**found, "function": _within(found["function"], f"{what}: `function`")}
     if isinstance(found.get("function"), dict):
@@ -109,7 +109,7 @@ def _within(text: str, what: str) -> dict:
     except Wrong as error:
         raise Wrong(f"{what} {error}") from None
     if not isinstance(found, dict):
-        raise Wrong(f"{what} is JSON of {sort(found)}, expected an object or its JSON text")
+        raise Wrong(f"{what} is JSON of {type_name(found)}, expected an object or its JSON text")
     return found
 
 
@@ -126,7 +126,7 @@ def _call(value: Any, what: str) -> dict:
         whole = _within(arguments, f"{what}: `arguments`")
         arguments = arguments if whole else {}
     elif not isinstance(arguments, dict):
-        raise Wrong(f"{what}: `arguments` is {sort(arguments)}, expected an object or its JSON text")
+        raise Wrong(f"{what}: `arguments` is {type_name(arguments)}, expected an object or its JSON text")
     return {**found, "function": {**function, "arguments": arguments}}
 
 

@@ -3,8 +3,8 @@
 from collections import Counter
 from typing import Any
 
+from common.errors import counted, first_names
 from common.layouts import Layout
-from common.problems import counted
 
 # Columns that are read elsewhere, or that this collection wrote.
 TOLD = {"weight", "tools", "chat_template_kwargs", "thinking", "reasoning_content", "row", "from", "augmented"}
@@ -39,11 +39,10 @@ class Uses:
         names = [name for name in self.unused if name not in TOLD and not name.startswith("their_")]
         if not names:
             return ""
-        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
         used = {ours for _, filled in self.layouts for ours in filled}
         text = next((name for name in ("context", "input") if name in names and "input" not in used), None)
         hint = f"; input={text} after the file makes it part of the prompt" if text else ""
-        return f"; not used: {', '.join(names[:SHOWN])}{more}{hint}"
+        return f"; not used: {first_names(names, SHOWN)}{hint}"
 
 
 def _word(ours: str, theirs: str) -> str:

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from common.cli import UserError
+from common.errors import UserError
 
 STAGES = ("normalizer", "pre_tokenizer", "model", "post_processor", "decoder")  # of a tokenizers file
 NO_MATTER = {"decoder", "post_processor"}  # ids are made without them here

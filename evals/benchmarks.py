@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from common import hub
-from common.cli import UserError, nearest
+from common.errors import UserError, first_names, nearest
 
 TASKS = Path(__file__).parent / "tasks"
 NAMED = 8  # tasks that one line names
@@ -67,7 +67,7 @@ class Benchmarks:
                 words.append(f"{name} ({len(leaves)} tasks)")
                 rest = {task: None for task in rest if task not in leaves}
         words += rest
-        return ", ".join(words[:NAMED]) + (f" and {len(words) - NAMED} more" if len(words) > NAMED else "")
+        return first_names(words, NAMED)
 
     def build(self, folder: Path | None) -> tuple[list[Any], list[str]]:
         """lm-eval's tasks and groups with their data, and what kept any from being built, a line each.

@@ -8,7 +8,7 @@ encoder and layer can be compared with each other, and with bert-score's own of 
 from functools import cache
 from typing import Any
 
-from common.cli import UserError
+from common.errors import UserError
 
 
 class BertScore:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from common.cli import UserError
+from common.errors import UserError
 from evals import aggregates, answers, paired, pairing, samples
 from evals.samples import ModelOutputs
 

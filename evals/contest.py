@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from common import sources
-from common.cli import UserError
-from common.problems import Problems
+from common.errors import RowErrors, UserError
 
 FILE = "answers.json"
 QUESTIONS = ("prompt", "instruction", "question")
@@ -110,7 +109,7 @@ def from_answers(files: list[str], seed: int) -> Contest:
 def _answers(name: str) -> dict[str, str]:
     """{prompt: answer} of a file."""
     source = sources.read(name)
-    problems = Problems(name)
+    problems = RowErrors(name)
     problems.expected = "expected rows with a prompt and an answer"
     found: dict[str, str] = {}
     for number, row in source.rows(problems):

@@ -14,7 +14,7 @@ from http.client import HTTPException
 from typing import Any
 from urllib.parse import urlsplit
 
-from common.cli import UserError
+from common.errors import UserError
 from common.text_models import AGAIN, KEY, LONGEST_WAIT
 from evals.replies import Budget, Messages, Reply, Stopped
 

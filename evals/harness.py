@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from common import generation, models
-from common.cli import UserError, first_process, nearest
+from common.distributed import is_main_process
+from common.errors import UserError, nearest
 from evals.in_memory import in_memory
 from evals.loading import beside_peft
 
@@ -61,7 +62,7 @@ class Scores:
         found = score(model, tokenizer, self.tasks, self.folder / when, keep, Settings(batch_size=fits))
         self._taken[when] = found
         self._batch = 1 if generation.virtual_tokens(model) else fits  # see in_memory.InMemory
-        if self.tasks and getattr(model, "peft_config", None) and first_process():
+        if self.tasks and getattr(model, "peft_config", None) and is_main_process():
             self._tokenizer, self.why = beside_peft(model, tokenizer, self.folder)
             if self.why:
                 print(self.why)
@@ -141,7 +142,7 @@ def score(
     if not tasks:
         return {"metrics": {}, "items": {}}
     settings = settings or Settings()
-    if keep and first_process():
+    if keep and is_main_process():
         models.save(model, tokenizer, keep)
     from lm_eval import simple_evaluate
     from lm_eval.loggers import EvaluationTracker
@@ -161,7 +162,7 @@ def score(
         )
     assert results is not None  # only a second process gets None
     samples = results.pop("samples")
-    if first_process():
+    if is_main_process():
         tracker.save_results_aggregated(results=results, samples=samples)
         for task, found in samples.items():
             tracker.save_results_samples(task_name=task, samples=found)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from common import chats, data, generation, rendering, templates, tokenizers
-from common.cli import UserError, nearest
 from common.columns import Table
+from common.errors import UserError, nearest
 from common.templates import AnyTemplate, ChatTemplate
 from evals.requests import Requests
 

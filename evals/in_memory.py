@@ -12,7 +12,7 @@ from itertools import zip_longest
 from typing import Any
 
 from common import generation
-from common.cli import UserError
+from common.errors import UserError
 
 
 def in_memory(model: Any, tokenizer: Any, batch_size: int, bare: bool = False, prefix: int | None = None) -> Any:

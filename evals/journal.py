@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from common.cli import UserError
+from common.errors import UserError
 
 
 def key_of(*parts: Any) -> str:

@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from common.cli import UserError
 from common.decoding import Decoding
+from common.errors import UserError
 from evals import answering
 from evals.replies import Budget, Messages, Reply, Stopped
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from common.cli import UserError
+from common.errors import UserError
 from evals import prompting
 from evals.samples import ModelOutputs, Task
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from common import templates
-from common.cli import UserError
+from common.errors import UserError
 from evals import benchmarks, preflight, runs, suites
 from evals.harness import Settings
 from evals.loading import Loaded, absolute

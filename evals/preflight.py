@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from common.cli import UserError
+from common.errors import UserError
 from evals import sandbox
 from evals.benchmarks import TASKS, Benchmarks
 from evals.suites import PUBLISHED

@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from common import sources
-from common.cli import UserError
+from common.errors import UserError, first_lines
 from common.pocket import FOLDER as POCKET
 
 BUNDLED = {"pocket": "test.jsonl", "pocket_chat": "chat_test.jsonl"}
 ANSWERS = ("answer", "output", "completion", "response", "generation")  # columns that hold an answer
 KNOWN = "turns, instruction, prompt, question or messages"
-SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -126,8 +125,7 @@ def _rows(path: str, flag: str, problem: Any) -> Iterator[tuple[int, dict[str, A
 
 def _stop(path: str, flag: str, problems: list[str]) -> None:
     if problems:
-        more = f"\n  and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-        raise UserError(f"{flag} {path}:\n  " + "\n  ".join(problems[:SHOWN]) + more)
+        raise UserError(f"{flag} {path}:{first_lines(problems)}")
 
 
 def _question_problem(row: Any) -> str:

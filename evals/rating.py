@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from common.cli import UserError
+from common.errors import UserError
 from evals.contest import SIDES, Contest, Item
 from evals.votes import HIGHEST, SCORES, Vote, Votes
 

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from common.cli import UserError
+from common.errors import UserError
 
 OWN = Path(__file__).parent / "tasks" / "safety" / "prompts.jsonl"
 FILES = {  # what is looked for, and where its authors keep it

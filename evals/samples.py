@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common.cli import UserError
+from common.errors import UserError, first_names
 from evals import runs
 
 NAME = re.compile(r"samples_(?P<task>.+)_(?P<date>\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?)\.jsonl")
@@ -104,7 +104,7 @@ def _one_model(folder: Path, dated: dict[str, list[tuple[str, Path]]]) -> None:
 
 def _listed(paths: Any) -> str:
     names = sorted({str(path) for path in paths})
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    return first_names(names, 4)
 
 
 def _json(path: Path) -> dict[str, Any]:

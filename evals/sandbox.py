@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
-from common.cli import UserError
+from common.errors import UserError
 from evals import contained
 
 PASSED = "passed"

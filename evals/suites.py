@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from common.cli import UserError, nearest
+from common.errors import UserError, nearest
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from common.cli import UserError
+from common.errors import UserError
 
 FILE = "votes.jsonl"
 SCORES = ("helpfulness", "safety")

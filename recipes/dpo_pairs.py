@@ -11,7 +11,7 @@ exact match 92.1 -> 90.9 % (seen), 78.4 -> 76.0 % (unseen).
 
 from dataclasses import dataclass, field
 
-from common import cli
+from common import cli, distributed
 
 
 @dataclass
@@ -59,7 +59,7 @@ def main(args: Args) -> dict:
 
     # Model: what an SFT run has made.
     model, tokenizer = models.load(place, args.max_length, args.four_bit)
-    if args.four_bit and not args.dry_run and cli.first_process():
+    if args.four_bit and not args.dry_run and distributed.is_main_process():
         models.save(model, tokenizer, folder / "base")  # for lm-eval's own command
     if args.adapter != "none":
         model = adapted.put_on(model, args.adapter, trains=True)

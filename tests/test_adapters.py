@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainingArguments
 
 from common import adapters, models
-from common.cli import UserError
+from common.errors import UserError
 
 SIZES = {
     "hidden_size": 32,

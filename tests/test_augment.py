@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from common import augment, text_models
-from common.cli import UserError
+from common.errors import UserError
 from common.wordings import wordings
 
 

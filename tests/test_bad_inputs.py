@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from common import columns, data
-from common.cli import UserError
+from common.errors import UserError
 
 FOLDER = Path(__file__).parent / "bad_inputs"
 EXPECTED = yaml.safe_load((FOLDER / "expected.yaml").read_text(encoding="utf-8"))

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from common import checks, data, generation, masking, pairs, preference, templates, tokenizers
-from common.cli import UserError
-from common.problems import REMEDY
+from common.errors import REMEDY, UserError
 
 SHARED = Path(os.environ.get("TUNEBOOK_SHARED", Path(__file__).parent.parent.parent / "shared")) / "cases" / "data"
 CHANCE = random.Random(1)

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from common import checks
 from common.batches import PackedCollator, documents, real
-from common.cli import Refused
+from common.errors import CheckFailed
 from common.packing import packed
 
 SHARED = Path(os.environ.get("TUNEBOOK_SHARED", Path(__file__).parent.parent.parent / "shared")) / "data"
@@ -93,7 +93,7 @@ def test_isolation_is_proved(attention, capsys):
 
 def test_contamination_is_noticed():
     batch = PackedCollator(0)(list(packed(Dataset.from_list(rows()), 32)))
-    with pytest.raises(Refused, match="see each other with sdpa"):
+    with pytest.raises(CheckFailed, match="see each other with sdpa"):
         checks.isolation(trainer({**batch, "attention_mask": torch.ones_like(batch["input_ids"])}))
 
 

@@ -16,10 +16,10 @@ from transformers import AutoTokenizer
 
 from common import commands, generation, masking, rendering, templates
 from common.adapted import Adapted, named
-from common.cli import UserError
 from common.commands import chat, chat_page
 from common.conversation import Conversation
 from common.decoding import Decoding
+from common.errors import UserError
 from common.pocket import FOLDER
 
 ROOT = Path(__file__).parent.parent

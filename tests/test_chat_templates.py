@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from common import masking, templates, tokenizers
-from common.cli import UserError
+from common.errors import UserError
 from common.pocket import FOLDER
 
 ROOT = Path(__file__).parent.parent

@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from common import chats, masking, templates
-from common.cli import UserError
+from common.errors import UserError
 from common.pocket import FOLDER
 
 TURNS = [

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from common import checks
-from common.cli import Refused, UserError
+from common.errors import CheckFailed, UserError
 from common.masking import Counts
 
 ARGS = {"model": "pocket", "learning_rate": 0.1, "report_to": "none"}
@@ -31,7 +31,7 @@ def checkpoint(folder, step):
     ],
 )
 def test_gate_refuses(counts):
-    with pytest.raises(Refused, match="would train"):
+    with pytest.raises(CheckFailed, match="would train"):
         checks.gate(counts, 512)
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from common import cli
+from common import cli, errors
 
 
 @dataclass
@@ -50,7 +50,7 @@ def test_flags_win_over_the_file(tmp_path):
 def test_bad_config_files(tmp_path, text, says):
     path = tmp_path / "run.yaml"
     path.write_text(text)
-    with pytest.raises(cli.UserError, match=says):
+    with pytest.raises(errors.UserError, match=says):
         cli.parse(Args, ["--config", str(path)])
 
 
@@ -80,7 +80,7 @@ def test_overrides():
     ],
 )
 def test_bad_overrides(pair, says):
-    with pytest.raises(cli.UserError, match=says):
+    with pytest.raises(errors.UserError, match=says):
         cli.values([pair], Config, {"learning_rate"})
 
 
@@ -94,14 +94,15 @@ def test_what_would_save_another_template_than_trains_is_refused(name, capsys):
 def test_a_finished_run_is_not_written_over(tmp_path):
     (tmp_path / "report.json").write_text("{}")
     (tmp_path / "mine.txt").write_text("kept")
-    with pytest.raises(cli.UserError, match="finished run"):
+    with pytest.raises(errors.UserError, match="finished run"):
         cli.fresh_folder(str(tmp_path), overwrite=False, marker="report.json")
     assert (tmp_path / "report.json").exists()
     assert cli.fresh_folder(str(tmp_path), overwrite=True, marker="report.json") == tmp_path
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "prefix"), [(cli.UserError("x"), 2, "error: x"), (cli.Refused("y"), 1, "refused: y")]
+    ("error", "code", "prefix"),
+    [(errors.UserError("x"), 2, "error: x"), (errors.CheckFailed("y"), 1, "check failed: y")],
 )
 def test_exit_codes(error, code, prefix, capsys):
     def main(args):

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from common import columns
-from common.cli import UserError
 from common.dialogue import ROLES
+from common.errors import UserError
 from common.tools import CALLERS
 
 

@@ -154,7 +154,7 @@ def test_inspect_prints_figures_and_writes_files(tmp_path):
 def test_inspect_ends_with_1_where_training_would_refuse(tmp_path):
     data = write(tmp_path / "rows.jsonl", [{**row, "output": " "} for row in ROWS[:5]])
     out, error = run("inspect", data, "--json", tmp_path / "a.json", code=1)
-    assert "dropped as empty_output" in out and "\nrefused: nothing would train" in error
+    assert "dropped as empty_output" in out and "\ncheck failed: nothing would train" in error
     assert "nothing would train" in json.loads((tmp_path / "a.json").read_text())["refused"]
 
 
@@ -328,7 +328,7 @@ def test_doctor_sees_what_is_wrong(monkeypatch, capsys):
     assert found["trl"].state == found["torch"].state == found["unsloth"].state == doctor.WRONG
     assert "make install" in found["trl"].remedy and "not installed" in found["torch"].found
     assert call("doctor") == 1
-    assert "refused" in capsys.readouterr().err
+    assert "check failed" in capsys.readouterr().err
 
 
 def test_doctor_sees_one_thread_and_a_cpu_build_beside_a_gpu(monkeypatch):

@@ -15,7 +15,7 @@ from lm_eval.loggers import EvaluationTracker
 from lm_eval.tasks import TaskManager
 
 from common import commands
-from common.cli import UserError
+from common.errors import UserError
 from evals import aggregates, comparison, comparison_page, paired
 
 ITEMS = 60

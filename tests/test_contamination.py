@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from common import contamination
-from common.cli import UserError
 from common.contamination import Item
+from common.errors import UserError
 
 SHARED = Path(os.environ.get("TUNEBOOK_SHARED", Path(__file__).parent.parent.parent / "shared")) / "data"
 WORDS = [

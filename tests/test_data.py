@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from common import columns, data, sources, split
-from common.cli import UserError
+from common.errors import UserError
 
 TOPICS = ["rain", "bread", "music", "trains", "glass", "otters", "maps", "winter", "paint", "rope", "salt", "kites"]
 

@@ -9,8 +9,8 @@ import pytest
 from test_commands import ROOT, ROWS, call, read, write
 
 from common import masking, templates, tokenizers
-from common.cli import UserError
 from common.commands import ls, trained
+from common.errors import UserError
 
 TALK = [{"from": "human", "value": "Hello"}, {"from": "gpt", "value": "Hi"}]
 

@@ -12,7 +12,7 @@ import torch
 
 from common import distillation, heads, vocabularies
 from common.batches import PackedCollator
-from common.cli import UserError
+from common.errors import UserError
 from common.losses import Blend
 from common.masking import IGNORE
 

@@ -12,7 +12,7 @@ import torch
 from test_suites import arc, encoder
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from common.cli import UserError
+from common.errors import UserError
 from common.pocket import FOLDER
 from evals.commands import eval as command
 

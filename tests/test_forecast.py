@@ -22,7 +22,7 @@ from transformers.optimization import Adafactor
 
 from common import attempts, fits, footprint, forecast, memory, rehearsal, remedies, sampling, trainers, workload
 from common.batches import PackedCollator
-from common.cli import Refused
+from common.errors import CheckFailed
 
 ROOT = Path(__file__).parent.parent
 
@@ -238,7 +238,7 @@ def test_a_step_that_cannot_be_continued_is_measured_alone(tmp_path, capsys):
     assert "not known before they are measured: the model does other operations" in capsys.readouterr().out
     assert expected.parts["activations"] == 0 and expected.peak_bytes == sum(expected.parts.values())
     Limited(one, 150)
-    with pytest.raises(Refused, match="a smaller --per_device_train_batch_size"):
+    with pytest.raises(CheckFailed, match="a smaller --per_device_train_batch_size"):
         forecast.rehearse(one)
 
 
@@ -452,7 +452,7 @@ def test_refused_with_the_row_and_what_would_fit(tmp_path, monkeypatch):
         sizes = forecast.measure(trainers.actor(one), workload.of_trainer(one), "adamw_torch")
     monkeypatch.setattr(memory, "limit", lambda: sizes.peak(28, 60) + 1000)
     monkeypatch.setattr(memory, "held", lambda: sizes.process + sizes.weights)
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(CheckFailed) as refused:
         forecast.rehearse(one)
     text = str(refused.value)
     assert "32 x 60 (row 19 of a.json, 60 tokens)" in text and "by arithmetic it needs" in text
@@ -461,7 +461,7 @@ def test_refused_with_the_row_and_what_would_fit(tmp_path, monkeypatch):
     assert sizes.peak(32, length) <= memory.limit() < sizes.peak(32, length + 8)
     assert lost == sum(len(row["input_ids"]) > length for row in dataset())
     monkeypatch.setattr(memory, "limit", lambda: 2**20)
-    with pytest.raises(Refused, match="nothing with this model and method"):
+    with pytest.raises(CheckFailed, match="nothing with this model and method"):
         forecast.rehearse(one, find_batch_size=True)
 
 
@@ -491,7 +491,7 @@ def test_checkpointing_is_on_while_it_is_rehearsed(tmp_path):
 def test_refused_by_the_allocator_though_arithmetic_fits(tmp_path):
     one = trainer(tmp_path, per_device_train_batch_size=8)
     Limited(one, 200)
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(CheckFailed) as refused:
         forecast.rehearse(one)
     assert "can't allocate memory" in str(refused.value) and "--per_device_train_batch_size 4" in str(refused.value)
 
@@ -554,7 +554,7 @@ def test_a_recipe_under_a_limit_of_memory(tmp_path):
     limit = 5 * 2**20
     refused = recipe(tmp_path / "refused", 1024, kib=limit)
     assert refused.returncode == 1 and "Traceback" not in refused.stderr, refused.stderr[-3000:]
-    said = refused.stderr[refused.stderr.index("refused: the longest batch, 1024 x ") :]
+    said = refused.stderr[refused.stderr.index("check failed: the longest batch, 1024 x ") :]
     assert "(row " in said and " of " in said and "--per_device_train_batch_size" in said
     assert not list((tmp_path / "refused").glob("checkpoint-*"))
     found = recipe(tmp_path / "found", 1024, "--find_batch_size", kib=limit)

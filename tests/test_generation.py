@@ -8,8 +8,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from common import generation, rendering, templates
-from common.cli import UserError
 from common.decoding import Decoding, Noise
+from common.errors import UserError
 from common.generation import Answer, Ends, ends, generate, stream
 from common.pocket import FOLDER
 from common.streaming import Pieces, before_stop

@@ -16,7 +16,7 @@ from test_suites import ROWS
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from common import commands, masking, templates
-from common.cli import UserError
+from common.errors import UserError
 from common.pocket import FOLDER
 from common.templates import ALPACA
 from evals import harness, heldout, loading, runs

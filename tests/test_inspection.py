@@ -131,7 +131,7 @@ def test_every_token_is_on_the_page_with_its_id(tokenizer):
 
 
 def test_packed(tokenizer):
-    from common.cli import UserError
+    from common.errors import UserError
 
     with pytest.raises(UserError, match="--max_length"):
         inspection.look(rows(), tokenizer, ALPACA, packed=True)

@@ -18,7 +18,7 @@ from judge_server import ANSWER, Server, better, first, longer
 from scipy import optimize, special, stats
 
 from common import commands
-from common.cli import UserError
+from common.errors import UserError
 from evals import endpoint, judge_page, questions, verdicts, win_rate
 from evals.journal import ResponseCache
 from evals.replies import Budget, Reply

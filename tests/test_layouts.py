@@ -148,7 +148,7 @@ def test_what_columns_became_is_one_line(rows, mapping, line):
 
 
 def test_a_source_of_which_nothing_is_left_is_refused():
-    from common.cli import UserError
+    from common.errors import UserError
 
     with pytest.raises(
         UserError, match=r"no row is left; 2 rows dropped: 1 as incomplete, 1 as turn_order; such as row 1"

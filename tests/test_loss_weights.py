@@ -10,7 +10,7 @@ import torch
 from transformers import AutoTokenizer
 
 from common import batches, checks, columns, data, inspection, loss_weights, masking, packing, pairs, sources, templates
-from common.cli import UserError
+from common.errors import UserError
 from common.heads import Head
 from common.losses import Blend, Online, blended
 from common.pocket import FOLDER

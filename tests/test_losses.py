@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from common.cli import UserError
+from common.errors import UserError
 from common.heads import Head
 from common.losses import Blend, Online, TopK, blended, plain
 from common.masking import IGNORE

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from common import mix
-from common.cli import UserError
+from common.errors import UserError
 
 
 def encoded(**sources):

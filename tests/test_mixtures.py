@@ -52,7 +52,7 @@ def train(folder):
     import unsloth  # noqa: F401  first: it patches transformers
 
     from common import planned, rehearsal
-    from common.cli import Refused, UserError
+    from common.errors import CheckFailed, UserError
 
     rehearsal.ENOUGH = 0.0
     make(folder)
@@ -69,7 +69,7 @@ def train(folder):
         output = folder / f"{recipe}_{model}"
         try:
             found[output.name] = module.main(module.Args(**values, output_dir=str(output), **more))
-        except (Refused, UserError) as error:
+        except (CheckFailed, UserError) as error:
             found[output.name] = str(error)
     adapter = folder / "lora_alpaca_mixture" / "adapter"
     found["losses"] = [held_out_loss(folder, None), held_out_loss(folder, adapter)]

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from common import adapters, lora, mixtures, module_kinds, parameter_table, rehearsal, saved
-from common.cli import Refused
+from common.errors import CheckFailed
 from common.parameter_table import Table
 
 SIZES = dict(
@@ -182,9 +182,11 @@ def test_four_bits_are_counted_as_they_are_held_and_missed_by_name(tmp_path):
     assert groups["norms"].bits == groups["lm_head"].bits == [32]
 
     experts = AutoModelForCausalLM.from_pretrained(tmp_path / "Qwen3Moe", quantization_config=four, dtype=torch.float32)
-    with pytest.raises(Refused, match=r"--model moe: 4 bits .* had: experts, 49,152 of 86,976 parameters, in 32 bits"):
+    with pytest.raises(
+        CheckFailed, match=r"--model moe: 4 bits .* had: experts, 49,152 of 86,976 parameters, in 32 bits"
+    ):
         parameter_table.check_four_bit(experts, "moe")
-    with pytest.raises(Refused, match=r"not had: attention, .* MLP, "):  # as where a loader falls back
+    with pytest.raises(CheckFailed, match=r"not had: attention, .* MLP, "):  # as where a loader falls back
         parameter_table.check_four_bit(made("Llama"), "llama")
 
 
@@ -206,26 +208,28 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_target_that_matches_nothing_is_refused(fault):
     values, says = FAULTS[fault]
-    with pytest.raises(Refused, match=says):
+    with pytest.raises(CheckFailed, match=says):
         Table(low_rank(made("GptOss"), **values))
 
 
 def test_adapters_without_a_gradient_are_refused_by_name():
     model = low_rank(made("Gemma3 with vision"), exclude_modules=["lm_head"])  # not the towers
-    with pytest.raises(Refused, match=r"18 of the 46 tensors .* no gradient \(LoRA on vision tower\): .*vision_tower"):
+    with pytest.raises(
+        CheckFailed, match=r"18 of the 46 tensors .* no gradient \(LoRA on vision tower\): .*vision_tower"
+    ):
         account(model)
 
 
 def test_frozen_and_passed_by_is_refused(monkeypatch):
-    with pytest.raises(Refused, match="nothing would train: all 21 tensors of the model are frozen"):
+    with pytest.raises(CheckFailed, match="nothing would train: all 21 tensors of the model are frozen"):
         Table(made("Llama").requires_grad_(False))
     model = peft.get_peft_model(made("Llama"), peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4))
     # As Unsloth's forward for all PEFT models has it, with activation checkpointing on the inputs and without.
     monkeypatch.setattr(type(model), "forward", lambda self, **given: self.base_model(**given))
-    with pytest.raises(Refused, match=r"the loss depends on none of the 1 tensors .* \(prompt_encoder"):
+    with pytest.raises(CheckFailed, match=r"the loss depends on none of the 1 tensors .* \(prompt_encoder"):
         rehearsal.guarded(model, lambda: model(**batch()).loss.backward())
     model.enable_input_require_grads()
-    with pytest.raises(Refused, match="the loss depends on none of the 1 tensors"):
+    with pytest.raises(CheckFailed, match="the loss depends on none of the 1 tensors"):
         account(model)
 
 
@@ -256,7 +260,7 @@ def test_experts_without_a_token_are_counted_and_not_refused():
     for layer in model.model.layers:
         layer.mlp.forward = lambda hidden: hidden
     model.zero_grad()
-    with pytest.raises(Refused, match=r"6 of the \d+ tensors that are to train get no gradient \(experts\)"):
+    with pytest.raises(CheckFailed, match=r"6 of the \d+ tensors that are to train get no gradient \(experts\)"):
         account(model)
 
 

@@ -13,8 +13,8 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from common import cards, footprint, planning, shapes
-from common.cli import UserError
 from common.commands import ls, plan
+from common.errors import UserError
 from common.models import locate
 from common.planned import Target
 

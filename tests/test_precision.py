@@ -136,12 +136,12 @@ def tiny(folder, **fields):
 
 def refused(logs, half=False, watchdog=None):
     """Which of its values ends a run that logs them; "" for none."""
-    from common import callbacks, cli
+    from common import callbacks, errors
 
     args = SimpleNamespace(fp16=half, learning_rate=1e-3, output_dir="run")
     try:
         (watchdog or callbacks.Watchdog()).on_log(args, SimpleNamespace(global_step=3), None, logs=logs)
-    except cli.Refused as error:
+    except errors.CheckFailed as error:
         return str(error).split()[0]
     return ""
 

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig
 
 from common import alignment, callbacks, data, masking, pairs, preference, templates, workload
-from common.cli import UserError
+from common.errors import UserError
 from common.masking import IGNORE
 from common.models import locate
 from common.pocket import FOLDER, skills

@@ -3,7 +3,7 @@
 import pytest
 
 from common import quality
-from common.cli import UserError
+from common.errors import UserError
 
 
 def _row(instruction="Name a fruit that is red.", output="An apple is red.", text=""):

@@ -21,7 +21,7 @@ from scipy import stats
 from statsmodels.stats import inter_rater
 
 from common import commands
-from common.cli import UserError
+from common.errors import UserError
 from evals import agreement, contest, paired, rating, tally
 from evals.contest import Contest, Item
 from evals.votes import Vote, Votes

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from common import masking, rendering, templates, tokenizers
-from common.cli import UserError
+from common.errors import UserError
 from common.templates import ALPACA
 from common.tokenizers import encoder
 

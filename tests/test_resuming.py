@@ -9,7 +9,7 @@ import forked
 import pytest
 
 from common import resuming
-from common.cli import UserError
+from common.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "recipes" / "lora_alpaca.py"

@@ -15,7 +15,7 @@ from lm_eval.tasks import TaskManager
 from statsmodels.stats.proportion import proportion_confint
 
 from common import commands
-from common.cli import UserError
+from common.errors import UserError
 from evals import paired, refusals, safety, safety_data, samples
 
 TASKS = Path(safety_data.OWN).parent

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from common.cli import UserError
+from common.errors import UserError
 from evals import contained, sandbox
 
 if sys.platform != "linux":

@@ -242,7 +242,8 @@ def refusal(place):
     from peft import PrefixTuningConfig, get_peft_model
     from trl import SFTConfig
 
-    from common import callbacks, cli, models
+    from common import callbacks, models
+    from common.errors import UserError
 
     virtual = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
     model = get_peft_model(models.load(place, 128, fast=False)[0], virtual)
@@ -251,7 +252,7 @@ def refusal(place):
         args = SFTConfig(label_smoothing_factor=share, **fields)
         try:
             callbacks.Watchdog().on_init_end(args, None, None, model=model)
-        except cli.UserError as error:
+        except UserError as error:
             return [share, str(error)]
 
 

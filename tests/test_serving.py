@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 from common import alignment, generation, generation_defaults, masking, rendering, serving, templates, tokenizers
 from common.adapted import Adapted
-from common.cli import UserError
 from common.conversation import Conversation
 from common.decoding import Decoding
+from common.errors import UserError
 from common.pocket import FOLDER
 from common.templates import Template
 

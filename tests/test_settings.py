@@ -11,7 +11,7 @@ from pathlib import Path
 import forked
 import pytest
 
-from common import cli, settings
+from common import cli, errors, settings
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.recipe
@@ -54,7 +54,7 @@ def refusal(pairs, config, **more):
     """What `--sft` says to them; None where it takes them."""
     try:
         cli.overrides(pairs, config, written={"learning_rate"}, **more)
-    except cli.UserError as error:
+    except errors.UserError as error:
         return str(error)
     return None
 

@@ -8,7 +8,7 @@ import random
 import pytest
 
 from common import json_text, sources
-from common.cli import UserError
+from common.errors import UserError
 
 VALUES = [
     {"instruction": "Name a bird.", "output": "wren", "n": 1},

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from common import duplicates, split
-from common.cli import UserError
+from common.errors import UserError
 
 SHARED = Path(os.environ.get("TUNEBOOK_SHARED", Path(__file__).parent.parent.parent / "shared")) / "data"
 WORDS = ["river", "stone", "lamp", "green", "seven", "slowly", "under", "bright", "market", "window", "carry", "ocean"]

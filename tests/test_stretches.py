@@ -6,7 +6,7 @@ import pytest
 from test_template_matrix import ASK, MORE, NO, TOOL, YES, call, made, sources
 
 from common import generation, masking, templates, tokenizers
-from common.cli import UserError
+from common.errors import UserError
 from common.pocket import FOLDER
 
 SYSTEM = {"role": "system", "content": "Be brief."}

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from common import masking, templates
-from common.cli import UserError
+from common.errors import UserError
 from common.pocket import FOLDER
 from evals import benchmarks, heldout, preflight, sandbox, suites
 

@@ -11,8 +11,8 @@ import few
 import pytest
 
 from common import table
-from common.cli import UserError
 from common.commands import table as command
+from common.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 

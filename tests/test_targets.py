@@ -6,7 +6,7 @@ import torch
 from test_distillation import Stub, bins, model, padded, rows
 
 from common import distillation, heads, targets, teaching
-from common.cli import UserError
+from common.errors import UserError
 from common.losses import Blend
 from common.masking import IGNORE
 

@@ -14,7 +14,7 @@ from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
 from common import chats, dialogue, masking, templates
-from common.cli import UserError
+from common.errors import UserError
 from common.pocket import FOLDER
 
 ROOT = Path(__file__).parent.parent

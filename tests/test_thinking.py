@@ -4,7 +4,7 @@ import pytest
 from test_template_matrix import ASK, MORE, NO, YES, made, sources, texted, theirs, thought
 
 from common import masking, templates
-from common.cli import UserError
+from common.errors import UserError
 
 KEYS = ("reasoning_content", "thinking", "reasoning")
 ANALYSIS = "<|channel|>analysis<|message|>{}<|end|><|start|>assistant"

@@ -8,7 +8,7 @@ from tokenizers import processors
 from transformers import AutoTokenizer
 
 from common import masking, tokenizers
-from common.cli import UserError
+from common.errors import UserError
 from common.pocket import FOLDER
 from common.templates import ALPACA
 

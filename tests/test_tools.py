@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from common import chats, columns, masking, templates, tokenizers
-from common.cli import UserError
+from common.errors import UserError
 from common.pocket import FOLDER
 
 SHARED = Path(os.environ.get("TUNEBOOK_SHARED", Path(__file__).parent.parent.parent / "shared")) / "data" / "tokenizers"

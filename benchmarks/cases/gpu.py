@@ -128,7 +128,7 @@ def prepare(case: Case) -> dict[str, Any]:
 
 def train(case: Case) -> dict[str, Any]:
     from common import checks
-    from common.cli import Refused
+    from common.errors import CheckFailed
     from common.models import parameters
 
     begun = now()
@@ -139,7 +139,7 @@ def train(case: Case) -> dict[str, Any]:
         if case.packed:
             try:
                 difference = checks.isolation(trainer)
-            except Refused as refused:
+            except CheckFailed as refused:
                 if case.way == "tunebook":
                     raise
                 difference = str(refused)  # a finding about TRL here, not a failure of the benchmark

@@ -28,7 +28,7 @@ BROKEN_PIPE = 141  # what a shell reports for a command whose reader went away
 
 def main(argv: list[str] | None = None) -> None:
     """Run one command, given as words (default: those of the process), and end the process with its exit code."""
-    from common import cli
+    from common import cli, errors
 
     name, *words = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if name == "help":
@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     if name not in COMMANDS:
         known = f"there is {', '.join(COMMANDS)}"
-        print(f"error: tunebook {name}: no such command; {known}{cli.nearest(name, COMMANDS)}", file=sys.stderr)
+        print(f"error: tunebook {name}: no such command; {known}{errors.nearest(name, COMMANDS)}", file=sys.stderr)
         sys.exit(2)
     module = importlib.import_module(COMMANDS[name][0])
     sys.argv[0] = f"tunebook {name}"  # what --help and messages about flags call it

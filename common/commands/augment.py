@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from common import cli
-from common.cli import UserError, nearest
+from common.errors import UserError, nearest
 
 
 @dataclass

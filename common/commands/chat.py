@@ -14,7 +14,7 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any
 
-from common.cli import UserError, nearest
+from common.errors import UserError, nearest
 
 HELP = {
     "/reset": "forget what was said; the system text stays",

@@ -6,8 +6,8 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from common.cli import UserError
 from common.decoding import Decoding
+from common.errors import UserError
 
 NO_ADAPTER = "none"
 

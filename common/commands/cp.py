@@ -14,8 +14,8 @@ from typing import Annotated
 
 import tyro
 
-from common.cli import UserError, nearest
 from common.commands import ls
+from common.errors import UserError, nearest
 
 
 @dataclass

@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.cli import Refused, UserError
+from common.errors import CheckFailed, UserError
 
 GOOD, NOTE, WRONG = "ok", "note", "wrong"
 
@@ -43,7 +43,7 @@ def main(args: Args) -> None:
             raise UserError(f"--json {args.json}: {error.strerror}") from None
     wrong = [finding.topic for finding in found if finding.state == WRONG]
     if wrong:
-        raise Refused(f"{len(wrong)} wrong: {', '.join(wrong)}. The lines above say what to do")
+        raise CheckFailed(f"{len(wrong)} wrong: {', '.join(wrong)}. The lines above say what to do")
     notes = sum(finding.state == NOTE for finding in found)
     print("\nNothing is wrong" + (f"; {notes} to know about, marked note." if notes else "."))
 

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from common.cli import Refused, UserError
+from common.errors import CheckFailed, UserError
 from common.loss_weights import COLUMN
 
 BATCH = 2000  # rows held as Python lists while --tokens writes
@@ -87,7 +87,7 @@ def main(args: Args) -> dict[str, Any]:
     listing.show(report, bool(args.rows))
     write(report, kept, args)
     if report["refused"]:
-        raise Refused(report["refused"])
+        raise CheckFailed(report["refused"])
     return report
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
-from common.cli import UserError
+from common.errors import UserError
 
 
 @dataclass

@@ -15,8 +15,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from common.cli import Refused, UserError, nearest
 from common.commands import ls
+from common.errors import CheckFailed, UserError, nearest
 
 OURS = ("output_dir", "dry_run", "overwrite", "resume")  # flags of a recipe that a plan sets itself
 
@@ -52,7 +52,7 @@ def main(args: Args) -> None:
         except OSError as error:
             raise UserError(f"--json {args.json}: {error.strerror}") from None
     if not plan["fits"]:
-        raise Refused(f"it does not fit into {plan['device']}; the table says what would")
+        raise CheckFailed(f"it does not fit into {plan['device']}; the table says what would")
 
 
 def find(name: str) -> Path:

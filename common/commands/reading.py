@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from common import data
-from common.cli import UserError
 from common.columns import PEEKED, Row, Table, kind
+from common.errors import UserError
 
 
 class Everything:

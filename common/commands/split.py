@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from common.cli import Refused, UserError
+from common.errors import CheckFailed, UserError
 
 NAMES = ("train", "validation", "test")
 
@@ -52,7 +52,7 @@ def main(args: Args) -> dict[str, Any]:
     if args.json:
         Path(args.json).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     if report["leaks"]:
-        raise Refused(f"{report['leaks']} pairs of like questions are on different sides; the files are written")
+        raise CheckFailed(f"{report['leaks']} pairs of like questions are on different sides; the files are written")
     return report
 
 

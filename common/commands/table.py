@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from common import table
-from common.cli import Refused, UserError, nearest
 from common.commands import ls
+from common.errors import CheckFailed, UserError, nearest
 
 METHODS = ["sft_alpaca", "lora_alpaca", "lora_alpaca:use_dora=True", "qlora_alpaca", "adapters_alpaca",
            "soft_prompts_alpaca", "prefix_alpaca"]  # fmt: skip
@@ -60,7 +60,7 @@ def main(args: Args) -> None:
     if rows:
         write(folder, rows, curves, args.rest)
     if failed:
-        raise Refused(f"these did not end well and are not in the table: {', '.join(failed)}; see their .log files")
+        raise CheckFailed(f"these did not end well and are not in the table: {', '.join(failed)}; see their .log files")
 
 
 def method(word: str) -> Method:
@@ -146,7 +146,7 @@ def finished(one: Method, folder: Path, args: Args) -> bool:
             log.write(line)
             log.flush()
             last = line.strip() or last
-            if line.startswith(("forecast:", "step ", "refused:", "error:")) or "→" in line:
+            if line.startswith(("forecast:", "step ", "check failed:", "error:")) or "→" in line:
                 print(f"  {line.rstrip()}", flush=True)
     if process.wait():
         print(f"  exit code {process.returncode}: {last}", flush=True)

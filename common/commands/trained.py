@@ -4,8 +4,8 @@ import ast
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.cli import UserError, nearest
 from common.commands import ls
+from common.errors import UserError, nearest
 
 
 @dataclass

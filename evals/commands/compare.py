@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from common.cli import Refused, UserError
+from common.errors import CheckFailed, UserError
 
 
 @dataclass
@@ -64,7 +64,7 @@ def main(args: Args) -> dict[str, Any]:
             _replace(Path(name), text(report))
             print(f"written: {name}")
     if not any(row["headline"] and row["test"] for row in report["rows"]):
-        raise Refused("none of these tasks has a metric that can be tested item by item")
+        raise CheckFailed("none of these tasks has a metric that can be tested item by item")
     return report
 
 

@@ -20,7 +20,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common.cli import UserError, fresh_folder
+from common.cli import fresh_folder
+from common.errors import UserError
 from evals import scales, suites
 
 __doc__ = str(__doc__).replace("{suites}", suites.described())

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from common.cli import Refused, UserError
+from common.errors import CheckFailed, UserError
 
 FILE = "judge.json"
 SAME = ("sides", "prompts", "judge", "judge_name")  # arguments that make a report another report
@@ -65,7 +65,7 @@ def main(args: Args) -> dict[str, Any]:
     found = judge.pairs(asked, base, tuned)
     if not found:
         why = next(iter([*base.why.values(), *tuned.why.values()]), "no questions")
-        raise Refused(f"there is no pair of answers to judge: {why}")
+        raise CheckFailed(f"there is no pair of answers to judge: {why}")
     notes += [note] if (note := answering.unlike(base, tuned)) else []
     journal = ResponseCache(folder / "verdicts.jsonl")
     notes += (
@@ -81,11 +81,11 @@ def main(args: Args) -> dict[str, Any]:
     report |= judge.report(found, judgments, judge_model, base, tuned)
     write(folder, report)
     if not report["total"]["judged"]:
-        raise Refused(
+        raise CheckFailed(
             "there is no verdict that can be read: " + (report["stopped"] or "; ".join([*report["unparsed"]][:3]))
         )
     if judgments.stopped and not judgments.out_of_budget:
-        raise Refused(f"the judge has stopped answering: {judgments.stopped}")
+        raise CheckFailed(f"the judge has stopped answering: {judgments.stopped}")
     return report
 
 

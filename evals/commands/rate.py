@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common.cli import UserError
+from common.errors import UserError
 
 
 @dataclass

@@ -15,7 +15,7 @@ from typing import Annotated
 
 import tyro
 
-from common.cli import UserError
+from common.errors import UserError
 
 
 @dataclass
