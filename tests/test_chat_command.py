@@ -381,7 +381,7 @@ def test_the_page_answers_as_the_terminal_does(monkeypatch, capsys, bottleneck):
         client = Client(address, verbose=False)  # the conversation is the client's session
         said = [client.predict(question, "", bottleneck.name, api_name="/chat") for question in questions.splitlines()]
         assert "".join(text + "\n" for text in said) == out
-        with pytest.raises(Exception, match="no room|have room"):
+        with pytest.raises(Exception, match="have room"):
             client.predict("word " * 900, "", bottleneck.name, api_name="/chat")
         assert client.predict(questions.splitlines()[1], "", bottleneck.name, api_name="/chat")  # it goes on
         other = Client(address, verbose=False).predict(questions.splitlines()[0], "", "none", api_name="/chat")
