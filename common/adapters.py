@@ -13,8 +13,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -125,18 +124,6 @@ def remove(model: Any) -> None:
     if names(model):
         model.bottlenecks.undo(model)
         del model.bottlenecks
-
-
-@contextmanager
-def known_to_trainer(model: Any) -> Iterator[None]:
-    """Make a Trainer over a quantised base in here: it refuses one that lacks PEFT's mark for adapters that train."""
-    if not names(model):
-        raise UserError("adapters: attach one before the trainer is made")
-    model._hf_peft_config_loaded = True
-    try:
-        yield
-    finally:
-        del model._hf_peft_config_loaded
 
 
 def save(model: Any, folder: str | Path, name: str) -> None:

@@ -8,14 +8,13 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from common import categories
 from common.columns import kind, question
 from common.duplicates import normal
 from common.errors import UserError, nearest
 from common.quality import NULLS
-from common.text_models import TextModel
 from common.wordings import wordings
 
 Row = dict[str, Any]
@@ -32,6 +31,14 @@ LITTLE = frozenset(("a", "an", "the", "of", "and", "to", "in", "is"))
 REWRITE = "Say the following instruction in other words. Keep its meaning. Write only the new instruction.\n\n{text}"
 TRANSLATE = "Translate the following text into {language}. Write only the translation.\n\n{text}"
 LEAST, MOST = 0.3, 3.0  # length of a new question as a share of the old one; beyond, the model did something else
+
+
+class TextModel(Protocol):
+    """Anything that answers prompts."""
+
+    def answers(self, prompts: Sequence[str], temperature: float = 0.0, seed: int = 0) -> list[str | None]:
+        """One answer a prompt, in order; None where the model gave none. A temperature of 0 is the likeliest answer."""
+        ...
 
 
 @dataclass

@@ -1,7 +1,6 @@
 """Training rows that overlap a benchmark's items: shared runs of words, found on this machine alone."""
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -243,8 +242,3 @@ def _runs(ids: list[list[int]], length: int) -> tuple[np.ndarray, np.ndarray, np
     start = np.arange(count) - np.repeat(np.cumsum(sizes) - sizes, sizes)[:count]
     kept = known & (start + length <= sizes[owner])
     return hashes[kept], owner[kept], start[kept]
-
-
-def by_benchmark(found: Found) -> Counter[str]:
-    """{file: how many rows overlap its items}."""
-    return Counter(name for name, _ in {(one.item.rpartition(":")[0] or one.item, one.row) for one in found.overlaps})

@@ -20,14 +20,6 @@ def digests(texts: Iterable[str], normalized: bool = True) -> np.ndarray:
     return np.frombuffer(b"".join(found), dtype="<u8").astype(np.uint64)
 
 
-def exact(texts: Iterable[str], normalized: bool = False) -> list[list[int]]:
-    """The groups of two or more identical texts, as places from 0, in the order of their first member."""
-    found = digests(texts, normalized)
-    order = np.argsort(found, kind="stable")
-    cuts = np.flatnonzero(np.diff(found[order])) + 1
-    return sorted(group.tolist() for group in np.split(order, cuts) if len(group) > 1)
-
-
 def near(texts: Sequence[str], threshold: float = 0.8) -> list[tuple[int, int, float]]:
     """Pairs (i, j, similarity) with i < j and similarity >= threshold, sorted.
 

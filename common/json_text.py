@@ -1,6 +1,6 @@
 """JSON with messages for people: a value, or a file that is one long list, parsed a piece at a time."""
 
-import codecs
+import io
 import json
 import re
 from collections.abc import Iterator
@@ -17,6 +17,10 @@ class Wrong(ValueError):
     """Why a text is no JSON value that can be kept."""
 
 
+class _Kept(Wrong):
+    """A fault in a value whose end is known: the values after it can still be read."""
+
+
 class _Sink(Protocol):
     def add(self, text: str) -> None: ...
     def skip(self, text: str) -> None: ...
@@ -26,7 +30,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):  # the json module keeps the last one and says nothing
         names = [name for name, _ in pairs]
-        raise Wrong(f"the key {next(name for name in names if names.count(name) > 1)!r} is there twice in one object")
+        raise _Kept(f"the key {next(name for name in names if names.count(name) > 1)!r} is there twice in one object")
     return found
 
 
@@ -59,9 +63,11 @@ class _Window:
     """The part of a UTF-8 stream that is being looked at, and where that is."""
 
     def __init__(self, binary: BinaryIO):
+        if binary.peek(2)[:2] in (b"\xff\xfe", b"\xfe\xff"):  # type: ignore[attr-defined]  it is buffered
+            raise Wrong("the file is UTF-16; save it as UTF-8")
         self.binary, self.text, self.at, self.ended = binary, "", 0, False
-        self.line, self.column, self.offset = 1, 0, 0  # of self.text[0]; offset: bytes fed to the decoder
-        self.decoder = codecs.getincrementaldecoder("utf-8")()
+        self.line, self.column = 1, 0  # of self.text[0]
+        self.stream = io.TextIOWrapper(binary, encoding="utf-8-sig", newline="")
 
     def more(self) -> bool:
         """Reads on, and forgets what lies before `at`. False at the end of the file."""
@@ -70,21 +76,12 @@ class _Window:
             self.line, self.column = self.line + newlines, len(done) - done.rindex("\n") - 1
         else:
             self.column += len(done)
-        # As much again as there is: a long row is not scanned once for each small piece of it.
-        data = self.binary.read(max(CHUNK, 3, len(self.text)))
-        self.ended = not data
-        if self.offset == 0:
-            if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-                raise Wrong("the file is UTF-16; save it as UTF-8")
-            if data.startswith(codecs.BOM_UTF8):
-                data, self.offset = data[3:], 3
-        held = len(self.decoder.getstate()[0])
-        try:
-            self.text += self.decoder.decode(data, final=self.ended)
+        try:  # as much again as there is: a long row is not scanned once for each small piece of it
+            read = self.stream.read(max(CHUNK, len(self.text)))
         except UnicodeDecodeError as error:
-            byte = self.offset - held + error.start
+            byte = self.binary.tell() - len(error.object) + error.start
             raise Wrong(f"not UTF-8: byte {byte} is {error.object[error.start]:#x}") from None
-        self.offset += len(data)
+        self.text, self.ended = self.text + read, not read
         return not self.ended
 
     def peek(self) -> str:
@@ -96,6 +93,28 @@ class _Window:
             if not self.more():
                 return ""
 
+    def take(self, decoder: json.JSONDecoder) -> tuple[Any, str]:
+        """The value at `at`, which is then behind it, and its text.
+
+        Raises:
+            ValueError, RecursionError: of the decoder, once it has all that there is.
+            Wrong: the value is longer than a row may be.
+        """
+        while True:
+            try:
+                found, end = decoder.raw_decode(self.text, self.at)
+                # A bare number may go on: of -1.5e-7 the start -1 is one, too.
+                if self.ended or isinstance(found, (dict, list, str)) or end + NEAR < len(self.text):
+                    begin, self.at = self.at, end
+                    return found, self.text[begin:end]
+            except json.JSONDecodeError as error:
+                unfinished = error.msg.startswith("Unterminated string") or error.pos + NEAR > len(self.text)
+                if not unfinished or self.ended:
+                    raise
+            if len(self.text) - self.at > LONGEST:
+                raise Wrong(f"is longer than {LONGEST >> 20} MB; is a quote missing?")
+            self.more()
+
     def where(self, at: int | None = None) -> str:
         before = self.text[: self.at if at is None else at]
         line = self.line + before.count("\n")
@@ -105,9 +124,8 @@ class _Window:
 
 def array(binary: BinaryIO, problems: _Sink) -> Iterator[Any]:
     """The values of the list that a JSON file is. One fault in its syntax ends it; where that is goes to `problems`."""
-    window = _Window(binary)
     try:
-        yield from _values(window, problems)
+        yield from _values(_Window(binary), problems)
     except Wrong as error:
         problems.add(str(error))
 
@@ -151,38 +169,27 @@ def _unseen(character: str) -> str:
     return "a NUL byte, as in UTF-16 text or a damaged file" if character == "\0" else ""
 
 
-class _Kept(Wrong):
-    """A fault in a value whose end is known: the values after it can still be read."""
-
-
 def _next(window: _Window, number: int) -> Any:
     """The value at the window's place, which is then behind it."""
-    decoder, fault = _STRICT, None
-    while True:
+    found, fault = None, None
+    for decoder in (_STRICT, _PLAIN):  # after a key twice, what remains is to find the row's end
         try:
-            found, end = decoder.raw_decode(window.text, window.at)
+            found, _ = window.take(decoder)
+            break
+        except _Kept as error:
+            fault = error
         except json.JSONDecodeError as error:
-            unfinished = error.msg.startswith("Unterminated string") or error.pos + NEAR > len(window.text)
-            if not unfinished or window.ended:
-                said = _unseen(window.text[error.pos : error.pos + 1]) or error.msg
-                raise Wrong(f"not JSON at {window.where(error.pos)}, in row {number}: {said}") from None
-        except Wrong as error:  # a key twice: what remains is to find the row's end
-            decoder, fault = _PLAIN, error
-            continue
+            said = _unseen(window.text[error.pos : error.pos + 1]) or error.msg
+            raise Wrong(f"not JSON at {window.where(error.pos)}, in row {number}: {said}") from None
+        except Wrong as error:
+            raise Wrong(f"row {number} ({window.where()}) {error}") from None
         except RecursionError:
             raise Wrong(f"row {number} ({window.where()}): nested too deeply") from None
-        except ValueError as error:
+        except ValueError as error:  # an integer of more digits than Python converts
             raise Wrong(f"row {number} ({window.where()}): {error}") from None
-        else:
-            # A bare number may go on: of -1.5e-7 the start -1 is one, too.
-            if window.ended or isinstance(found, (dict, list, str)) or end + NEAR < len(window.text):
-                window.at = end
-                if fault:
-                    raise _Kept(str(fault))
-                return found
-        if len(window.text) - window.at > LONGEST:
-            raise Wrong(f"row {number} ({window.where()}) is longer than {LONGEST >> 20} MB; is a quote missing?")
-        window.more()
+    if fault:
+        raise fault
+    return found
 
 
 def _not_a_list(window: _Window, first: str) -> str:
@@ -190,14 +197,14 @@ def _not_a_list(window: _Window, first: str) -> str:
         return "the file is empty"
     if unseen := _unseen(first):
         return f"not JSON at {window.where()}: {unseen}"
-    whole = _whole(window)
-    if whole is None:
+    try:
+        found, text = window.take(_PLAIN)
+    except (ValueError, RecursionError):
         return f"expected a list of rows, found {'an object' if first == '{' else 'something else'} at {window.where()}"
-    found, on_one_line = whole
     beside = window.text[window.at : window.at + 1] == "{"
     if more := window.peek():
         remedy = f"objects follow each other; {ONE_A_LINE}"
-        if on_one_line and not beside:
+        if "\n" not in text and not beside:
             remedy = "one object a line is .jsonl: rename the file"
         if more == ",":
             remedy = "a list of rows begins with [ and ends with ]"
@@ -206,23 +213,6 @@ def _not_a_list(window: _Window, first: str) -> str:
         keys = ", ".join(list(found)[:10])
         return f"expected a list of rows, found an object ({keys or 'empty'}); {_unwrapped(found)}"
     return "expected a list of rows, found one value"
-
-
-def _whole(window: _Window) -> tuple[Any, bool] | None:
-    """The value at the window's place, read on until it is all there, and whether it is on one line. None where there
-    is none, or one longer than a row may be."""
-    begin = window.at
-    while True:
-        try:
-            found, window.at = _PLAIN.raw_decode(window.text, begin)
-            return found, "\n" not in window.text[begin : window.at]
-        except json.JSONDecodeError as error:
-            unfinished = error.msg.startswith("Unterminated string") or error.pos + NEAR > len(window.text)
-            if not unfinished or len(window.text) > LONGEST or not window.more():
-                return None
-            begin = 0  # it has forgotten what lay before
-        except (ValueError, RecursionError):
-            return None
 
 
 def _unwrapped(found: dict[str, Any]) -> str:

@@ -1,7 +1,6 @@
-"""Batches on their way to the model: how the loader works here, what a batch holds, and copies made ahead of use."""
+"""Batches on their way to the model: how the loader works here, and what a batch holds."""
 
 import os
-from collections.abc import Iterable, Iterator
 from typing import Any
 
 from common import loss_weights
@@ -76,57 +75,6 @@ def _tokens(batch: dict[str, Any]) -> list[str]:
         by_row = trains.sum(-1)
         found.append(f"  {int(trains.sum())} labels train, {int(by_row.min())} to {int(by_row.max())} a row")
     return found
-
-
-class Prefetcher:
-    """Batches, each copied to the GPU while the one before it computes. On a CPU the batches are handed through.
-
-        for batch in Prefetcher(loader, model.device): ...
-
-    The copy goes from pinned memory over a stream of its own; the stream that computes waits for it when it takes the
-    batch. `loader` is any iterable of dicts of tensors; values that are no tensors stay as they are.
-    """
-
-    def __init__(self, loader: Iterable[dict[str, Any]], device: Any):
-        import torch
-
-        self.loader, self.device = loader, torch.device(device)
-
-    def __len__(self) -> int:
-        return len(self.loader)  # pyright: ignore[reportArgumentType]  as far as the loader has a length
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return self._ahead() if self.device.type == "cuda" else iter(self.loader)
-
-    def _ahead(self) -> Iterator[dict[str, Any]]:
-        import torch
-
-        copies = torch.cuda.Stream(self.device)
-        remaining = iter(self.loader)
-        coming = self._copy(next(remaining, None), copies)
-        while coming is not None:
-            batch, computes = coming, torch.cuda.current_stream(self.device)
-            computes.wait_stream(copies)  # before the next copy starts: that one need not be waited for
-            for value in batch.values():
-                if isinstance(value, torch.Tensor):
-                    value.record_stream(computes)  # its memory is not given out again before the computing is done
-            coming = self._copy(next(remaining, None), copies)
-            yield batch
-
-    def _copy(self, batch: dict[str, Any] | None, copies: Any) -> dict[str, Any] | None:
-        import torch
-
-        if batch is None:
-            return None
-        moved = {}
-        with torch.cuda.stream(copies):
-            for name, value in batch.items():
-                if isinstance(value, torch.Tensor):
-                    if value.device.type == "cpu" and not value.is_pinned():
-                        value = value.pin_memory()
-                    value = value.to(self.device, non_blocking=True)
-                moved[name] = value
-        return moved
 
 
 def loader(rows: Any, tokenizer: Any, batch_size: int, order: Any = None) -> Any:

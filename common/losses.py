@@ -3,7 +3,7 @@
 The divergence is taken of both distributions at temperature T; T² keeps its gradient's size as long as logits
 are small beside T (Hinton et al. 2015). On pocket's, of standard deviation 4, the gradient's norms at T of 1, 2, 4 and
 8 were 47, 69, 15 and 3.4.
-`plain` is the formula as it is written. `blended` is what runs: only positions that train are projected, and a few of
+`blended` is what runs: only positions that train are projected, and a few of
 them at a time, so that neither model's logits ever exist as a whole; a chunk's gradient is made while its logits are
 there, and nothing is computed twice.
 
@@ -11,13 +11,11 @@ Shapes: N positions that train, D width, V vocabulary, C positions of a chunk, K
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from common.errors import UserError
 from common.heads import Head, compute_dtype, wide
-from common.masking import IGNORE
 
 CHUNK = 2**23  # logits of one model that exist at once: 32 MiB in float32
 
@@ -99,29 +97,6 @@ def _from(log_probs_NK: torch.Tensor, above_NK: torch.Tensor) -> tuple[torch.Ten
     probs_NK = log_probs_NK.exp()
     value_N = torch.linalg.vecdot(probs_NK, above_NK)
     return value_N, above_NK.sub_(value_N[:, None]).mul_(probs_NK)
-
-
-def plain(student_BTV: Any, teacher_BTV: Any, labels_BT: Any, blend: Blend, items: Any) -> torch.Tensor:
-    """The formula as it is written, over all logits; autograd makes the gradient. For tests and measurements.
-
-    Args:
-        student_BTV, teacher_BTV: logits. Where one vocabulary is longer, the divergence is of the part that both have.
-        labels_BT: IGNORE where nothing trains; the logits before a label are compared.
-        items: labels of the whole step.
-    """
-    student_BTV, teacher_BTV, labels_BT = student_BTV[:, :-1], teacher_BTV[:, :-1], labels_BT[:, 1:]
-    shared, keep, beta = min(student_BTV.shape[-1], teacher_BTV.shape[-1]), labels_BT != IGNORE, blend.beta
-    log_s = torch.log_softmax(student_BTV[..., :shared] / blend.temperature, -1)
-    log_t = torch.log_softmax(teacher_BTV[..., :shared] / blend.temperature, -1)
-    if beta == 0:
-        apart_BT = (log_t.exp() * (log_t - log_s)).sum(-1)
-    elif beta == 1:
-        apart_BT = (log_s.exp() * (log_s - log_t)).sum(-1)
-    else:
-        log_m = (beta * log_t.exp() + (1 - beta) * log_s.exp()).log()
-        apart_BT = beta * (log_t.exp() * (log_t - log_m)).sum(-1) + (1 - beta) * (log_s.exp() * (log_s - log_m)).sum(-1)
-    cross = torch.nn.functional.cross_entropy(student_BTV[keep], labels_BT[keep], reduction="sum")
-    return (blend.alpha * blend.temperature**2 * apart_BT[keep].sum() + (1 - blend.alpha) * cross) / items
 
 
 def blended(

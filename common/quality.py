@@ -1,11 +1,11 @@
 """What is wrong with a row's text: names of problems, cheap to find, for a report and for a gate; nothing is dropped.
 
-The rules look at one row at a time (`examine`); repeats and, on request, near-duplicates and languages need the set.
+The rules look at one row at a time (`examine`), `Answers` and findings.py at the set.
 """
 
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -125,45 +125,6 @@ def _answer(text: str) -> Iterator[str]:
         data = text.encode("utf-8", "surrogatepass")
         if len(zlib.compress(data, 1)) < LOOP_RATIO * len(data):
             yield "repeated_text"
-
-
-def report(
-    rows: Iterable[Row],
-    shortest: int = SHORTEST,
-    longest: int = LONGEST,
-    near: bool = False,
-    language: str | None = None,
-) -> dict[str, list[int]]:
-    """{problem: numbers of the rows that have it}, in the order of EXPLAIN; a problem that no row has is left out.
-
-    Args:
-        rows: canonical rows, read once.
-        near: also compare all questions; holds them in memory.
-        language: also name the rows that are not in this language (an ISO 639-1 code), under `not_<code>`.
-    """
-    from common.columns import question
-    from common.duplicates import digests
-    from common.duplicates import near as near_pairs
-
-    found: dict[str, list[int]] = {name: [] for name in EXPLAIN}
-    other: list[int] = []
-    seen: set[int] = set()
-    numbers, questions = [], []
-    for place, row in enumerate(rows, 1):
-        number = row.get("row", place)
-        for problem in examine(row, shortest, longest):
-            found[problem].append(number)
-        digest = int(digests(["\0".join(text for _, _, text in texts(row))], normalized=False)[0])
-        if digest in seen:
-            found["repeated_row"].append(number)
-        seen.add(digest)
-        if language and not speaks(row, language):
-            other.append(number)
-        if near:
-            numbers.append(number)
-            questions.append(question(row))
-    found["near_duplicate"] = [numbers[later] for later in sorted({j for _, j, _ in near_pairs(questions)})]
-    return {name: places for name, places in (found | {f"not_{language}": other}).items() if places}
 
 
 class Answers:

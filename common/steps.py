@@ -7,7 +7,6 @@ from itertools import islice
 from typing import Any
 
 from common import loss_weights
-from common.loading import Prefetcher
 from common.loss_weights import total
 from common.meter import Meter
 from common.rehearsal import Actor
@@ -30,7 +29,7 @@ def batches(
     `done`, up to `last`: what an undisturbed run would have got.
 
     Args:
-        loader: prepared by the accelerator; where it left its batches on the CPU they are copied ahead.
+        loader: prepared by the accelerator; where it left its batches on the CPU they are copied to the device.
         order: its sampler (sampling.Buckets), told of each epoch.
         accumulation: batches of a step; the last step of an epoch may have fewer.
         meter: told of each step's batches and of the time it took to get them.
@@ -41,13 +40,19 @@ def batches(
         order.set_epoch(epoch)
         loader.set_epoch(epoch)  # a loader for several processes shuffles nothing, but counts its epochs
         rest = accelerator.skip_first_batches(loader, inside * accumulation) if inside else loader
-        rest = iter(Prefetcher(rest, accelerator.device))
+        rest = _on_device(rest, accelerator.device)
         for step in range(done + 1, min(last, (epoch + 1) * per_epoch) + 1):
             begun = time.monotonic()
             parts = list(islice(rest, accumulation))
             meter.batches(parts, time.monotonic() - begun, accelerator)
             yield step, parts, accelerator.reduce(sum(map(total, parts)), "sum")
             done = step
+
+
+def _on_device(loader: Any, device: Any) -> Iterator[dict[str, Any]]:
+    from accelerate.utils import send_to_device
+
+    return (send_to_device(batch, device, non_blocking=True) for batch in loader)
 
 
 def mean_loss(accelerator: Any, model: Any, loader: Any, loss_of: Callable[[Any, dict[str, Any]], Any]) -> float:
@@ -60,7 +65,7 @@ def mean_loss(accelerator: Any, model: Any, loader: Any, loss_of: Callable[[Any,
 
     model.eval()
     with torch.no_grad():
-        batches = map(loss_weights.without, Prefetcher(loader, accelerator.device))
+        batches = map(loss_weights.without, _on_device(loader, accelerator.device))
         parts = [(loss_of(model, batch), total(batch)) for batch in batches]
     model.train()
     loss, tokens = (accelerator.reduce(torch.stack(column).sum(), "sum") for column in zip(*parts, strict=True))

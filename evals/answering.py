@@ -8,8 +8,8 @@ from typing import Any
 
 from common import adapted, models, templates
 from common.decoding import Decoding
-from evals.journal import key_of, ResponseCache
 from common.errors import UserError
+from evals.journal import ResponseCache, key_of
 from evals.questions import Answers, Question
 
 TOGETHER = 32  # conversations that are answered at a time, and kept when all their turns are

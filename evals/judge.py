@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from common.budget import Budget, BudgetExceeded, Messages, Reply, Stopped
 from evals import verdicts, win_rate
 from evals.answering import ModelOutputs
 from evals.journal import ResponseCache, key_of
 from evals.questions import Question
-from evals.replies import Budget, Messages, Reply, Spent, Stopped
 from evals.verdicts import Pair
 
 ALPHA = 0.05
@@ -107,7 +107,7 @@ def collect(found: list[Pair], judge: Judge, journal: ResponseCache) -> Judgment
             judgments.asked += 1
             take(key, reply)
     except Stopped as stopped:
-        judgments.stopped, judgments.out_of_budget = str(stopped), isinstance(stopped, Spent)
+        judgments.stopped, judgments.out_of_budget = str(stopped), isinstance(stopped, BudgetExceeded)
     return judgments
 
 

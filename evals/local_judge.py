@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from common.budget import Budget, Messages, Reply, Stopped
 from common.decoding import Decoding
 from common.errors import UserError
 from evals import answering
-from evals.replies import Budget, Messages, Reply, Stopped
 
 TOGETHER = 8
 

@@ -49,7 +49,7 @@ POLICY = (
 def check() -> None:
     """Raise UserError where no page can be made."""
     if importlib.util.find_spec("gradio") is None:
-        raise UserError('the page needs gradio, which is not installed: pip install "gradio>=5,<7"')
+        raise UserError('the page needs gradio, which is not installed: pip install "gradio>=6,<7"')
 
 
 def serve(contest: Contest, votes: Votes, port: int) -> None:

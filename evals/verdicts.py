@@ -4,7 +4,7 @@ import hashlib
 import re
 from dataclasses import dataclass
 
-from evals.replies import Messages, Reply
+from common.budget import Messages, Reply
 
 TASK = """You compare two answers to the same request and say which one serves the person who asked better.
 

@@ -87,8 +87,8 @@ def main(args: Args) -> dict:
     max_steps = steps.count(len(train), group, args.num_train_epochs, args.max_steps)
     optimizer = AdamW(model.parameters(), lr=args.learning_rate, weight_decay=0.0, fused=True)
     schedule = get_scheduler("cosine", optimizer, math.ceil(0.03 * max_steps), max_steps)
-    ahead = [None, None, False, False]  # batches are copied while the one before computes (loading.Prefetcher)
-    prepared = accelerator.prepare(model, optimizer, loader, evaluation, device_placement=ahead)
+    there = [None, None, False, False]  # steps.batches copies them
+    prepared = accelerator.prepare(model, optimizer, loader, evaluation, device_placement=there)
     model, optimizer, loader, evaluation = prepared
     mask_view = checks.first_batch(loader, tokenizer, args.debug_batches)
     actor = steps.actor(accelerator, model, loader, loss_of, accumulation)

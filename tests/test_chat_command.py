@@ -357,7 +357,14 @@ json.dump(texts, open({str(tmp_path / "texts.json")!r}, "w"))
 def test_a_page_without_gradio_names_the_command(monkeypatch, capsys):
     monkeypatch.setattr(chat_page.importlib.util, "find_spec", lambda name: None)
     code, _, err = talk(monkeypatch, capsys, "", "--page")
-    assert code == 2 and 'pip install "gradio>=5,<7"' in err
+    assert code == 2 and 'pip install "gradio>=6,<7"' in err
+
+
+def test_the_page_goes_on_from_questions_that_were_answered():
+    """One that failed or was stopped at once has no answer on the page."""
+    shown = [("user", "too long"), ("user", "a"), ("assistant", "b"), ("user", "stopped")]
+    history = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in shown]
+    assert chat_page.said(history) == [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 
 
 def test_the_page_answers_as_the_terminal_does(monkeypatch, capsys, bottleneck):
@@ -371,12 +378,13 @@ def test_the_page_answers_as_the_terminal_does(monkeypatch, capsys, bottleneck):
     _, address, _ = page.launch(prevent_thread_lock=True, server_name="127.0.0.1", quiet=True)
     try:
         assert address.startswith("http://127.0.0.1")
-        client, shown = Client(address, verbose=False), []
-        for question in questions.splitlines():
-            _, shown = client.predict(question, shown, "", bottleneck.name, api_name="/answer")
-        said = [chat_page.said(turn) for turn in shown]
-        assert "".join(turn["content"] + "\n" for turn in said if turn["role"] == "assistant") == out
-        _, other = client.predict(questions.splitlines()[0], [], "", "none", api_name="/answer")
-        assert adapted.current is None and chat_page.said(other[-1])["content"] != said[1]["content"]
+        client = Client(address, verbose=False)  # the conversation is the client's session
+        said = [client.predict(question, "", bottleneck.name, api_name="/chat") for question in questions.splitlines()]
+        assert "".join(text + "\n" for text in said) == out
+        with pytest.raises(Exception, match="have room"):
+            client.predict("word " * 900, "", bottleneck.name, api_name="/chat")
+        assert client.predict(questions.splitlines()[1], "", bottleneck.name, api_name="/chat")  # it goes on
+        other = Client(address, verbose=False).predict(questions.splitlines()[0], "", "none", api_name="/chat")
+        assert adapted.current is None and other != said[0]
     finally:
         page.close()

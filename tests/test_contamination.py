@@ -44,7 +44,6 @@ def test_planted_items_are_found():
     ]
     assert found.overlaps[0].words == run
     assert found.row_numbers == [10, 21, 251]
-    assert contamination.by_benchmark(found) == {"bench.jsonl": 3}
 
 
 def test_a_run_ends_at_the_field():

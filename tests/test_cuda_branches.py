@@ -218,7 +218,7 @@ with torch.no_grad():
 LONG_ROWS = """
 import sys, unsloth
 from common import models
-from common.cli import UserError
+from common.errors import UserError
 try:
     model, _ = models.load(sys.argv[1], 1024)
     print("loaded", model.config.rope_scaling, model.config.max_position_embeddings)

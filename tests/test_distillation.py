@@ -9,6 +9,7 @@ import few
 import forked
 import pytest
 import torch
+from reference_loss import reference_loss
 
 from common import distillation, heads, vocabularies
 from common.batches import PackedCollator
@@ -172,10 +173,8 @@ def test_what_would_be_ignored_is_refused():
 
 
 def test_lora_gets_the_gradient_of_the_formula():
-    """Through PEFT's wrapper, against losses.plain on the wrapper's own logits."""
+    """Through PEFT's wrapper, against reference_loss on the wrapper's own logits."""
     from peft import LoraConfig, get_peft_model
-
-    from common import losses
 
     torch.manual_seed(5)
     student = get_peft_model(model(seed=2), LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
@@ -186,7 +185,7 @@ def test_lora_gets_the_gradient_of_the_formula():
     with torch.no_grad():
         said = teacher.model(**inputs).logits
     items = (batch["labels"][:, 1:] != IGNORE).sum()
-    expected = losses.plain(student(**inputs).logits, said, batch["labels"], Blend(), items)
+    expected = reference_loss(student(**inputs).logits, said, batch["labels"], Blend(), items)
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
     weights = [weight for weight in student.parameters() if weight.requires_grad]
     for one, two in zip(torch.autograd.grad(found, weights), torch.autograd.grad(expected, weights), strict=True):

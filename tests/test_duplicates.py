@@ -135,13 +135,6 @@ def test_repeats_are_paired_with_the_first():
     assert duplicates.groups(texts, None).tolist() == [0, 1, 0, 0]
 
 
-def test_exact():
-    texts = ["a", "b", "A", "a", "c", "b", "a"]
-    assert duplicates.exact(texts) == [[0, 3, 6], [1, 5]]
-    assert duplicates.exact(texts, normalized=True) == [[0, 2, 3, 6], [1, 5]]
-    assert duplicates.exact([]) == []
-
-
 @pytest.mark.parametrize("texts", [[], ["one"], ["", ""], ["\ud800 lone", "\ud800  lone"]])
 def test_small_sets(texts):
     assert duplicates.near(texts) == [(0, 1, 1.0)][: len(texts) - 1 if texts else 0]

@@ -17,11 +17,11 @@ import pytest
 from judge_server import ANSWER, Server, better, first, longer
 from scipy import optimize, special, stats
 
-from common import commands
+from common import commands, endpoint
+from common.budget import Budget, Reply
 from common.errors import UserError
-from evals import endpoint, judge_page, questions, verdicts, win_rate
+from evals import judge_page, questions, verdicts, win_rate
 from evals.journal import ResponseCache
-from evals.replies import Budget, Reply
 from evals.verdicts import Pair
 
 ROOT = Path(__file__).parent.parent
@@ -316,7 +316,7 @@ def test_a_wrong_address_or_key_is_told_at_once(serve, files, tmp_path, capsys):
     judged(server, files(BAD, GOOD), tmp_path / "out", "--concurrency", 1, code=2)
     assert "401" in capsys.readouterr().err and len(server.bodies) == 1
     for url in ("localhost:80", "ftp://x/v1", "http://me:secret@x/v1"):
-        with pytest.raises(UserError, match="--judge") as error:
+        with pytest.raises(UserError, match="expected http") as error:
             endpoint.Endpoint(url, "rules", {}, Budget())
         assert "secret" not in str(error.value)
 

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from reference_loss import reference_loss
 
 from common.errors import UserError
 from common.heads import Head
-from common.losses import Blend, Online, TopK, blended, plain
+from common.losses import Blend, Online, TopK, blended
 from common.masking import IGNORE
 
 BLENDS = [
@@ -54,7 +55,7 @@ def close(one, two, tolerance):
 def test_value_and_gradient_are_those_of_float64(blend, mask):
     for seed, bias in ((0, False), (1, True)):
         hidden, head, other, other_head, labels = case(seed, MASKS[mask], bias=bias)
-        loss = plain(head.logits(hidden), other_head.logits(other), labels, blend, 7.0)
+        loss = reference_loss(head.logits(hidden), other_head.logits(other), labels, blend, 7.0)
         expected = gradients(loss, hidden, head)
         single = [None if v is None else v.detach().float().requires_grad_() for v in (hidden, head.weight_VD)]
         offset = None if head.bias_V is None else head.bias_V.detach().float().requires_grad_()
@@ -69,7 +70,7 @@ def test_value_and_gradient_are_those_of_float64(blend, mask):
 @pytest.mark.parametrize("blend", BLENDS, ids=str)
 def test_padded_vocabularies_of_two_sizes(blend, sizes):
     hidden, head, other, other_head, labels = case(2, 0.5, *sizes)
-    expected = plain(head.logits(hidden), other_head.logits(other), labels, blend, 3.0)
+    expected = reference_loss(head.logits(hidden), other_head.logits(other), labels, blend, 3.0)
     found = run(hidden, head, other, other_head, labels, blend, 3.0)
     close(found, expected, 1e-12)
     for one, two in zip(gradients(found, hidden, head), gradients(expected, hidden, head), strict=True):
@@ -80,7 +81,7 @@ def test_padded_vocabularies_of_two_sizes(blend, sizes):
 def test_scale_and_cap_of_logits(blend):
     hidden, head, other, other_head, labels = case(3, 0.5)
     head.scale, head.cap, other_head.scale, other_head.cap = 0.25, 3.0, 2.0, 5.0
-    expected = plain(head.logits(hidden), other_head.logits(other), labels, blend, 3.0)
+    expected = reference_loss(head.logits(hidden), other_head.logits(other), labels, blend, 3.0)
     found = run(hidden, head, other, other_head, labels, blend, 3.0)
     close(found, expected, 1e-12)
     for one, two in zip(gradients(found, hidden, head), gradients(expected, hidden, head), strict=True):
@@ -124,7 +125,7 @@ def test_squared_temperature_keeps_the_gradients_size(beta):
     labels, sizes = torch.zeros(1, 40, dtype=torch.long), []
     for temperature in (1, 2, 4, 8):
         logits = student.clone().requires_grad_()
-        plain(logits, teacher, labels, Blend(1, temperature, beta), 39).backward()
+        reference_loss(logits, teacher, labels, Blend(1, temperature, beta), 39).backward()
         sizes.append(logits.grad.norm().item())
     assert max(sizes) <= 1.2 * min(sizes), sizes
 

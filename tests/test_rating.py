@@ -303,7 +303,7 @@ def test_alpha_is_krippendorffs():
 def test_a_page_without_gradio_names_the_command(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     code, _, err = rate(capsys, "--output_dir", str(tmp_path))
-    assert code == 2 and 'pip install "gradio>=5,<7"' in err
+    assert code == 2 and 'pip install "gradio>=6,<7"' in err
 
 
 def served(folder, port, *words):

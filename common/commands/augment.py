@@ -9,8 +9,11 @@
 Augment after the split, or copies of a row land on two sides. Look at what was made: tunebook inspect more.jsonl
 """
 
+import contextlib
 import dataclasses
 import json
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -45,7 +48,7 @@ class Args:
 
 
 def main(args: Args) -> dict[str, Any]:
-    from common import augment, text_models
+    from common import augment
     from common.commands import reading
     from common.commands.split import line
 
@@ -61,7 +64,7 @@ def main(args: Args) -> dict[str, Any]:
         found = reading.rows(args.data, "augment", only_train=True, bad_rows=args.bad_rows)
         rows = list(found)
     print(*found.columns(), sep="\n")
-    model = text_models.load(args.model, args.model_name, args.max_new_tokens) if needed else None
+    model = _model(args) if needed else None
     new, counts = augment.augment(
         rows, args.methods, args.seed, args.share, args.copies, model, args.language, args.temperature
     )
@@ -76,6 +79,55 @@ def main(args: Args) -> dict[str, Any]:
     print(counts.line())
     print(f"written: {len(new):,} rows in {args.output}")
     return report
+
+
+class LocalModel:
+    """A model on this machine, in the template that it was trained with.
+
+    Args:
+        word: a folder, a Hub name or pocket.
+    """
+
+    def __init__(self, word: str, max_new_tokens: int):
+        from common.adapted import Adapted
+
+        self.adapted, self.max_new_tokens = Adapted(word), max_new_tokens
+
+    def answers(self, prompts: Sequence[str], temperature: float = 0.0, seed: int = 0) -> list[str | None]:
+        """See augment.TextModel. A prompt that leaves no room for an answer has none."""
+        from common import generation
+        from common.conversation import Conversation
+        from common.decoding import Decoding
+
+        model, tokenizer, template = self.adapted.model, self.adapted.tokenizer, self.adapted.template
+        stop = generation.ends(tokenizer, template, model)
+        found: list[str | None] = [None] * len(prompts)
+        seen, rounds = Counter[str](), dict[int, list[int]]()
+        for place, text in enumerate(prompts):  # equal prompts need a seed each, or their answers would be equal, too
+            rounds.setdefault(seen[text], []).append(place)
+            seen[text] += 1
+        top_p = 0.95 if temperature > 0 else 1.0
+        for number, places in rounds.items():
+            decoding = Decoding(self.max_new_tokens, temperature, top_p, seed=seed + number)
+            going: dict[int, list[int]] = {}
+            for place in places:
+                ids = Conversation(tokenizer, template).prompt(prompts[place])[0]
+                with contextlib.suppress(UserError):
+                    generation.room(model, ids, decoding)
+                    going[place] = ids
+            said = generation.generate(model, tokenizer, list(going.values()), decoding, stop, batch_size=16)
+            for place, answer in zip(going, said, strict=True):
+                found[place] = answer.text.strip() or None
+        return found
+
+
+def _model(args: Args) -> Any:
+    """The model that `--model` names: an augment.TextModel."""
+    if not args.model.startswith(("http://", "https://")):
+        return LocalModel(args.model, args.max_new_tokens)
+    from common.endpoint import Endpoint
+
+    return Endpoint(args.model, args.model_name, {"max_tokens": args.max_new_tokens})
 
 
 def named(args: Args) -> Args:

@@ -50,9 +50,9 @@ class Args:
 
 
 def main(args: Args) -> dict[str, Any]:
+    from common.budget import Budget
     from evals import answering, judge, questions
     from evals.journal import ResponseCache
-    from evals.replies import Budget
 
     check(args)
     folder = _folder(args)
@@ -153,7 +153,7 @@ def _judge(args: Args, budget: Any) -> Any:
         return LocalJudge(args.judge, args.judge_max_new_tokens, budget)
     import yaml
 
-    from evals.endpoint import Endpoint
+    from common.endpoint import Endpoint
 
     request: dict[str, Any] = {"max_tokens": args.judge_max_new_tokens, "temperature": 0, "seed": 0}
     for word in args.request:

@@ -26,10 +26,10 @@ class Reply:
 
 
 class Stopped(Exception):
-    """The judge has stopped answering; the message says why."""
+    """The model has stopped answering; the message says why."""
 
 
-class Spent(Stopped):
+class BudgetExceeded(Stopped):
     """The budget is used up."""
 
 
@@ -51,19 +51,19 @@ class Budget:
         """Reserve a request of at most `cost` tokens; `patient`: wait where what others hold may leave room for it.
 
         Raises:
-            Spent: the budget has no room for it.
+            BudgetExceeded: the budget has no room for it.
         """
         with self._changed:
             while True:
                 if self.calls and self.used_calls >= self.calls:
-                    raise Spent(f"the budget of {self.calls:,} calls is used up")
+                    raise BudgetExceeded(f"the budget of {self.calls:,} calls is used up")
                 if not self.tokens or self.used_tokens + sum(self._held) + cost <= self.tokens:
                     self.used_calls += 1
                     self.retries += again
                     self._held.append(cost)
                     return
                 if not self._held or not patient:
-                    raise Spent(
+                    raise BudgetExceeded(
                         f"{self.used_tokens:,} of {self.tokens:,} tokens are used, and the next call may take {cost:,}"
                     )
                 self._changed.wait()

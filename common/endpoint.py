@@ -1,6 +1,7 @@
 """An OpenAI-compatible server that is asked many things: at a time, again where it fails, within a budget."""
 
 import json
+import logging
 import os
 import queue
 import random
@@ -14,13 +15,17 @@ from http.client import HTTPException
 from typing import Any
 from urllib.parse import urlsplit
 
+from common.budget import Budget, Messages, Reply, Stopped
 from common.errors import UserError
-from common.text_models import AGAIN, KEY, LONGEST_WAIT
-from evals.replies import Budget, Messages, Reply, Stopped
+
+KEY = "OPENAI_API_KEY"  # the environment variable that holds the key; no flag, so that it is in no shell history
+AGAIN = (408, 409, 425, 429, 500, 502, 503, 504)  # answers of a server that may be different the next time
+LONGEST_WAIT = 30.0  # seconds between two tries
 
 GIVE_UP = 8  # prompts in a row that stayed without a reply; the server is then taken for gone
 NOBODY = (ConnectionRefusedError, socket.gaierror)  # where nothing has answered yet, waiting will not help
 TOO_MUCH = 16 << 20  # bytes of a reply; more is no answer
+log = logging.getLogger(__name__)
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -37,6 +42,7 @@ class Endpoint:
         url: up to and with /v1.
         name: under which the server has the model.
         request: more fields of a request's body (max_tokens, temperature, ...); None leaves a field out.
+        budget: of requests and tokens; None: without a limit.
         timeout: seconds for a whole reply. retries: after a first try. first_wait: seconds, doubled at each retry.
 
     Raises:
@@ -44,22 +50,44 @@ class Endpoint:
     """
 
     def __init__(
-        self, url: str, name: str, request: dict[str, Any], budget: Budget, timeout: float = 120.0, retries: int = 4,
-        concurrency: int = 4, first_wait: float = 1.0,
+        self, url: str, name: str, request: dict[str, Any], budget: Budget | None = None, timeout: float = 120.0,
+        retries: int = 4, concurrency: int = 4, first_wait: float = 1.0,
     ):  # fmt: skip
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc or parts.query:
-            raise UserError(f"--judge: expected http(s)://host:port/v1 with no user, password or query; the key: {KEY}")
+            raise UserError(f"endpoint: expected http(s)://host:port/v1 without user, password or query; key: {KEY}")
         self.url = url.rstrip("/").removesuffix("/chat/completions")
         self.name = name
         self.request = {field: value for field, value in request.items() if value is not None}
-        self.budget, self.timeout, self.retries = budget, timeout, retries
+        self.budget, self.timeout, self.retries = budget or Budget(), timeout, retries
         self.concurrency, self.first_wait = concurrency, first_wait
         self._key = os.environ.get(KEY, "").strip()
         if not (self._key.isascii() and all(char.isprintable() for char in self._key)):
             raise UserError(f"{KEY} holds characters that no header may hold")
         self._answered, self._failed, self._end = False, 0, threading.Event()
         self._why: Exception | None = None
+
+    def answers(self, prompts: Sequence[str], temperature: float = 0.0, seed: int = 0) -> list[str | None]:
+        """One answer a prompt, in order; None where there is none. The n-th prompt has the seed `seed` + n.
+
+        Raises:
+            UserError: as in `ask`.
+        """
+        asked = [
+            {
+                "messages": [{"role": "user", "content": text}],
+                "temperature": temperature,
+                "seed": (seed + place) % (1 << 31),
+            }
+            for place, text in enumerate(prompts)
+        ]
+        found: list[str | None] = [None] * len(prompts)
+        try:
+            for place, reply in self._ask(asked):
+                found[place] = (reply.text or "").strip() or None
+        except Stopped as stopped:
+            log.warning("%s: %s; not asked again", self.url, stopped)
+        return found
 
     def ask(self, prompts: Sequence[Messages]) -> Iterator[tuple[int, Reply]]:
         """(place of the prompt, its reply) as they come. Closing the iterator stops what has not been sent.
@@ -68,14 +96,18 @@ class Endpoint:
             UserError: the server has never answered, or refuses the key, the model or the first requests.
             Stopped: the budget or the server came to its end; replies that came before have been given.
         """
+        return self._ask([{"messages": messages} for messages in prompts])
+
+    def _ask(self, requests: Sequence[dict[str, Any]]) -> Iterator[tuple[int, Reply]]:
+        """As `ask`, of what differs between requests."""
         self._end.clear()
         waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
-        for place in range(len(prompts)):
+        for place in range(len(requests)):
             waiting.put(place)
         done: queue.SimpleQueue[tuple[int, Reply] | None] = queue.SimpleQueue()
-        workers = min(self.concurrency, len(prompts))
+        workers = min(self.concurrency, len(requests))
         for _ in range(workers):  # daemons: a stop by the user does not wait for a server that hangs
-            threading.Thread(target=self._work, args=(prompts, waiting, done), daemon=True).start()
+            threading.Thread(target=self._work, args=(requests, waiting, done), daemon=True).start()
         try:
             while workers:
                 found = done.get()
@@ -88,11 +120,11 @@ class Endpoint:
         if self._why:
             raise self._why
 
-    def _work(self, prompts: Sequence[Messages], waiting: queue.SimpleQueue, done: queue.SimpleQueue) -> None:
+    def _work(self, requests: Sequence[dict[str, Any]], waiting: queue.SimpleQueue, done: queue.SimpleQueue) -> None:
         try:
             while not self._end.is_set():
                 place = waiting.get_nowait()
-                done.put((place, self._answer(prompts[place])))
+                done.put((place, self._answer(requests[place])))
         except queue.Empty:
             pass
         except Exception as error:  # told by the thread that asks
@@ -101,13 +133,13 @@ class Endpoint:
         finally:
             done.put(None)
 
-    def _answer(self, messages: Messages) -> Reply:
+    def _answer(self, request: dict[str, Any]) -> Reply:
         """One reply, after as many tries as it takes.
 
         Raises:
             Stopped, UserError: as in `ask`.
         """
-        body = json.dumps({"model": self.name, "messages": messages, **self.request}).encode()
+        body = json.dumps({"model": self.name, **request, **self.request}).encode()
         # No tokenizer makes more tokens than half the bytes of a text in practice, and the template adds a few.
         limit = self.request.get("max_tokens") or self.request.get("max_completion_tokens") or 0
         cost = len(body) // 2 + int(limit)
