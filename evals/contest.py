@@ -9,6 +9,7 @@ from typing import Any
 
 from common import sources
 from common.cli import UserError
+from common.files import write_json
 from common.problems import Problems
 
 FILE = "answers.json"
@@ -64,9 +65,7 @@ class Contest:
                     "give --output_dir alone to go on with it"
                 )
             return
-        part = path.with_suffix(".json.part")
-        part.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
-        part.replace(path)
+        write_json(path, asdict(self))
 
 
 def load(folder: Path) -> Contest:
