@@ -52,8 +52,8 @@ def write_json(path: str | Path, value: Any, allow_nan: bool = True) -> None:
     write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=allow_nan) + "\n")
 
 
-def page(template: Path, **values: Any) -> str:
-    """An HTML page from a Jinja template, which may extend page.html.jinja and has the formats of `format` as filters."""
+def page(template: Path, /, **values: Any) -> str:
+    """An HTML page from a Jinja template, which may extend page.html.jinja; formats are its filters."""
     import jinja2
 
     loader = jinja2.FileSystemLoader([template.parent, Path(__file__).parent])

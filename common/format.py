@@ -66,11 +66,11 @@ def visible(text: str) -> str:
     return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
 
 
-def table(heads: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[int] = (0,)) -> str:
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> str:
     """A table for a terminal. `left`: the columns of words; the others are numbers, and stand to the right."""
     from tabulate import tabulate
 
-    sides = ["left" if place in left else "right" for place in range(len(heads))]
+    sides = ["left" if place in left else "right" for place in range(max(map(len, rows), default=0))]
     text = tabulate(rows, heads, "plain", disable_numparse=True, colalign=sides)
     return "\n".join(line.rstrip() for line in text.splitlines())
 

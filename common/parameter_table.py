@@ -6,7 +6,7 @@ from typing import Any
 
 from common import mixtures, module_kinds
 from common.cli import Refused
-from common.format import byte_size, table
+from common.format import byte_size, number, table
 
 LINES = 12  # of a terminal
 FOUR_BIT = ("attention", "MLP", "shared experts", "experts")  # kinds of weights that 4 bits are for
@@ -203,8 +203,8 @@ def text(groups: list[Group]) -> str:
             few = few[: over + 1]
             groups = [group for group in groups if group not in few] + [together(few, "others")]
     rows = [
-        (group.kind, f"{group.parameters:,}", f"{group.trained:,}", "/".join(map(str, group.bits)), byte_size(group.bytes),
-         group.gradient)
+        (group.kind, number(group.parameters), number(group.trained), "/".join(map(str, group.bits)),
+         byte_size(group.bytes), group.gradient)
         for group in [*groups, together(groups, "all")]
     ]  # fmt: skip
     return table(("parameters", "all", "trained", "bits", "held", "gradient"), rows, left=(0, 5))

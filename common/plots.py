@@ -2,6 +2,7 @@
 
 import html
 import io
+import itertools
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -20,7 +21,8 @@ def curves(series: dict[str, list[list[float]]], y: str = "") -> str:
     figure, axes = _figure(6.4, 2.6 if len(series) < 3 else 4.2)
     for name, points in series.items():
         axes.plot(*zip(*points, strict=True), "o-", markersize=2 if len(points) > 20 else 4, label=name)
-    axes.set(xlabel="step", ylabel=y, ylim=(min(0, *(value for points in series.values() for _, value in points)), None))
+    lowest = min(value for points in series.values() for _, value in points)
+    axes.set(xlabel="step", ylabel=y, ylim=(min(0, lowest), None))
     axes.xaxis.get_major_locator().set_params(integer=True)
     return _svg(figure, "By step: " + "; ".join(series))
 
@@ -28,7 +30,7 @@ def curves(series: dict[str, list[list[float]]], y: str = "") -> str:
 def scatter(places: dict[str, tuple[float, float]], x: str, y: str, log: bool = False) -> str:
     """A point for each name."""
     figure, axes = _figure(5.6, 4.2)
-    for (name, (across, up)), marker in zip(places.items(), MARKERS * len(places), strict=False):
+    for (name, (across, up)), marker in zip(places.items(), itertools.cycle(MARKERS), strict=False):
         axes.plot(across, up, marker, label=name)
     axes.set(xlabel=x, ylabel=y, xscale="log" if log else "linear")
     return _svg(figure, f"{y} against {x}")
@@ -44,18 +46,17 @@ def bars(histogram: dict[str, Any], x: str) -> str:
     return _svg(figure, f"Histogram: {x}")
 
 
-def ranges(
-    rows: Sequence[tuple[str, str, tuple[float, float], list[tuple[float, str]]]], x: str, title: str, whole: bool = False
-) -> str:
-    """A line for each row: (name, verdict, its ends, points on it that are "full" or "none"); `whole`: from 0 to 100."""
+def ranges(rows: Sequence[tuple[str, str, Sequence[tuple[float, str]]]], x: str, title: str) -> str:
+    """A line for each (name, verdict, values): over its values, each marked "full", "none" (hollow) or "" (not)."""
     figure, axes = _figure(5.2, 0.9 + 0.34 * len(rows))
     axes.axvline(0, color=INK, linewidth=1)
-    for place, (_, verdict, ends, points) in enumerate(rows):
+    for place, (_, verdict, values) in enumerate(rows):
         colour = COLOURS.get(verdict, OTHER)
-        axes.plot(ends, [place, place], color=colour, linewidth=2)
-        for point, fill in points:
-            axes.plot(point, place, "o", color=colour, fillstyle=fill)
-    axes.set(xlabel=x, ylim=(len(rows) - 0.5, -0.5), xlim=(-3, 103) if whole else None)
+        axes.plot([value for value, _ in values], [place] * len(values), color=colour, linewidth=2)
+        for value, fill in values:
+            axes.plot(value, place, "o" if fill else "", color=colour, fillstyle=fill or None)
+    axes.set(xlabel=x, ylim=(len(rows) - 0.5, -0.5))
+    axes.set_title(title, color=INK, fontsize=10, loc="left")
     axes.set_yticks(range(len(rows)), [name for name, *_ in rows])
     return _svg(figure, title)
 
@@ -66,7 +67,7 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="none")
     axes = figure.subplots()
     axes.set_facecolor("none")
-    axes.tick_params(colors=INK)
+    axes.tick_params(which="both", colors=INK)
     axes.xaxis.label.set_color(INK)
     axes.yaxis.label.set_color(INK)
     axes.spines[:].set_color(INK)
