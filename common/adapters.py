@@ -11,7 +11,6 @@ cannot be merged into the base: a non-linearity cannot be folded into a weight.
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 import safetensors.torch
 import torch
 
+from common import files
 from common.bottlenecks import ACTIVATIONS, ATTENTION, MLP, Attached, Bottleneck, parts
 from common.errors import UserError, nearest
 
@@ -141,12 +141,7 @@ def save(model: Any, folder: str | Path, name: str) -> None:
     data = safetensors.torch.save(weights, metadata={"format": "pt"})
     config["sha256"] = hashlib.sha256(data).hexdigest()
     for file, content in ((WEIGHTS, data), (CONFIG, (json.dumps(config, indent=1) + "\n").encode())):
-        part = folder / f"{file}.{os.getpid()}.part"
-        try:
-            part.write_bytes(content)
-            part.replace(folder / file)
-        finally:
-            part.unlink(missing_ok=True)
+        files.write_atomic(folder / file, content)
 
 
 def load(model: Any, folder: str | Path, name: str | None = None) -> str:

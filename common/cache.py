@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from common import (
     cuts,
     edges,
+    files,
     loss_weights,
     marks,
     masking,
@@ -86,13 +86,10 @@ def encode(
         print(f"tokens: read from {path}")
         return masking.needed(datasets.Dataset.from_file(str(path)), counts), counts
     folder.mkdir(parents=True, exist_ok=True)
-    counts, part = Counts(), path.with_suffix(f".{os.getpid()}.part")
-    try:
+    counts = Counts()
+    with files.atomic(path) as part:
         with pyarrow.OSFile(str(part), "wb") as file, pyarrow.ipc.new_stream(file, masking.schema()) as writer:
             for batch in masking.batches(rows, tokenizer, template, counts, **settings):
                 writer.write_batch(batch)
-        record.write_text(json.dumps(counts.as_dict()) + "\n", encoding="utf-8")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+        files.write_json(record, counts.as_dict())
     return masking.needed(datasets.Dataset.from_file(str(path)), counts), counts

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from common import files
 from common.meter import Meter
 
 WEIGHTS = "trained.safetensors"
@@ -51,9 +52,8 @@ class Checkpoints:
             self.best = loss
             if self.accelerator.is_main_process:
                 (self.folder / "best").mkdir(exist_ok=True)
-                beside = self.folder / "best" / "part"
-                save_file(_plain(model), beside)
-                beside.replace(self.folder / "best" / WEIGHTS)
+                with files.atomic(self.folder / "best" / WEIGHTS) as beside:
+                    save_file(_plain(model), beside)
         self.accelerator.save_state(str(part))
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:

@@ -7,6 +7,7 @@ from common import fits, memory, parameter_table, saved, trainers
 from common.attempts import OutOfMemory, guarded
 from common.distributed import is_main_process
 from common.errors import CheckFailed
+from common.format import byte_size, duration
 from common.masking import IGNORE
 from common.rehearsal import Actor, processes, worst
 from common.rehearsal import rehearse as steps
@@ -53,11 +54,11 @@ class Forecast:
     def line(self) -> str:
         """The forecast in one line."""
         names = {"optimizer": "optimiser"}
-        parts = ", ".join(f"{names.get(name, name)} {gib(size)}" for name, size in self.parts.items())
+        parts = ", ".join(f"{names.get(name, name)} {byte_size(size)}" for name, size in self.parts.items())
         rows, width = self.longest["rows"], self.longest["width"]
         time = f", {duration(self.seconds)}" if self.seconds is not None else ""
         return (
-            f"forecast: {gib(self.peak_bytes)} of {gib(self.limit_bytes)} ({parts}){time}; "
+            f"forecast: {byte_size(self.peak_bytes)} of {byte_size(self.limit_bytes)} ({parts}){time}; "
             f"longest batch {rows} x {width} ({self.longest['name']})"
         )
 
@@ -73,19 +74,6 @@ def say(text: str) -> None:
     """Print it, in the first process alone."""
     if is_main_process():
         print(text, flush=True)
-
-
-def gib(size: float) -> str:
-    """2.1 GiB, 85 MiB."""
-    return f"{size / 2**30:.1f} GiB" if size >= 0.95 * 2**30 else f"{size / 2**20:.0f} MiB"
-
-
-def duration(seconds: float) -> str:
-    """14 min, 35 s, 2 h 5 min."""
-    minutes = round(seconds / 60)
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def rehearse(trainer: Any, find_batch_size: bool = False) -> Forecast:
@@ -172,11 +160,11 @@ def attempt(
     try:
         sizes = measure(actor, workload, optimizer)
         if sizes.peak(rows, width) > limit:
-            raise OutOfMemory(f"by arithmetic it needs {gib(sizes.peak(rows, width))}")
+            raise OutOfMemory(f"by arithmetic it needs {byte_size(sizes.peak(rows, width))}")
         measured = steps(actor, workload, table.see)
         measured.peak_bytes += buckets(actor)
         if agreed and measured.peak_bytes > (1 - ROOM) * limit:  # what has just gone well need not a second time
-            raise OutOfMemory(f"its steps took {gib(measured.peak_bytes)}, which leaves too little room")
+            raise OutOfMemory(f"its steps took {byte_size(measured.peak_bytes)}, which leaves too little room")
     except OutOfMemory as error:
         problem = str(error)
     if agreed and worst(bool(problem)) and not problem:
@@ -254,7 +242,7 @@ def refusal(actor: Actor, expected: Forecast, sizes: fits.Sizes | None, workload
 
     rows, width = workload.shape
     what = f"the longest batch, {rows} x {width} ({expected.longest['name']}),"
-    text = f"{what} does not fit into {gib(expected.limit_bytes)}: {problem}"
+    text = f"{what} does not fit into {byte_size(expected.limit_bytes)}: {problem}"
     if sizes is None:
         return f"{text}. The model itself leaves no room to train: take a smaller one, or its base in 4 bits"
     step, needed = expected.batch_size * expected.accumulation, sizes.peak(rows, width)

@@ -2,12 +2,14 @@
 
 import copy
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from common import categories, checks, masking, quality, statistics, tokenizers
+from common import categories, checks, files, masking, plots, quality, statistics, tokenizers
 from common.errors import CheckFailed, UserError
+from common.format import number, percent
 from common.loss_weights import COLUMN
 
 NO_LIMIT = 2**31 - 1
@@ -135,13 +137,13 @@ def shown(
     if not chosen:
         return [view(kept[place], tokenizer) for place in range(min(EXAMPLES, len(kept)))], []
     views, absent = [], []
-    for number in dict.fromkeys(chosen):
-        found = [view(kept[int(place)], tokenizer) for place in np.flatnonzero(numbers == number)]
+    for place in dict.fromkeys(chosen):
+        found = [view(kept[int(one)], tokenizer) for one in np.flatnonzero(numbers == place)]
         views += found
         for source in [name for name in sources if name not in {one["source"] for one in found}]:
-            reasons = [reason for reason, rows in counts.dropped_rows.items() if number in rows and len(sources) == 1]
+            reasons = [reason for reason, rows in counts.dropped_rows.items() if place in rows and len(sources) == 1]
             why = f"was dropped as {reasons[0]}" if reasons else "is not among the rows that are kept"
-            absent.append(f"row {number} of {statistics.short_names(sources)[source]} {why}")
+            absent.append(f"row {place} of {statistics.short_names(sources)[source]} {why}")
     return views, absent
 
 
@@ -184,18 +186,83 @@ def beside_quoted(survey: dict[str, Any]) -> list[list[str]]:
     return [[name, quoted, here[name]] for name, quoted in statistics.ALPACA_QUOTED.items()]
 
 
+@dataclass
+class Section:
+    """A part of the report in words, as the terminal and the page show it; so many columns from the left are texts."""
+
+    title: str
+    heads: list[str]
+    rows: list[list[str]]
+    notes: list[str] = field(default_factory=list)
+    words: int = 1
+
+
+def sections(report: dict[str, Any]) -> list[Section]:
+    """The figures of a report."""
+    found, counts = report["statistics"], report["counts"]
+    short, kinds = statistics.short_names(found["sources"]), found["kinds"]
+    figures = {"Rows": found["rows"]}
+    figures |= {f"Rows from {short[name]}": rows for name, rows in found["sources"].items() if len(short) > 1}
+    figures |= {f"Rows of kind {name}": rows for name, rows in kinds.items() if len(kinds) > 1}
+    figures[f"Unique {'first questions' if 'chat' in kinds else 'instructions'}"] = found["unique_instructions"]
+    figures |= {"With input": found["with_input"]} if "instruction" in kinds else {}
+    figures |= {"Empty outputs": found["empty_outputs"], "Exact duplicates": found["exact_duplicates"]}
+    figures |= {f"Dropped as {reason}": rows for reason, rows in counts["dropped"].items()}
+    figures |= {"Truncated": counts["truncated"]} if counts["truncated"] else {}
+    figures |= {"Kept for training": counts["kept"]}
+    figures |= {"With special-token text, kept as text": counts["special_text"]} if counts["special_text"] else {}
+    rows = [[name, number(count)] for name, count in figures.items()]
+    parts = [Section("Rows", [], rows)]
+    if found["alpaca"]:
+        notes = ["Quoted figures come from lectures, about the set as it was first published; copies have been edited"]
+        heads = ["", "Quoted", "Counted here"]
+        parts.append(Section("Beside what is quoted for Alpaca", heads, found["alpaca"], notes, words=3))
+    parts += [_lengths(found, report["tokens"], report["tokens_with_begin"]), _costs(report["tokens"])]
+    rows = [[name, number(rows), percent(rows / found["rows"])] for name, rows in found["categories"].items()]
+    return [*parts, Section("What is asked", [], rows, [f"Told by {found['category_method']}"])]
+
+
+def _lengths(found: dict[str, Any], tokens: dict[str, Any], more: dict[str, Any] | None) -> Section:
+    spreads = {"Tokens": tokens["spread"], "Tokens that train": tokens["trained_spread"]}
+    spreads |= {"Tokens with a beginning token": more["spread"]} if more else {}
+    spreads |= {f"Characters of {name}": values for name, values in found["characters"].items()}
+    spreads |= {"Turns": found["turns"]} if found["turns"] else {}
+    rows = [
+        [name, number(of["mean"], 1), number(of["median"], 0), number(of["p95"], 0), number(of["longest"])]
+        for name, of in spreads.items()
+    ]
+    notes = [f"{percent(tokens['trained_share'])} of {tokens['tokens']:,} tokens train (rows of every length)"]
+    if more:
+        share = percent(more["trained_share"])
+        notes.append(f"{share} with a beginning token, which this tokenizer names and does not add")
+    return Section("Lengths", ["", "Mean", "Median", "95 % up to", "Longest"], rows, notes)
+
+
+def _costs(tokens: dict[str, Any]) -> Section:
+    rows = [
+        [number(cut["max_length"]), number(cut["rows_over"]),
+         *(percent(cut[name]) for name in ("rows_share", "dropped_share", "cut_share"))]
+        for cut in tokens["cuts"]
+    ]  # fmt: skip
+    heads = ["Max length", "Rows over it", "Of rows", "Tokens lost if dropped", "If truncated"]
+    return Section("What a length costs", heads, rows, words=0)
+
+
+def packed_line(packed: dict[str, Any]) -> str:
+    """How the rows pack, in words."""
+    return (
+        f"{packed['rows']:,} rows make {packed['packs']:,} packs of {packed['max_length']:,} tokens, "
+        f"{percent(packed['fill_share'])} full; padding each row to the longest would waste "
+        f"{percent(packed['padded_share'])}. This one holds {len(packed['shown'])} rows, of which none sees another:"
+    )
+
+
 def page(report: dict[str, Any]) -> str:
     """The report as one HTML page that needs nothing else: it opens offline, in the dark and on a phone."""
-    import jinja2
-
-    from common.report import number
-
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(number=number, percent=percent, bars=bars, visible=visible, places=places)
-    return environment.get_template("inspection.html.jinja").render(
-        **report, short=statistics.short_names(report["statistics"]["sources"])
-    )
+    short = statistics.short_names(report["statistics"]["sources"])
+    drawn = [plots.bars(histogram, name) for name, histogram in report["histograms"].items()]
+    words = {"sections": sections(report), "packed_line": packed_line, "places": places, "short": short}
+    return files.page(Path(__file__).with_name("inspection.html.jinja"), **report, **words, plots=drawn)
 
 
 def places(problem: dict[str, Any], sources: Iterable[str]) -> str:
@@ -208,37 +275,3 @@ def places(problem: dict[str, Any], sources: Iterable[str]) -> str:
     listed = sum(map(len, found.values()))
     more = f" and {problem['rows'] - listed:,} more" if problem["rows"] > listed else ""
     return "; ".join(parts) + more
-
-
-def percent(share: float) -> str:
-    """0.5432 -> 54.3 %; small shares keep two digits."""
-    if 0 < share < 0.0001:
-        return "<0.01 %"
-    return f"{100 * share:.1f} %" if share >= 0.001 or share == 0 else f"{100 * share:.2g} %"
-
-
-def visible(text: str) -> str:
-    """A token's text with what cannot be seen written out, so that it commands neither a terminal nor the eye."""
-    for plain, sign in ((" ", "·"), ("\n", "⏎"), ("\t", "⇥"), ("\r", "␍")):
-        text = text.replace(plain, sign)
-    if text.isprintable():
-        return text
-    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
-
-
-def bars(histogram: dict[str, Any]) -> dict[str, Any]:
-    """Rectangles of a histogram in a box of 640 x 160 and labels under it."""
-    counts, step = histogram["counts"], histogram["step"]
-    if not counts:
-        return {"rects": [], "labels": []}
-    width, top = 640 / len(counts), max(counts)
-    rects = [
-        {"x": round(place * width + 0.5, 2), "width": round(width - 1, 2), "height": round(150 * count / top, 2),
-         "says": f"{place * step:,} to {(place + 1) * step - 1:,}: {count:,} rows"}
-        for place, count in enumerate(counts)
-    ]  # fmt: skip
-    labels = [f"{round(len(counts) * step * part / 4):,}" for part in range(5)]
-    if histogram["beyond"]:
-        rects[-1]["says"] = f"{(len(counts) - 1) * step:,} and more: {counts[-1]:,} rows"
-        labels[-1] = f"over {(len(counts) - 1) * step:,}"
-    return {"rects": rects, "labels": labels, "top": top}

@@ -9,6 +9,7 @@ import torch
 
 from common import attempts, checks, forecast, loading, sampling, steps, trainers
 from common.callbacks import Measure, PrinterCallback, ProgressCallback
+from common.format import duration
 from common.masking import IGNORE
 from common.meter import Meter
 from common.rehearsal import Actor
@@ -78,7 +79,7 @@ def rehearse(trainer: Any, rows: Any, tokenizer: Any, loss: Any) -> tuple[list[l
         expected = forecast.rehearse_loop(does, loader, does.optimizer(), count)
         answering = seconds_of_answers(trainer, size) * accumulation * count
     expected.seconds = (expected.seconds or 0.0) + answering
-    forecast.say(f"forecast: {forecast.duration(answering)} more for the student's own answers")
+    forecast.say(f"forecast: {duration(answering)} more for the student's own answers")
     tokenizer.padding_side = "left"  # the prompts' side
     return view, expected.as_dict()
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from common import mixtures, module_kinds
 from common.errors import CheckFailed
+from common.format import byte_size, number, table
 
 LINES = 12  # of a terminal
 FOUR_BIT = ("attention", "MLP", "shared experts", "experts")  # kinds of weights that 4 bits are for
@@ -183,7 +184,7 @@ def check_four_bit(model: Any, name: str) -> None:
         every, held = (sum(vars(group)[word] for group in found.values()) for word in ("parameters", "bytes"))
         lines = [
             f"{group.kind}, {group.parameters:,} of {every:,} parameters, in {max(group.bits)} bits "
-            f"({in_units(group.bytes)} of {in_units(held)})"
+            f"({byte_size(group.bytes)} of {byte_size(held)})"
             for group in wide
         ]
         raise CheckFailed(
@@ -201,28 +202,12 @@ def text(groups: list[Group]) -> str:
         if over > 0 and len(few) > 1:
             few = few[: over + 1]
             groups = [group for group in groups if group not in few] + [together(few, "others")]
-    lines = [("parameters", "all", "trained", "bits", "held", "gradient")]
-    for group in [*groups, together(groups, "all")]:
-        bits, values = "/".join(map(str, group.bits)), (f"{group.parameters:,}", f"{group.trained:,}")
-        lines.append((group.kind, *values, bits, in_units(group.bytes), group.gradient))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    left = (0, 5)
-    return "\n".join(
-        "  ".join(
-            word.ljust(width) if place in left else word.rjust(width)
-            for place, (word, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    )
-
-
-def in_units(size: float) -> str:
-    """900 B, 12.5 KiB, 85.0 MiB, 2.1 GiB."""
-    for unit in ("B", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:.1f} {unit}" if unit != "B" else f"{size} B"
-        size /= 1024
-    return f"{size:.1f} GiB"
+    rows = [
+        (group.kind, number(group.parameters), number(group.trained), "/".join(map(str, group.bits)),
+         byte_size(group.bytes), group.gradient)
+        for group in [*groups, together(groups, "all")]
+    ]  # fmt: skip
+    return table(("parameters", "all", "trained", "bits", "held", "gradient"), rows, left=(0, 5))
 
 
 def together(groups: list[Group], kind: str) -> Group:

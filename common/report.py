@@ -1,46 +1,17 @@
 """The account of a run: report.json for programs, report.html (one file, no network) for people."""
 
-import importlib.metadata
-import json
 import math
-import platform
-import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from common import saved
+from common import files, plots, provenance, saved
 from common.distributed import is_main_process
 from common.errors import CheckFailed
+from common.format import percent
 from common.masking import Counts
 from common.meter import HELD_OUT, Meter
 from common.models import device, parameters
-from common.parameter_table import in_units
-
-PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "unsloth", "lm_eval")
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that make the numbers."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
-def commit() -> str | None:
-    """The commit of the collection, with + where the tree differs from it; None outside a checkout."""
-    here = Path(__file__).parent
-    try:
-        options = {"cwd": here, "capture_output": True, "text": True, "check": True, "timeout": 10}
-        name = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], **options).stdout.strip()
-        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], **options).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return name + ("+" if changed else "")
 
 
 def write(
@@ -77,8 +48,8 @@ def write(
         "args": args,
         "device": device(),
         "samples": samples,
-        "versions": versions(),
-        "commit": commit(),
+        "versions": provenance.versions(),
+        "commit": provenance.commit(),
         "data": {**counts.as_dict(), "padding_share": meter.padding_share},
         "forecast": {name: value for name, value in expected.items() if name not in ("parameters", "saved")},
         "measured": meter.measured(),
@@ -86,8 +57,9 @@ def write(
         "eval": _eval(meter),
         "scores": scores,
     } | ({"distillation": taught} if taught else {})
-    _replace(folder / "report.json", json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    _replace(folder / "report.html", _page(report, mask_view, extra))
+    if is_main_process():
+        files.write_json(folder / "report.json", report, allow_nan=False)
+        files.write_atomic(folder / "report.html", _page(report, mask_view, extra))
     _say(folder, report, extra, meter)
     return report
 
@@ -123,14 +95,10 @@ def _weights(folder: Path, model: Any, expected: dict[str, Any]) -> dict[str, An
 
 
 def _page(report: dict[str, Any], mask_view: list[list], extra: dict[str, Any]) -> str:
-    import jinja2
-
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(curve=curve, bytes=in_bytes, number=number, duration=duration, units=in_units)
     written = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    page = environment.get_template("report.html.jinja")
-    return page.render(**report, mask_view=mask_view, extra=extra, written=written, charts=charts(report))
+    drawn = [plots.curves(series) for series in charts(report)]
+    template = Path(__file__).with_name("report.html.jinja")
+    return files.page(template, **report, mask_view=mask_view, extra=extra, written=written, plots=drawn)
 
 
 def charts(report: dict[str, Any]) -> list[dict[str, list[list[float]]]]:
@@ -152,7 +120,7 @@ def charts(report: dict[str, Any]) -> list[dict[str, list[list[float]]]]:
 def _say(folder: Path, report: dict[str, Any], extra: dict[str, Any], meter: Meter) -> None:
     for task, metrics in report["scores"]["comparison"].items():
         for metric, row in metrics.items():
-            print(f"{task} {metric}: before {100 * row['before']:.1f} % → after {100 * row['after']:.1f} %")
+            print(f"{task} {metric}: before {percent(row['before'])} → after {percent(row['after'])}")
     if report["scores"]["forgetting"]:
         print(f"forgetting: {report['scores']['forgetting']['words']}")
     if extra["loss_before"] is not None:
@@ -162,62 +130,3 @@ def _say(folder: Path, report: dict[str, Any], extra: dict[str, Any], meter: Met
     print(f"report: {folder / 'report.html'}")
     if problem := (report["train"]["saved"] or {}).get("difference"):
         raise CheckFailed(problem)
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write all or nothing; of several processes, the first writes."""
-    if not is_main_process():
-        return
-    part = path.with_suffix(path.suffix + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
-
-
-def number(value: float | int | None, digits: int = 3) -> str:
-    """12345 -> 12,345; 0.0421 -> 0.0421; None -> a dash."""
-    if value is None:
-        return "–"
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:,.{digits}f}" if abs(value) >= 0.001 or value == 0 else f"{value:.2e}"
-
-
-def in_bytes(value: float | None) -> str:
-    return "–" if value is None else f"{value / 2**30:.2f} GiB"
-
-
-def duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "–"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
-
-
-def curve(series: dict[str, list[list[float]]]) -> dict[str, Any]:
-    """Coordinates of a line chart in a box of 640 x 220 for the page's SVG: lines and labelled ticks.
-
-    Args:
-        series: name -> [[x, y], ...]; empty series are left out.
-    """
-    series = {name: points for name, points in series.items() if points}
-    xs = [x for points in series.values() for x, _ in points]
-    ys = [y for points in series.values() for _, y in points]
-    if not xs:
-        return {"lines": [], "x": [], "y": []}
-    left, right, top, bottom = 52, 628, 12, 192
-    low, high, last = min(0, *ys), max(ys) or 1, max(xs) or 1
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        return left + (right - left) * x / last, bottom - (bottom - top) * (y - low) / (high - low or 1)
-
-    lines = [
-        {"name": name, "points": " ".join(f"{px:.1f},{py:.1f}" for px, py in (place(x, y) for x, y in points))}
-        for name, points in series.items()
-    ]
-    steps = [last * part / 4 for part in range(5)]
-    values = [low + (high - low) * part / 4 for part in range(5)]
-    return {
-        "lines": lines,
-        "x": [(place(x, low)[0], f"{x:.0f}") for x in steps],
-        "y": [(place(0, y)[1], f"{y:.2f}") for y in values],
-    }

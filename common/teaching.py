@@ -1,7 +1,6 @@
 """Runs a teacher over a data set once and writes what it says to a file of common/targets.py."""
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import numpy
 import torch
 
-from common import distillation, heads, losses, targets
+from common import distillation, files, heads, losses, targets
 from common.distillation import Teacher
 from common.errors import UserError
 from common.masking import IGNORE
@@ -109,17 +108,13 @@ def make(path: Path, rows: Any, teacher: Teacher, metadata: dict[str, str], batc
         "rows": ("uint8", (len(counts), 16)),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
+    with files.atomic(path) as part:
         maps = _allocated(part, arrays, metadata)
         maps["starts"][:] = starts
         maps["rows"][:] = numpy.frombuffer(b"".join(found), numpy.uint8).reshape(-1, 16)
         _fill(maps, list(found.values()), starts, teacher, metadata | {"vocabulary": str(size)}, batch_size)
         for array in maps.values():
             array.flush()
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
     share = path.stat().st_size / max(int(starts[-1]), 1)
     print(f"teacher: has read {len(counts)} rows, {starts[-1]} trained tokens of {share:.0f} bytes each: {path}")
 

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from common import chats, tools
+from common import chats, files, tools
 from common.distributed import is_main_process
 from common.errors import UserError, nearest
 from common.thinking import Places
@@ -244,6 +244,5 @@ def load(folder: str | Path) -> AnyTemplate:
 
 
 def _save(folder: str | Path, values: dict) -> None:
-    text = json.dumps(values, indent=1, ensure_ascii=False) + "\n"
     if is_main_process():
-        (Path(folder) / FILE).write_text(text, encoding="utf-8")
+        files.write_json(Path(folder) / FILE, values)

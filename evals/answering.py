@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common import adapted, models, templates
+from common import adapted, files, models, templates
 from common.decoding import Decoding
 from common.errors import UserError
 from evals.journal import ResponseCache, key_of
@@ -211,6 +211,4 @@ def save(path: Path, questions: list[Question], side: ModelOutputs) -> None:
         else:
             row |= {"turns": list(question.turns), "answers": list(answers)}
         rows.append(json.dumps(row, ensure_ascii=True) + "\n")
-    part = path.with_name(path.name + ".part")
-    part.write_text("".join(rows), encoding="utf-8")
-    part.replace(path)
+    files.write_atomic(path, rows)

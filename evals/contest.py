@@ -9,6 +9,7 @@ from typing import Any
 
 from common import sources
 from common.errors import RowErrors, UserError
+from common.files import write_json
 
 FILE = "answers.json"
 QUESTIONS = ("prompt", "instruction", "question")
@@ -63,9 +64,7 @@ class Contest:
                     "give --output_dir alone to go on with it"
                 )
             return
-        part = path.with_suffix(".json.part")
-        part.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
-        part.replace(path)
+        write_json(path, asdict(self))
 
 
 def load(folder: Path) -> Contest:

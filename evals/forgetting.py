@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from common.format import interval
 from evals import comparison, comparison_page
 
 TARGET_TASKS = {"pocket_seen", "pocket_unseen", "pocket_chat"}  # what tuning is for; every other task is general
@@ -77,6 +78,6 @@ def _words(row: comparison.Row, found: dict[str, Any]) -> str:
     if found["loss_low"] is None:
         return f"{start} (not tested)"
     if row.share:
-        return f"{start} ({100 * found['low']:+.1f} to {100 * found['high']:+.1f} points, {found['verdict']})"
-    ends = [100 * end / abs(row.before) for end in (found["low"], found["high"])]
-    return f"{start} {row.metric} ({ends[0]:+.0f} to {ends[1]:+.0f} %, {found['verdict']})"
+        return f"{start} ({interval(found['low'], found['high'], '+.1f')} points, {found['verdict']})"
+    ends = interval(found["low"], found["high"], "+.0f", 100 / abs(row.before))
+    return f"{start} {row.metric} ({ends} %, {found['verdict']})"

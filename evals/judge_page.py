@@ -3,9 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
-from evals.comparison_page import chance
+from common import files, format
+from common.format import p_value, percent
 
 HEADS = ["", "judged", "won", "lost", "tied", "position-inconsistent", "equal answers", "unparsed", "win rate",
          "95 % interval", "characters, base → tuned"]  # fmt: skip
@@ -25,12 +24,8 @@ WORDS = {
 }
 
 
-def share(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f} %"
-
-
 def interval(row: dict[str, Any]) -> str:
-    return "–" if row["low"] is None else f"{100 * row['low']:.1f} to {100 * row['high']:.1f} %"
+    return format.interval(row["low"], row["high"]) + (" %" if row["low"] is not None else "")
 
 
 def cells(name: str, row: dict[str, Any]) -> list[str]:
@@ -40,7 +35,7 @@ def cells(name: str, row: dict[str, Any]) -> list[str]:
     ]
     sizes = (row["characters_base"], row["characters_tuned"])
     lengths = "–" if None in sizes else f"{sizes[0]:,.0f} → {sizes[1]:,.0f}"
-    return [name, *counts, share(row["rate"]), interval(row), lengths]
+    return [name, *counts, percent(row["rate"]), interval(row), lengths]
 
 
 def table(report: dict[str, Any]) -> list[list[str]]:
@@ -53,7 +48,7 @@ def lines(report: dict[str, Any]) -> list[str]:
     total = report["total"]
     found = [
         f"{report['tuned']['name']} against {report['base']['name']}, judged by {report['judge']['name']}",
-        f"win rate {share(total['rate'])} ({interval(total)}), p {chance(total['p'])}: {WORDS[report['verdict']]}",
+        f"win rate {percent(total['rate'])} ({interval(total)}), p {p_value(total['p'])}: {WORDS[report['verdict']]}",
         length_line(report["length_controlled"]),
         f"{total['judged']:,} judged: {total['won']:,} won, {total['lost']:,} lost, {total['tied']:,} tied, "
         f"{total['position_inconsistent']:,} ties as the two orders disagreed, {total['identical']:,} equal answers; "
@@ -71,7 +66,7 @@ def length_line(controlled: dict[str, Any]) -> str:
     if controlled["rate"] is None:
         return f"length-controlled win rate: none; {controlled['why']}"
     why = f"; {controlled['why']}" if controlled["why"] else ""
-    return f"length-controlled win rate {share(controlled['rate'])} ({interval(controlled)}){why}"
+    return f"length-controlled win rate {percent(controlled['rate'])} ({interval(controlled)}){why}"
 
 
 def notes(report: dict[str, Any]) -> list[str]:
@@ -124,19 +119,16 @@ def explained(report: dict[str, Any]) -> list[str]:
 
 def markdown(report: dict[str, Any]) -> str:
     """The result, the table, and what the numbers are."""
-    rows = [HEADS, ["---"] * len(HEADS), *[[cell.replace("|", "\\|") for cell in row] for row in table(report)]]
-    body = ["| " + " | ".join(row) + " |" for row in rows]
-    about = [f"- {line}" for line in [*notes(report), *explained(report)]]
-    return "\n".join([*[f"{line}  " for line in lines(report)[:3]], "", *body, "", *about]) + "\n"
+    about = [f"- {line}\n" for line in [*notes(report), *explained(report)]]
+    first = [f"{line}  \n" for line in lines(report)[:3]]
+    return "".join([*first, "\n", format.markdown_table(HEADS, table(report)), "\n", *about])
 
 
 def page(report: dict[str, Any]) -> str:
     """One HTML file: the figures, and all items with both verdicts."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
     groups = [(text, [item for item in report["items"] if item["outcome"] == kind]) for kind, text in KINDS.items()]
-    return environment.get_template("judge.html.jinja").render(
+    return files.page(
+        Path(__file__).with_name("judge.html.jinja"),
         report=report,
         result=lines(report)[:5] if report["total"]["judged"] else lines(report)[:4],
         heads=HEADS,

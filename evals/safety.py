@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from scipy import stats
 
+from common import format
 from evals import paired, prompting
 from evals.samples import ModelOutputs, Task
 
@@ -148,14 +149,13 @@ def _named(found: list[Line]) -> dict[str, Line]:
 
 def _cell(line: Line | None) -> str:
     if line is None:
-        return "–"
+        return format.DASH
     if not line.share:
         return f"{line.value:.4g}"
-    sign = "+" if line.points else ""
-    value = f"{100 * line.value:{sign}.1f}{' points' if line.points else ' %'}"
+    value = f"{format.points(line.value)} points" if line.points else format.percent(line.value)
     if line.low is None or line.high is None:
         return value
-    return f"{value} ({100 * line.low:{sign}.1f} to {100 * line.high:{sign}.1f})"
+    return f"{value} ({format.interval(line.low, line.high, '+.1f' if line.points else '.1f')})"
 
 
 def notes(sides: list[ModelOutputs]) -> list[str]:
@@ -182,8 +182,7 @@ def _in_template(side: ModelOutputs) -> bool:
 def markdown(sides: list[ModelOutputs]) -> str:
     """The table and its notes for a README."""
     heads, rows = table(sides)
-    lined = ["| " + " | ".join(row) + " |" for row in (heads, ["---"] * len(heads), *rows)]
-    return "\n".join([*lined, "", *(f"- {note}" for note in notes(sides))]) + "\n"
+    return "\n".join([format.markdown_table(heads, rows), *(f"- {note}" for note in notes(sides))]) + "\n"
 
 
 def missing(side: ModelOutputs) -> list[str]:

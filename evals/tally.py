@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from common.format import interval, p_value, percent
 from evals import agreement, paired
 from evals.contest import SIDES, Contest
 from evals.votes import SCORES, Vote, Votes
@@ -92,15 +93,15 @@ def lines(report: dict[str, Any]) -> list[str]:
         return found
     said = report["preference"]
     found.append(
-        f"tuned is preferred: win rate {100 * said['win_rate']:.1f} % ({100 * said['low']:.1f} to "
-        f"{100 * said['high']:.1f}), {said['won']} won, {said['lost']} lost, {said['ties']} tied, p {said['p']:.2g}"
+        f"tuned is preferred: win rate {percent(said['win_rate'])} ({interval(said['low'], said['high'])}), "
+        f"{said['won']} won, {said['lost']} lost, {said['ties']} tied, p {p_value(said['p'])}"
     )
     for name, row in report["scores"].items():
         start = f"{name}, 1 to 5: {' → '.join(f'{row[side]:.2f}' for side in SIDES)}, {row['difference']:+.2f}"
         if row["p"] is None:
             found.append(f"{start}; no interval, for it is the same on every item")
         else:
-            found.append(f"{start} ({row['low']:+.2f} to {row['high']:+.2f}), p {row['p']:.2g}")
+            found.append(f"{start} ({interval(row['low'], row['high'], '+.2f', 1)}), p {p_value(row['p'])}")
     first = said["shown_first"]
     found.append(f"the answer shown as A was preferred in {first['better']} of {first['of']} votes that were no tie")
     return [*found, *_agreed(report["agreement"]), *explained(report)]

@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -133,9 +134,8 @@ def test_inspect_prints_figures_and_writes_files(tmp_path):
     files = [tmp_path / name for name in ("a.html", "a.json", "a.jsonl")]
     flags = ["--html", files[0], "--json", files[1], "--tokens", files[2], "--max-length", 100, "--rows", 3, 21]
     out, _ = run("inspect", data, *flags)
+    assert re.search(r"^Rows +21$", out, re.M) and re.search(r"^Empty outputs +1$", out, re.M)
     for line in (
-        "rows                                      21",
-        "empty outputs                              1",
         "row 21 of rows.jsonl was dropped as empty_output",
         "row 3 of",
     ):
@@ -154,7 +154,7 @@ def test_inspect_prints_figures_and_writes_files(tmp_path):
 def test_inspect_ends_with_1_where_training_would_refuse(tmp_path):
     data = write(tmp_path / "rows.jsonl", [{**row, "output": " "} for row in ROWS[:5]])
     out, error = run("inspect", data, "--json", tmp_path / "a.json", code=1)
-    assert "dropped as empty_output" in out and "\ncheck failed: nothing would train" in error
+    assert "Dropped as empty_output" in out and "\ncheck failed: nothing would train" in error
     assert "nothing would train" in json.loads((tmp_path / "a.json").read_text())["refused"]
 
 
@@ -164,7 +164,7 @@ def test_inspect_maps_columns_and_several_sources(tmp_path, capsys):
     two = write(tmp_path / "two.jsonl", [{"conversations": talk}])
     assert call("inspect", one, "instruction=ask", "output=say", two) == 0
     out = capsys.readouterr().out
-    assert "template chatml" in out and "  from two.jsonl" in out
+    assert "template chatml" in out and "Rows from two.jsonl" in out
     assert call("inspect", one) == 2
     said = capsys.readouterr().err
     assert "instruction=COLUMN" in said and "--dataset" not in said

@@ -366,7 +366,7 @@ def test_the_command_and_its_files(base, tuned, tmp_path, capsys):
     )
     report = json.loads(files["json"].read_text())
     assert rows_of(report)["written", "bleu"]["headline"] and not rows_of(report)["written", "overlap"]["headline"]
-    table = files["markdown"].read_text().splitlines()
+    table = re.sub(" +", " ", files["markdown"].read_text()).splitlines()
     assert len({row.count("|") for row in table[:7]}) == 1 and "| written | bleu (0 to 100) |" in table[6]
     page = files["html"].read_text()
     assert page.count("<svg") == 3 and "currentColor" in page and not re.search(r'(src|href)="(?!#|data:)', page)

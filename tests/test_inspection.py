@@ -176,16 +176,6 @@ def test_what_is_looked_for_on_request(tokenizer, tmp_path):
     assert findings.search(asked) == ({}, [])
 
 
-def test_what_cannot_be_seen_is_written_out():
-    assert inspection.visible(" a\n\t") == "·a⏎⇥"
-    assert inspection.visible("\x1b[31m\u202e\u00a0é中") == "\\x1b[31m\\u202e\\xa0é中"
-    assert (inspection.percent(0.5432), inspection.percent(0.00079), inspection.percent(0.00002)) == (
-        "54.3 %",
-        "0.079 %",
-        "<0.01 %",
-    )
-
-
 @pytest.mark.real_data
 @pytest.mark.skipif(not SHARED.exists(), reason="no shared/data beside the checkout (or in TUNEBOOK_SHARED)")
 def test_alpaca_in_full():

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -52,9 +53,10 @@ def report(loss, trained):
 def test_rows_and_pages(tmp_path):
     rows = [table.row("lora_alpaca", "lora_alpaca", report(1.0, 50)), table.row("mine", "mine", report(None, 50))]
     assert rows[0]["share"] == 1.0 and rows[0]["task acc"] == 50.0 and rows[0]["quoted_quality"] == "95-98"
-    text = table.markdown(rows)
+    command.write(tmp_path, rows, {}, [])
+    text = re.sub(" +", " ", (tmp_path / "table.md").read_text())
     assert "| mine | 1,000 | 1.00 |" in text and "| – |" in text
-    read = list(csv.DictReader(table.comma_separated(rows).splitlines()))
+    read = list(csv.DictReader((tmp_path / "table.csv").read_text().splitlines()))
     assert read[0]["task acc"] == "50.0" and read[1]["loss"] == ""
     page = table.page(rows, {"lora_alpaca": [[0, 3.0], [5, 1.0]]}, ["a note"], {"flags": "<none>"})
     assert page.count("<svg") == 4 and "a note" in page and "&lt;none&gt;" in page and "<script" not in page

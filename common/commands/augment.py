@@ -11,7 +11,6 @@ Augment after the split, or copies of a row land on two sides. Look at what was 
 
 import contextlib
 import dataclasses
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from common import cli
+from common import cli, files
 from common.errors import UserError, nearest
 
 
@@ -68,14 +67,10 @@ def main(args: Args) -> dict[str, Any]:
     new, counts = augment.augment(
         rows, args.methods, args.seed, args.share, args.copies, model, args.language, args.temperature
     )
-    path = Path(args.output)
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        file.writelines(line(row) for row in new)
-    part.replace(path)
+    files.write_atomic(args.output, map(line, new))
     report = {"output": args.output, "written": len(new), "seed": args.seed, **counts.as_dict()}
     if args.json:
-        Path(args.json).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        files.write_json(args.json, report)
     print(counts.line())
     print(f"written: {len(new):,} rows in {args.output}")
     return report

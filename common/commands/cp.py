@@ -14,6 +14,7 @@ from typing import Annotated
 
 import tyro
 
+from common import provenance
 from common.commands import ls
 from common.errors import UserError, nearest
 
@@ -52,9 +53,7 @@ def main(args: Args) -> None:
 
 def origin(name: str) -> str:
     """The comment line that says what was copied, from which commit, and when."""
-    from common import report
-
-    commit = report.commit()
+    commit = provenance.commit()
     where = f"commit {commit}" if commit else f"version {importlib.metadata.version('tunebook')}"
     return f"# Copied from recipes/{name}.py of tunebook, {where}, {datetime.now(UTC):%Y-%m-%d}."
 

@@ -6,11 +6,10 @@ Ends with 1 where something is wrong.
 """
 
 import dataclasses
-import json
 from dataclasses import dataclass
-from pathlib import Path
 
-from common.errors import CheckFailed, UserError
+from common import files
+from common.errors import CheckFailed
 
 GOOD, NOTE, WRONG = "ok", "note", "wrong"
 
@@ -36,11 +35,7 @@ def main(args: Args) -> None:
     found = [*packages.examine(), *machine.examine()]
     show(found)
     if args.json:
-        try:
-            text = json.dumps([dataclasses.asdict(finding) for finding in found], indent=1, ensure_ascii=False)
-            Path(args.json).write_text(text + "\n", encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"--json {args.json}: {error.strerror}") from None
+        files.write_json(args.json, [dataclasses.asdict(finding) for finding in found])
     wrong = [finding.topic for finding in found if finding.state == WRONG]
     if wrong:
         raise CheckFailed(f"{len(wrong)} wrong: {', '.join(wrong)}. The lines above say what to do")

@@ -13,11 +13,11 @@ import json
 import sys
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
+from common import files
 from common.errors import CheckFailed, UserError
 from common.loss_weights import COLUMN
 
@@ -104,11 +104,11 @@ def write(report: dict[str, Any], kept: Any, args: Args) -> None:
     from common import inspection
 
     if args.html:
-        _replace(args.html, [inspection.page(report)])
+        files.write_atomic(args.html, inspection.page(report))
     if args.json:
-        _replace(args.json, [json.dumps(report, indent=1, ensure_ascii=False) + "\n"])
+        files.write_json(args.json, report)
     if args.tokens:
-        _replace(args.tokens, _lines(kept))
+        files.write_atomic(args.tokens, _lines(kept))
     for path in filter(None, (args.html, args.json, args.tokens)):
         print(f"written: {path}", file=sys.stderr)
 
@@ -118,11 +118,3 @@ def _lines(kept: Any) -> Any:
     for batch in kept.select_columns(names).iter(batch_size=BATCH):
         for values in zip(*(batch[name] for name in names), strict=True):
             yield json.dumps(dict(zip(names, values, strict=True))) + "\n"
-
-
-def _replace(name: str, texts: Any) -> None:
-    path = Path(name)
-    part = path.with_name(path.name + ".part")
-    with part.open("w", encoding="utf-8", errors="backslashreplace") as file:
-        file.writelines(texts)
-    part.replace(path)

@@ -3,8 +3,8 @@
 from typing import Any
 
 from common.commands.printing import printer
-from common.inspection import percent, places, visible
-from common.statistics import short_names
+from common.format import table, visible
+from common.inspection import packed_line, places, sections
 
 
 def show(report: dict[str, Any], asked: bool) -> None:
@@ -21,17 +21,11 @@ def show(report: dict[str, Any], asked: bool) -> None:
         say(f"WARNING: {_plain(sentence)}", style="bold yellow")
     for sentence in report["warnings"]:
         say(f"tokenizer: {_plain(sentence)}", style="yellow")
-    for title, lines in (
-        ("", _rows(report)),
-        ("Beside what is quoted for Alpaca", _quoted(report["statistics"]["alpaca"])),
-        ("Lengths", _lengths(report)),
-        ("What a length costs", _cuts(report["tokens"])),
-        ("What is asked", _categories(report)),
-        ("Problems", _problems(report["statistics"], report["overlaps"])),
-    ):
-        if lines:
-            say(f"\n[bold]{title}[/]" if title else "")
-            say("\n".join(lines), markup=False)
+    for part in sections(report):
+        say(f"\n[bold]{part.title}[/]")
+        say("\n".join([table(part.heads, part.rows, range(part.words)), *part.notes]), markup=False)
+    say("\n[bold]Problems[/]")
+    say("\n".join(_problems(report["statistics"], report["overlaps"])), markup=False)
     say("\n[bold]Every token[/] (id:text; [bold green]\\[these][/] train)")
     for sentence in report["absent"]:
         say(sentence, markup=False, style="yellow")
@@ -40,10 +34,7 @@ def show(report: dict[str, Any], asked: bool) -> None:
     if not asked and len(report["rows"]) > 1:
         say("\n--rows 7 12 shows others", style="dim")
     if packed := report["packed"]:
-        say(
-            f"\n[bold]Packed[/]: {packed['rows']:,} rows make {packed['packs']:,} packs of {packed['max_length']:,} "
-            f"tokens, {percent(packed['fill_share'])} full; this one holds {len(packed['shown'])} rows:"
-        )
+        say(f"\n[bold]Packed[/]: {packed_line(packed)}")
         for row in packed["shown"]:
             _tokens(console, row)
     say(f"\n{_plain(report['line'])} · {report['seconds']} s")
@@ -53,63 +44,6 @@ def _plain(text: str) -> str:
     from rich.markup import escape
 
     return escape(text)
-
-
-def _rows(report: dict[str, Any]) -> list[str]:
-    found, counts = report["statistics"], report["counts"]
-    asked = "unique first questions" if "chat" in found["kinds"] else "unique instructions"
-    lines = [("rows", found["rows"]), (asked, found["unique_instructions"])]
-    if len(found["sources"]) > 1:
-        lines[1:1] = [
-            (f"  from {name}", rows)
-            for name, rows in zip(short_names(found["sources"]).values(), found["sources"].values(), strict=True)
-        ]
-    if "instruction" in found["kinds"]:
-        lines.append(("with input", found["with_input"]))
-    lines += [("empty outputs", found["empty_outputs"]), ("exact duplicates", found["exact_duplicates"])]
-    lines += [(f"dropped as {reason}", rows) for reason, rows in counts["dropped"].items()]
-    lines += [("truncated", counts["truncated"])] if counts["truncated"] else []
-    lines += [("kept for training", counts["kept"])]
-    if counts["special_text"]:
-        lines.append(("with special-token text, kept as text", counts["special_text"]))
-    return [f"{name:32}{number:>12,}" for name, number in lines]
-
-
-def _quoted(rows: list[list[str]]) -> list[str]:
-    width = max((len(quoted) for _, quoted, _ in rows), default=0)
-    return [f"{name:36}{quoted:{width}}  here {here}" for name, quoted, here in rows]
-
-
-def _lengths(report: dict[str, Any]) -> list[str]:
-    found, tokens = report["statistics"], report["tokens"]
-    more = report["tokens_with_begin"]
-    spreads = {"tokens": tokens["spread"], "tokens that train": tokens["trained_spread"]}
-    spreads |= {"tokens with a beginning token": more["spread"]} if more else {}
-    spreads |= {f"characters of {name}": values for name, values in found["characters"].items()}
-    spreads |= {"turns": found["turns"]} if found["turns"] else {}
-    lines = [f"{'':32}{'mean':>10}{'median':>10}{'95 % up to':>12}{'longest':>10}"]
-    for name, of in spreads.items():
-        lines.append(f"{name:32}{of['mean']:>10,.1f}{of['median']:>10,.0f}{of['p95']:>12,.0f}{of['longest']:>10,}")
-    lines.append(f"{percent(tokens['trained_share'])} of {tokens['tokens']:,} tokens train (rows of every length)")
-    if more:
-        lines.append(
-            f"{percent(more['trained_share'])} with a beginning token, which this tokenizer names and does not add"
-        )
-    return lines
-
-
-def _cuts(tokens: dict[str, Any]) -> list[str]:
-    lines = [f"{'max_length':>10}{'rows over it':>14}{'of rows':>10}{'tokens lost if dropped':>25}{'if truncated':>14}"]
-    for cut in tokens["cuts"]:
-        shares = f"{percent(cut['rows_share']):>10}{percent(cut['dropped_share']):>25}{percent(cut['cut_share']):>14}"
-        lines.append(f"{cut['max_length']:>10,}{cut['rows_over']:>14,}{shares}")
-    return lines
-
-
-def _categories(report: dict[str, Any]) -> list[str]:
-    found = report["statistics"]
-    lines = [f"{name:16}{rows:>8,}{percent(rows / found['rows']):>10}" for name, rows in found["categories"].items()]
-    return [*lines, f"(told by {found['category_method']})"]
 
 
 def _problems(found: dict[str, Any], overlaps: list[dict[str, str]]) -> list[str]:

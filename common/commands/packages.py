@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from common.commands.doctor import GOOD, NOTE, WRONG, Finding
+from common.provenance import commit, version
 
 ROOT = Path(__file__).resolve().parents[2]  # holds the pins in a checkout
 INSTALL = "run `make install` in the checkout"
@@ -14,14 +15,6 @@ INSTALL = "run `make install` in the checkout"
 def examine() -> list[Finding]:
     """Python, this collection, each package it needs, and Unsloth."""
     return [_python(), _tunebook(), *_required(), *_unsloth(), *_misfits()]
-
-
-def version(name: str) -> str | None:
-    """The installed version, or None."""
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def pins(file: str) -> dict[str, str]:
@@ -50,8 +43,6 @@ def _python() -> Finding:
 
 
 def _tunebook() -> Finding:
-    from common.report import commit
-
     found = version("tunebook")
     if found is None:
         return Finding("tunebook", WRONG, "not installed", f"{INSTALL}: recipes run from other folders then, too")

@@ -7,6 +7,7 @@
 Ends with 1 where the check finds questions on two sides.
 """
 
+import contextlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from common import files
 from common.errors import CheckFailed, UserError
 
 NAMES = ("train", "validation", "test")
@@ -50,7 +52,7 @@ def main(args: Args) -> dict[str, Any]:
         report = {**divide(rows, args), "columns": rows.columns(), "dropped": dict(rows.dropped)}
     show(report)
     if args.json:
-        Path(args.json).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        files.write_json(args.json, report)
     if report["leaks"]:
         raise CheckFailed(f"{report['leaks']} pairs of like questions are on different sides; the files are written")
     return report
@@ -137,22 +139,20 @@ def across(texts: Sequence[str], found: Any) -> list[tuple[int, int]]:
 
 def write(rows: Iterable[dict], found: Any, args: Args) -> dict[str, int]:
     """Write the files, each whole or not at all. Returns file -> rows."""
-    counts = {str(path): 0 for files in targets(args).values() for path in files.values()}
-    for fold, files in targets(args).items():
-        parts = {name: path.with_name(path.name + ".part") for name, path in files.items()}
-        try:
-            for path in parts.values():
-                path.parent.mkdir(parents=True, exist_ok=True)
-            handles = {name: path.open("wb") for name, path in parts.items()}
-        except OSError as error:
-            raise UserError(f"--output_dir {args.output_dir} cannot be written: {error.strerror}") from None
-        for row, side in zip(rows, found.tolist(), strict=True):
-            name = NAMES[side] if not args.folds else NAMES[side == fold]
-            handles[name].write(line(row))
-            counts[str(files[name])] += 1
-        for name, handle in handles.items():
-            handle.close()
-            parts[name].replace(files[name])
+    counts = {str(path): 0 for paths in targets(args).values() for path in paths.values()}
+    for fold, paths in targets(args).items():
+        with contextlib.ExitStack() as stack:
+            try:
+                for path in paths.values():
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                parts = {name: stack.enter_context(files.atomic(path)) for name, path in paths.items()}
+                handles = {name: stack.enter_context(part.open("wb")) for name, part in parts.items()}
+            except OSError as error:
+                raise UserError(f"--output_dir {args.output_dir} cannot be written: {error.strerror}") from None
+            for row, side in zip(rows, found.tolist(), strict=True):
+                name = NAMES[side] if not args.folds else NAMES[side == fold]
+                handles[name].write(line(row))
+                counts[str(paths[name])] += 1
     return counts
 
 

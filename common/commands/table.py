@@ -10,12 +10,13 @@ rows as often, and the same evaluation. What was finished is not run again.
 
 import ast
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from common import table
+from common import files, table
 from common.commands import ls
 from common.errors import CheckFailed, UserError, nearest
 
@@ -166,29 +167,15 @@ def collect(methods: list[Method], folder: Path) -> tuple[list[dict], dict[str, 
 
 def write(folder: Path, rows: list[dict], curves: dict[str, list], rest: list[str]) -> None:
     """table.md, table.csv, table.html, and the table on the terminal."""
-    from rich.box import SIMPLE
-    from rich.console import Console
-    from rich.table import Table
-
     seen = [found["trained_tokens"] for found in rows]
     notes = []
     if max(seen) > 1.01 * min(seen):
         notes.append(f"The runs did not see the same number of trained tokens: {min(seen):,} to {max(seen):,}.")
-    console = Console()
-    for keys in table.blocks(rows, console.width):
-        shown = Table(box=SIMPLE, padding=(0, 1, 0, 0), show_edge=False)
-        for key in keys:
-            shown.add_column(table.head(key), justify="right" if shown.columns else "left", no_wrap=not shown.columns)
-        for found in rows:
-            shown.add_row(*table.cells(found, keys))
-        console.print(shown, "")
-    for note in notes:
-        console.print(note)
+    words = table.words(rows)
+    print(words.set_index("method").to_string(line_width=shutil.get_terminal_size().columns))
+    print(*notes, sep="\n", end="\n" * bool(notes))
     about = {"flags": " ".join(rest) or "the recipes' own defaults"}
-    for name, text in (
-        ("table.md", table.markdown(rows)),
-        ("table.csv", table.comma_separated(rows)),
-        ("table.html", table.page(rows, curves, notes, about)),
-    ):
-        (folder / name).write_text(text, encoding="utf-8")
+    files.write_atomic(folder / "table.md", words.to_markdown(index=False, disable_numparse=True) + "\n")
+    files.write_atomic(folder / "table.csv", table.frame(rows).to_csv(index=False))
+    files.write_atomic(folder / "table.html", table.page(rows, curves, notes, about))
     print(f"table: {folder / 'table.html'}, table.md, table.csv")

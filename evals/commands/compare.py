@@ -10,13 +10,13 @@ FOLDER), as a recipe leaves them, too; of a run's folder the scores after traini
 were not asked the same, with 1 where nothing can be tested.
 """
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
+from common import files
 from common.errors import CheckFailed, UserError
 
 
@@ -55,14 +55,13 @@ def main(args: Args) -> dict[str, Any]:
     base, tuned = map(Path, args.folders)
     report = comparison.compare(base, tuned, args.tasks, chosen, args.any_prompt)
     show(report)
-    for name, text in (
-        (args.html, comparison_page.page),
-        (args.markdown, comparison_page.markdown),
-        (args.json, lambda found: json.dumps(found, indent=1, ensure_ascii=False) + "\n"),
-    ):
-        if name:
-            _replace(Path(name), text(report))
-            print(f"written: {name}")
+    if args.html:
+        files.write_atomic(args.html, comparison_page.page(report))
+    if args.markdown:
+        files.write_atomic(args.markdown, comparison_page.markdown(report))
+    if args.json:
+        files.write_json(args.json, report)
+    print(*(f"written: {name}\n" for name in (args.html, args.markdown, args.json) if name), sep="", end="")
     if not any(row["headline"] and row["test"] for row in report["rows"]):
         raise CheckFailed("none of these tasks has a metric that can be tested item by item")
     return report
@@ -76,9 +75,3 @@ def show(report: dict[str, Any]) -> None:
         if row["headline"]:
             print(comparison_page.line(row))
     print("", *report["notes"], *comparison_page.explained(report), sep="\n")
-
-
-def _replace(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8", errors="backslashreplace")
-    part.replace(path)

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from common import files
 from common.cli import fresh_folder
 from common.errors import UserError
 from evals import scales, suites
@@ -92,7 +93,7 @@ def main(args: Args) -> dict[str, Any]:
         "notes": plan.notes,
         "command": command(plan, kept, folder, data),
     }
-    (folder / FILE).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    files.write_json(folder / FILE, report)
     show(report, plan, folder)
     return report
 

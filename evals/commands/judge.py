@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import tyro
 
 from common.errors import CheckFailed, UserError
+from common.files import write_atomic, write_json
 
 FILE = "judge.json"
 SAME = ("sides", "prompts", "judge", "judge_name")  # arguments that make a report another report
@@ -116,14 +117,9 @@ def write(folder: Path, report: dict[str, Any]) -> None:
     """The three files, each whole or as it was, and the result on the terminal."""
     from evals import judge_page
 
-    for name, text in (
-        ("judge.md", judge_page.markdown(report)),
-        ("judge.html", judge_page.page(report)),
-        (FILE, json.dumps(report, indent=1) + "\n"),
-    ):
-        part = folder / (name + ".part")
-        part.write_text(text, encoding="utf-8", errors="backslashreplace")
-        part.replace(folder / name)
+    write_atomic(folder / "judge.md", judge_page.markdown(report))
+    write_atomic(folder / "judge.html", judge_page.page(report))
+    write_json(folder / FILE, report)
     print(*judge_page.lines(report), sep="\n")
     print(f"report: {folder / 'judge.html'}")
 

@@ -12,11 +12,11 @@ every vote from the moment it is given: with the folder alone the rating goes on
 come, each by a name.
 """
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from common import files
 from common.errors import UserError
 
 
@@ -54,9 +54,7 @@ def main(args: Args) -> dict[str, Any]:
     votes.close()
     report = tally.summarize(contest, votes)
     print(*tally.lines(report), sep="\n")
-    part = folder / "summary.json.part"
-    part.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    part.replace(folder / "summary.json")
+    files.write_json(folder / "summary.json", report)
     return report
 
 

@@ -15,6 +15,7 @@ from typing import Annotated
 
 import tyro
 
+from common import files
 from common.errors import UserError
 
 
@@ -51,5 +52,5 @@ def main(args: Args) -> None:
         print(f"not run: {', '.join(sorted(lacking))}")
     print(*safety.notes(sides), sep="\n")
     if args.markdown:
-        Path(args.markdown).write_text(safety.markdown(sides), encoding="utf-8")
+        files.write_atomic(args.markdown, safety.markdown(sides))
         print(f"written: {args.markdown}")
