@@ -9,11 +9,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from common import saved
+from common import device, saved
 from common.cli import Refused, first_process
 from common.masking import Counts
 from common.meter import HELD_OUT, Meter
-from common.models import device, parameters
+from common.models import parameters
 from common.parameter_table import in_units
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "unsloth", "lm_eval")
@@ -74,7 +74,7 @@ def write(
     report = {
         "recipe": Path(recipe).stem,
         "args": args,
-        "device": device(),
+        "device": device.describe(),
         "samples": samples,
         "versions": versions(),
         "commit": commit(),

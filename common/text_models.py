@@ -166,14 +166,14 @@ class Local:
     def __init__(self, name: str, max_new_tokens: int = 512, batch_size: int = 16):
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        from common import models
+        from common import device, models
 
         self.name, self.max_new_tokens, self.batch_size = name, max_new_tokens, batch_size
         place = models.locate(name)
         self.tokenizer = AutoTokenizer.from_pretrained(place, padding_side="left")
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
-        self.model: Any = AutoModelForCausalLM.from_pretrained(place, dtype=models.dtype())
+        self.model: Any = AutoModelForCausalLM.from_pretrained(place, dtype=device.current().dtype)
         self.model.to(_device()).eval()
 
     def answers(self, prompts: Sequence[str], temperature: float = 0.0, seed: int = 0) -> list[str | None]:

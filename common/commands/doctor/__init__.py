@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.cli import Refused, UserError
-
-GOOD, NOTE, WRONG = "ok", "note", "wrong"
+from common.commands.doctor.finding import GOOD, NOTE, WRONG, Finding
 
 
 @dataclass
@@ -20,18 +19,8 @@ class Args:
     json: str = ""  # also write what was found to this file
 
 
-@dataclass
-class Finding:
-    """One line of the answer. `remedy` is what to do where the state is not ok."""
-
-    topic: str
-    state: str
-    found: str
-    remedy: str = ""
-
-
 def main(args: Args) -> None:
-    from common.commands import machine, packages
+    from common.commands.doctor import machine, packages
 
     found = [*packages.examine(), *machine.examine()]
     show(found)
