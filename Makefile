@@ -38,7 +38,7 @@ install-dev: .venv/installed-dev
 .venv/installed: .venv/bin/python pyproject.toml constraints.txt requirements-unsloth.txt
 	@echo "installing the pinned set into .venv (some minutes the first time)"
 	$(PIP) torch==2.13.0
-	$(if $(EXTRA),@$(BIN)/python -c 'from common.commands import machine; machine.require_gpu()')
+	$(if $(EXTRA),@$(BIN)/python -c 'from common.commands.doctor import machine; machine.require_gpu()')
 	$(PIP) -e ".$(if $(EXTRA),[gpu])"
 	$(PIP) --no-deps -r requirements-unsloth.txt
 	@touch $@

@@ -116,7 +116,7 @@ def one(args: Args) -> dict:
     from trl import SFTConfig, SFTTrainer
     from unsloth import FastLanguageModel
 
-    from common import forecast, memory, models, sampling
+    from common import device, forecast, memory, models, sampling
 
     bare = memory.held()
     model, tokenizer = models.load(args.model, 512, four_bit=args.one == "qlora", full=args.one == "full")
@@ -136,13 +136,13 @@ def one(args: Args) -> dict:
             save_strategy="no",
             report_to="none",
             logging_steps=1000,
-            **models.precision(),
+            **device.current().precision,
         )
         rows = make_rows(args, len(tokenizer))
         trainer = SFTTrainer(model=model, processing_class=tokenizer, train_dataset=rows, args=config)
         models.train_in_float32(trainer.model)
         sampling.bucket(trainer)
-        expected = forecast.rehearse(trainer)
+        expected = forecast.forecast(trainer)
         memory.release()
         peak, begun, cpu = memory.Peak(), time.monotonic(), time.process_time()
         trainer.train()

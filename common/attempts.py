@@ -22,7 +22,7 @@ class OutOfMemory(Exception):
     """A step took more than there is."""
 
 
-def guarded(model: Any, run: Callable, *args: Any) -> Any:
+def catch_oom(model: Any, run: Callable, *args: Any) -> Any:
     """run(*args), of which nothing stays but its result; running out of memory is OutOfMemory, whoever says it.
 
     Raises:
@@ -30,7 +30,7 @@ def guarded(model: Any, run: Callable, *args: Any) -> Any:
         OutOfMemory: with what the allocator said; the frames that held the failed step's tensors are gone by then.
     """
     try:
-        with undone(model), _allocation_fails():
+        with restore_state(model), _allocation_fails():
             return run(*args)
     except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
         if NO_GRAPH in str(error):
@@ -43,7 +43,7 @@ def guarded(model: Any, run: Callable, *args: Any) -> Any:
 
 
 @contextmanager
-def undone(model: Any) -> Iterator[None]:
+def restore_state(model: Any) -> Iterator[None]:
     """Gradients, training mode and all random states are afterwards as they were, and no compiled graph is left."""
     import numpy
     import torch

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from common import device
+
 NAME = "documents"  # as transformers knows it
 # Types of models (config.model_type) that have forwards of Unsloth's own on a GPU.
 UNSLOTH_FORWARDS = {"llama", "mistral", "gemma", "gemma2", "qwen2", "qwen3"}
@@ -11,6 +13,8 @@ def one_row(model: Any) -> bool:
     """Whether the bins of a packed batch have to stand in one row: Unsloth's own forwards (Llama, Mistral, Qwen, Gemma,
     ... on a GPU) find documents by their positions in a batch of one row alone, and are plain causal in any other.
     """
+    if plan := device.planned():
+        return plan.gpu and model.config.model_type in UNSLOTH_FORWARDS
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     return type(base.base_model).forward.__module__.startswith("unsloth.")
 

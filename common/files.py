@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from common import format
-from common.cli import UserError
+from common.errors import UserError
 
 
 @contextlib.contextmanager

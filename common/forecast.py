@@ -3,27 +3,26 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from common import fits, memory, parameter_table, saved, trainers
-from common.attempts import OutOfMemory, guarded
+from common import arithmetic, device, memory, model_bytes, parameter_table, saved, trainers
+from common.attempts import OutOfMemory, catch_oom
 from common.distributed import is_main_process
 from common.errors import CheckFailed
 from common.format import byte_size, duration
-from common.masking import IGNORE
-from common.rehearsal import Actor, processes, worst
-from common.rehearsal import rehearse as steps
-from common.workload import Workload, of_loader, of_trainer
+from common.rehearsal import StepFunctions, largest, num_processes, profile_steps
+from common.workload import BatchSchedule, of_loader, of_trainer
 
-ROOM = 0.15  # of the limit, which a batch size that was looked for leaves: a run's fragments grow beyond a rehearsal's
+# Of the limit, which a batch size that was looked for leaves: a run's fragments grow beyond those of its first steps.
+HEADROOM = 0.15
 
 
 @dataclass
 class Forecast:
     """What a run will take. Bytes; `parts` are the arithmetic of the moment at which most is held.
 
-    `process` is what the process holds beside the model: libraries and data. A rehearsal adds `allocator`, what was
+    `process` is what the process holds beside the model: libraries and data. Measured steps add `allocator`, what was
     taken beyond the arithmetic: glibc keeps and scatters freed blocks, so that a CPU run takes up to twice what its
-    tensors do (before glibc 2.38, and how much differs from run to run). Without a rehearsal `seconds` is None.
-    `parameters`: what trains (parameter_table.Table). `saved`: what will be saved (saved.size).
+    tensors do (before glibc 2.38, and how much differs from run to run). `parameters`: what trains
+    (parameter_table.Table). `saved`: what will be saved (saved.size).
     """
 
     parts: dict[str, int]
@@ -32,7 +31,7 @@ class Forecast:
     batch_size: int
     accumulation: int
     steps: int
-    rehearsed_bytes: int | None = None
+    measured_bytes: int | None = None
     seconds: float | None = None
     timing: dict[str, float] = field(default_factory=dict)
     parameters: list[parameter_table.Group] = field(default_factory=list)
@@ -44,17 +43,16 @@ class Forecast:
 
     @property
     def peak_bytes(self) -> int:
-        return self.arithmetic_bytes if self.rehearsed_bytes is None else self.rehearsed_bytes
+        return self.arithmetic_bytes if self.measured_bytes is None else self.measured_bytes
 
     def as_dict(self) -> dict[str, Any]:
         own = {"peak_bytes": self.peak_bytes, "arithmetic_bytes": self.arithmetic_bytes}
-        own |= {name: value for name, value in vars(self).items() if name != "rehearsed_bytes"}
+        own |= {name: value for name, value in vars(self).items() if name != "measured_bytes"}
         return own | {"parameters": [group.as_dict() for group in self.parameters]}
 
     def line(self) -> str:
         """The forecast in one line."""
-        names = {"optimizer": "optimiser"}
-        parts = ", ".join(f"{names.get(name, name)} {byte_size(size)}" for name, size in self.parts.items())
+        parts = ", ".join(f"{name} {byte_size(size)}" for name, size in self.parts.items())
         rows, width = self.longest["rows"], self.longest["width"]
         time = f", {duration(self.seconds)}" if self.seconds is not None else ""
         return (
@@ -76,7 +74,7 @@ def say(text: str) -> None:
         print(text, flush=True)
 
 
-def rehearse(trainer: Any, find_batch_size: bool = False) -> Forecast:
+def forecast(trainer: Any, find_batch_size: bool = False) -> Forecast:
     """Forecast a run by arithmetic and a few real steps that leave weights, random state and trainer as they were.
 
     The longest real batch is among the first, so that a run that cannot fit says so now. Prints the forecast.
@@ -88,17 +86,24 @@ def rehearse(trainer: Any, find_batch_size: bool = False) -> Forecast:
 
     Raises:
         CheckFailed: the longest batch does not fit; names it, and what would.
+        PlanReady: in a plan, instead.
     """
     args = trainer.args
+    if device.planned():
+        from common.meta_model import PlanReady
+
+        recomputes = args.gradient_checkpointing or trainer.model.is_gradient_checkpointing
+        raise PlanReady(trainers.step_functions(trainer), of_trainer(trainer), recomputes)
     asked, expected, problem = args.per_device_train_batch_size, None, ""
-    for size in trainers.candidates(trainer, find_batch_size):
+    for size in trainers.batch_sizes(trainer, find_batch_size):
         if size != args.per_device_train_batch_size:
             say(f"{problem.partition('. ')[0]}; trying {size} rows a batch")
             trainers.set_batch_size(trainer, size)
-        with trainers.kept(trainer):
-            workload = of_trainer(trainer)
-            evaluated = trainers.evaluated(trainer, workload)
-            expected, problem = attempt(trainers.actor(trainer), workload, args.optim, evaluated, find_batch_size)
+        with trainers.preserve_trainer(trainer):
+            schedule = of_trainer(trainer)
+            evaluated = trainers.evaluation_positions(trainer, schedule)
+            run = trainers.step_functions(trainer)
+            expected, problem = attempt(run, schedule, args.optim, evaluated, find_batch_size)
         if not problem:
             break
     if expected is None or problem:
@@ -110,38 +115,33 @@ def rehearse(trainer: Any, find_batch_size: bool = False) -> Forecast:
     return expected
 
 
-def rehearse_loop(actor: Actor, loader: Any, optimizer: Any, max_steps: int, evaluated: int = 0) -> Forecast:
-    """The same for a plain loop, whose parts are given.
+def forecast_loop(run: StepFunctions, loader: Any, optimizer: str, max_steps: int) -> Forecast:
+    """The same for a plain loop, whose parts are given; its evaluations are not in the seconds.
 
     Args:
         loader: its prepared DataLoader, of rows with `input_ids`.
-        optimizer: its optimiser; another of the same kind is used.
-        max_steps: of the optimiser.
-        evaluated: positions of all evaluations of this process.
+        optimizer: named as in TrainingArguments.optim.
+        max_steps: of the optimizer.
 
     Raises:
-        CheckFailed: as `rehearse`.
+        CheckFailed, PlanReady: as `forecast`.
     """
-    workload = of_loader(loader, loader.dataset, actor.accumulation, 0, max_steps)
-    expected, problem = attempt(actor, workload, name(optimizer), evaluated)
+    schedule = of_loader(loader, loader.dataset, run.accumulation, 0, max_steps)
+    if device.planned():
+        from common.meta_model import PlanReady
+
+        raise PlanReady(run, schedule, run.model.is_gradient_checkpointing, optimizer)
+    expected, problem = attempt(run, schedule, optimizer, 0)
     if problem:
         raise CheckFailed(problem)
     expected.show()
     return expected
 
 
-def name(optimizer: Any) -> str:
-    """An optimiser as TrainingArguments.optim names its kind."""
-    kind = type(optimizer).__name__.lower()
-    if kind not in ("adam", "adamw"):
-        return kind
-    return "adamw_torch_fused" if optimizer.defaults["fused"] else "adamw_torch"
-
-
 def attempt(
-    actor: Actor, workload: Workload, optimizer: str, evaluated: int, agreed: bool = False
+    run: StepFunctions, schedule: BatchSchedule, optimizer: str, evaluated: int, agreed: bool = False
 ) -> tuple[Forecast, str]:
-    """The forecast of a workload as it is, and why it cannot be; empty where it fits.
+    """The forecast of a schedule as it is, and why it cannot be; empty where it fits.
 
     Args:
         optimizer: named as in TrainingArguments.optim.
@@ -153,44 +153,44 @@ def attempt(
     Raises:
         CheckFailed: something that is to train would not (parameter_table.Table).
     """
-    rows, width = workload.shape
-    sizes, measured, problem, limit = None, None, "", memory.limit()
-    model = trainers.unwrapped(actor.model)
+    rows, width = schedule.shape
+    model_memory, measured, problem, limit = None, None, "", memory.limit()
+    model = trainers.unwrapped(run.model)
     table = parameter_table.Table(model)
     try:
-        sizes = measure(actor, workload, optimizer)
-        if sizes.peak(rows, width) > limit:
-            raise OutOfMemory(f"by arithmetic it needs {byte_size(sizes.peak(rows, width))}")
-        measured = steps(actor, workload, table.see)
-        measured.peak_bytes += buckets(actor)
-        if agreed and measured.peak_bytes > (1 - ROOM) * limit:  # what has just gone well need not a second time
+        model_memory = measure(run, schedule, optimizer)
+        if model_memory.peak(rows, width) > limit:
+            raise OutOfMemory(f"by arithmetic it needs {byte_size(model_memory.peak(rows, width))}")
+        measured = profile_steps(run, schedule, table.see)
+        measured.peak_bytes += buckets(run)
+        if agreed and measured.peak_bytes > (1 - HEADROOM) * limit:  # what has just gone well need not a second time
             raise OutOfMemory(f"its steps took {byte_size(measured.peak_bytes)}, which leaves too little room")
     except OutOfMemory as error:
         problem = str(error)
-    if agreed and worst(bool(problem)) and not problem:
+    if agreed and largest(bool(problem)) and not problem:
         problem = "another process has no memory for its own"
     expected = Forecast(
-        parts=sizes.parts(rows, width) if sizes else {},
+        parts=model_memory.parts(rows, width) if model_memory else {},
         limit_bytes=limit,
-        longest={"rows": rows, "width": width, "name": workload.name()},
-        batch_size=workload.batch_size,
-        accumulation=actor.accumulation,
-        steps=workload.steps,
+        longest={"rows": rows, "width": width, "name": schedule.name()},
+        batch_size=schedule.batch_size,
+        accumulation=run.accumulation,
+        steps=schedule.steps,
     )
-    if problem or measured is None or sizes is None:
-        return expected, refusal(actor, expected, sizes, workload, problem)
+    if problem or measured is None or model_memory is None:
+        return expected, refusal(run, expected, model_memory, schedule, problem)
     table.check()
     expected.parameters, expected.saved = [*table.groups.values()], saved.size(model)
-    measured = measured.worst()
-    expected.rehearsed_bytes = measured.peak_bytes
-    expected.parts["optimizer"] += measured.state_bytes - sizes.optimizer
+    measured = measured.of_all_processes()
+    expected.measured_bytes = measured.peak_bytes
+    expected.parts["optimizer"] += measured.state_bytes - model_memory.optimizer
     expected.parts["allocator"] = expected.peak_bytes - expected.arithmetic_bytes
-    expected.seconds = measured.seconds(workload, evaluated)
+    expected.seconds = measured.seconds(schedule, evaluated)
     expected.timing = {name: vars(measured)[name] for name in ("base", "rate", "update", "evaluation_rate")}
     return expected, ""
 
 
-def measure(actor: Actor, workload: Workload, optimizer: str) -> fits.Sizes:
+def measure(run: StepFunctions, schedule: BatchSchedule, optimizer: str) -> arithmetic.MemoryModel:
     """The arithmetic of a run. Small steps are run, which leave nothing.
 
     Raises:
@@ -198,56 +198,50 @@ def measure(actor: Actor, workload: Workload, optimizer: str) -> fits.Sizes:
     """
     import torch
 
-    from common import footprint
+    from common import activations
 
-    gpu = torch.cuda.is_available()
-    model, batch = trainers.unwrapped(actor.model), actor.collate(workload.longest)
-    weights, states = footprint.weights(model), footprint.optimizer_states(model, optimizer)
-    if states is None:
+    model, batch = trainers.unwrapped(run.model), run.collate(schedule.longest)
+    weights = model_bytes.weights(model)
+    if arithmetic.optimizer_states(model, optimizer) is None:
         say(f"forecast: the states of {optimizer} are not known; they are taken as those of AdamW until measured")
-        states = 2 * footprint.gradients(model)
     try:
-        moments = guarded(model, footprint.moments_of, model, actor.step, batch)
-    except footprint.Unknown as error:
-        moments = None
+        profile = catch_oom(model, activations.profile_batch, model, run.step, batch)
+    except activations.Unpredictable as error:
+        profile = None
         say(f"forecast: activations are not known before they are measured: {error}")
     memory.release()
-    return fits.Sizes(
-        weights=weights,
-        gradients=footprint.gradients(model),
-        optimizer=states,
-        process=memory.held() - weights,  # after steps: weights that are read from a file come to memory when used
-        vocabulary=model.get_output_embeddings().weight.shape[0],
-        accumulates=actor.accumulation > 1,
-        labels=float((batch["labels"] != IGNORE).float().mean()),
-        moments=moments,
-        hidden=model.config.get_text_config().hidden_size if gpu else None,
-        update=footprint.update(model, optimizer, gpu),
-        buckets=buckets(actor),
-    )
+    process = memory.held() - weights  # after steps: weights that are read from a file come to memory when used
+    gpu = torch.cuda.is_available()
+    found = arithmetic.memory_model(model, optimizer, batch, run.accumulation, gpu, process, profile)
+    found.buckets = buckets(run)
+    return found
 
 
-def buckets(actor: Actor) -> int:
+def buckets(run: StepFunctions) -> int:
     """Bytes of the buckets that DistributedDataParallel will make for a model that it does not wrap yet: those of all
     gradients once more (its own gradient_as_bucket_view is off)."""
-    from common import footprint
-
-    wrapped = trainers.unwrapped(actor.model) is not actor.model  # then they are in what the process holds
-    return 0 if wrapped or processes() == 1 else footprint.gradients(actor.model)
+    wrapped = trainers.unwrapped(run.model) is not run.model  # then they are in what the process holds
+    return 0 if wrapped or num_processes() == 1 else model_bytes.gradients(run.model)
 
 
-def refusal(actor: Actor, expected: Forecast, sizes: fits.Sizes | None, workload: Workload, problem: str) -> str:
+def refusal(
+    run: StepFunctions,
+    expected: Forecast,
+    model_memory: arithmetic.MemoryModel | None,
+    schedule: BatchSchedule,
+    problem: str,
+) -> str:
     """Why a run cannot go on, and what would fit."""
     from common import remedies
 
-    rows, width = workload.shape
+    rows, width = schedule.shape
     what = f"the longest batch, {rows} x {width} ({expected.longest['name']}),"
     text = f"{what} does not fit into {byte_size(expected.limit_bytes)}: {problem}"
-    if sizes is None:
+    if model_memory is None:
         return f"{text}. The model itself leaves no room to train: take a smaller one, or its base in 4 bits"
-    step, needed = expected.batch_size * expected.accumulation, sizes.peak(rows, width)
-    # Where arithmetic did fit, the allocator took more; then a quarter less of what a batch takes is looked for.
-    fixed = sizes.weights + sizes.optimizer + sizes.process
-    limit = min(expected.limit_bytes, fixed + (needed - fixed) * 3 // 4)
-    ways = remedies.find(actor, sizes, workload, expected.limit_bytes if needed > expected.limit_bytes else limit, step)
+    limit, needed = expected.limit_bytes, model_memory.peak(rows, width)
+    if needed <= limit:  # the allocator took more: then a quarter less of what a batch takes is looked for
+        fixed = model_memory.weights + model_memory.optimizer + model_memory.process
+        limit = min(limit, fixed + (needed - fixed) * 3 // 4)
+    ways = remedies.suggestions(run, model_memory, schedule, limit, expected.batch_size * expected.accumulation)
     return f"{text}. What would fit: {'; '.join(ways) if ways else 'nothing with this model and method'}"

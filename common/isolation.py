@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from common import device
 from common.batches import documents
 from common.errors import CheckFailed
 from common.loss_weights import COLUMN
@@ -24,13 +25,16 @@ def isolation(trainer: Any) -> float:
     the logits' spread where nothing leaks.
 
     Returns:
-        The largest difference of a logit from the document alone. 0 where no row holds two documents.
+        The largest difference of a logit from the document alone. 0 where no row holds two documents, and in a plan,
+        where there is nothing to compute.
 
     Raises:
         CheckFailed: a document differs by more than rounding gives, or its logits are not finite.
     """
     import torch
 
+    if device.planned():
+        return 0.0
     model = trainer.model
     batch = next(filter(_packed, trainer.get_train_dataloader()), None)
     if batch is None:

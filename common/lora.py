@@ -3,7 +3,7 @@
 import warnings
 from typing import Any
 
-from common import mixtures, models, module_kinds, parameter_table
+from common import device, mixtures, module_kinds, parameter_table
 from common.errors import UserError
 
 
@@ -24,7 +24,8 @@ def add(model: Any, **config: Any) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*_pattern keys did not match")  # they hold for fused experts
-            found = FastLanguageModel.get_peft_model(model, use_gradient_checkpointing=models.checkpointing(), **config)
+            checkpointing = device.current().gradient_checkpointing
+            found = FastLanguageModel.get_peft_model(model, use_gradient_checkpointing=checkpointing, **config)
     except ValueError as error:
         raise UserError(f"LoRA on {type(model).__name__}: {error}") from error
     if lacking := parameter_table.unmatched(found):

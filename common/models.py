@@ -1,13 +1,12 @@
 """Models and tokenizers: loaded through Unsloth or transformers, in the precision that suits the device."""
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from common import generation_defaults, mixtures, module_kinds, parameter_table, tokenizers
+from common import device, generation_defaults, mixtures, module_kinds, parameter_table, tokenizers
 from common.errors import UserError
 from common.pocket import FOLDER as POCKET
 
@@ -15,11 +14,12 @@ WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.b
 BUNDLED = {"pocket": "model", "pocket_teacher": "teacher"}  # name of --model -> its folder
 
 
-def locate(name: str, max_length: int | None = None) -> str:
+def locate(name: str, max_length: int | None = None, weights: bool = True) -> str:
     """The folder or Hub name behind `--model`, checked before anything heavy is imported.
 
     Args:
         max_length: tokens that the model must take in; looked up in a local folder's config.
+        weights: they must be there. A plan needs none.
 
     Raises:
         UserError: a local folder lacks config, weights or tokenizer; or the name is neither folder nor Hub name; or
@@ -42,7 +42,7 @@ def locate(name: str, max_length: int | None = None) -> str:
     if not (path / "config.json").exists():
         adapter = " (it holds an adapter: give its base as --model)" if (path / "adapter_config.json").exists() else ""
         missing.append(f"config.json{adapter}")
-    if not any((path / file).exists() for file in WEIGHTS):
+    if weights and not device.planned() and not any((path / file).exists() for file in WEIGHTS):
         missing.append("weights (model.safetensors)")
     if not any((path / file).exists() for file in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")):
         missing.append("a tokenizer (tokenizer.json)")
@@ -69,62 +69,13 @@ def _check_length(name: str, config: dict[str, Any], max_length: int | None) -> 
     return limit if isinstance(limit, int) else None
 
 
-def dtype() -> Any:
-    """torch dtype of weights and compute: bfloat16 on a GPU that has it, float16 on an older one, float32 on a CPU.
-
-    A CPU gets float32 even where it has bfloat16: weights that train in pure bfloat16 lose small updates.
-    """
-    import torch
-
-    if not torch.cuda.is_available():
-        return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-
-
-def precision() -> dict[str, bool]:
-    """The two SFTConfig fields that go with `dtype`."""
-    name = str(dtype()).removeprefix("torch.")
-    return {"bf16": name == "bfloat16", "fp16": name == "float16"}
-
-
-def mixed_precision() -> str:
-    """The same for accelerate: bf16, fp16 (with a loss scaler) or no."""
-    return {"bfloat16": "bf16", "float16": "fp16"}.get(str(dtype()).removeprefix("torch."), "no")
-
-
-def checkpointing() -> str | bool:
-    """Unsloth's activation checkpointing on a GPU, where memory is short; none on a CPU, where time is."""
-    import torch
-
-    return "unsloth" if torch.cuda.is_available() else False
-
-
-def use_all_cores() -> None:
-    """Undo the one thread that `accelerate launch` sets for a single process on a CPU (OMP_NUM_THREADS=1)."""
-    import torch
-
-    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
-    if alone and not torch.cuda.is_available() and "ACCELERATE_MIXED_PRECISION" in os.environ:
-        torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-
-
-def device() -> str:
-    """The device in words, for prints and reports."""
-    import torch
-
-    if torch.cuda.is_available():
-        memory = torch.cuda.get_device_properties(0).total_memory / 2**30
-        return f"{torch.cuda.get_device_name(0)}, {memory:.0f} GiB"
-    return f"CPU, {torch.get_num_threads()} threads"
-
-
 def load(name: str, max_length: int, four_bit: bool = False, full: bool = False, fast: bool = True) -> tuple[Any, Any]:
-    """A causal language model and its tokenizer, on this machine's device.
+    """A causal language model and its tokenizer, on this machine's device; in a plan, without weights.
 
     Args:
         name: what `locate` takes.
         max_length: tokens that the model must take in.
-        four_bit: weights in NF4 with double quantization; compute stays in `dtype`.
+        four_bit: weights in NF4 with double quantization; compute stays in the device's dtype.
         full: all weights are to train.
         fast: load through Unsloth, for its kernels. Not for methods that act where its forwards do not look (virtual
             tokens, hooks on layers): on a GPU it replaces PEFT's forward, for all models of the process, by one that
@@ -134,11 +85,14 @@ def load(name: str, max_length: int, four_bit: bool = False, full: bool = False,
         UserError: the model cannot be loaded, has no end token, or takes fewer tokens than max_length.
     """
     import unsloth  # noqa: F401  first: it patches transformers
+
+    if (plan := device.planned()) and plan.loader:
+        return plan.loader(name, max_length, four_bit, full)
     from transformers import AutoConfig, AutoTokenizer
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    use_all_cores()
+    device.use_all_cores()
     place = locate(name)
     try:
         config = AutoConfig.from_pretrained(place, trust_remote_code=False)
@@ -172,7 +126,7 @@ def _load_by_unsloth(place: str, limit: int, four_bit: bool, full: bool) -> tupl
     return FastLanguageModel.from_pretrained(
         model_name=place,
         max_seq_length=limit,
-        dtype=dtype(),
+        dtype=device.current().dtype,
         load_in_4bit=four_bit,
         full_finetuning=full,
         use_gradient_checkpointing=False,
@@ -222,15 +176,15 @@ def save(model: Any, tokenizer: Any, folder: str | Path) -> None:
         from transformers import AutoModelForCausalLM
         from transformers.pytorch_utils import Conv1D
 
-        values = model.config.to_dict()
+        dtype, values = device.current().dtype, model.config.to_dict()
         values.pop("quantization_config")
         with torch.device("meta"):
-            plain = AutoModelForCausalLM.from_config(type(model.config).from_dict(values), dtype=dtype())
+            plain = AutoModelForCausalLM.from_config(type(model.config).from_dict(values), dtype=dtype)
         # The state holds each quantised weight with the parts of its quantisation, which have longer names.
         weights = {name: value for name, value in model.state_dict().items() if ".weight." not in name}
         for name, weight in model.named_parameters():
             if hasattr(weight, "quant_state"):
-                weights[name] = dequantize_4bit(weight.data, weight.quant_state).to(dtype())
+                weights[name] = dequantize_4bit(weight.data, weight.quant_state).to(dtype)
                 if isinstance(plain.get_submodule(name.removesuffix(".weight")), Conv1D):  # as GPT-2 has it
                     weights[name] = weights[name].T.contiguous()
         plain.load_state_dict(weights, assign=True)
@@ -278,7 +232,7 @@ def load_plain(name: str, four_bit: bool = False) -> Any:
     """A causal language model on this machine's device, by transformers alone.
 
     Args:
-        four_bit: weights in NF4 with double quantization; compute stays in `dtype`.
+        four_bit: weights in NF4 with double quantization; compute stays in the device's dtype.
 
     Raises:
         UserError: it is not there or cannot be loaded.
@@ -288,19 +242,20 @@ def load_plain(name: str, four_bit: bool = False) -> Any:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    dtype = device.current().dtype
     quantization = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype(),
+        bnb_4bit_compute_dtype=dtype,
     )
-    device, bits = "cuda" if torch.cuda.is_available() else "cpu", " in 4 bits" if four_bit else ""
+    kind, bits = "cuda" if torch.cuda.is_available() else "cpu", " in 4 bits" if four_bit else ""
     # bitsandbytes quantizes where it loads
-    given = dict(quantization_config=quantization, device_map={"": device}) if four_bit else {}
+    given = dict(quantization_config=quantization, device_map={"": kind}) if four_bit else {}
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(locate(name), dtype=dtype(), trust_remote_code=False, **given)
+        model: Any = AutoModelForCausalLM.from_pretrained(locate(name), dtype=dtype, trust_remote_code=False, **given)
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise UserError(f"--model {name} cannot be loaded{bits}: {error}") from error
     generation_defaults.make_savable(model, name)
     mixtures.ask_for_router_logits(model, False)
-    return (model if four_bit else model.to(device)).eval()
+    return (model if four_bit else model.to(kind)).eval()

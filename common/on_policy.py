@@ -12,7 +12,7 @@ from common.callbacks import Measure, PrinterCallback, ProgressCallback
 from common.format import duration
 from common.masking import IGNORE
 from common.meter import Meter
-from common.rehearsal import Actor
+from common.rehearsal import StepFunctions
 
 
 def prompts(rows: Any) -> Any:
@@ -65,7 +65,7 @@ def rehearse(trainer: Any, rows: Any, tokenizer: Any, loss: Any) -> tuple[list[l
         loss: (model, batch) -> its loss.
 
     Raises:
-        CheckFailed: as forecast.rehearse_loop and checks.first_batch.
+        CheckFailed: as forecast.forecast_loop and checks.first_batch.
     """
     args = trainer.args
     size, accumulation = args.per_device_train_batch_size, args.gradient_accumulation_steps
@@ -74,9 +74,8 @@ def rehearse(trainer: Any, rows: Any, tokenizer: Any, loss: Any) -> tuple[list[l
     loader = trainer.accelerator.prepare(loading.loader(rows, tokenizer, size, order))
     view = checks.first_batch(loader, tokenizer)
     count = steps.count(len(rows), group, args.num_train_epochs, args.max_steps)
-    with trainers.kept(trainer):
-        does = actor(trainer, loader, loss)
-        expected = forecast.rehearse_loop(does, loader, does.optimizer(), count)
+    with trainers.preserve_trainer(trainer):
+        expected = forecast.forecast_loop(step_functions(trainer, loader, loss), loader, args.optim.value, count)
         answering = seconds_of_answers(trainer, size) * accumulation * count
     expected.seconds = (expected.seconds or 0.0) + answering
     forecast.say(f"forecast: {duration(answering)} more for the student's own answers")
@@ -84,8 +83,8 @@ def rehearse(trainer: Any, rows: Any, tokenizer: Any, loss: Any) -> tuple[list[l
     return view, expected.as_dict()
 
 
-def actor(trainer: Any, loader: Any, loss: Any) -> Actor:
-    """What a rehearsal does: steps on rows with their reference answers, as the trainer makes them."""
+def step_functions(trainer: Any, loader: Any, loss: Any) -> StepFunctions:
+    """Single steps on rows with their reference answers, as the trainer makes them."""
 
     def step(batch: dict[str, Any]) -> None:
         trainer.model.train()
@@ -98,14 +97,14 @@ def actor(trainer: Any, loader: Any, loss: Any) -> Actor:
         return made
 
     accumulation = trainer.args.gradient_accumulation_steps
-    plain = steps.actor(trainer.accelerator, trainer.model, loader, loss, accumulation)
+    plain = trainers.loop_step_functions(trainer.accelerator, trainer.model, loader, loss, accumulation)
     return dataclasses.replace(plain, step=step, optimizer=optimizer)
 
 
 def seconds_of_answers(trainer: Any, count: int) -> float:
     """How long the student takes to answer the first prompts."""
     some = [trainer.train_dataset[place] for place in range(min(count, len(trainer.train_dataset)))]
-    with attempts.undone(trainer.model):
+    with attempts.restore_state(trainer.model):
         begun = time.monotonic()
         trainer._generate_and_score_completions(some)
         return time.monotonic() - begun

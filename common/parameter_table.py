@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from common import mixtures, module_kinds
+from common import mixtures, model_bytes, module_kinds
 from common.errors import CheckFailed
 from common.format import byte_size, number, table
 
@@ -36,12 +36,10 @@ class Group:
     unrouted: int = 0
 
     def add(self, parameter: Any) -> None:
-        from common import footprint
-
         values, bits = values_of(parameter), bits_of(parameter)
         self.parameters += values
         self.bits = sorted({*self.bits, bits})
-        self.bytes += footprint.held([parameter])
+        self.bytes += model_bytes.of([parameter])
         if parameter.requires_grad:
             self.trained += values
             self.tensors += 1

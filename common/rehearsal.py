@@ -6,22 +6,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from common import memory
-from common.attempts import guarded
-from common.workload import Workload
+from common.attempts import catch_oom
+from common.workload import BatchSchedule
 
 ENOUGH = 3.0  # seconds of steps after which no further one is timed
 TOGETHER = 3  # batches that are timed where processes may wait for each other in one: as many in each
-SHARES = (0.5, 0.25, 0.75, 0.5, 0.25, 0.75)  # of the batches by size: those that are timed after the longest
+QUANTILES = (0.5, 0.25, 0.75, 0.5, 0.25, 0.75)  # of the batches by size: those that are timed after the longest
 
 
 @dataclass
-class Actor:
-    """What a rehearsal does with a run: a trainer's, or a plain loop's.
+class StepFunctions:
+    """The parts of a run's steps: a trainer's, or a plain loop's.
 
     Args:
-        collate: places of rows in the data set -> a batch.
+        collate: places of rows in the dataset -> a batch.
         step: forward and backward on a batch; gradients are added.
-        optimizer: makes a new optimiser for the model, whatever its rate.
+        optimizer: makes a new optimizer for the model, whatever its rate.
         evaluate: forward alone on a batch, as in an evaluation.
         accumulation: batches of a step.
     """
@@ -35,8 +35,8 @@ class Actor:
 
 
 @dataclass
-class Measured:
-    """Bytes and seconds of the steps. A batch takes base + rate·positions seconds, the optimiser's step `update`."""
+class StepProfile:
+    """Bytes and seconds of the steps. A batch takes base + rate·positions seconds, the optimizer's step `update`."""
 
     peak_bytes: int
     state_bytes: int
@@ -45,25 +45,27 @@ class Measured:
     update: float
     evaluation_rate: float  # seconds a position
 
-    def worst(self) -> "Measured":
+    def of_all_processes(self) -> "StepProfile":
         """The largest of each figure over all processes."""
-        peak_bytes, state_bytes, *times = map(worst, vars(self).values())
-        return Measured(int(peak_bytes), int(state_bytes), *times)
+        peak_bytes, state_bytes, *times = map(largest, vars(self).values())
+        return StepProfile(int(peak_bytes), int(state_bytes), *times)
 
-    def seconds(self, workload: Workload, evaluated: int = 0) -> float:
-        """Of all batches and steps of a workload, and of `evaluated` positions of evaluations."""
-        batches = self.base * len(workload.rows) + self.rate * float(workload.positions.sum())
-        return batches + self.update * workload.steps + self.evaluation_rate * evaluated
+    def seconds(self, schedule: BatchSchedule, evaluated: int = 0) -> float:
+        """Of all batches and steps of a schedule, and of `evaluated` positions of evaluations."""
+        batches = self.base * len(schedule.rows) + self.rate * float(schedule.positions.sum())
+        return batches + self.update * schedule.steps + self.evaluation_rate * evaluated
 
 
-def rehearse(actor: Actor, workload: Workload, see: Callable[[], None] = lambda: None) -> Measured:
+def profile_steps(
+    run: StepFunctions, schedule: BatchSchedule, after_backward: Callable[[], None] = lambda: None
+) -> StepProfile:
     """Steps of rate 0 on a usual batch, on the longest, and on more usual ones until ENOUGH seconds are timed.
 
-    The first creates the optimiser's states, so that the longest batch meets them, as in training; with accumulation
-    it also meets the gradients of a batch before it. Nothing of it stays: see attempts.undone.
+    The first creates the optimizer's states, so that the longest batch meets them, as in training; with accumulation
+    it also meets the gradients of a batch before it. Nothing of it stays: see attempts.restore_state.
 
     Args:
-        see: called after each backward pass, while its gradients are there.
+        after_backward: called after each backward pass, while its gradients are there.
 
     Raises:
         attempts.OutOfMemory: with what the allocator said.
@@ -71,66 +73,68 @@ def rehearse(actor: Actor, workload: Workload, see: Callable[[], None] = lambda:
     memory.release()
     peak = memory.Peak()
     try:
-        return guarded(actor.model, _steps, actor, workload, peak, see)
+        return catch_oom(run.model, _steps, run, schedule, peak, after_backward)
     finally:
         peak.stop()
 
 
-def _steps(actor: Actor, workload: Workload, peak: memory.Peak, see: Callable[[], None]) -> Measured:
+def _steps(
+    run: StepFunctions, schedule: BatchSchedule, peak: memory.Peak, after_backward: Callable[[], None]
+) -> StepProfile:
     import torch
 
     timed: list[tuple[int, float]] = []
-    optimizer = _unpaged(actor.optimizer())
+    optimizer = _unpaged(run.optimizer())
     try:
-        usual = actor.collate(workload.at(0.5))
-        _timed(actor.step, usual)
-        see()
+        usual = run.collate(schedule.at(0.5))
+        _timed(run.step, usual)
+        after_backward()
         _update(optimizer)
-        longest, took = actor.collate(workload.longest), 0.0
+        longest, took = run.collate(schedule.longest), 0.0
         for _ in range(2 if torch.cuda.is_available() else 1):  # the first step of a size compiles its kernels
-            if actor.accumulation == 1:
-                actor.model.zero_grad(set_to_none=True)
-            took = _timed(actor.step, longest)
+            if run.accumulation == 1:
+                run.model.zero_grad(set_to_none=True)
+            took = _timed(run.step, longest)
         timed.append((longest["input_ids"].numel(), took))
-        see()
+        after_backward()
         update = _update(optimizer)
-        actor.model.zero_grad(set_to_none=True)
+        run.model.zero_grad(set_to_none=True)
         begun, alone = time.monotonic(), not torch.distributed.is_initialized()
-        for share in SHARES:
-            batch = actor.collate(workload.at(share))
-            timed.append((batch["input_ids"].numel(), _timed(actor.step, batch)))
-            see()
-            actor.model.zero_grad(set_to_none=True)
+        for share in QUANTILES:
+            batch = run.collate(schedule.at(share))
+            timed.append((batch["input_ids"].numel(), _timed(run.step, batch)))
+            after_backward()
+            run.model.zero_grad(set_to_none=True)
             if time.monotonic() - begun > ENOUGH if alone else len(timed) == TOGETHER:
                 break
-        evaluated = _timed(actor.evaluate, usual) / usual["input_ids"].numel()
+        evaluated = _timed(run.evaluate, usual) / usual["input_ids"].numel()
         states = [value for state in optimizer.state.values() for value in state.values() if hasattr(value, "nbytes")]
         base, rate = line(timed)
-        return Measured(peak.bytes, sum(value.nbytes for value in states), base, rate, update, evaluated)
+        return StepProfile(peak.bytes, sum(value.nbytes for value in states), base, rate, update, evaluated)
     finally:
         optimizer.state.clear()
 
 
 def _unpaged(optimizer: Any) -> Any:
     """An optimizer whose states will lie where torch counts and frees them: bitsandbytes never frees paged ones, so
-    that those of a rehearsal would be held beside those of the run."""
+    that those of a trial would be held beside those of the run."""
     if "is_paged" in vars(optimizer):
         optimizer.is_paged = False
     return optimizer
 
 
-def processes() -> int:
+def num_processes() -> int:
     """Of this run."""
     import torch
 
     return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
 
 
-def worst(value: float) -> float:
+def largest(value: float) -> float:
     """The largest value of all processes."""
     import torch
 
-    if processes() == 1:
+    if num_processes() == 1:
         return value
     device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
     found = torch.tensor(float(value), dtype=torch.float64, device=device)
@@ -152,13 +156,13 @@ def line(points: list[tuple[int, float]]) -> tuple[float, float]:
     return 0.0, float(numpy.median(y / x))
 
 
-def _timed(run: Callable, *args: Any) -> float:
+def _timed(call: Callable, *args: Any) -> float:
     import torch
 
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     begun = time.monotonic()
-    run(*args)
+    call(*args)
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.monotonic() - begun

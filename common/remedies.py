@@ -3,41 +3,37 @@
 import dataclasses
 from typing import Any
 
-from common import fits, footprint, trainers
-from common.attempts import OutOfMemory, guarded
-from common.rehearsal import Actor
+from common import arithmetic, model_bytes, trainers
+from common.arithmetic import MemoryModel
+from common.attempts import OutOfMemory, catch_oom
+from common.rehearsal import StepFunctions
 from common.sampling import lengths_of
-from common.workload import Workload
+from common.workload import BatchSchedule
 
 RANK = 16  # of the adapters that are put on a base in 4 bits, where all of it would train
 
 
-def find(actor: Actor, sizes: fits.Sizes, workload: Workload, limit: int, step: int) -> list[str]:
+def suggestions(run: StepFunctions, memory: MemoryModel, schedule: BatchSchedule, limit: int, step: int) -> list[str]:
     """Ways in words that fit into the limit by arithmetic.
 
     Args:
         step: rows of a step of one process, which a smaller batch has to divide.
     """
-    (rows, width), found = workload.shape, []
-    if sizes.moments is None:
+    (rows, width), joined, found = schedule.shape, schedule.joined, []
+    if memory.activations is None:
         return ["a smaller --per_device_train_batch_size, which --find_batch_size finds, or a shorter --max_length"]
-    length, joined = fits.longest_width(sizes, rows, limit, width), workload.joined
-    if joined > 1:  # fewer of them make a shorter row
-        most, asked = length * joined // width, joined
-    else:
-        most, asked = fits.most_rows(sizes, width, limit) // workload.sequences, rows // workload.sequences
-    if 0 < most < asked:
-        size = fits.divisor(step, most)
+    most, length = arithmetic.largest_batch(memory, schedule, limit)
+    if 0 < most // schedule.sequences < rows * joined // schedule.sequences:
+        size = next(size for size in range(most // schedule.sequences, 0, -1) if step % size == 0)
         flags = f"--per_device_train_batch_size {size} --gradient_accumulation_steps {step // size}"
         found.append(f"{flags}, which --find_batch_size does by itself")
-    length, width = length // joined, width // joined
-    if 0 < length < width:
-        lost = int((lengths_of(workload.dataset) > length).sum())
-        if 2 * lost < len(workload.dataset):
-            found.append(f"--max_length {length}, which loses {lost} of {len(workload.dataset)} rows")
+    if 0 < length < width // joined:
+        lost = int((lengths_of(schedule.dataset) > length).sum())
+        if 2 * lost < len(schedule.dataset):
+            found.append(f"--max_length {length}, which loses {lost} of {len(schedule.dataset)} rows")
     others = {
-        "--sft gradient_checkpointing=true, which recomputes activations": recomputed(actor, sizes, workload),
-        "a base in 4 bits with adapters (QLoRA)": in_four_bits(trainers.unwrapped(actor.model), sizes),
+        "--sft gradient_checkpointing=true, which recomputes activations": recomputed(run, memory, schedule),
+        "a base in 4 bits with adapters (QLoRA)": in_four_bits(trainers.unwrapped(run.model), memory),
     }
     for words, other in others.items():
         if other is not None and other.peak(rows, width) <= limit:
@@ -45,24 +41,26 @@ def find(actor: Actor, sizes: fits.Sizes, workload: Workload, limit: int, step: 
     return found
 
 
-def recomputed(actor: Actor, sizes: fits.Sizes, workload: Workload) -> fits.Sizes | None:
-    """The sizes with activation checkpointing; None where it is on, or where not even small steps fit."""
-    model = trainers.unwrapped(actor.model)
+def recomputed(run: StepFunctions, memory: MemoryModel, schedule: BatchSchedule) -> MemoryModel | None:
+    """The memory with activation checkpointing; None where it is on, or where not even small steps fit."""
+    from common import activations
+
+    model = trainers.unwrapped(run.model)
     if any(method.peft_type == "PREFIX_TUNING" for method in vars(model).get("peft_config", {}).values()):
         return None  # transformers leaves prefixes out where it recomputes a layer
-    with trainers.recomputed(model) as turned:
+    with trainers.gradient_checkpointing(model) as turned:
         if not turned:
             return None
         try:
-            batch = actor.collate(workload.longest)
-            moments = guarded(model, footprint.moments_of, model, actor.step, batch)
-        except (OutOfMemory, footprint.Unknown):
+            batch = run.collate(schedule.longest)
+            profile = catch_oom(model, activations.profile_batch, model, run.step, batch)
+        except (OutOfMemory, activations.Unpredictable):
             return None
-    return dataclasses.replace(sizes, moments=moments)
+    return dataclasses.replace(memory, activations=profile)
 
 
-def in_four_bits(model: Any, sizes: fits.Sizes) -> fits.Sizes | None:
-    """The sizes, about, with all linear layers but the head in NF4 and what trains an adapter; None where they are."""
+def in_four_bits(model: Any, memory: MemoryModel) -> MemoryModel | None:
+    """The memory, about, with all linear layers but the head in NF4 and what trains an adapter; None where they are."""
     import torch
 
     head, adapters, linear = model.get_output_embeddings(), 0, []
@@ -72,17 +70,17 @@ def in_four_bits(model: Any, sizes: fits.Sizes) -> fits.Sizes | None:
             adapters += RANK * sum(module.weight.shape)
     if not linear:
         return None
-    saved = sum(weight.nbytes - footprint.four_bit(weight.numel()) for weight in linear)
-    moments, gradients, optimizer = sizes.moments, sizes.gradients, sizes.optimizer
+    less = sum(weight.nbytes - model_bytes.nf4(weight.numel()) for weight in linear)
+    profile, gradients, optimizer = memory.activations, memory.gradients, memory.optimizer
     if gradients > 4 * adapters:  # all of it trained
-        moments = dataclasses.replace(moments, sizes=moments.sizes * ~moments.grown[:, None])
+        profile = dataclasses.replace(profile, sizes=profile.sizes * ~profile.grown[:, None])
         gradients, optimizer = 4 * adapters, 8 * adapters
     return dataclasses.replace(
-        sizes,
-        weights=sizes.weights - saved,
+        memory,
+        weights=memory.weights - less,
         gradients=gradients,
         optimizer=optimizer,
-        moments=moments,
-        update=min(sizes.update, gradients),
-        buckets=min(sizes.buckets, gradients),
+        activations=profile,
+        update=min(memory.update, gradients),
+        buckets=min(memory.buckets, gradients),
     )

@@ -5,13 +5,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from common import files, plots, provenance, saved
+from common import device, files, plots, provenance, saved
 from common.distributed import is_main_process
 from common.errors import CheckFailed
 from common.format import percent
 from common.masking import Counts
 from common.meter import HELD_OUT, Meter
-from common.models import device, parameters
+from common.models import parameters
 
 
 def write(
@@ -46,7 +46,7 @@ def write(
     report = {
         "recipe": Path(recipe).stem,
         "args": args,
-        "device": device(),
+        "device": device.describe(),
         "samples": samples,
         "versions": provenance.versions(),
         "commit": provenance.commit(),

@@ -158,11 +158,11 @@ def kind(config_class: type) -> str:
 
 def _made(values: dict[str, Any], config_class: type) -> tuple[Any, str]:
     """The config of a recipe with these values, and why there is none."""
-    from common import loading, models
+    from common import device, loading
 
     fields: Any = config_class
     rhythm = {} if UNEVALUATED in MORE.get(kind(config_class), {}).values() else RHYTHM
-    written = {**rhythm, **models.precision(), **loading.settings()}
+    written = {**rhythm, **device.current().precision, **loading.settings()}
     try:
         return fields(output_dir="unused", **{**written, **values}), ""
     except Exception as error:  # whatever the library raises, it is about these values

@@ -1,4 +1,4 @@
-"""The batches of each optimiser step of a plain loop, over epochs, from any step on."""
+"""The batches of each optimizer step of a plain loop, over epochs, from any step on."""
 
 import math
 import time
@@ -9,7 +9,6 @@ from typing import Any
 from common import loss_weights
 from common.loss_weights import total
 from common.meter import Meter
-from common.rehearsal import Actor
 
 
 def count(rows: int, group: int, epochs: float, max_steps: int) -> int:
@@ -70,27 +69,3 @@ def mean_loss(accelerator: Any, model: Any, loader: Any, loss_of: Callable[[Any,
     model.train()
     loss, tokens = (accelerator.reduce(torch.stack(column).sum(), "sum") for column in zip(*parts, strict=True))
     return (loss / tokens).item()
-
-
-def actor(
-    accelerator: Any, model: Any, loader: Any, loss_of: Callable[[Any, dict[str, Any]], Any], accumulation: int
-) -> Actor:
-    """What a rehearsal does with a loop whose model and loader the accelerator has prepared."""
-    import torch
-    from accelerate.utils import send_to_device
-
-    def collate(places: list[int]) -> Any:
-        return send_to_device(loader.collate_fn([loader.dataset[place] for place in places]), accelerator.device)
-
-    def step(batch: dict[str, Any]) -> None:
-        model.train()
-        accelerator.backward(loss_of(model, batch) / total(batch))
-
-    def evaluate(batch: dict[str, Any]) -> None:
-        model.eval()
-        with torch.no_grad():
-            loss_of(model, loss_weights.without(batch))
-
-    return Actor(
-        model, collate, step, lambda: torch.optim.AdamW(model.parameters(), fused=True), evaluate, accumulation
-    )

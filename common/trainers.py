@@ -1,16 +1,17 @@
-"""What a forecast asks of a transformers.Trainer: single steps, its batch size, its evaluations."""
+"""What a forecast asks of a transformers.Trainer or a plain loop: single steps, batch size, evaluations."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from common.rehearsal import Actor
+from common import loss_weights
+from common.rehearsal import StepFunctions
 from common.sampling import lengths_of
-from common.workload import Workload, evaluations, joins, sequences_of
+from common.workload import BatchSchedule, evaluations, joins, sequences_of
 
 
-def candidates(trainer: Any, find_batch_size: bool) -> list[int]:
+def batch_sizes(trainer: Any, find_batch_size: bool) -> list[int]:
     """Batch sizes to try: the asked one, then every smaller one of which the rows of a step are a multiple."""
     size = trainer.args.per_device_train_batch_size
     step = size * trainer.args.gradient_accumulation_steps
@@ -30,14 +31,14 @@ def set_batch_size(trainer: Any, size: int) -> None:
     trainer._train_batch_size = args.train_batch_size
 
 
-def actor(trainer: Any) -> Actor:
-    """What a rehearsal does with a trainer."""
+def step_functions(trainer: Any) -> StepFunctions:
+    """Single steps of a trainer whose model is not prepared yet."""
     loader = trainer.get_train_dataloader()
 
     def step(batch: dict[str, Any]) -> None:
         trainer.current_gradient_accumulation_steps = 1
         items = trainer._get_num_items_in_batch([batch], trainer.args.device)
-        with trainer.accelerator.autocast():  # the model is not prepared yet
+        with trainer.accelerator.autocast():
             trainer.training_step(trainer.model, batch, items)
 
     def evaluate(batch: dict[str, Any]) -> None:
@@ -53,7 +54,7 @@ def actor(trainer: Any) -> Actor:
         return made
 
     rows = loader.dataset
-    return Actor(
+    return StepFunctions(
         model=trainer.model,
         collate=lambda places: loader.collate_fn([rows[place] for place in places]),
         step=step,
@@ -63,8 +64,37 @@ def actor(trainer: Any) -> Actor:
     )
 
 
+def loop_step_functions(
+    accelerator: Any, model: Any, loader: Any, loss_of: Callable[[Any, dict[str, Any]], Any], accumulation: int
+) -> StepFunctions:
+    """Single steps of a loop whose model and loader the accelerator has prepared.
+
+    Args:
+        loss_of: (model, batch) -> the sum of the losses of its tokens.
+    """
+    import torch
+    from accelerate.utils import send_to_device
+
+    def collate(places: list[int]) -> Any:
+        return send_to_device(loader.collate_fn([loader.dataset[place] for place in places]), accelerator.device)
+
+    def step(batch: dict[str, Any]) -> None:
+        model.train()
+        accelerator.backward(loss_of(model, batch) / loss_weights.total(batch))
+
+    def evaluate(batch: dict[str, Any]) -> None:
+        model.eval()
+        with torch.no_grad():
+            loss_of(model, loss_weights.without(batch))
+
+    def optimizer() -> Any:
+        return torch.optim.AdamW(model.parameters(), fused=True)
+
+    return StepFunctions(model, collate, step, optimizer, evaluate, accumulation)
+
+
 @contextmanager
-def kept(trainer: Any) -> Iterator[None]:
+def preserve_trainer(trainer: Any) -> Iterator[None]:
     """The trainer's own fields are afterwards what they were, and so are the metrics that it gathers.
 
     Inside, activations are recomputed where `train` would do so, and nothing waits for another process: one may have
@@ -74,7 +104,7 @@ def kept(trainer: Any) -> Iterator[None]:
     metrics = copy.deepcopy(before.get("_metrics"))
     accelerator.gather = accelerator.gather_for_metrics = lambda value, *_: value
     try:
-        with recomputed(trainer.model, args.gradient_checkpointing, args.gradient_checkpointing_kwargs):
+        with gradient_checkpointing(trainer.model, args.gradient_checkpointing, args.gradient_checkpointing_kwargs):
             yield
     finally:
         del accelerator.gather, accelerator.gather_for_metrics
@@ -85,7 +115,7 @@ def kept(trainer: Any) -> Iterator[None]:
 
 
 @contextmanager
-def recomputed(model: Any, wanted: bool = True, settings: dict[str, Any] | None = None) -> Iterator[bool]:
+def gradient_checkpointing(model: Any, wanted: bool = True, settings: dict[str, Any] | None = None) -> Iterator[bool]:
     """Activation checkpointing where it is wanted and off; off again afterwards. Gives whether it was turned on."""
     turn = wanted and not model.is_gradient_checkpointing
     if turn:
@@ -97,7 +127,7 @@ def recomputed(model: Any, wanted: bool = True, settings: dict[str, Any] | None 
             model.gradient_checkpointing_disable()
 
 
-def evaluated(trainer: Any, workload: Workload) -> int:
+def evaluation_positions(trainer: Any, schedule: BatchSchedule) -> int:
     """Positions of all evaluations while training, of one process."""
     import numpy
 
@@ -110,7 +140,7 @@ def evaluated(trainer: Any, workload: Workload) -> int:
         starts = numpy.arange(0, len(lengths), size)
         widths = numpy.maximum.reduceat(lengths, starts)
         positions = int(widths @ numpy.diff(starts, append=len(lengths))) * sequences_of(trainer.eval_dataset)
-    return evaluations(trainer.args, workload) * positions // trainer.args.world_size
+    return evaluations(trainer.args, schedule) * positions // trainer.args.world_size
 
 
 def unwrapped(model: Any) -> Any:

@@ -8,7 +8,7 @@ from common.sampling import lengths_of
 
 
 @dataclass
-class Workload:
+class BatchSchedule:
     """All batches that one process trains on, in order.
 
     `rows` and `widths` are int64 (N,): rows of a batch and positions of a row. `longest` are the places in the data
@@ -22,7 +22,7 @@ class Workload:
     longest: list[int]
     members: Any
     starts: Any
-    steps: int  # of the optimiser
+    steps: int  # of the optimizer
     epochs: int  # begun
     batch_size: int  # rows of the data set in a whole batch
     dataset: Any
@@ -65,14 +65,14 @@ class Workload:
 def of_loader(
     loader: Any, dataset: Any, accumulation: int, epochs: float, max_steps: int, multiple: int = 1,
     sequences: int = 1,
-) -> Workload:  # fmt: skip
+) -> BatchSchedule:  # fmt: skip
     """The batches that a prepared DataLoader will give, by its own batch sampler.
 
     Args:
         loader: made by accelerate (it can `set_epoch`); nothing is read from it but the order.
         dataset: with lists `input_ids`.
         accumulation: batches of a step; the last step of an epoch may have fewer.
-        max_steps: of the optimiser; below 1: as many as the epochs take.
+        max_steps: of the optimizer; below 1: as many as the epochs take.
         multiple: widths are rounded up to one of it (pad_to_multiple_of).
         sequences: rows of a batch that a row of the data set is.
     """
@@ -99,7 +99,7 @@ def of_loader(
         if members is None:
             members, starts = flat[: edges[take]], edges[: take + 1]
     loader.set_epoch(0)
-    return Workload(
+    return BatchSchedule(
         numpy.concatenate(rows),
         numpy.concatenate(widths),
         longest,
@@ -137,7 +137,7 @@ def sequences_of(dataset: Any) -> int:
     return 2 if "rejected_ids" in dataset.column_names else 1
 
 
-def of_trainer(trainer: Any) -> Workload:
+def of_trainer(trainer: Any) -> BatchSchedule:
     """The batches of a transformers.Trainer that has a data set of encoded rows."""
     args = trainer.args
     multiple = vars(args).get("pad_to_multiple_of") or 1
@@ -147,12 +147,12 @@ def of_trainer(trainer: Any) -> Workload:
     )  # fmt: skip
 
 
-def evaluations(args: Any, workload: Workload) -> int:
-    """How often a trainer with these arguments evaluates while it trains on a workload."""
+def evaluations(args: Any, schedule: BatchSchedule) -> int:
+    """How often a trainer with these arguments evaluates while it trains on a schedule."""
     if args.eval_strategy == "epoch":
-        return sum(args.eval_delay <= epoch + 1 for epoch in range(workload.epochs))
+        return sum(args.eval_delay <= epoch + 1 for epoch in range(schedule.epochs))
     if args.eval_strategy == "no":
         return 0
-    every = max(1, math.ceil(workload.steps * args.eval_steps) if args.eval_steps < 1 else int(args.eval_steps))
-    at = {*range(every, workload.steps + 1, every), workload.steps}  # always after the last step, too
+    every = max(1, math.ceil(schedule.steps * args.eval_steps) if args.eval_steps < 1 else int(args.eval_steps))
+    at = {*range(every, schedule.steps + 1, every), schedule.steps}  # always after the last step, too
     return sum(args.eval_delay <= step for step in at)

@@ -13,7 +13,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-from common import generation, models
+from common import device, generation, models
 from common.distributed import is_main_process
 from common.errors import UserError, nearest
 from evals.in_memory import in_memory
@@ -92,7 +92,7 @@ class Scores:
             "forgetting": lost,
             "command": None
             if self.why
-            else command(model, adapter, self.tasks, models.dtype(), self._batch, self._tokenizer),
+            else command(model, adapter, self.tasks, device.current().dtype, self._batch, self._tokenizer),
         }
 
 

@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from common import adapted, models, tokenizers
+from common import adapted, device, models, tokenizers
 from evals import runs
 
 
 class Loaded:
-    """A model with its tokenizer, by transformers alone, in the dtype of the device (common/models.py).
+    """A model with its tokenizer, by transformers alone, in the dtype of the device (common/device.py).
 
     Args:
         model: what `models.locate` takes, a run's folder with `model/`, or "": the base that the adapter names, or
@@ -99,7 +99,7 @@ class Loaded:
             tokenizer = padded or tokenizer
         if self.why:
             return None
-        dtype = str(models.dtype()).removeprefix("torch.")
+        dtype = str(device.current().dtype).removeprefix("torch.")
         words = f"pretrained={kept or absolute(self.place)},dtype={dtype},softmax_dtype=float32"
         if self.folder:
             words += f",peft={absolute(self.folder)}"

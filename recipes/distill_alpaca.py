@@ -42,7 +42,20 @@ class Args:
 
 
 def main(args: Args) -> dict:
-    from common import batches, checks, data, forecast, loading, masking, mix, models, packing, report, templates
+    from common import (
+        batches,
+        checks,
+        data,
+        device,
+        forecast,
+        loading,
+        masking,
+        mix,
+        models,
+        packing,
+        report,
+        templates,
+    )
     from evals import harness
 
     models.locate(args.model, args.max_length)
@@ -92,7 +105,7 @@ def main(args: Args) -> dict:
         per_device_train_batch_size=args.per_device_train_batch_size,
         per_device_eval_batch_size=args.per_device_train_batch_size,
         gradient_accumulation_steps=args.gradient_accumulation_steps,
-        gradient_checkpointing=bool(models.checkpointing()),
+        gradient_checkpointing=bool(device.current().gradient_checkpointing),
         num_train_epochs=args.num_train_epochs,
         max_steps=args.max_steps,
         learning_rate=args.learning_rate,
@@ -109,7 +122,7 @@ def main(args: Args) -> dict:
         load_best_model_at_end=len(held_out) > 0,
         report_to=args.report_to,
         seed=args.seed,
-        **models.precision(),
+        **device.current().precision,
         **loading.settings(),
     )
 
@@ -129,7 +142,7 @@ def main(args: Args) -> dict:
     models.train_in_float32(trainer.model)
     distillation.arrange(trainer, args.packing, teacher.model)
     mask_view = checks.first_batch(trainer.get_train_dataloader(), tokenizer)
-    expected = forecast.rehearse(trainer).as_dict()
+    expected = forecast.forecast(trainer).as_dict()
     if args.dry_run:
         return expected
 

@@ -39,7 +39,7 @@ class Args:
 
 
 def main(args: Args) -> dict:
-    from common import checks, data, loading, loss_weights, masking, mix, models, report, resuming, templates
+    from common import checks, data, device, loading, loss_weights, masking, mix, models, report, resuming, templates
     from evals import harness
 
     models.locate(args.model, args.max_length)
@@ -86,7 +86,7 @@ def main(args: Args) -> dict:
         beta=args.beta,
         per_device_train_batch_size=args.per_device_train_batch_size,
         gradient_accumulation_steps=args.gradient_accumulation_steps,
-        gradient_checkpointing=bool(models.checkpointing()),
+        gradient_checkpointing=bool(device.current().gradient_checkpointing),
         num_train_epochs=args.num_train_epochs,
         max_steps=args.max_steps,
         learning_rate=args.learning_rate,
@@ -99,7 +99,7 @@ def main(args: Args) -> dict:
         save_total_limit=2,
         report_to=args.report_to,
         seed=args.seed,
-        **models.precision(),
+        **device.current().precision,
         **loading.settings(),
     )
 

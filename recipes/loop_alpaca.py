@@ -35,7 +35,21 @@ class Args:
 
 
 def main(args: Args) -> dict:
-    from common import checks, data, forecast, loading, masking, mix, models, report, sampling, steps, templates
+    from common import (
+        checks,
+        data,
+        device,
+        forecast,
+        loading,
+        masking,
+        mix,
+        models,
+        report,
+        sampling,
+        steps,
+        templates,
+        trainers,
+    )
     from evals import harness
 
     models.locate(args.model, args.max_length)
@@ -77,7 +91,7 @@ def main(args: Args) -> dict:
     model = lora.add(model, r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear", random_state=args.seed)
     models.train_in_float32(model)
     tracked = dict(log_with=None if args.report_to == "none" else args.report_to, project_dir=folder)
-    accelerator = Accelerator(mixed_precision=models.mixed_precision(), **tracked)
+    accelerator = Accelerator(mixed_precision=device.current().mixed_precision, **tracked)
     accelerator.init_trackers("tunebook")
     # One step of the optimiser takes `group` rows, over all processes and batches.
     accumulation, size = args.gradient_accumulation_steps, args.per_device_train_batch_size
@@ -91,8 +105,8 @@ def main(args: Args) -> dict:
     prepared = accelerator.prepare(model, optimizer, loader, evaluation, device_placement=there)
     model, optimizer, loader, evaluation = prepared
     mask_view = checks.first_batch(loader, tokenizer, args.debug_batches)
-    actor = steps.actor(accelerator, model, loader, loss_of, accumulation)
-    expected = forecast.rehearse_loop(actor, loader, optimizer.optimizer, max_steps).as_dict()
+    run = trainers.loop_step_functions(accelerator, model, loader, loss_of, accumulation)
+    expected = forecast.forecast_loop(run, loader, "adamw_torch_fused", max_steps).as_dict()
     if args.dry_run:
         return expected
 

@@ -42,7 +42,7 @@ def main(args: Args) -> dict:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from common import models
+    from common import device as devices
     from common.muon import Muon
     from common.pocket import corpus
 
@@ -89,7 +89,7 @@ def main(args: Args) -> dict:
             optimizer.param_groups[0]["lr"] = rate
         length = args.max_length if step < 0.9 * args.max_steps else args.long_length
         batch_BT = ids[step * per_step : (step + 1) * per_step].view(-1, length).to(device)
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=models.dtype() == torch.bfloat16):
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=devices.current().dtype == torch.bfloat16):
             loss = model(input_ids=batch_BT, labels=batch_BT, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

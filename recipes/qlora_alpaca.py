@@ -36,7 +36,7 @@ class Args:
 
 
 def main(args: Args) -> dict:
-    from common import checks, data, forecast, loading, masking, mix, models, report, sampling, templates
+    from common import checks, data, device, forecast, loading, masking, mix, models, report, sampling, templates
     from evals import harness
 
     models.locate(args.model, args.max_length)
@@ -88,7 +88,7 @@ def main(args: Args) -> dict:
         per_device_train_batch_size=args.per_device_train_batch_size,
         per_device_eval_batch_size=args.per_device_train_batch_size,
         gradient_accumulation_steps=args.gradient_accumulation_steps,
-        gradient_checkpointing=bool(models.checkpointing()),
+        gradient_checkpointing=bool(device.current().gradient_checkpointing),
         num_train_epochs=args.num_train_epochs,
         max_steps=args.max_steps,
         learning_rate=args.learning_rate,
@@ -104,7 +104,7 @@ def main(args: Args) -> dict:
         load_best_model_at_end=len(held_out) > 0,
         report_to=args.report_to,
         seed=args.seed,
-        **models.precision(),
+        **device.current().precision,
         **loading.settings(),
     )
     trainer = SFTTrainer(
@@ -119,7 +119,7 @@ def main(args: Args) -> dict:
     sampling.bucket(trainer)
     loss_weights.heed(trainer)
     mask_view = checks.first_batch(trainer.get_train_dataloader(), tokenizer, args.debug_batches)
-    expected = forecast.rehearse(trainer, args.find_batch_size).as_dict()
+    expected = forecast.forecast(trainer, args.find_batch_size).as_dict()
     if args.dry_run:
         return expected
 

@@ -42,7 +42,7 @@ def train(way, optimizer, per_device, accumulation, folder, by_micro_batch=False
     from trl import SFTConfig, SFTTrainer
     from unsloth import FastLanguageModel
 
-    from common import batches, models, packing, sampling
+    from common import batches, device, models, packing, sampling
 
     model, tokenizer = models.load("pocket", 128, full=way == "full")
     if way != "full":
@@ -69,7 +69,7 @@ def train(way, optimizer, per_device, accumulation, folder, by_micro_batch=False
             report_to="none",
             save_strategy="no",
             **optimizer,
-            **models.precision(),
+            **device.current().precision,
         ),
     )
     sampling.bucket(trainer)

@@ -348,7 +348,7 @@ adapters.attach(model, "one")
 config = SFTConfig(
     output_dir=folder, max_steps=4, save_steps=2, eval_strategy="steps", eval_steps=2, load_best_model_at_end=True,
     dataset_kwargs={"skip_prepare_dataset": True}, packing=False, padding_free=False, learning_rate=2e-3,
-    gradient_checkpointing=True, report_to="none", seed=0, **models.precision(),
+    gradient_checkpointing=True, report_to="none", seed=0, **device.current().precision,
 )
 held_out = train.select(range(8))
 trainer = SFTTrainer(model, config, train_dataset=train, eval_dataset=held_out, processing_class=tokenizer)

@@ -12,8 +12,10 @@ from pathlib import Path
 import browser
 import pytest
 
-from common import commands
-from common.commands import cp, doctor, ls, machine, packages, reading, split
+from common import catalog, commands
+from common.commands import cp, reading, split
+from common.commands.doctor import finding as doctor
+from common.commands.doctor import machine, packages
 
 ROOT = Path(__file__).parent.parent
 
@@ -96,7 +98,7 @@ def test_ls_shows_each_recipe_with_the_first_line_of_its_docstring(capsys):
 
 
 def test_cp_notes_the_origin_and_writes_over_nothing(tmp_path, capsys):
-    for name, path in ls.recipes().items():
+    for name, path in catalog.recipes().items():
         target = tmp_path / "mine" / f"my_{name}.py"
         assert call("cp", name, target) == 0
         text, original = target.read_text(encoding="utf-8"), path.read_text(encoding="utf-8")

@@ -8,8 +8,8 @@ import sys
 import pytest
 from test_commands import ROOT, ROWS, call, read, write
 
-from common import masking, templates, tokenizers
-from common.commands import ls, trained
+from common import catalog, masking, templates, tokenizers
+from common.commands import trained
 from common.errors import UserError
 
 TALK = [{"from": "human", "value": "Hello"}, {"from": "gpt", "value": "Hi"}]
@@ -36,9 +36,9 @@ def test_inspect_shows_what_a_recipe_trains(tmp_path, capsys):
     assert (report["recipe"], report["max_length"]) == ("lora_alpaca", limit)
 
 
-@pytest.mark.parametrize("name", ls.recipes())
+@pytest.mark.parametrize("name", catalog.recipes())
 def test_what_a_recipe_does_is_read_from_its_text(name):
-    text = ls.recipes()[name].read_text(encoding="utf-8")
+    text = catalog.recipes()[name].read_text(encoding="utf-8")
     if "masking.encode" not in text:
         with pytest.raises(UserError, match="--dry_run"):
             trained.by(name)

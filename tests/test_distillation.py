@@ -193,12 +193,12 @@ def test_lora_gets_the_gradient_of_the_formula():
 
 
 def test_a_memory_record_does_not_see_the_teacher():
-    from common import footprint
+    from common import activations
 
     student, other, batch = model(seed=2), model(seed=3), padded(rows())
     distillation.prepare(student, "student")
     teacher = distillation.Teacher(other, "teacher")
-    recorder = footprint.Recorder(student.parameters())
+    recorder = activations.MemoryRecorder(student.parameters())
     with recorder:
         teacher.hidden(batch)
     assert not recorder.events

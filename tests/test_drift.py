@@ -48,8 +48,8 @@ def config(path):
 def calls(path):
     """What main calls of common and evals, in order."""
     wanted = {"suite_for", "fresh_folder", "overrides", "continues", "load", "choose", "encode", "gate", "mix",
-              "Samples", "Scores", "first_batch", "rehearse", "measure", "evaluate", "train", "take", "account",
-              "write"}  # fmt: skip
+              "Samples", "Scores", "first_batch", "forecast", "rehearse", "measure", "evaluate", "train", "take",
+              "account", "write"}  # fmt: skip
     tree = ast.parse(path.read_text(encoding="utf-8"))
     found = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)]
     found.sort(key=lambda node: (node.lineno, node.col_offset))

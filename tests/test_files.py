@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from common import files, format, plots
-from common.cli import UserError
+from common.errors import UserError
 
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path):

@@ -20,7 +20,19 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 from transformers.optimization import Adafactor
 
-from common import attempts, fits, footprint, forecast, memory, rehearsal, remedies, sampling, trainers, workload
+from common import (
+    activations,
+    arithmetic,
+    attempts,
+    forecast,
+    memory,
+    model_bytes,
+    rehearsal,
+    remedies,
+    sampling,
+    trainers,
+    workload,
+)
 from common.batches import PackedCollator
 from common.errors import CheckFailed
 
@@ -89,7 +101,7 @@ def test_optimizer_states(name, make):
     optimizer.step()
     parts = [value for state in optimizer.state.values() for value in state.values()]
     taken = sum(value.nbytes for value in parts if torch.is_tensor(value) and value.dim())
-    assert footprint.optimizer_states(model, name) == taken
+    assert arithmetic.optimizer_states(model, name) == taken
 
 
 @pytest.mark.parametrize("name, make", [
@@ -103,21 +115,25 @@ def test_what_a_step_of_all_weights_at_once_takes(name, make):
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
-    recorder = footprint.Recorder([])
+    recorder = activations.MemoryRecorder([])
     with recorder:
         optimizer.step()
     taken = max(itertools.accumulate(size for _, size in recorder.events)) if recorder.events else 0
-    assert footprint.update(model, name, gpu=True) == pytest.approx(taken, abs=100)
-    assert footprint.update(model, name, gpu=False) == footprint.update(model, f"{name}_fused", gpu=True) == 0
+    assert arithmetic.optimizer_step(model, name, gpu=True) == pytest.approx(taken, abs=100)
+    assert (
+        arithmetic.optimizer_step(model, name, gpu=False)
+        == arithmetic.optimizer_step(model, f"{name}_fused", gpu=True)
+        == 0
+    )
 
 
 def test_what_the_optimizer_and_several_processes_take_is_in_the_peak(tmp_path, monkeypatch):
     one = trainer(tmp_path)
-    gradients = footprint.gradients(one.model)
-    with trainers.kept(one):
-        run, load = trainers.actor(one), workload.of_trainer(one)
+    gradients = model_bytes.gradients(one.model)
+    with trainers.preserve_trainer(one):
+        run, load = trainers.step_functions(one), workload.of_trainer(one)
         alone = forecast.measure(run, load, "adamw_torch")
-        monkeypatch.setattr(forecast, "processes", lambda: 2)
+        monkeypatch.setattr(forecast, "num_processes", lambda: 2)
         two = forecast.measure(run, load, "adamw_torch")
         wrapped = dataclasses.replace(run, model=DistributedDataParallel.__new__(DistributedDataParallel))
         torch.nn.Module.__init__(wrapped.model)
@@ -128,16 +144,9 @@ def test_what_the_optimizer_and_several_processes_take_is_in_the_peak(tmp_path, 
     update = dataclasses.replace(alone, update=10 * gradients)
     parts = update.parts(1, 8)
     assert parts["optimizer"] == alone.optimizer + 10 * gradients and parts["activations"] == 0
-    before = forecast.rehearse(trainer(tmp_path / "two")).parts["gradients"]
-    monkeypatch.setattr(forecast, "processes", lambda: 1)
-    assert before - forecast.rehearse(trainer(tmp_path / "one")).parts["gradients"] == gradients
-
-
-def test_names_of_optimizers():
-    weights = [torch.nn.Parameter(torch.ones(2))]
-    assert forecast.name(torch.optim.AdamW(weights)) == "adamw_torch"
-    assert forecast.name(torch.optim.AdamW(weights, fused=True)) == "adamw_torch_fused"
-    assert forecast.name(torch.optim.SGD(weights)) == "sgd"
+    before = forecast.forecast(trainer(tmp_path / "two")).parts["gradients"]
+    monkeypatch.setattr(forecast, "num_processes", lambda: 1)
+    assert before - forecast.forecast(trainer(tmp_path / "one")).parts["gradients"] == gradients
 
 
 def test_eight_bit_states():
@@ -155,27 +164,27 @@ def test_eight_bit_states():
         for name, value in state.items()
         if torch.is_tensor(value) and name not in tables
     )
-    assert footprint.optimizer_states(model, "adamw_8bit") == taken
-    assert footprint.optimizer_states(model, "lomo") is None
+    assert arithmetic.optimizer_states(model, "adamw_8bit") == taken
+    assert arithmetic.optimizer_states(model, "lomo") is None
 
 
 def test_weights_of_every_kind():
     import bitsandbytes
 
     model = llama(tie_word_embeddings=True)
-    assert footprint.weights(model) == 4 * model.num_parameters() + sum(part.nbytes for part in model.buffers())
+    assert model_bytes.weights(model) == 4 * model.num_parameters() + sum(part.nbytes for part in model.buffers())
     layer = bitsandbytes.nn.Linear4bit(640, 1280, bias=False, compress_statistics=True, quant_type="nf4")
     shape = bitsandbytes.nn.Linear4bit(640, 1280, bias=False, quant_type="nf4", device="meta")
-    quantised = footprint.weights(layer.to("cpu"))
-    assert abs(quantised - footprint.weights(shape)) <= 16 * 4 + 256 * 4 + 4  # the tables of codes, and one offset
-    assert footprint.four_bit(640 * 1280) == footprint.weights(shape)
+    quantised = model_bytes.weights(layer.to("cpu"))
+    assert abs(quantised - model_bytes.weights(shape)) <= 16 * 4 + 256 * 4 + 4  # the tables of codes, and one offset
+    assert model_bytes.nf4(640 * 1280) == model_bytes.weights(shape)
 
 
 # Activations
 
 
 def recorded(model, step, batch):
-    recorder = footprint.Recorder([*model.parameters(), *model.buffers()])
+    recorder = activations.MemoryRecorder([*model.parameters(), *model.buffers()])
     with recorder:
         step(batch)
     model.zero_grad()
@@ -201,8 +210,8 @@ def test_moments_continue_to_larger_batches(attention, recompute, packed):
     def step(some):
         model(**some, use_cache=False).loss.backward()
 
-    moments = footprint.moments_of(model, step, batch)
-    found = moments.peak(4, 200, int((batch["labels"] != -100).sum()), kept=False)
+    profile = activations.profile_batch(model, step, batch)
+    found = profile.peak(4, 200, int((batch["labels"] != -100).sum()), kept=False)
     assert sum(found.values()) == pytest.approx(recorded(model, step, batch), rel=0.02)
 
 
@@ -213,14 +222,14 @@ def test_frozen_weights_have_no_gradients_and_kept_ones_stay():
     def step(some):
         model(**some, use_cache=False).loss.backward()
 
-    alone = footprint.moments_of(model, step, batch)
+    alone = activations.profile_batch(model, step, batch)
     kept = alone.peak(4, 60, 0, kept=True)
-    assert kept["gradients"] >= footprint.gradients(model)
+    assert kept["gradients"] >= model_bytes.gradients(model)
     assert sum(kept.values()) > sum(alone.peak(4, 60, 0, kept=False).values())
     model.requires_grad_(False)
     model.model.layers[0].mlp.requires_grad_(True)
-    assert footprint.gradients(model) == 4 * 3 * 64 * 128
-    assert footprint.moments_of(model, step, batch).peak(4, 60, 0, kept=True)["gradients"] <= 4 * 4 * 64 * 128
+    assert model_bytes.gradients(model) == 4 * 3 * 64 * 128
+    assert activations.profile_batch(model, step, batch).peak(4, 60, 0, kept=True)["gradients"] <= 4 * 4 * 64 * 128
 
 
 def test_a_step_that_cannot_be_continued_is_measured_alone(tmp_path, capsys):
@@ -234,12 +243,12 @@ def test_a_step_that_cannot_be_continued_is_measured_alone(tmp_path, capsys):
         return step(model, inputs, *rest)
 
     one.training_step = more
-    expected = forecast.rehearse(one)
+    expected = forecast.forecast(one)
     assert "not known before they are measured: the model does other operations" in capsys.readouterr().out
     assert expected.parts["activations"] == 0 and expected.peak_bytes == sum(expected.parts.values())
     Limited(one, 150)
     with pytest.raises(CheckFailed, match="a smaller --per_device_train_batch_size"):
-        forecast.rehearse(one)
+        forecast.forecast(one)
 
 
 def test_what_only_the_first_steps_do_hides_no_arithmetic():
@@ -252,8 +261,8 @@ def test_what_only_the_first_steps_do_hides_no_arithmetic():
         model(**some, use_cache=False).loss.backward()
 
     batch = collate(list(dataset(4)))
-    found = footprint.moments_of(model, step, batch)
-    assert len(caches) == 2 and (found.numbers == footprint.moments_of(model, step, batch).numbers).all()
+    found = activations.profile_batch(model, step, batch)
+    assert len(caches) == 2 and (found.numbers == activations.profile_batch(model, step, batch).numbers).all()
 
 
 # The batches of a run
@@ -300,11 +309,12 @@ def test_labels_at_once_are_those_of_unsloths_fused_head():
     code = """
 import sys, unsloth
 from unsloth_zoo.fused_losses.fused_linear import fused_linear_rows
-from common import fits
+from common import arithmetic
 for labels in (1, 7, 500, 2600, 16_384, 100_000):
     for vocabulary in (1024, 32_000, 128_256, 151_936, 262_144):
         for hidden in (64, 2048, 4096, 8192):
-            theirs, mine = fused_linear_rows(labels, hidden, vocabulary), fits.chunk(labels, vocabulary, hidden)
+            mine = arithmetic.labels_at_once(labels, vocabulary, hidden)
+            theirs = fused_linear_rows(labels, hidden, vocabulary)
             assert theirs == mine, (labels, vocabulary, hidden, theirs, mine)
 print("the same")
 """
@@ -336,7 +346,7 @@ def test_a_run_after_a_rehearsal_is_the_same_bit_for_bit(tmp_path, capsys):
     one = trainer(tmp_path, llama(**dropout))
     before = dict(vars(one)), torch.get_rng_state(), numpy.random.get_state()[1].tolist()
     weights = [parameter.detach().clone() for parameter in one.model.parameters()]
-    expected = forecast.rehearse(one)
+    expected = forecast.forecast(one)
     assert vars(one) == before[0] and one.optimizer is None
     assert torch.equal(torch.get_rng_state(), before[1]) and numpy.random.get_state()[1].tolist() == before[2]
     assert all(parameter.grad is None for parameter in one.model.parameters())
@@ -378,10 +388,10 @@ def test_paged_states_are_rehearsed_unpaged(tmp_path, monkeypatch):
 
     monkeypatch.setattr(one, "create_optimizer", create)
     monkeypatch.setattr(one.args, "optim", "paged_adamw_32bit")
-    expected = forecast.rehearse(one)
+    expected = forecast.forecast(one)
     assert made and not pages and memory.paged() == 0
     states = 8 * sum(parameter.numel() for parameter in one.model.parameters())
-    assert expected.parts["optimizer"] == states == footprint.optimizer_states(one.model, "paged_adamw_32bit")
+    assert expected.parts["optimizer"] == states == arithmetic.optimizer_states(one.model, "paged_adamw_32bit")
     optimizer = create()  # the run's own are paged, and counted
     optimizer.step()
     assert optimizer.is_paged and memory.paged() == states
@@ -395,7 +405,7 @@ def test_no_compiled_graph_of_a_rehearsal_is_left(tmp_path, monkeypatch):
     one.model._unsloth_pretrain_marker = marker = {"seen": False}
     one.model.register_forward_pre_hook(lambda *_: marker.update(seen=marker["seen"] or torch.is_grad_enabled()))
     monkeypatch.setattr(torch._dynamo, "reset", lambda: resets.append(marker["seen"]))
-    forecast.rehearse(one)
+    forecast.forecast(one)
     assert any(resets) and not marker["seen"]
 
 
@@ -404,7 +414,7 @@ def test_gradients_that_are_no_numbers_change_no_weight(tmp_path):
     with torch.no_grad():
         one.model.model.norm.weight[0] = torch.inf
     before = [parameter.detach().clone() for parameter in one.model.parameters()]
-    forecast.rehearse(one)
+    forecast.forecast(one)
     assert all(torch.equal(*pair) for pair in zip(before, one.model.parameters(), strict=True))
 
 
@@ -433,7 +443,7 @@ def test_batch_size_is_found_and_the_run_is_as_if_started_with_it(tmp_path, caps
     one = trainer(tmp_path, per_device_train_batch_size=size, gradient_accumulation_steps=accumulation, **settings)
     sampling.bucket(one)
     limited = Limited(one, limit)
-    expected = forecast.rehearse(one, find_batch_size=True)
+    expected = forecast.forecast(one, find_batch_size=True)
     gc.collect()
     assert len(limited.held) >= 1 and not any(ref() is not None for ref in limited.held)
     assert (expected.batch_size, expected.accumulation) == found
@@ -448,12 +458,12 @@ def test_batch_size_is_found_and_the_run_is_as_if_started_with_it(tmp_path, caps
 
 def test_refused_with_the_row_and_what_would_fit(tmp_path, monkeypatch):
     one = trainer(tmp_path, llama(num_hidden_layers=6), per_device_train_batch_size=32)
-    with trainers.kept(one):
-        sizes = forecast.measure(trainers.actor(one), workload.of_trainer(one), "adamw_torch")
+    with trainers.preserve_trainer(one):
+        sizes = forecast.measure(trainers.step_functions(one), workload.of_trainer(one), "adamw_torch")
     monkeypatch.setattr(memory, "limit", lambda: sizes.peak(28, 60) + 1000)
     monkeypatch.setattr(memory, "held", lambda: sizes.process + sizes.weights)
     with pytest.raises(CheckFailed) as refused:
-        forecast.rehearse(one)
+        forecast.forecast(one)
     text = str(refused.value)
     assert "32 x 60 (row 19 of a.json, 60 tokens)" in text and "by arithmetic it needs" in text
     assert "--per_device_train_batch_size 16 --gradient_accumulation_steps 2, which --find_batch_size" in text
@@ -462,7 +472,7 @@ def test_refused_with_the_row_and_what_would_fit(tmp_path, monkeypatch):
     assert lost == sum(len(row["input_ids"]) > length for row in dataset())
     monkeypatch.setattr(memory, "limit", lambda: 2**20)
     with pytest.raises(CheckFailed, match="nothing with this model and method"):
-        forecast.rehearse(one, find_batch_size=True)
+        forecast.forecast(one, find_batch_size=True)
 
 
 @pytest.mark.parametrize("words", ["gradient_checkpointing=true", "4 bits", "4 bits with adapters"])
@@ -471,20 +481,20 @@ def test_other_methods_that_would_fit(tmp_path, words):
     if words == "4 bits":
         model.model.layers[:3].requires_grad_(False)
     one = trainer(tmp_path, model, rows=dataset(4, 400), per_device_train_batch_size=4)
-    with trainers.kept(one):
-        run, load = trainers.actor(one), workload.of_trainer(one)
+    with trainers.preserve_trainer(one):
+        run, load = trainers.step_functions(one), workload.of_trainer(one)
         sizes = forecast.measure(run, load, "adamw_torch")
         other = remedies.recomputed(run, sizes, load) if "check" in words else remedies.in_four_bits(model, sizes)
         assert other.peak(*load.shape) < sizes.peak(*load.shape)
-        assert any(words in way for way in remedies.find(run, sizes, load, other.peak(*load.shape), 4))
-        assert not any(words in way for way in remedies.find(run, sizes, load, other.peak(*load.shape) - 1, 4))
+        assert any(words in way for way in remedies.suggestions(run, sizes, load, other.peak(*load.shape), 4))
+        assert not any(words in way for way in remedies.suggestions(run, sizes, load, other.peak(*load.shape) - 1, 4))
     assert not model.is_gradient_checkpointing
 
 
 def test_checkpointing_is_on_while_it_is_rehearsed(tmp_path):
-    plain = forecast.rehearse(trainer(tmp_path))
+    plain = forecast.forecast(trainer(tmp_path))
     one = trainer(tmp_path, gradient_checkpointing=True)
-    assert forecast.rehearse(one).parts["activations"] < plain.parts["activations"] / 1.5
+    assert forecast.forecast(one).parts["activations"] < plain.parts["activations"] / 1.5
     assert not one.model.is_gradient_checkpointing
 
 
@@ -492,7 +502,7 @@ def test_refused_by_the_allocator_though_arithmetic_fits(tmp_path):
     one = trainer(tmp_path, per_device_train_batch_size=8)
     Limited(one, 200)
     with pytest.raises(CheckFailed) as refused:
-        forecast.rehearse(one)
+        forecast.forecast(one)
     assert "can't allocate memory" in str(refused.value) and "--per_device_train_batch_size 4" in str(refused.value)
 
 
@@ -503,15 +513,17 @@ def test_what_fits_is_the_most_that_fits():
     def step(some):
         model(**some, use_cache=False).loss.backward()
 
-    moments = footprint.moments_of(model, step, batch)
-    gradients = footprint.gradients(model)
-    sizes = fits.Sizes(footprint.weights(model), gradients, 2 * gradients, 0, 128, False, 1.0, moments)
+    profile = activations.profile_batch(model, step, batch)
+    gradients = model_bytes.gradients(model)
+    sizes = arithmetic.MemoryModel(model_bytes.weights(model), gradients, 2 * gradients, 0, 128, False, 1.0, profile)
     limit = sizes.peak(30, 100) + 1
-    rows, width = fits.most_rows(sizes, 100, limit), fits.longest_width(sizes, 30, limit)
+    rows, width = arithmetic.most_rows(sizes, 100, limit), arithmetic.longest_width(sizes, 30, limit)
     assert sizes.peak(rows, 100) <= limit < sizes.peak(rows + 1, 100)
-    assert sizes.peak(30, width) <= limit < sizes.peak(30, width + fits.STEP) and width % fits.STEP == 0
-    assert fits.most_rows(sizes, 100, sizes.weights) == 0
-    assert [fits.divisor(12, most) for most in (100, 5, 7, 1)] == [12, 4, 6, 1]
+    assert (
+        sizes.peak(30, width) <= limit < sizes.peak(30, width + arithmetic.MULTIPLE)
+        and width % arithmetic.MULTIPLE == 0
+    )
+    assert arithmetic.most_rows(sizes, 100, sizes.weights) == 0
 
 
 def test_too_large_an_allocation_is_an_error_not_the_end_of_the_process():
@@ -521,7 +533,7 @@ from common import attempts
 model = torch.nn.Linear(2, 2)
 before = resource.getrlimit(resource.RLIMIT_AS)
 try:
-    attempts.guarded(model, lambda: [torch.ones(2**28) for _ in range(10_000)])
+    attempts.catch_oom(model, lambda: [torch.ones(2**28) for _ in range(10_000)])
 except attempts.OutOfMemory as error:
     print("out of memory", error, resource.getrlimit(resource.RLIMIT_AS) == before)
 """
@@ -532,7 +544,7 @@ except attempts.OutOfMemory as error:
 
 def test_other_errors_stay_errors():
     with pytest.raises(RuntimeError, match="shapes"):
-        attempts.guarded(torch.nn.Linear(2, 2), lambda: torch.ones(2, 3) @ torch.ones(2, 3))
+        attempts.catch_oom(torch.nn.Linear(2, 2), lambda: torch.ones(2, 3) @ torch.ones(2, 3))
 
 
 def recipe(folder, *words, kib=None):

@@ -51,7 +51,7 @@ def make(folder):
 def train(folder):
     import unsloth  # noqa: F401  first: it patches transformers
 
-    from common import planned, rehearsal
+    from common import catalog, rehearsal
     from common.errors import CheckFailed, UserError
 
     rehearsal.ENOUGH = 0.0
@@ -64,7 +64,7 @@ def train(folder):
         ("lora_alpaca", "sees", {"dry_run": True}),
         ("sft_alpaca", "sees", {"dry_run": True}),
     ):
-        module = planned.recipe(ROOT / "recipes" / f"{recipe}.py")
+        module = catalog.load(ROOT / "recipes" / f"{recipe}.py")
         values = dict(model=str(folder / model), dataset=[str(folder / "rows")], max_steps=3, eval_suite="none")
         output = folder / f"{recipe}_{model}"
         try:

@@ -12,7 +12,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from common import adapters, lora, mixtures, module_kinds, parameter_table, rehearsal, saved
+from common import adapters, attempts, lora, mixtures, module_kinds, parameter_table, saved
 from common.errors import CheckFailed
 from common.parameter_table import Table
 
@@ -227,7 +227,7 @@ def test_frozen_and_passed_by_is_refused(monkeypatch):
     # As Unsloth's forward for all PEFT models has it, with activation checkpointing on the inputs and without.
     monkeypatch.setattr(type(model), "forward", lambda self, **given: self.base_model(**given))
     with pytest.raises(CheckFailed, match=r"the loss depends on none of the 1 tensors .* \(prompt_encoder"):
-        rehearsal.guarded(model, lambda: model(**batch()).loss.backward())
+        attempts.catch_oom(model, lambda: model(**batch()).loss.backward())
     model.enable_input_require_grads()
     with pytest.raises(CheckFailed, match="the loss depends on none of the 1 tensors"):
         account(model)

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from common import models
+from common import device, models
 
 ROOT = Path(__file__).parent.parent
 
@@ -42,9 +42,9 @@ def pretend(monkeypatch, capability):
 )
 def test_chosen_from_the_device(monkeypatch, capability, dtype, fields, name):
     pretend(monkeypatch, capability)
-    assert models.dtype() == dtype
-    assert fields.items() <= models.precision().items()
-    assert models.mixed_precision() == name
+    assert device.current().dtype == dtype
+    assert fields.items() <= device.current().precision.items()
+    assert device.current().mixed_precision == name
 
 
 def train(out, fields):
@@ -71,7 +71,7 @@ def train(out, fields):
             logging_steps=1,
             report_to="none",
             save_strategy="no",
-            **{**models.precision(), **fields},
+            **{**device.current().precision, **fields},
         ),
     )
     models.train_in_float32(trainer.model)
@@ -172,7 +172,7 @@ def test_float16_may_look_for_its_scale_and_not_for_ever():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
 def test_fp16_scales_its_loss(tmp_path, monkeypatch):
     pretend(monkeypatch, (7, 5))
-    fields = {name: models.precision()[name] for name in ("bf16", "fp16")}
+    fields = {name: device.current().precision[name] for name in ("bf16", "fp16")}
     monkeypatch.undo()
     assert fields == {"bf16": False, "fp16": True}
     trainer = tiny(tmp_path, **fields)

@@ -65,13 +65,14 @@ def trainer(place, lora=None, packed=False, callbacks=(), **changed):
     from trl import SFTConfig, SFTTrainer
     from unsloth import FastLanguageModel
 
-    from common import attention, batches, cli, models, packing, sampling
+    from common import attention, batches, cli, device, models, packing, sampling
 
     overrides = cli.overrides([f"{name}={value}" for name, value in changed.items()], SFTConfig, written=set())
     model, tokenizer = models.load(place, 128, full=lora is None)
     if lora is not None:
         lora = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.0, "target_modules": "all-linear", "random_state": 0} | lora
-        model = FastLanguageModel.get_peft_model(model, use_gradient_checkpointing=models.checkpointing(), **lora)
+        checkpointing = device.current().gradient_checkpointing
+        model = FastLanguageModel.get_peft_model(model, use_gradient_checkpointing=checkpointing, **lora)
     config = dict(
         output_dir=str(Path(place).parent / "run"),
         max_length=128,
@@ -80,7 +81,7 @@ def trainer(place, lora=None, packed=False, callbacks=(), **changed):
         dataset_kwargs={"skip_prepare_dataset": True},
         per_device_train_batch_size=4,
         per_device_eval_batch_size=4,
-        gradient_checkpointing=bool(models.checkpointing()),
+        gradient_checkpointing=bool(device.current().gradient_checkpointing),
         max_steps=STEPS,
         learning_rate=RATE,
         lr_scheduler_type="cosine",
@@ -90,7 +91,7 @@ def trainer(place, lora=None, packed=False, callbacks=(), **changed):
         logging_steps=1,
         save_strategy="no",
         report_to="none",
-        **models.precision(),
+        **device.current().precision,
     )
     made = SFTTrainer(
         model=model,
@@ -242,12 +243,13 @@ def refusal(place):
     from peft import PrefixTuningConfig, get_peft_model
     from trl import SFTConfig
 
-    from common import callbacks, models
+    from common import callbacks, device, models
     from common.errors import UserError
 
     virtual = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
     model = get_peft_model(models.load(place, 128, fast=False)[0], virtual)
-    fields = dict(output_dir=str(Path(place).parent / "run"), gradient_checkpointing=False, **models.precision())
+    fields = dict(output_dir=str(Path(place).parent / "run"), gradient_checkpointing=False)
+    fields |= device.current().precision
     for share in (0.0, 0.1):
         args = SFTConfig(label_smoothing_factor=share, **fields)
         try:

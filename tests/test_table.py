@@ -30,7 +30,7 @@ def test_a_word_changes_a_keyword_in_a_copy_or_sets_a_flag():
 @pytest.mark.parametrize(
     ("word", "says"),
     [
-        ("lora_alpac", "no recipe lora_alpac; the nearest is lora_alpaca"),
+        ("lora_alpac", "no such recipe or file; .*the nearest is lora_alpaca"),
         ("lora_alpaca:use_dorra=True", "as a keyword it is not in it"),
         ("lora_alpaca:model=x,dtype", "expected NAME=VALUE"),
         ("lora_alpaca:seed_=1", "no flag of lora_alpaca.py"),

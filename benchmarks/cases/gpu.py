@@ -42,7 +42,7 @@ def ours(case: Case, results: str) -> Any:
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
     from trl import SFTConfig, SFTTrainer
 
-    from common import attention, batches, loading, lora, models, packing, sampling
+    from common import attention, batches, device, loading, lora, models, packing, sampling
 
     model, tokenizer = models.load(case.folder, WIDTH, four_bit=case.method == "QLoRA", full=case.method == "full")
     if case.method != "full":
@@ -61,14 +61,14 @@ def ours(case: Case, results: str) -> Any:
             padding_free=False,
             dataset_kwargs={"skip_prepare_dataset": True},
             per_device_train_batch_size=case.batch,
-            gradient_checkpointing=bool(models.checkpointing()),
+            gradient_checkpointing=bool(device.current().gradient_checkpointing),
             learning_rate=2e-4,
             lr_scheduler_type="cosine",
             warmup_steps=0.03,
             weight_decay=0.0,
             optim=optimizers[case.method],
             **shared(),
-            **models.precision(),
+            **device.current().precision,
             **loading.settings(),
         ),
     )

@@ -168,13 +168,13 @@ class Terminal:
 
 def line(adapted: Any, decoding: Any) -> str:
     """What is in use, in a line."""
-    from common import models
+    from common import device, models
 
     millions = models.parameters(adapted.model)[1] / 1e6
     size = f"{millions:.1f} million" if millions < 1000 else f"{millions / 1000:.1f} billion"
     parts = (
         f"model {adapted.name} ({size} parameters)", f"adapter {adapted.current or 'none'}",
-        f"template {adapted.template.name}", models.device(), decoding.line(),
+        f"template {adapted.template.name}", device.describe(), decoding.line(),
     )  # fmt: skip
     return " · ".join(parts)
 

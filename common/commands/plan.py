@@ -14,8 +14,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from common.commands import ls
-from common.errors import CheckFailed, UserError, nearest
+from common import catalog
+from common.errors import CheckFailed, UserError
 
 OURS = ("output_dir", "dry_run", "overwrite", "resume")  # flags of a recipe that a plan sets itself
 
@@ -33,7 +33,10 @@ class Args:
 def main(args: Args) -> None:
     from common import cards, files, planning
 
-    file = find(args.recipe)
+    if not args.recipe or args.recipe.startswith("-"):
+        first = next(iter(catalog.recipes()))
+        raise UserError(f"name a recipe first: tunebook plan {first} --model ... (tunebook ls shows them)")
+    file = catalog.find(args.recipe, "tunebook plan")
     card = cards.named(args.gpu) if args.gpu else None
     for word in args.rest:
         name = word.partition("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_")
@@ -51,29 +54,12 @@ def main(args: Args) -> None:
         raise CheckFailed(f"it does not fit into {plan['device']}; the table says what would")
 
 
-def find(name: str) -> Path:
-    """The file of a recipe: a name of `tunebook ls`, or a file.
-
-    Raises:
-        UserError: there is none.
-    """
-    found = ls.recipes()
-    if not name or name.startswith("-"):
-        raise UserError(f"name a recipe first: tunebook plan {next(iter(found))} --model ... (tunebook ls shows them)")
-    if name in found:
-        return found[name]
-    file = Path(name)
-    if file.suffix == ".py" and file.is_file():
-        return file.resolve()
-    raise UserError(f"tunebook plan {name}: no such recipe or file; there is {', '.join(found)}{nearest(name, found)}")
-
-
 def show(plan: dict[str, Any]) -> None:
     """Print the parts, the peak, and the table of what would fit."""
     from rich.table import Table
 
+    from common.arithmetic import MOST_ROWS
     from common.commands.printing import printer
-    from common.fits import MOST_ROWS
     from common.format import byte_size
 
     console, longest = printer(), plan["longest"]
@@ -87,7 +73,7 @@ def show(plan: dict[str, Any]) -> None:
     parts = Table("part", "", box=None, pad_edge=False)
     for name, size in plan["parts"].items():
         if name != "process" or not plan["gpu"]:
-            parts.add_row({"optimizer": "optimiser"}.get(name, name), byte_size(size))
+            parts.add_row(name, byte_size(size))
     verdict = "fits" if plan["fits"] else "does not fit"
     room = f", {byte_size(plan['limit_bytes'])} of which can be had" if plan["here"] else ""
     parts.add_row("peak", f"{byte_size(plan['peak_bytes'])}: {verdict} {plan['device']}{room}")

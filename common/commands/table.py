@@ -16,9 +16,8 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from common import files, table
-from common.commands import ls
-from common.errors import CheckFailed, UserError, nearest
+from common import catalog, files, table
+from common.errors import CheckFailed, UserError
 
 METHODS = ["sft_alpaca", "lora_alpaca", "lora_alpaca:use_dora=True", "qlora_alpaca", "adapters_alpaca",
            "soft_prompts_alpaca", "prefix_alpaca"]  # fmt: skip
@@ -71,13 +70,7 @@ def method(word: str) -> Method:
         UserError: there is no such recipe, or it has no such flag or keyword.
     """
     start, _, edits = word.partition(":")
-    found = ls.recipes()
-    if start in found:
-        file = found[start]
-    elif Path(start).suffix == ".py" and Path(start).exists():
-        file = Path(start)
-    else:
-        raise UserError(f"--recipes {word}: there is no recipe {start}{nearest(start, found)}")
+    file = catalog.find(start, "--recipes")
     tree = ast.parse(file.read_text(encoding="utf-8"))
     fields = {node.target.id for node in ast.walk(tree)
               if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)}  # fmt: skip

@@ -2,10 +2,9 @@
 
 import ast
 from dataclasses import dataclass
-from pathlib import Path
 
-from common.commands import ls
-from common.errors import UserError, nearest
+from common import catalog
+from common.errors import UserError
 
 
 @dataclass
@@ -25,10 +24,7 @@ def by(name: str) -> Trained:
     Raises:
         UserError: there is no such recipe, or it does not train on rows with a prompt and an answer.
     """
-    found = ls.recipes()
-    file = found.get(Path(name).stem if Path(name).parent == Path() else "", Path(name))
-    if not file.is_file():
-        raise UserError(f"--recipe {name}: no such recipe or file; there is {', '.join(found)}{nearest(name, found)}")
+    file = catalog.find(name, "--recipe")
     try:
         tree = ast.parse(file.read_text(encoding="utf-8"))
     except (SyntaxError, UnicodeDecodeError) as error:

@@ -9,9 +9,8 @@ import dataclasses
 from dataclasses import dataclass
 
 from common import files
+from common.commands.doctor.finding import GOOD, NOTE, WRONG, Finding
 from common.errors import CheckFailed
-
-GOOD, NOTE, WRONG = "ok", "note", "wrong"
 
 
 @dataclass
@@ -19,18 +18,8 @@ class Args:
     json: str = ""  # also write what was found to this file
 
 
-@dataclass
-class Finding:
-    """One line of the answer. `remedy` is what to do where the state is not ok."""
-
-    topic: str
-    state: str
-    found: str
-    remedy: str = ""
-
-
 def main(args: Args) -> None:
-    from common.commands import machine, packages
+    from common.commands.doctor import machine, packages
 
     found = [*packages.examine(), *machine.examine()]
     show(found)

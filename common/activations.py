@@ -1,11 +1,10 @@
-"""Arithmetic of memory: bytes of weights, gradients and optimiser states, and of activations at any size of batch.
+"""What a training step holds of memory beside weights and optimizer states, at any size of batch.
 
 Activations are not taken from a formula of one architecture. Three small steps are run, every tensor that comes and
 goes is noted, and each moment of the step is continued to larger batches; so any model, adapter, attention, loss and
-checkpointing counts as it is.
+checkpointing counts as it is. (torch's own MemTracker is in a private module, and continues nothing.)
 """
 
-import math
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -16,90 +15,22 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from common.loss_weights import COLUMN
+from common.model_bytes import trainable
 
-SMALL = (16, 32, 64)  # positions a row of the small steps
+WIDTHS = (16, 32, 64)  # positions a row of the small steps
 LABELS = 2  # labels a row of them
-EIGHT_BIT_FROM = 4096  # elements; bitsandbytes keeps the states of smaller tensors in 32 bits
-# Optimiser by its name in TrainingArguments -> states an element, in the dtype of the weight.
-STATES = {"adamw_torch": 2, "adamw_torch_fused": 2, "adamw_apex_fused": 2, "sgd": 0, "rmsprop": 1, "adagrad": 1}
-# The same, for what a step makes for a moment on a GPU, where torch updates all weights at once (foreach).
-FOREACH = {"adamw_torch": 1, "rmsprop": 1, "adagrad": 2}
-# The same in float32, whatever the weight is.
-FLOAT_STATES = {"paged_adamw_32bit": 2, "lion_32bit": 1, "paged_lion_32bit": 1}
-# The same with states of 8 bits and a float32 scale for every 256 of them.
-EIGHT_BIT = {"adamw_bnb_8bit": 2, "adamw_8bit": 2, "paged_adamw_8bit": 2, "lion_8bit": 1, "paged_lion_8bit": 1}
 
 
-def storages(tensors: Iterable[torch.Tensor]) -> int:
-    """Bytes of the storages behind tensors, each once. A tensor on the meta device counts what it would take."""
-    found = {}
-    for tensor in tensors:
-        storage = tensor.untyped_storage()
-        found[storage._cdata] = storage.nbytes()
-    return sum(found.values())
+class Unpredictable(Exception):
+    """Steps of other sizes do other operations, so that they cannot be continued."""
 
 
-def weights(model: Any) -> int:
-    """Bytes of parameters, buffers and the parts of 4-bit weights."""
-    return held(model.parameters(), model.buffers())
+class MemoryRecorder(TorchDispatchMode):
+    """Notes every storage that comes and goes: `events` are (storage, its bytes), negative where it goes.
 
-
-def held(parameters: Iterable[torch.Tensor], buffers: Iterable[torch.Tensor] = ()) -> int:
-    """The same of these, each storage once. A 4-bit weight without values (meta device) counts as `four_bit`."""
-    plain, unpacked = list(buffers), 0
-    for parameter in parameters:
-        state = vars(parameter).get("quant_state")
-        if state is not None:
-            plain += [state.absmax, state.code]
-            plain += [state.state2.absmax, state.state2.code, state.offset] if state.nested else []
-        if type(parameter).__name__ == "Params4bit" and parameter.is_meta:
-            unpacked += four_bit(parameter.numel())
-        else:
-            plain.append(parameter)
-    return storages(plain) + unpacked
-
-
-def four_bit(elements: int) -> int:
-    """Bytes of a weight of so many elements in NF4 with double quantisation: half a byte an element, a byte for every
-    64, four for every 16,384 (Dettmers et al. 2023)."""
-    return elements // 2 + math.ceil(elements / 64) + 4 * math.ceil(elements / 64 / 256)
-
-
-def trainable(model: Any) -> list[torch.Tensor]:
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
-
-
-def gradients(model: Any) -> int:
-    """Bytes of the gradients of all that trains."""
-    return sum(parameter.numel() * parameter.element_size() for parameter in trainable(model))
-
-
-def optimizer_states(model: Any, name: str) -> int | None:
-    """Bytes of the states of an optimiser, named as in TrainingArguments.optim; None where that is not known."""
-    parameters = trainable(model)
-    if name in STATES:
-        return STATES[name] * gradients(model)
-    if name in FLOAT_STATES:
-        return 4 * FLOAT_STATES[name] * sum(parameter.numel() for parameter in parameters)
-    if name in EIGHT_BIT:
-        sizes = [parameter.numel() for parameter in parameters]
-        return EIGHT_BIT[name] * sum(n + 4 * math.ceil(n / 256) if n >= EIGHT_BIT_FROM else 4 * n for n in sizes)
-    if name == "adafactor":  # a row and a column of float32 in place of a matrix (Shazeer & Stern 2018)
-        return sum(4 * (sum(p.shape) if p.dim() > 1 else p.numel()) for p in parameters)
-    return None
-
-
-def update(model: Any, name: str, gpu: bool) -> int:
-    """Bytes that a step of such an optimizer takes beside its states, while it works."""
-    return FOREACH.get(name, 0) * gradients(model) if gpu else 0
-
-
-class Unknown(Exception):
-    """Arithmetic cannot say it."""
-
-
-class Recorder(TorchDispatchMode):
-    """Notes every storage that comes and goes: `events` are (storage, its bytes), negative where it goes."""
+    Args:
+        known: tensors that are there before and do not count.
+    """
 
     def __init__(self, known: Iterable[torch.Tensor]):
         super().__init__()
@@ -135,7 +66,7 @@ class Recorder(TorchDispatchMode):
 
 
 @dataclass
-class Moments:
+class ActivationProfile:
     """What a step holds beside weights and states, event by event, as a function of the batch.
 
     An event is a storage that comes or goes. Its size is constant + a·positions + b·positions·width, from steps of
@@ -173,8 +104,10 @@ class Moments:
         return {"activations": round(held[place]), "gradients": round(grown[place]), "logits": logits}
 
 
-def moments(model: Any, step: Callable[[int, bool], Any], rows: int, label_bytes: float | None = None) -> Moments:
-    """Run small steps and note what they hold. Gradients are gone afterwards.
+def profile(
+    model: Any, step: Callable[[int, bool], Any], rows: int, label_bytes: float | None = None
+) -> ActivationProfile:
+    """The ActivationProfile of a model, from small steps. Gradients are gone afterwards.
 
     Args:
         step: forward and backward on `rows` rows of so many positions, with LABELS labels each or, at False, with
@@ -182,12 +115,12 @@ def moments(model: Any, step: Callable[[int, bool], Any], rows: int, label_bytes
         label_bytes: what the loss takes for each label; measured where it is not given.
 
     Raises:
-        Unknown: the step does other operations at another width, so that its moments cannot be continued.
+        Unpredictable: the step does other operations at another width.
     """
     import numpy
 
     def record(width: int, few: bool) -> tuple[int, Any, set[int]]:
-        recorder = Recorder([*model.parameters(), *model.buffers()])
+        recorder = MemoryRecorder([*model.parameters(), *model.buffers()])
         with recorder:
             step(width, few)
         events, gradients = numpy.array(recorder.events), recorder.gradients(model)
@@ -195,40 +128,43 @@ def moments(model: Any, step: Callable[[int, bool], Any], rows: int, label_bytes
         return recorder.backward or len(events), events, gradients
 
     for _ in range(2):  # the first steps of a model may try kernels and fill caches, which stay
-        runs = [record(width, True) for width in SMALL]
+        runs = [record(width, True) for width in WIDTHS]
         numbers = runs[0][1][:, 0]
         if all(len(events) == len(numbers) and (events[:, 0] == numbers).all() for _, events, _ in runs):
             break
     else:
-        raise Unknown("the model does other operations at other widths")
-    terms = numpy.array([[1.0, rows * width, rows * width * width] for width in SMALL])
+        raise Unpredictable("the model does other operations at other widths")
+    terms = numpy.array([[1.0, rows * width, rows * width * width] for width in WIDTHS])
     loss, events, gradients = runs[-1]
     if label_bytes is None:
-        other, more, _ = record(SMALL[-1], False)
+        other, more, _ = record(WIDTHS[-1], False)
         taken = more[:other, 1].cumsum().max() - events[:loss, 1].cumsum().max()
-        label_bytes = max(0.0, float(taken)) / (rows * (SMALL[-1] - 1 - LABELS))
-    return Moments(
+        label_bytes = max(0.0, float(taken)) / (rows * (WIDTHS[-1] - 1 - LABELS))
+    return ActivationProfile(
         numbers=numbers,
         sizes=numpy.linalg.solve(terms, numpy.stack([run[:, 1] for _, run, _ in runs])).T,
         grown=numpy.isin(numbers, list(gradients)),
         loss=loss - 1,
         label_bytes=label_bytes,
-        largest_gradient=max((p.numel() * p.element_size() for p in trainable(model)), default=0),
+        largest_gradient=max((parameter.nbytes for parameter in trainable(model)), default=0),
     )
 
 
-def moments_of(model: Any, step: Callable[[dict[str, Any]], Any], batch: dict[str, Any]) -> Moments:
+def profile_batch(model: Any, step: Callable[[dict[str, Any]], Any], batch: dict[str, Any]) -> ActivationProfile:
     """The same, by small batches cut from a real one.
 
     Args:
         step: forward and backward on a batch.
         batch: tensors (B, T); what is cut from it has its padding and its documents.
+
+    Raises:
+        Unpredictable: as `profile`.
     """
     rows = min(2, len(batch["input_ids"]))
-    return moments(model, lambda width, few: step(cut(batch, rows, width, few)), rows)
+    return profile(model, lambda width, few: step(small_batch(batch, rows, width, few)), rows)
 
 
-def cut(batch: dict[str, Any], rows: int, width: int, few: bool) -> dict[str, Any]:
+def small_batch(batch: dict[str, Any], rows: int, width: int, few: bool) -> dict[str, Any]:
     """A batch of rows x width like `batch`: padded where it is, packed where it is, and LABELS labels a row or all."""
     ids, small = batch["input_ids"], {}
     for name, value in batch.items():
@@ -246,8 +182,8 @@ def cut(batch: dict[str, Any], rows: int, width: int, few: bool) -> dict[str, An
         if bool((batch["position_ids"] == 0).sum() > len(ids)):
             small["position_ids"][:, width // 2 :] -= width // 2
     small["labels"][:] = -100
-    start = width - 2 - LABELS if few else 0
-    small["labels"][:, start : width - 2 if few else width] = small["input_ids"][:, start : width - 2 if few else width]
+    start, end = (width - 2 - LABELS, width - 2) if few else (0, width)
+    small["labels"][:, start:end] = small["input_ids"][:, start:end]
     if COLUMN in small:
         small[COLUMN] = (small["labels"] != -100).float()
     return small

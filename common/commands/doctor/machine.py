@@ -5,7 +5,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from common.commands.doctor import GOOD, NOTE, WRONG, Finding
+from common.commands.doctor.finding import GOOD, NOTE, WRONG, Finding
 
 GIB = 2**30
 LOW_MEMORY = 4 * GIB  # a recipe on the bundled model peaks at about half of it
@@ -30,18 +30,18 @@ def examine() -> list[Finding]:
 def _device() -> Finding:
     import torch
 
-    from common import models
+    from common import device
 
-    found = f"{models.device()}; {torch.cuda.device_count()} GPU(s) in all"
+    found = f"{device.describe()}; {torch.cuda.device_count()} GPU(s) in all"
     if torch.cuda.is_available() and unreached() is None:
         major, minor = torch.cuda.get_device_capability(0)
         return Finding("device", GOOD, f"{found}, compute capability {major}.{minor}, CUDA {torch.version.cuda}")
     if hidden():
-        return Finding("device", GOOD, f"{models.device()}; CUDA_VISIBLE_DEVICES hides every GPU")
+        return Finding("device", GOOD, f"{device.describe()}; CUDA_VISIBLE_DEVICES hides every GPU")
     if shutil.which("nvidia-smi") is None:
-        return Finding("device", GOOD, models.device())
+        return Finding("device", GOOD, device.describe())
     why, remedy = unreached() or ("torch finds no GPU", "see what nvidia-smi says of it")
-    return Finding("device", WRONG, f"{models.device()}; this machine has an NVIDIA driver, but {why}", remedy)
+    return Finding("device", WRONG, f"{device.describe()}; this machine has an NVIDIA driver, but {why}", remedy)
 
 
 def hidden() -> bool:
@@ -80,11 +80,11 @@ def require_gpu() -> None:
 
 
 def _precision() -> Finding:
-    from common import models
+    from common import device
 
     words = {"float32": "float32, no mixed precision", "bfloat16": "bfloat16", "float16": "float16 with a loss scaler"}
-    name = str(models.dtype()).removeprefix("torch.")
-    checkpointing = models.checkpointing() or "off"
+    name = str(device.current().dtype).removeprefix("torch.")
+    checkpointing = device.current().gradient_checkpointing or "off"
     return Finding("precision", GOOD, f"{words[name]}; activation checkpointing {checkpointing}")
 
 
