@@ -6,7 +6,7 @@ from unittest.mock import patch
 
 import torch
 
-from common import attention, checks, heads, loss_weights, losses, models, sampling, vocabularies
+from common import attention, checks, heads, losses, models, vocabularies
 from common.cli import UserError
 from common.loss_weights import COLUMN
 from common.losses import Blend, Online
@@ -74,22 +74,6 @@ def prepare(model: Any, name: str) -> None:
         raise UserError(f"--model {name}: virtual tokens cannot be distilled here; take LoRA or all weights")
     heads.expose(model)
     heads.check(model, name)
-
-
-def arrange(trainer: Any, packing: bool, *others: Any) -> None:
-    """Give the trainer its batches, with the rows' weights: rows of like length together, or packed ones apart.
-
-    Args:
-        others: models beside the trainer's that see packed rows.
-
-    Raises:
-        Refused: documents of packed rows see each other.
-    """
-    if packing:
-        isolate(trainer, *others)
-    else:
-        sampling.bucket(trainer)
-    loss_weights.carry(trainer)
 
 
 def isolate(trainer: Any, *others: Any) -> None:
