@@ -12,7 +12,7 @@ from common.loss_weights import COLUMN
 from common.losses import Blend, Online
 from common.masking import IGNORE
 
-# Of --sft, in recipes that distil on fixed rows.
+# Of --set, in recipes that distil on fixed rows.
 UNHEARD = dict.fromkeys(("loss_type", "label_smoothing_factor"), "a student's loss is that of its teacher and labels")
 INPUTS = ("input_ids", "attention_mask", "position_ids")  # what a body is given of a batch
 
@@ -131,7 +131,7 @@ def _understood(args: Any, model: Any) -> None:
     """
     if args.label_smoothing_factor or getattr(args, "loss_type", "nll") != "nll":
         raise UserError(
-            "--sft label_smoothing_factor and loss_type: a student's loss is that of its teacher and labels"
+            "--set label_smoothing_factor and loss_type: a student's loss is that of its teacher and labels"
         )
     if getattr(model.config, "output_router_logits", False):
         raise UserError("the student's config asks for output_router_logits: its router's loss is not known here")

@@ -79,6 +79,7 @@ def rehearse(
     Raises:
         Refused: as forecast.rehearse_loop and checks.first_batch.
     """
+
     def loss(model: Any, batch: dict[str, Any]) -> Any:
         return distillation.loss(trainer, model, batch, None, teacher, blend)
 

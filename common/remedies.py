@@ -36,7 +36,7 @@ def find(actor: Actor, sizes: fits.Sizes, workload: Workload, limit: int, step: 
         if 2 * lost < len(workload.dataset):
             found.append(f"--max_length {length}, which loses {lost} of {len(workload.dataset)} rows")
     others = {
-        "--sft gradient_checkpointing=true, which recomputes activations": recomputed(actor, sizes, workload),
+        "--set gradient_checkpointing=true, which recomputes activations": recomputed(actor, sizes, workload),
         "a base in 4 bits with adapters (QLoRA)": in_four_bits(trainers.unwrapped(actor.model), sizes),
     }
     for words, other in others.items():

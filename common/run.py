@@ -107,7 +107,7 @@ class Run:
 
     def config(self, config_class: Any, held_out: Any, **choices: Any) -> Any:
         """`config_class` with the recipe's choices, beside them what run and device decide, and --set over all."""
-        from common import loading, models
+        from common import loading, models, settings
 
         args, known = self.args, config_class.__dataclass_fields__
         mine = dict(
@@ -126,8 +126,7 @@ class Run:
         if "dataset_kwargs" in known:  # SFTConfig: ids and labels are there already, packed where they are to be
             mine |= dict(dataset_kwargs={"skip_prepare_dataset": True}, packing=False, padding_free=False)
         if held_out is not None:
-            mine |= dict(eval_strategy="steps", eval_steps=0.2, load_best_model_at_end=True,
-                         per_device_eval_batch_size=args.per_device_train_batch_size)  # fmt: skip
+            mine |= {**settings.RHYTHM, "per_device_eval_batch_size": args.per_device_train_batch_size}
         return config_class(**{**mine, **models.precision(), **loading.settings(), **choices, **self.overrides})
 
     def callbacks(self, samples: Any) -> list[Any]:

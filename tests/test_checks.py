@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from common import checks
+from common import checks, output_dir
 from common.cli import Refused, UserError
 from common.masking import Counts
 

@@ -14,6 +14,7 @@ from typing import Annotated
 
 import tyro
 
+from common import aliases
 from common.cli import UserError, nearest
 from common.commands import ls
 
@@ -30,7 +31,7 @@ def main(args: Args) -> None:
     if not args.recipe or not args.file:
         raise UserError("name a recipe and a file: tunebook cp qlora_alpaca my_recipe.py (tunebook ls shows them)")
     found = ls.recipes()
-    name = Path(args.recipe).stem
+    name = aliases.recipe(Path(args.recipe).stem)
     if name not in found:
         known = f"there is {', '.join(found)}"
         raise UserError(f"tunebook cp {args.recipe}: no such recipe; {known}{nearest(name, found)}")

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from common import aliases
 from common.cli import Refused, UserError, nearest
 from common.commands import ls
 
@@ -64,8 +65,8 @@ def find(name: str) -> Path:
     found = ls.recipes()
     if not name or name.startswith("-"):
         raise UserError(f"name a recipe first: tunebook plan {next(iter(found))} --model ... (tunebook ls shows them)")
-    if name in found:
-        return found[name]
+    if aliases.recipe(name) in found:
+        return found[aliases.recipe(name)]
     file = Path(name)
     if file.suffix == ".py" and file.is_file():
         return file.resolve()
