@@ -7,23 +7,25 @@ from pathlib import Path
 from typing import Any
 
 from common import adapted, models, preference, templates
+from common.distributed import is_main_process
 from common.errors import UserError
+from common.meter import Meter
 from common.templates import AnyTemplate
 
 TASK = "held_out_pairs"  # as the report calls them among the scores
 
 
-def start_of(model: str, adapter: str) -> tuple[str, str]:
+def start_of(model: str | None, adapter: str | None) -> tuple[str, str | None]:
     """The model and the folder of the adapter to start from, as --model and --adapter name them.
 
     Args:
-        model: "": the base that the adapter was trained on, or pocket_teacher where there is no adapter.
-        adapter: the folder of a run or of its adapter; "none".
+        model: None: the base that the adapter was trained on, or pocket_teacher where there is no adapter.
+        adapter: the folder of a run or of its adapter.
 
     Raises:
         UserError: there is no adapter, one of another kind, or its base is not there and no other is named.
     """
-    if adapter == "none":
+    if adapter is None:
         return model or "pocket_teacher", adapter
     folder = check_adapter(adapter)
     base = adapted.base_of(folder)
@@ -61,18 +63,34 @@ def check_adapter(name: str) -> str:
     return str(folder)
 
 
-def check_template(template: AnyTemplate, name: str, *folders: str) -> None:
-    """Whether the template is the one that the model or adapter of a folder was tuned with, where that is kept there.
+def load(base: str, adapter: str | None, max_length: int, kept: Path | None, write: bool = True) -> tuple[Any, Any]:
+    """The model to start from, with its adapter on it, and its tokenizer.
+
+    Args:
+        kept: a folder for the base, which then is loaded in 4 bits; None: in the precision of the device.
+        write: whether it is saved there.
+    """
+    model, tokenizer = models.load(base, max_length, four_bit=kept is not None)
+    if kept is not None and write and is_main_process():
+        models.save(model, tokenizer, kept)
+    return model if adapter is None else adapted.put_on(model, adapter, trains=True), tokenizer
+
+
+def template(name: str, tokenizer: Any, *folders: str | None) -> AnyTemplate:
+    """The template of that name, which must be the one that the model or adapter of a folder was tuned with, where that
+    is kept there.
 
     Raises:
-        UserError: it is another.
+        UserError: there is none, or it is another.
     """
-    for folder in folders:
-        if (Path(folder) / templates.FILE).exists() and (tuned := templates.load(folder)) != template:
+    found = templates.get(name, tokenizer)
+    for folder in filter(None, folders):
+        if (Path(folder) / templates.FILE).exists() and (tuned := templates.load(folder)) != found:
             raise UserError(
                 f"--template {name}: {folder} was tuned with {tuned.name}; --template {tuned.name}"
                 + (f", with the variables and the thinking of {folder}/{templates.FILE}" if tuned.name == name else "")
             )
+    return found
 
 
 def taking_ids(trainer: type) -> type:
@@ -110,6 +128,7 @@ def hold_reference(trainer: Any, adapter: bool) -> None:
     import torch
 
     model = trainer.model
+    models.train_in_float32(model)
     if not adapter:
         model.delete_adapter("ref")
         return
@@ -126,6 +145,13 @@ def pairs_of(inputs: dict[str, Any]) -> Any:
     import torch
 
     return torch.tensor(len(inputs["input_ids"]) // 2, dtype=torch.float64, device=inputs["input_ids"].device)
+
+
+def measure(trainer: Any, log_file: Path) -> Meter:
+    """As callbacks.measure, of pairs."""
+    from common import callbacks
+
+    return callbacks.measure(trainer, log_file, pairs_of)
 
 
 class Rewards:

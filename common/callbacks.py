@@ -194,17 +194,17 @@ class Watchdog(TrainerCallback):
             args.router_aux_loss_coef = 0.0  # read by TRL after this; nothing of the router trains here
         if virtual and args.label_smoothing_factor:
             raise UserError(
-                "--sft label_smoothing_factor: label smoothing does not go with virtual tokens (prompt and prefix "
+                "--set label_smoothing_factor: label smoothing does not go with virtual tokens (prompt and prefix "
                 "tuning): the trainer would compare answers with the wrong labels. Leave it out, or use lora_alpaca"
             )
         if virtual and args.neftune_noise_alpha is not None and not hasattr(model.base_model, "model"):
             raise UserError(
-                "--sft neftune_noise_alpha: behind virtual tokens transformers does not find the embeddings of a "
+                "--set neftune_noise_alpha: behind virtual tokens transformers does not find the embeddings of a "
                 f"{type(model.base_model).__name__}. Leave it out, or use lora_alpaca"
             )
         if args.gradient_checkpointing and any(method.peft_type == "PREFIX_TUNING" for method in methods):
             raise UserError(
-                "--sft gradient_checkpointing: transformers leaves prefixes out where it recomputes a layer. Leave it "
+                "--set gradient_checkpointing: transformers leaves prefixes out where it recomputes a layer. Leave it "
                 "out, or use lora_alpaca"
             )
         limit = learnt_positions(model) if virtual else None

@@ -74,6 +74,13 @@ class Checkpoints:
         self.accelerator.wait_for_everyone()
         _restore(model, load_file(self.folder / "best" / WEIGHTS))
 
+    def finish(self, model: Any, folder: Path) -> Any:
+        """Save the adapter and the tokenizer for use in `folder`; returns the model without its wrapper."""
+        model = self.accelerator.unwrap_model(model)
+        model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        return model
+
     def _save_trained(self, models: list[Any], weights: list[Any], folder: str) -> None:
         from safetensors.torch import save_file
 

@@ -1,26 +1,16 @@
 """What a run makes sure of before it trains: that something trains, and that a person has seen what."""
 
-import json
-import shutil
 from collections.abc import Iterable
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from common import loading
 from common.batches import real
-from common.distributed import is_main_process, world_size
-from common.errors import CheckFailed, UserError
+from common.distributed import world_size
+from common.errors import CheckFailed
 from common.isolation import isolation as isolation
 from common.loss_weights import COLUMN
 from common.masking import IGNORE, Counts, show
-
-RUN_FILE = "run.json"
-# What runs write into their folder; --overwrite removes these and nothing else.
-WRITTEN = (RUN_FILE, "report.json", "report.html", "log.jsonl", "adapter", "model", "best", "base", "eval")
-# may differ when a run goes on
-FREE = {"output_dir", "overwrite", "resume", "report_to", "dry_run", "eval_suite", "debug_batches"}
-
 
 LOUD = 0.05  # share of the rows from which a loss is said on a line of its own
 
@@ -126,41 +116,3 @@ def _print_marked(view: list[list]) -> None:
         # Brackets as well as colour, so that the marks survive a log file.
         text.append(f"[{piece}]" if trains else piece, style="bold green" if trains else "dim")
     console.print(text)
-
-
-def continues(folder: Path, args: dict[str, Any], resume: bool, overwrite: bool) -> str | None:
-    """The checkpoint to go on from, or None for a fresh start. Writes what the run is, so that it can be told later.
-
-    With `overwrite`, what an earlier run wrote is removed first, and nothing else in the folder.
-
-    Raises:
-        UserError: the folder holds a run of other arguments, an unfinished one while --no-resume was given, or one
-            whose checkpoints are all damaged.
-    """
-    path = folder / RUN_FILE
-    if overwrite and is_main_process():
-        for old in [*folder.glob("checkpoint-*"), *(folder / name for name in WRITTEN)]:
-            if old.is_dir():
-                shutil.rmtree(old)
-            else:
-                old.unlink(missing_ok=True)
-    mine = {name: value for name, value in json.loads(json.dumps(args)).items() if name not in FREE}
-    if path.exists() and not overwrite:
-        theirs = json.loads(path.read_text(encoding="utf-8"))
-        other = [name for name in mine if mine[name] != theirs.get(name)]
-        if other:
-            changes = ", ".join(f"{name} {theirs.get(name)!r} -> {mine[name]!r}" for name in other)
-            raise UserError(
-                f"--output_dir {folder} holds a run with other arguments ({changes}); "
-                "choose another folder or add --overwrite"
-            )
-    from common import resuming
-
-    found = None if overwrite else resuming.newest(folder)
-    if found and not resume:
-        raise UserError(f"--output_dir {folder} holds a run that stopped; resume it, choose another, or --overwrite")
-    path.write_text(json.dumps(mine, indent=1) + "\n", encoding="utf-8")
-    if found:
-        print(f"going on from {found}")
-        return str(found)
-    return None

@@ -20,6 +20,9 @@ SHARDING = (
 )
 
 
+_NUMBERS = {"float | None": 0.0, "int | None": 0}
+
+
 def run(main: Callable[[Any], Any], args_class: type, argv: list[str] | None = None) -> None:
     """Parse the command line into `args_class`, call `main`, and end the process with its exit code.
 
@@ -55,9 +58,9 @@ def _refuse_sharding(args: dict[str, Any]) -> None:
     Raises:
         UserError: the launch or an override asks for one of them.
     """
-    words = [str(word).partition("=")[0] for word in args.get("sft", [])]
+    words = [str(word).partition("=")[0] for word in args.get("set", [])]
     for name, variable, fields in SHARDING:
-        asked = [f"--sft {word}" for word in words if word in fields]
+        asked = [f"--set {word}" for word in words if word in fields]
         if os.environ.get(variable, "false").lower() in ("1", "true"):
             asked.insert(0, f"{variable}={os.environ[variable]}, as accelerate launch sets it")
         if asked:
@@ -73,11 +76,11 @@ def _refuse_parting(args: dict[str, Any]) -> None:
     Raises:
         UserError: an override asks for one of them.
     """
-    for word in (word for flag in ("sft", "set") for word in args.get(flag, [])):
+    for word in args.get("set", []):
         name = str(word).partition("=")[0]
         if name in ("eos_token", "chat_template_path"):
             raise UserError(
-                f"--sft {name}: it would change what is saved, after the rows have been made for what trains. The end "
+                f"--set {name}: it would change what is saved, after the rows have been made for what trains. The end "
                 "of a turn is the template's own, and is saved as the end token; the template is chosen in the recipe "
                 "(tunebook cp makes a copy)"
             )
@@ -108,13 +111,14 @@ def parse(args_class: type, argv: list[str], doc: str = "") -> Any:
     """
     import tyro
 
+    from common import aliases
+
     config, argv = _take_config(argv)
-    if "sft" in {field.name for field in dataclasses.fields(args_class)}:
-        argv = [re.sub(r"^--set(?==|$)", "--sft", word) for word in argv]  # its other spelling
+    argv = aliases.words(argv, {field.name for field in dataclasses.fields(args_class)})
     description = doc + "\n\n--config FILE.yaml sets any of these; flags win over it. --debug shows tracebacks."
     default = _defaults(args_class, config)
     if not hasattr(default, "rest"):
-        return tyro.cli(args_class, args=argv, description=description, default=default)
+        return aliases.nothing(tyro.cli(args_class, args=argv, description=description, default=default))
     found, rest = tyro.cli(args_class, args=argv, description=description, default=default, return_unknown_args=True)
     return dataclasses.replace(found, rest=rest)
 
@@ -135,6 +139,8 @@ def _defaults(args_class: type, config: str | None) -> Any:
         return args_class()
     import yaml
 
+    from common import aliases
+
     try:
         values = yaml.safe_load(Path(config).read_text(encoding="utf-8")) or {}
     except OSError as error:
@@ -146,8 +152,7 @@ def _defaults(args_class: type, config: str | None) -> Any:
     fields = {field.name: field for field in dataclasses.fields(args_class)}
     default, problems = args_class(), []
     values = {str(name).replace("-", "_"): value for name, value in values.items()}
-    if "set" in values and "sft" in fields:
-        values["sft"] = values.pop("set")
+    values = aliases.values(values, fields)
     for name, value in values.items():
         if name not in fields:
             problems.append(f"{name}: there is no such flag{nearest(name, fields)}")
@@ -166,7 +171,7 @@ def _convert(value: Any, default: Any, annotation: str) -> Any:
     """`value` as the type of `default`; YAML reads 2e-4 as text, so numbers in text are accepted. A default of None
     stands for a value that is chosen later."""
     if default is None:
-        return None if value is None else _convert(value, 0.0 if "float" in annotation else "", annotation)
+        return None if value is None else _convert(value, _NUMBERS.get(annotation, ""), annotation)
     if isinstance(default, bool):
         if not isinstance(value, bool):
             raise TypeError
@@ -185,7 +190,7 @@ def _convert(value: Any, default: Any, annotation: str) -> Any:
 def overrides(
     pairs: list[str], config_class: type, written: set[str], unheard: dict[str, str] | None = None
 ) -> dict[str, Any]:
-    """`NAME=VALUE` words as keyword arguments of `config_class`, for --sft.
+    """`NAME=VALUE` words as keyword arguments of `config_class`, for --set.
 
     Args:
         pairs, written: as `values`.
@@ -229,7 +234,7 @@ def values(pairs: list[str], config_class: type, written: set[str]) -> dict[str,
             except ValueError as error:
                 problems.append(f"{name}: {text!r} is {error}")
     if problems:
-        raise UserError("--sft:\n  " + "\n  ".join(problems))
+        raise UserError("--set:\n  " + "\n  ".join(problems))
     return found
 
 
@@ -273,25 +278,3 @@ def _numbers(value: Any) -> Any:
     if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value):
         return float(value)
     return value
-
-
-def fresh_folder(path: str, overwrite: bool, marker: str) -> Path:
-    """The output folder, made if needed.
-
-    Raises:
-        UserError: it is a file, cannot be written, or holds `marker` (a finished run) and `overwrite` is off.
-    """
-    folder = Path(path)
-    if folder.is_file():
-        raise UserError(f"--output_dir {path} is a file; name a folder")
-    if (folder / marker).exists() and not overwrite:
-        raise UserError(
-            f"--output_dir {path} holds a finished run ({marker}); choose another folder or add --overwrite"
-        )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output_dir {path}: {error.strerror}") from None
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"--output_dir {path} cannot be written")
-    return folder

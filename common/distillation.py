@@ -6,13 +6,13 @@ from unittest.mock import patch
 
 import torch
 
-from common import attention, checks, heads, loss_weights, losses, models, sampling, vocabularies
+from common import attention, checks, heads, losses, models, vocabularies
 from common.errors import UserError
 from common.loss_weights import COLUMN
 from common.losses import Blend, Online
 from common.masking import IGNORE
 
-# Of --sft, in recipes that distil on fixed rows.
+# Of --set, in recipes that distil on fixed rows.
 UNHEARD = dict.fromkeys(("loss_type", "label_smoothing_factor"), "a student's loss is that of its teacher and labels")
 INPUTS = ("input_ids", "attention_mask", "position_ids")  # what a body is given of a batch
 
@@ -76,22 +76,6 @@ def prepare(model: Any, name: str) -> None:
     heads.check(model, name)
 
 
-def arrange(trainer: Any, packing: bool, *others: Any) -> None:
-    """Give the trainer its batches, with the rows' weights: rows of like length together, or packed ones apart.
-
-    Args:
-        others: models beside the trainer's that see packed rows.
-
-    Raises:
-        CheckFailed: documents of packed rows see each other.
-    """
-    if packing:
-        isolate(trainer, *others)
-    else:
-        sampling.bucket(trainer)
-    loss_weights.carry(trainer)
-
-
 def isolate(trainer: Any, *others: Any) -> None:
     """The trainer's model and other ones attend inside the documents of packed rows; proved on its first batch.
 
@@ -147,7 +131,7 @@ def _understood(args: Any, model: Any) -> None:
     """
     if args.label_smoothing_factor or getattr(args, "loss_type", "nll") != "nll":
         raise UserError(
-            "--sft label_smoothing_factor and loss_type: a student's loss is that of its teacher and labels"
+            "--set label_smoothing_factor and loss_type: a student's loss is that of its teacher and labels"
         )
     if getattr(model.config, "output_router_logits", False):
         raise UserError("the student's config asks for output_router_logits: its router's loss is not known here")

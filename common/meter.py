@@ -94,7 +94,7 @@ class Meter:
             self._warned = True
             self._say(
                 f"warning: {100 * share:.0f} % of the time is spent waiting for batches; "
-                "more loader processes may help: --sft dataloader_num_workers=4"
+                "more loader processes may help: --set dataloader_num_workers=4"
             )
         self._bar.update()
 

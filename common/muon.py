@@ -1,5 +1,7 @@
 """Muon in the dtype of the weights. torch.optim.Muon works in bfloat16, which most CPUs emulate 10-20 times slower."""
 
+from typing import Any
+
 import torch
 
 
@@ -31,3 +33,15 @@ def orthogonalise(matrix: torch.Tensor, steps: int) -> torch.Tensor:
         gram = x @ x.T
         x = 3.4445 * x + torch.addmm(-4.775 * gram, gram, gram, alpha=2.0315) @ x
     return x.T if matrix.shape[0] > matrix.shape[1] else x
+
+
+def optimizers(model: Any, rate: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside a model, AdamW for its embeddings and norms."""
+    inside = {name for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name}
+    matrices, others = (
+        [p for name, p in model.named_parameters() if (name in inside) == kind] for kind in (True, False)
+    )
+    return [
+        Muon(matrices, lr=rate),
+        torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
+    ]

@@ -7,12 +7,22 @@ from typing import Any
 
 import torch
 
-from common import attempts, checks, forecast, loading, sampling, steps, trainers
+from common import attempts, checks, distillation, forecast, loading, losses, models, sampling, steps, trainers
 from common.callbacks import Measure, PrinterCallback, ProgressCallback
 from common.format import duration
 from common.masking import IGNORE
 from common.meter import Meter
 from common.rehearsal import StepFunctions
+
+
+def taking_ids(trainer: Any) -> type:
+    """TRL's DistillationTrainer for prompts that are ids already, in which no text of the data is control."""
+
+    class Trainer(trainer):
+        def _tokenize_prompts(self, prompts: Any) -> tuple[Any, None, dict]:
+            return prompts, None, {}
+
+    return Trainer
 
 
 def prompts(rows: Any) -> Any:
@@ -56,23 +66,31 @@ def measure(trainer: Any, log_file: Path) -> Watch:
     return watch
 
 
-def rehearse(trainer: Any, rows: Any, tokenizer: Any, loss: Any) -> tuple[list[list], dict[str, Any]]:
+def rehearse(
+    trainer: Any, rows: Any, tokenizer: Any, teacher: Any, blend: losses.Blend, debug_batches: int = 0
+) -> tuple[list[list], dict[str, Any]]:
     """The mask view of the first rows, and the forecast: that of a loss on the reference answers, to which the time of
-    answering is added. Nothing of it stays.
+    answering is added. Nothing of it stays but that adapters are in float32.
 
     Args:
         rows: encoded; those that the prompts are of.
-        loss: (model, batch) -> its loss.
+        teacher, blend: as distillation.loss.
+        debug_batches: as checks.first_batch.
 
     Raises:
         CheckFailed: as forecast.forecast_loop and checks.first_batch.
     """
+
+    def loss(model: Any, batch: dict[str, Any]) -> Any:
+        return distillation.loss(trainer, model, batch, None, teacher, blend)
+
+    models.train_in_float32(trainer.model)
     args = trainer.args
     size, accumulation = args.per_device_train_batch_size, args.gradient_accumulation_steps
     group = size * accumulation * args.world_size
     order = sampling.Buckets(sampling.lengths_of(rows), group, args.seed)
     loader = trainer.accelerator.prepare(loading.loader(rows, tokenizer, size, order))
-    view = checks.first_batch(loader, tokenizer)
+    view = checks.first_batch(loader, tokenizer, debug_batches)
     count = steps.count(len(rows), group, args.num_train_epochs, args.max_steps)
     with trainers.preserve_trainer(trainer):
         expected = forecast.forecast_loop(step_functions(trainer, loader, loss), loader, args.optim.value, count)

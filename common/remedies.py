@@ -32,7 +32,7 @@ def suggestions(run: StepFunctions, memory: MemoryModel, schedule: BatchSchedule
         if 2 * lost < len(schedule.dataset):
             found.append(f"--max_length {length}, which loses {lost} of {len(schedule.dataset)} rows")
     others = {
-        "--sft gradient_checkpointing=true, which recomputes activations": recomputed(run, memory, schedule),
+        "--set gradient_checkpointing=true, which recomputes activations": recomputed(run, memory, schedule),
         "a base in 4 bits with adapters (QLoRA)": in_four_bits(trainers.unwrapped(run.model), memory),
     }
     for words, other in others.items():

@@ -1,4 +1,4 @@
-"""Fields of a trainer's config that `--sft` may give: those that would do nothing are refused, and so is what TRL or
+"""Fields of a trainer's config that `--set` may give: those that would do nothing are refused, and so is what TRL or
 transformers would refuse after the model is loaded."""
 
 from collections.abc import Callable, Mapping
@@ -6,7 +6,7 @@ from typing import Any
 
 from common.errors import UserError
 
-# What recipes write in their config and transformers holds against what a user gives (tests/test_drift.py).
+# When runs evaluate and save (run.Run.config), which transformers holds against what a user gives.
 RHYTHM = {"eval_strategy": "steps", "eval_steps": 0.2, "save_steps": 0.2, "load_best_model_at_end": True}
 TOGETHER = (
     "The best checkpoint is taken at the end, so evaluating and saving go together: give both, as in "
@@ -125,7 +125,7 @@ def check(values: dict[str, Any], config_class: type, unheard: Mapping[str, str]
     """Make sure that each value has an effect and that no library will refuse it once the model is loaded.
 
     Args:
-        values: fields of `config_class`, as --sft gave them.
+        values: fields of `config_class`, as --set gave them.
         unheard: fields that the recipe has another way for, or none: name -> which.
 
     Raises:
@@ -134,20 +134,20 @@ def check(values: dict[str, Any], config_class: type, unheard: Mapping[str, str]
     every = {**UNHEARD, **MORE.get(kind(config_class), {}), **unheard}
     nothing = [f"{name}: {words}" for name, words in every.items() if words and name in values]
     if nothing:
-        raise UserError("--sft, what this recipe does not take:\n  " + "\n  ".join(nothing))
+        raise UserError("--set, what this recipe does not take:\n  " + "\n  ".join(nothing))
     if not values:
         return
     config, problem = _made(values, config_class)
     if problem:
-        raise UserError(f"--sft {_named(_culprits(values, config_class))}: {problem}")
+        raise UserError(f"--set {_named(_culprits(values, config_class))}: {problem}")
     for name in values:
         holds, words = NEEDS.get(name, (None, ""))
         if holds and not holds(config):
-            raise UserError(f"--sft {_named({name: values[name]})}: it does nothing without {words}")
+            raise UserError(f"--set {_named({name: values[name]})}: it does nothing without {words}")
     for names, test in CHECKS.items():
         given = {name: values[name] for name in names if name in values}
         if given and (problem := _refused(test, config, config_class)):
-            raise UserError(f"--sft {_named(given)}: {problem}")
+            raise UserError(f"--set {_named(given)}: {problem}")
 
 
 def kind(config_class: type) -> str:

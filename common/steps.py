@@ -48,7 +48,7 @@ def batches(
             done = step
 
 
-def _on_device(loader: Any, device: Any) -> Iterator[dict[str, Any]]:
+def _on_device(loader: Any, device: Any) -> Iterator[Any]:
     from accelerate.utils import send_to_device
 
     return (send_to_device(batch, device, non_blocking=True) for batch in loader)

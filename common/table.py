@@ -11,8 +11,8 @@ QUOTED = {
     "sft_alpaca": ("100", "100"),
     "lora_alpaca": ("0.1", "95-98"),
     "qlora_alpaca": ("0.1", "93-96"),
-    "adapters_alpaca": ("1-5", "92-95"),
-    "soft_prompts_alpaca": ("0.01", "85-90"),
+    "bottleneck_adapters_alpaca": ("1-5", "92-95"),
+    "prompt_tuning_alpaca": ("0.01", "85-90"),
 }
 COLUMNS = {
     "method": "method",

@@ -23,7 +23,7 @@ def open_or_make(
     temperature: float,
     k: int,
     max_length: int,
-    held_out: Any = (),
+    held_out: Any = None,
 ) -> targets.Targets | targets.Nothing:
     """The cache at `path`, made if it is not there, and sure to hold for the rows.
 
@@ -59,7 +59,9 @@ def held_out_loss(teacher: Any, rows: Any, batch_size: int = 16) -> float | None
     Args:
         teacher: a Teacher; or Targets, which know it of the rows that were held out when they were made.
     """
-    if not isinstance(teacher, Teacher) or not len(rows):
+    if not rows:
+        return None
+    if not isinstance(teacher, Teacher):
         return teacher.held_out_loss(rows) if isinstance(teacher, targets.Targets) else None
     pairs, total, count = [*targets.documents(rows)], 0.0, 0
     for start in range(0, len(pairs), batch_size):

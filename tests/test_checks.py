@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from common import checks
+from common import checks, output_dir
 from common.errors import CheckFailed, UserError
 from common.masking import Counts
 
@@ -40,21 +40,21 @@ def test_gate_lets_pass():
 
 
 def test_goes_on_from_the_last_whole_checkpoint(tmp_path):
-    assert checks.continues(tmp_path, ARGS, resume=True, overwrite=False) is None
+    assert output_dir.find_checkpoint(tmp_path, ARGS, resume=True, overwrite=False) is None
     for step in (9, 100):
         checkpoint(tmp_path, step)
     (tmp_path / "checkpoint-200").mkdir()  # killed while it was written
     free = {**ARGS, "report_to": "wandb"}
-    assert checks.continues(tmp_path, free, resume=True, overwrite=False) == str(tmp_path / "checkpoint-100")
+    assert output_dir.find_checkpoint(tmp_path, free, resume=True, overwrite=False) == str(tmp_path / "checkpoint-100")
     with pytest.raises(UserError, match="holds a run that stopped"):
-        checks.continues(tmp_path, ARGS, resume=False, overwrite=False)
+        output_dir.find_checkpoint(tmp_path, ARGS, resume=False, overwrite=False)
 
 
 def test_another_run_is_not_touched(tmp_path):
-    checks.continues(tmp_path, ARGS, resume=True, overwrite=False)
+    output_dir.find_checkpoint(tmp_path, ARGS, resume=True, overwrite=False)
     checkpoint(tmp_path, 9)
     with pytest.raises(UserError, match=r"learning_rate 0.1 -> 0.2"):
-        checks.continues(tmp_path, {**ARGS, "learning_rate": 0.2}, resume=True, overwrite=False)
+        output_dir.find_checkpoint(tmp_path, {**ARGS, "learning_rate": 0.2}, resume=True, overwrite=False)
     assert json.loads((tmp_path / "run.json").read_text())["learning_rate"] == 0.1
 
 
@@ -62,5 +62,5 @@ def test_overwrite_removes_what_runs_write_and_nothing_else(tmp_path):
     checkpoint(tmp_path, 9)
     (tmp_path / "adapter").mkdir()
     (tmp_path / "mine.txt").write_text("kept")
-    assert checks.continues(tmp_path, ARGS, resume=True, overwrite=True) is None
+    assert output_dir.find_checkpoint(tmp_path, ARGS, resume=True, overwrite=True) is None
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.txt", "run.json"]

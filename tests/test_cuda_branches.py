@@ -14,10 +14,21 @@ ROOT = Path(__file__).parent.parent
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.py") if path.stem != "pretrain_pocket")
 SHAPES = ("llama", "qwen3", "mistral")
 DTYPES = ("float32", "float16")
-BY_TRANSFORMERS = {"prefix_alpaca", "soft_prompts_alpaca", "adapters_alpaca", "sft_alpaca"}  # sft: Unsloth's FastModel
+BY_TRANSFORMERS = {
+    "prefix_alpaca",
+    "prompt_tuning_alpaca",
+    "bottleneck_adapters_alpaca",
+    "sft_alpaca",
+}  # sft: Unsloth's FastModel
 # Where no more is asked for, each recipe has one shape and dtype, and every shape and dtype has several recipes.
 ALL = [(recipe, shape, dtype) for recipe in RECIPES for shape in SHAPES for dtype in DTYPES]
-HALF = ("adapters_alpaca", "loop_alpaca", "prefix_alpaca", "qlora_alpaca", "sft_alpaca")  # a CPU is slow at float16
+HALF = (
+    "bottleneck_adapters_alpaca",
+    "loop_alpaca",
+    "prefix_alpaca",
+    "qlora_alpaca",
+    "sft_alpaca",
+)  # a CPU is slow at float16
 ONE_EACH = [(recipe, SHAPES[n % 3], DTYPES[recipe in HALF]) for n, recipe in enumerate(RECIPES)]
 RESUMED = ("lora_alpaca", "packed_alpaca", "loop_alpaca", "prefix_alpaca")  # the ways a checkpoint is written
 CASES = ALL if os.environ.get("CUDA_BRANCHES") == "all" else ONE_EACH
@@ -170,7 +181,7 @@ def same_logits(out, base, recipe, dtype):
         model = PeftModel.from_pretrained(models.load_plain(str(base), four_bit=True), out / "run" / "adapter")
     else:
         model = AutoModelForCausalLM.from_pretrained(base, dtype=kind)
-        if recipe == "adapters_alpaca":
+        if recipe == "bottleneck_adapters_alpaca":
             adapters.load(model, out / "run" / "adapter")
         else:
             model = PeftModel.from_pretrained(model, out / "run" / "adapter")

@@ -39,7 +39,7 @@ def test_inspect_shows_what_a_recipe_trains(tmp_path, capsys):
 @pytest.mark.parametrize("name", catalog.recipes())
 def test_what_a_recipe_does_is_read_from_its_text(name):
     text = catalog.recipes()[name].read_text(encoding="utf-8")
-    if "masking.encode" not in text:
+    if name in ("dpo_pairs", "pretrain_pocket"):
         with pytest.raises(UserError, match="--dry_run"):
             trained.by(name)
         return

@@ -58,7 +58,7 @@ def train(folder):
     make(folder)
     found = {}
     for recipe, model, more in (
-        ("lora_alpaca", "mixture", {"sft": ["router_aux_loss_coef=1.0"]}),
+        ("lora_alpaca", "mixture", {"set": ["router_aux_loss_coef=1.0"]}),
         ("prefix_alpaca", "mixture", {}),
         ("qlora_alpaca", "mixture", {}),
         ("lora_alpaca", "sees", {"dry_run": True}),

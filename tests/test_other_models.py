@@ -94,9 +94,9 @@ def test_packed_rows_follow_learnt_positions(models, tmp_path):
 @pytest.mark.parametrize(
     ("name", "model", "flags", "code", "says"),
     [
-        ("soft_prompts_alpaca", "gpt2", ["--max_length", "240"], 2, "256 learnt positions leave 236"),
+        ("prompt_tuning_alpaca", "gpt2", ["--max_length", "240"], 2, "256 learnt positions leave 236"),
         ("prefix_alpaca", "gpt2", ["--max_length", "200", "--sft", "neftune_noise_alpha=5"], 2, "of a GPT2LMHeadModel"),
-        ("adapters_alpaca", "opt", ["--max_length", "256"], 2, 'Say which it is: mlp="NAME"'),
+        ("bottleneck_adapters_alpaca", "opt", ["--max_length", "256"], 2, 'Say which it is: mlp="NAME"'),
         ("packed_alpaca", "opt", [], 1, "packed rows see each other"),
     ],
 )

@@ -342,9 +342,9 @@ def test_eight_billion_from_a_config_alone(tmp_path):
     """A copy with its own rank and targets; a card that is too small ends with 1 and says what would fit."""
     place = folder_of(tmp_path / "llama", LLAMA_3_8B)
     text = (ROOT / "recipes" / "lora_alpaca.py").read_text()
-    text = text.replace('target_modules="all-linear"', 'target_modules=["q_proj", "v_proj"]').replace("r=16", "r=8")
+    text = text.replace('target_modules="all-linear"', 'target_modules=["q_proj", "v_proj"]')
     (tmp_path / "mine.py").write_text(text)
-    words = ["mine.py", "--model", place, "--json", "plan.json"]
+    words = ["mine.py", "--model", place, "--json", "plan.json", "--lora_r", 8]
     done = forked.run(*PLAN, *words, "--gpu", "12 GB", cwd=tmp_path)
     assert done.returncode == 1 and "does not fit into a GPU of 12 GiB" in done.stderr, done.stderr[-3000:]
     found = json.loads((tmp_path / "plan.json").read_text())

@@ -251,9 +251,9 @@ def test_what_cannot_be_started_from(tmp_path):
         with pytest.raises(UserError, match="PREFIX_TUNING" if text and "PRE" in text else "lora_alpaca"):
             alignment.check_adapter(str(tmp_path))
     templates.ALPACA.save(tmp_path)
-    alignment.check_template(templates.ALPACA, "alpaca", "none", str(tmp_path))
+    assert alignment.template("alpaca", None, None, str(tmp_path)) == templates.ALPACA
     with pytest.raises(UserError, match="was tuned with alpaca; --template alpaca"):
-        alignment.check_template(templates.PLAIN, "plain", "none", str(tmp_path))
+        alignment.template("plain", None, None, str(tmp_path))
 
 
 # --- pocket's pairs

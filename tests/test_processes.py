@@ -20,7 +20,7 @@ AT_ONCE = "--per_device_train_batch_size"
 
 @dataclass
 class Args:
-    sft: list[str] = field(default_factory=list)
+    set: list[str] = field(default_factory=list)
 
 
 def print_done(args):
@@ -133,7 +133,7 @@ def test_overrides_that_cut_the_model_are_refused(word, capsys):
 
     with pytest.raises(SystemExit) as ended:
         cli.run(print_done, Args, ["--sft", "warmup_steps=2", word])
-    assert ended.value.code == 2 and f"--sft {word.partition('=')[0]}: " in capsys.readouterr().err
+    assert ended.value.code == 2 and f"--set {word.partition('=')[0]}: " in capsys.readouterr().err
     cli.run(print_done, Args, ["--sft", "warmup_steps=2"])
     assert "done" in capsys.readouterr().out
 

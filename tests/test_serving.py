@@ -304,9 +304,9 @@ def test_preferences_start_from_a_run_and_its_own_base(tmp_path, tokenizer, caps
     base(tmp_path / "base", tokenizer)
     config = {"peft_type": "LORA", "base_model_name_or_path": str(tmp_path / "base")}
     (adapter / "adapter_config.json").write_text(json.dumps(config))
-    assert alignment.start_of("", "none") == ("pocket_teacher", "none")
+    assert alignment.start_of(None, None) == ("pocket_teacher", None)
     for name in (adapter, tmp_path / "run"):
-        assert alignment.start_of("", str(name)) == (str(tmp_path / "base"), str(adapter))
+        assert alignment.start_of(None, str(name)) == (str(tmp_path / "base"), str(adapter))
     assert alignment.start_of(str(tmp_path / "base"), str(adapter)) and not capsys.readouterr().out
     assert alignment.start_of("pocket", str(adapter)) == ("pocket", str(adapter))
     assert f"was trained on {tmp_path / 'base'}; here it is on pocket" in capsys.readouterr().out
@@ -314,7 +314,7 @@ def test_preferences_start_from_a_run_and_its_own_base(tmp_path, tokenizer, caps
     config["base_model_name_or_path"] = "./gone"
     (adapter / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="name its base by --model"):
-        alignment.start_of("", str(adapter))
+        alignment.start_of(None, str(adapter))
 
 
 def test_an_adapter_for_another_width_is_one_message(tmp_path, tokenizer, adapters):

@@ -147,7 +147,7 @@ def test_what_transformers_refuses_of_a_recipes_config_is_refused(configs, words
         theirs = error
     said = refusal(pairs, configs["SFT"])
     assert (said is None) == (theirs is None), (said, theirs)
-    assert said is None or (said.startswith(f"--sft {pairs[0].partition('=')[0]}=") and "\n" not in said)
+    assert said is None or (said.startswith(f"--set {pairs[0].partition('=')[0]}=") and "\n" not in said)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_what_transformers_refuses_of_a_recipes_config_is_refused(configs, words
         ("SFT", ["save_total_limit=2.5"], "'2.5' is not a whole number"),
         ("SFT", ["gradient_checkpointing=flase"], "'flase' is not true or false"),
         ("SFT", ["logging_steps=ten"], "'ten' is not a number"),
-        ("SFT", ["optim=sgd", "save_strategy=no"], "--sft save_strategy=no: The best checkpoint"),  # not optim
+        ("SFT", ["optim=sgd", "save_strategy=no"], "--set save_strategy=no: The best checkpoint"),  # not optim
     ],
 )  # fmt: skip
 def test_what_would_fail_later_is_refused_in_one_message(configs, name, pairs, says):
@@ -192,12 +192,12 @@ def test_the_losses_of_preferences_are_those_of_trl(configs):
 @pytest.mark.parametrize(
     ("recipe", "words", "says"),
     [
-        ("lora_alpaca", ["save_strategy=epoch"], "--sft save_strategy=epoch: The best checkpoint"),
+        ("lora_alpaca", ["save_strategy=epoch"], "--set save_strategy=epoch: The best checkpoint"),
         ("packed_alpaca", ["packing=true"], "packing: recipes/packed_alpaca.py joins rows"),
         ("prefix_alpaca", ["gradient_checkpointing=true"], "gradient_checkpointing: transformers leaves prefixes out"),
-        ("soft_prompts_alpaca", ["label_smoothing_factor=0.1"], "label_smoothing_factor: transformers would hold"),
+        ("prompt_tuning_alpaca", ["label_smoothing_factor=0.1"], "label_smoothing_factor: transformers would hold"),
         ("distill_alpaca", ["loss_type=dft"], "loss_type: a student's loss"),
-        ("dpo_pairs", ["loss_type=foo"], "--sft loss_type=foo: "),
+        ("dpo_pairs", ["loss_type=foo"], "--set loss_type=foo: "),
     ],
 )
 def test_a_recipe_ends_with_2_before_anything_is_written(tmp_path, recipe, words, says):

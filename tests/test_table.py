@@ -18,20 +18,19 @@ from common.errors import UserError
 ROOT = Path(__file__).parent.parent
 
 
-def test_a_word_changes_a_keyword_in_a_copy_or_sets_a_flag():
-    one = command.method("lora_alpaca:use_dora=True,learning_rate=1e-4,init_lora_weights=pissa")
-    assert one.flags == ["--learning_rate", "1e-4"]
-    text = command.changed(one.file, one.changes, "")
-    assert "use_dora=True," in text and "init_lora_weights='pissa'," in text
-    original = one.file.read_text(encoding="utf-8")
-    assert sum(a != b for a, b in zip(text.splitlines(), original.splitlines(), strict=True)) == 2
+def test_a_word_sets_flags():
+    one = command.method("lora_alpaca:use_dora=True,learning_rate=1e-4,resume=false")
+    assert one.flags == ["--use_dora", "--learning_rate", "1e-4", "--no-resume"]
+    assert one.name == "lora_alpaca use_dora=True learning_rate=1e-4 resume=false"
+    assert command.method("soft_prompts_alpaca").file.stem == "prompt_tuning_alpaca"
 
 
 @pytest.mark.parametrize(
     ("word", "says"),
     [
         ("lora_alpac", "no such recipe or file; .*the nearest is lora_alpaca"),
-        ("lora_alpaca:use_dorra=True", "as a keyword it is not in it"),
+        ("lora_alpaca:use_dorra=True", "no flag of lora_alpaca.py; the nearest is use_dora"),
+        ("lora_alpaca:use_dora=1", "use_dora is true or false"),
         ("lora_alpaca:model=x,dtype", "expected NAME=VALUE"),
         ("lora_alpaca:seed_=1", "no flag of lora_alpaca.py"),
     ],

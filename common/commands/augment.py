@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from common import cli, files
+from common import files, output_dir
 from common.errors import UserError, nearest
 
 
@@ -54,7 +54,7 @@ def main(args: Args) -> dict[str, Any]:
     args = named(args)
     check(args)
     if args.output_dir:
-        folder = cli.fresh_folder(args.output_dir, args.overwrite, marker="train.jsonl")
+        folder = output_dir.prepare(args.output_dir, args.overwrite, marker="train.jsonl")
         if folder.resolve() in {Path(word).resolve() for word in args.data}:
             raise UserError(f"--output_dir {args.output_dir} is the data itself; choose another folder")
     needed = [method for method in args.methods if method in augment.NEEDS_MODEL]

@@ -1,14 +1,13 @@
 """The methods beside each other on your model and data: the recipes run one after the other, each in its own process.
 
     tunebook table
-    tunebook table --recipes sft_alpaca lora_alpaca lora_alpaca:use_dora=True,r=8 my_recipe.py --dataset rows.jsonl
+    tunebook table --recipes sft_alpaca lora_alpaca lora_alpaca:use_dora=True,lora_r=8 my_recipe.py --dataset rows.jsonl
 
-Any flag of the recipes may follow and is given to all of them; `RECIPE:NAME=VALUE,NAME=VALUE` gives one recipe a flag
-of its own, or changes a keyword that is written in it (in a copy, which is kept beside its run). All runs see the same
-rows as often, and the same evaluation. What was finished is not run again.
+Any flag of the recipes may follow and is given to all of them; `RECIPE:NAME=VALUE,NAME=VALUE` gives one recipe flags of
+its own. All runs see the same rows as often, and the same evaluation. What was finished is not run again.
 """
 
-import ast
+import dataclasses
 import re
 import shutil
 import subprocess
@@ -17,10 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from common import catalog, files, table
-from common.errors import CheckFailed, UserError
+from common.errors import CheckFailed, UserError, nearest
 
-METHODS = ["sft_alpaca", "lora_alpaca", "lora_alpaca:use_dora=True", "qlora_alpaca", "adapters_alpaca",
-           "soft_prompts_alpaca", "prefix_alpaca"]  # fmt: skip
+METHODS = ["sft_alpaca", "lora_alpaca", "lora_alpaca:use_dora=True", "qlora_alpaca", "bottleneck_adapters_alpaca",
+           "prompt_tuning_alpaca", "prefix_alpaca"]  # fmt: skip
 OWN = ("output_dir", "overwrite", "dry_run")  # flags of a recipe that the table sets itself
 
 
@@ -34,13 +33,11 @@ class Args:
 
 @dataclass
 class Method:
-    """One line of the table: a recipe file, its flags, and the keywords that are changed in a copy of it."""
+    """One line of the table: a recipe file, and its flags."""
 
     name: str
-    recipe: str
     file: Path
     flags: list[str]
-    changes: dict[str, str]
 
 
 def main(args: Args) -> None:
@@ -67,53 +64,25 @@ def method(word: str) -> Method:
     """What a word of --recipes means.
 
     Raises:
-        UserError: there is no such recipe, or it has no such flag or keyword.
+        UserError: there is no such recipe, or it has no such flag.
     """
     start, _, edits = word.partition(":")
     file = catalog.find(start, "--recipes")
-    tree = ast.parse(file.read_text(encoding="utf-8"))
-    fields = {node.target.id for node in ast.walk(tree)
-              if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)}  # fmt: skip
-    flags, changes = [], {}
+    fields = {field.name: field.type for field in dataclasses.fields(catalog.load(file).Args)}
+    flags = []
     for edit in filter(None, edits.split(",")):
         name, equals, value = edit.partition("=")
         if not equals:
             raise UserError(f"--recipes {word}: expected NAME=VALUE, found {edit!r}")
-        if name in fields:
+        if name not in fields:
+            raise UserError(f"--recipes {word}: {name} is no flag of {file.name}{nearest(name, fields)}")
+        if fields[name] not in (bool, "bool"):
             flags += [f"--{name}", value]
+        elif value.lower() in ("true", "false"):
+            flags.append(f"--{name}" if value.lower() == "true" else f"--no-{name}")
         else:
-            changes[name] = value
-    changed(file, changes, word)
-    name = " ".join([file.stem, *edits.replace(",", " ").split()])
-    return Method(name, file.stem, file, flags, changes)
-
-
-def changed(file: Path, changes: dict[str, str], word: str) -> str:
-    """The text of a recipe with the values of keyword arguments changed.
-
-    Raises:
-        UserError: a keyword is not written exactly once in it.
-    """
-    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-    for name, value in changes.items():
-        found = [node for node in ast.walk(ast.parse("".join(lines)))
-                 if isinstance(node, ast.keyword) and node.arg == name]  # fmt: skip
-        if len(found) != 1:
-            where = "is not in it" if not found else f"is in it {len(found)} times"
-            raise UserError(f"--recipes {word}: {name} is no flag of {file.name}, and as a keyword it {where}")
-        old = found[0].value
-        line = lines[old.lineno - 1]
-        text = value if _literal(value) else repr(value)
-        lines[old.lineno - 1] = line[: old.col_offset] + text + line[old.end_col_offset :]
-    return "".join(lines)
-
-
-def _literal(text: str) -> bool:
-    try:
-        ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return False
-    return True
+            raise UserError(f"--recipes {word}: {name} is true or false")
+    return Method(" ".join([file.stem, *edits.replace(",", " ").split()]), file, flags)
 
 
 def place_of(one: Method, folder: Path) -> Path:
@@ -126,11 +95,7 @@ def finished(one: Method, folder: Path, args: Args) -> bool:
     if table.read(place) is not None and not args.overwrite:
         print("  finished before", flush=True)
         return True
-    file = one.file
-    if one.changes:
-        file = folder / f"{place.name}.py"
-        file.write_text(changed(one.file, one.changes, one.name), encoding="utf-8")
-    command = [sys.executable, str(file), "--output_dir", str(place), *one.flags, *args.rest]
+    command = [sys.executable, str(one.file), "--output_dir", str(place), *one.flags, *args.rest]
     command += ["--overwrite"] if args.overwrite else []
     with (folder / f"{place.name}.log").open("w", encoding="utf-8") as log:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -153,7 +118,7 @@ def collect(methods: list[Method], folder: Path) -> tuple[list[dict], dict[str, 
     for one in methods:
         report = table.read(place_of(one, folder))
         if report is not None:
-            rows.append(table.row(one.name, one.file.stem if not one.changes else one.recipe, report))
+            rows.append(table.row(one.name, one.file.stem, report))
             curves[one.name] = report["train"]["evaluations"]
     return rows, curves
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from common import catalog
 from common.errors import UserError
 
+ENCODES = {"run.encode", "masking.encode"}  # what makes ids and labels in a recipe
+
 
 @dataclass
 class Trained:
@@ -38,13 +40,13 @@ def by(name: str) -> Trained:
     }
     calls = [ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)]
     template = _template(tree, defaults)
-    if template is None or "masking.encode" not in calls or "max_length" not in defaults:
+    if template is None or not ENCODES & set(calls) or "max_length" not in defaults:
         shows = f"python {file} --dry_run shows what it trains"
         raise UserError(f"--recipe {name}: it does not train on rows of a prompt and an answer; {shows}")
     words = {
         word.arg: word.value.value
         for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("masking.encode", "dict")
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in (*ENCODES, "dict")
         for word in node.keywords
         if isinstance(word.value, ast.Constant)
     }

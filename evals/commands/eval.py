@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from common import files
-from common.cli import fresh_folder
 from common.errors import UserError
+from common.output_dir import prepare
 from evals import scales, suites
 
 __doc__ = str(__doc__).replace("{suites}", suites.described())
@@ -59,7 +59,7 @@ def main(args: Args) -> dict[str, Any]:
     for name in ("limit", "batch_size", "max_gen_toks"):
         if getattr(args, name) < (name == "batch_size"):
             raise UserError(f"--{name} {getattr(args, name)}: expected a number from {int(name == 'batch_size')}")
-    folder = fresh_folder(args.output_dir, args.overwrite, FILE)
+    folder = prepare(args.output_dir, args.overwrite, FILE)
     if args.keep and not args.four_bit:
         raise UserError("--keep saves what --four_bit has made; without it the model lies where it lay")
     data = Path(args.benchmark_dir).expanduser().resolve() if args.benchmark_dir else None

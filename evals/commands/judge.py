@@ -126,9 +126,9 @@ def write(folder: Path, report: dict[str, Any]) -> None:
 
 def _folder(args: Args) -> Path:
     """The output folder; one with the report of another comparison is refused."""
-    from common.cli import fresh_folder
+    from common.output_dir import prepare
 
-    folder = fresh_folder(args.output_dir, True, FILE)
+    folder = prepare(args.output_dir, True, FILE)
     if (folder / FILE).exists() and not args.overwrite:
         try:
             before = json.loads((folder / FILE).read_text(encoding="utf-8"))["asked"]

@@ -128,7 +128,7 @@ def _shared_memory() -> list[Finding]:
     if size >= LOW_SHARED:
         return []
     return [Finding("/dev/shm", NOTE, f"{size / 2**20:.0f} MiB; loader workers may stop with a bus error",
-                    "docker run --shm-size 1g, or --sft dataloader_num_workers=0")]  # fmt: skip
+                    "docker run --shm-size 1g, or --set dataloader_num_workers=0")]  # fmt: skip
 
 
 def _compiler() -> list[Finding]:
