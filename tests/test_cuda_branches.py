@@ -9,8 +9,8 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.py") if path.stem != "pretrain_pocket")
 SHAPES = ("llama", "qwen3", "mistral")
 DTYPES = ("float32", "float16")

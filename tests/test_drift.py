@@ -2,13 +2,12 @@
 
 import ast
 import re
-from pathlib import Path
 
 import pytest
+from paths import ROOT
 
 from common import settings
 
-ROOT = Path(__file__).parent.parent
 SFT = [path for path in sorted((ROOT / "recipes").glob("*.py")) if "SFTTrainer(" in path.read_text(encoding="utf-8")]
 FIRST = ROOT / "recipes" / "lora_alpaca.py"
 # Recipes with a trainer of their own say what they share with the first in its words.

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from paths import BENCHMARKS, LACKING, ROOT
 from test_suites import arc, encoder
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -17,7 +18,7 @@ from common.pocket import FOLDER
 from evals.commands import eval as command
 
 MODEL = str(FOLDER / "model")
-HUB = Path(os.environ.get("TUNEBOOK_SHARED", Path(__file__).parents[2] / "shared")) / "data" / "benchmarks" / "hub"
+HUB = BENCHMARKS / "hub"
 TASKS = ["arc_challenge", "pocket_seen", "pocket_facts"]
 
 
@@ -201,7 +202,7 @@ def test_bottleneck_adapters_which_lm_eval_cannot_load(tmp_path, capsys):
 def test_every_suite_runs_offline_in_one_go(suite, tmp_path):
     """On pocket, whose 512 positions ask for shorter answers; with what IFEval needs, where that is here."""
     if not HUB.exists():
-        pytest.skip("no shared/data beside the checkout (or in TUNEBOOK_SHARED)")
+        pytest.skip(LACKING)
     words = {"suite": suite, "model": "pocket", "benchmark_dir": str(HUB), "limit": 1, "max_gen_toks": 16}
     import nltk
 
@@ -222,7 +223,7 @@ def test_every_suite_runs_offline_in_one_go(suite, tmp_path):
 def test_quick_starts_to_score_soon_after_its_imports(tmp_path):
     """Its tasks are read, sampled and prompted in less processor time than the imports take, four times over."""
     if not HUB.exists():
-        pytest.skip("no shared/data beside the checkout (or in TUNEBOOK_SHARED)")
+        pytest.skip(LACKING)
     code = f"""
 import os, time
 from evals.commands import eval as command
@@ -232,6 +233,6 @@ imported = time.process_time()
 HFLM._model_call = lambda *_, **__: (print("seconds", imported, time.process_time(), flush=True), os._exit(0))
 command.main(command.Args(suite="quick", model="pocket", benchmark_dir={str(HUB)!r}, output_dir={str(tmp_path)!r}))
 """
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     imported, scoring = map(float, ended.stdout.rpartition("seconds ")[2].split())
     assert scoring - imported < 4 * imported  # one beside the other: seconds depend on what else the machine does

@@ -1,11 +1,10 @@
 """Who may know whom, and how long things may be."""
 
 import ast
-from pathlib import Path
 
 import pytest
+from paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 TRAINING = {"unsloth", "unsloth_zoo", "peft", "trl"}
 MAY_NOT = {"common": {"recipes", "evals"}, "evals": {"recipes"}}
 FILES = [path for folder in ("common", "evals", "recipes") for path in sorted((ROOT / folder).rglob("*.py"))]

@@ -10,6 +10,7 @@ from pathlib import Path
 import forked
 import pytest
 import torch
+from paths import ROOT
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from common import cards, footprint, planning, shapes
@@ -18,7 +19,6 @@ from common.commands import ls, plan
 from common.models import locate
 from common.planned import Target
 
-ROOT = Path(__file__).parent.parent
 LLAMA_2_7B = dict(hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32)
 LLAMA_3_8B = dict(vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32,
                   num_attention_heads=32, num_key_value_heads=8)  # fmt: skip

@@ -5,12 +5,11 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import few
 import pytest
+from paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "recipes" / "accelerate").glob("*.yaml"))
 # Plain gradient descent: Adam makes steps of weights whose gradient is rounding alone (tests/test_accumulation.py).
 FLAGS = ["--max_steps", "10", "--learning_rate", "0.3", "--eval_suite", "none"]

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from itertools import chain
-from pathlib import Path
 
 import datasets
 import forked
@@ -14,6 +13,7 @@ import numpy
 import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard
+from paths import ROOT
 from torch.utils.data import BatchSampler
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
@@ -21,7 +21,6 @@ from common import sampling
 from common.pocket import FOLDER as POCKET
 from common.sampling import Buckets, padding_share
 
-ROOT = Path(__file__).parent.parent
 SIZES = dict(vocab_size=120, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
 
 
