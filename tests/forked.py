@@ -198,6 +198,30 @@ def run(*words, **how):
     return server().run(*words, **how)
 
 
+SEVERAL = """
+import os, runpy, socket, sys
+count, *sys.argv = sys.argv[1:]
+with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+children = []
+for rank in range(int(count)):
+    children.append(os.fork())
+    if children[-1] == 0:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        sys.path[0] = os.path.dirname(sys.argv[0])
+        runpy.run_path(sys.argv[0], run_name="__main__")
+        sys.exit()
+sys.exit(any([os.waitpid(child, 0)[1] for child in children]))
+"""
+
+
+def launch(count, *words, **how):
+    """What `torchrun --nproc_per_node count words` starts, as forks: one run of several processes on this machine."""
+    return run("-c", SEVERAL, count, *words, **how)
+
+
 def load():
     """Import what a recipe imports, in its order."""
     from common import cli

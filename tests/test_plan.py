@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import few
 import forked
 import pytest
 import torch
@@ -276,12 +277,17 @@ def test_what_it_says_of_bad_words_is_quick(tmp_path):
 def test_every_recipe_is_planned(tmp_path):
     """In one process, which loads Unsloth once."""
     names = [name for name in ls.recipes() if name != "pretrain_pocket"]
+    kinds = {"dpo_pairs": "pairs", "chat_sharegpt": "chat"}
+    data = {kind: str(few.rows(tmp_path / f"few{kind}", kind)) for kind in ("", "pairs", "chat")}
+    (tmp_path / "out").mkdir()
     code = "import sys; from common.commands import main"
-    code += "\nfor name in sys.argv[1:]:\n    print(name, file=sys.stderr)"
-    code += "\n    main(['plan', name, '--no-time', '--json', name + '.json', '--max_steps', '50'])"
-    done = forked.run("-c", code, *names, cwd=tmp_path)
+    code += "\nfor word in sys.argv[1:]:\n    name, data = word.split('=')\n    print(name, file=sys.stderr)"
+    code += "\n    words = ['--dataset', data, '--no-time', '--json', name + '.json', '--max_steps', '50']"
+    code += "\n    main(['plan', name, *words])"
+    given = [f"{name}={data[kinds.get(name, '')]}" for name in names]
+    done = forked.run("-c", code, *given, cwd=tmp_path / "out")
     assert done.returncode == 0, done.stderr[-3000:]
-    plans = {path.stem: json.loads(path.read_text()) for path in tmp_path.iterdir()}  # nothing else was written
+    plans = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "out").iterdir()}  # nothing else
     assert plans.keys() == set(names)
     for found in plans.values():
         assert found["fits"] and found["steps"] == 50 and found["peak_bytes"] == sum(found["parts"].values())
@@ -299,10 +305,11 @@ def test_every_recipe_is_planned(tmp_path):
 @pytest.mark.recipe
 def test_the_plan_is_what_the_rehearsal_finds(tmp_path):
     """Arithmetic with and without weights agrees, and the time that shallow copies promise is that of the model."""
-    done = forked.run(*PLAN, "qlora_alpaca", "--json", "plan.json", "--max_steps", "50", cwd=tmp_path)
+    data = ["--max_steps", "50", "--dataset", few.rows(tmp_path / "few")]
+    done = forked.run(*PLAN, "qlora_alpaca", "--json", "plan.json", *data, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     planned = json.loads((tmp_path / "plan.json").read_text())
-    words = ["--max_steps", "50", "--dry_run", "--eval_suite", "none", "--output_dir", tmp_path / "run"]
+    words = [*data, "--dry_run", "--eval_suite", "none", "--output_dir", tmp_path / "run"]
     code = (
         "import json, runpy, sys; sys.argv[0] = 'qlora_alpaca.py'; from common import cli, planned; cli._environment();"
     )
@@ -324,7 +331,7 @@ def test_eight_billion_from_a_config_alone(tmp_path):
     text = (ROOT / "recipes" / "lora_alpaca.py").read_text()
     text = text.replace('target_modules="all-linear"', 'target_modules=["q_proj", "v_proj"]').replace("r=16", "r=8")
     (tmp_path / "mine.py").write_text(text)
-    words = ["mine.py", "--model", place, "--json", "plan.json"]
+    words = ["mine.py", "--model", place, "--json", "plan.json", "--dataset", few.rows(tmp_path / "few")]
     done = forked.run(*PLAN, *words, "--gpu", "12 GB", cwd=tmp_path)
     assert done.returncode == 1 and "does not fit into a GPU of 12 GiB" in done.stderr, done.stderr[-3000:]
     found = json.loads((tmp_path / "plan.json").read_text())
