@@ -273,10 +273,16 @@ def test_what_it_says_of_bad_words_is_quick(tmp_path):
         assert done.returncode == 2 and says in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 
+# One of each way to train, to load a teacher, and to ask for a forecast.
+KINDS = ["lora_alpaca", "loop_alpaca", "prefix_alpaca", "dpo_pairs"]
+KINDS += ["distill_alpaca", "distill_cached_alpaca", "distill_on_policy"]
+EVERY = [name for name in ls.recipes() if name != "pretrain_pocket"]
+
+
 @pytest.mark.recipe
-def test_every_recipe_is_planned(tmp_path):
+@pytest.mark.parametrize("names", [KINDS, pytest.param(EVERY, marks=pytest.mark.slow)], ids=["kinds", "every"])
+def test_recipes_are_planned(tmp_path, names):
     """In one process, which loads Unsloth once."""
-    names = [name for name in ls.recipes() if name != "pretrain_pocket"]
     kinds = {"dpo_pairs": "pairs", "chat_sharegpt": "chat"}
     data = {kind: str(few.rows(tmp_path / f"few{kind}", kind)) for kind in ("", "pairs", "chat")}
     (tmp_path / "out").mkdir()
