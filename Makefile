@@ -1,4 +1,4 @@
-# make demo: install, then run the main recipe.  make test: install, then lint and all tests.
+# make demo: install, then run the main recipe.  make test: install, then lint and tests.  make test-all: the slow ones, too.
 PYTHON ?= python3
 PIP_FLAGS ?=
 # Without it `accelerate launch` gives a process on the CPU one thread, however many cores there are.
@@ -9,7 +9,7 @@ RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 EXTRA := $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
 
-.PHONY: demo test unit lint clean install install-dev
+.PHONY: demo test test-all unit lint clean install install-dev
 
 demo: install
 	$(RUN) accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
@@ -17,10 +17,14 @@ demo: install
 
 # A worker a core, each with one thread: most of a test's time is spent on one core anyway.
 test: install-dev lint
-	OMP_NUM_THREADS=1 $(RUN) python -m pytest --numprocesses auto --dist worksteal
+	OMP_NUM_THREADS=1 $(RUN) python -m pytest --numprocesses auto --dist loadgroup
+
+# With those that are long by nature.
+test-all: install-dev lint
+	OMP_NUM_THREADS=1 $(RUN) python -m pytest --numprocesses auto --dist loadgroup -m "slow or not slow"
 
 unit: install-dev
-	$(RUN) python -m pytest -m "not recipe and not real_data and not gpu"
+	$(RUN) python -m pytest -m "not recipe and not real_data and not gpu and not slow"
 
 lint: install-dev
 	$(RUN) ruff check .

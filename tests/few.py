@@ -6,7 +6,7 @@ from pathlib import Path
 from common.pocket import FOLDER
 
 
-def rows(folder: Path, kind: str = "", train: int = 1000, others: int = 40) -> Path:
+def rows(folder: Path, kind: str = "", train: int = 200, others: int = 16) -> Path:
     """The first rows of each side in `folder`, whose name is that of the data in messages.
 
     Args:

@@ -2,18 +2,16 @@
 
 import gzip
 import json
-import os
 import random
 import re
 from collections import Counter
-from pathlib import Path
 
 import pytest
+from paths import SHARED
 
 from common import checks, data, generation, masking, pairs, preference, templates, tokenizers
 from common.errors import REMEDY, UserError
 
-SHARED = Path(os.environ.get("TUNEBOOK_SHARED", Path(__file__).parent.parent.parent / "shared")) / "cases" / "data"
 CHANCE = random.Random(1)
 
 
@@ -132,6 +130,7 @@ def test_large_losses_are_said_loudly(capsys):
     assert not capsys.readouterr().out
 
 
+PLACE = SHARED / "cases" / "data"
 CASES = {  # file -> rows that are read, a column that became what, or the words of the refusal
     "20-context-question-answer/d.jsonl": (3, "input=context"),
     "21-null-union-columns/d.parquet": (6, "messages (1 row)"),
@@ -144,12 +143,12 @@ CASES = {  # file -> rows that are read, a column that became what, or the words
 
 
 @pytest.mark.real_data
-@pytest.mark.skipif(not SHARED.exists(), reason="no shared/cases beside the checkout (or in TUNEBOOK_SHARED)")
+@pytest.mark.skipif(not PLACE.exists(), reason="no shared/cases beside the checkout (or in TUNEBOOK_SHARED)")
 @pytest.mark.parametrize("name", CASES)
 def test_cases(name):
     count, says = CASES[name]
     try:
-        sides = data.load(str(SHARED / name))
+        sides = data.load(str(PLACE / name))
         assert sum(map(len, sides.values())) == count and says in sides.notes[-1]
     except UserError as error:
         assert not count and says in str(error)

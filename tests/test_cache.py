@@ -1,18 +1,11 @@
 """The token cache: equal input is read back, changed input never is."""
 
 import pytest
-from transformers import AutoTokenizer
 
 from common import masking
-from common.pocket import FOLDER
 from common.templates import ALPACA, PLAIN
 
 ROWS = [{"instruction": f"Say {n}.", "input": "", "output": str(n), "row": n, "source": "mine"} for n in range(1, 40)]
-
-
-@pytest.fixture
-def tokenizer():
-    return AutoTokenizer.from_pretrained(FOLDER / "model")
 
 
 def encode(folder, tokenizer, rows=ROWS, template=ALPACA, **options):

@@ -7,12 +7,11 @@ import signal
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import forked
 import pytest
 import torch
-from transformers import AutoTokenizer
+from paths import ROOT
 
 from common import commands, generation, masking, rendering, templates
 from common.adapted import Adapted, named
@@ -22,14 +21,8 @@ from common.decoding import Decoding
 from common.errors import UserError
 from common.pocket import FOLDER
 
-ROOT = Path(__file__).parent.parent
 POCKET = str(FOLDER / "model")
 ASK = "What is the capital of Arvania?"
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return AutoTokenizer.from_pretrained(POCKET)
 
 
 def talk(monkeypatch, capsys, text, *flags, limit=8):

@@ -1,16 +1,12 @@
 """Which tokens of a conversation train, on every real tokenizer and template, against texts that are written here."""
 
-import os
-from pathlib import Path
-
 import pytest
+from paths import LACKING, TOKENIZERS
 
 from common import masking, templates, tokenizers
 from common.errors import UserError
 from common.pocket import FOLDER
 
-ROOT = Path(__file__).parent.parent
-SHARED = Path(os.environ.get("TUNEBOOK_SHARED", ROOT.parent / "shared")) / "data" / "tokenizers"
 REAL = ["deepseek", "gpt-neox-20b", "gpt2", "llama2", "llama3", "mistral-v3", "phi-3-mini", "qwen2.5", "qwen3"]
 # What ends a document, and what ends a turn in the tokenizer's own template; None: it has no template.
 ENDS = {
@@ -59,9 +55,9 @@ CALLS = {"llama3": LLAMA3_CALL, "qwen2.5": OURS, "qwen3": OURS, "deepseek": DEEP
 def named(request):
     if request.param == "pocket":
         return "pocket", tokenizers.load(str(FOLDER / "model"))[0]
-    if not SHARED.exists():
-        pytest.skip("no shared/data beside the checkout (or in TUNEBOOK_SHARED)")
-    return request.param, tokenizers.load(str(SHARED / request.param))[0]
+    if not TOKENIZERS.exists():
+        pytest.skip(LACKING)
+    return request.param, tokenizers.load(str(TOKENIZERS / request.param))[0]
 
 
 def trained(row, tokenizer, template, train_on="answers"):

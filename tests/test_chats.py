@@ -3,11 +3,9 @@
 import re
 
 import pytest
-from transformers import AutoTokenizer
 
 from common import chats, masking, templates
 from common.errors import UserError
-from common.pocket import FOLDER
 
 TURNS = [
     {"role": "system", "content": "Be short."},
@@ -20,11 +18,6 @@ UNMARKED = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return AutoTokenizer.from_pretrained(FOLDER / "model")
 
 
 def jinja(folder, text):

@@ -9,8 +9,8 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.py") if path.stem != "pretrain_pocket")
 SHAPES = ("llama", "qwen3", "mistral")
 DTYPES = ("float32", "float16")
@@ -134,8 +134,9 @@ def words_of(recipe, model, rows, out, *more):
 
 @pytest.mark.parametrize("recipe, shape, dtype", CASES)
 def test_recipe(stack, models, rows, tmp_path, recipe, shape, dtype):
-    """It trains what it says, leaves the model's flags alone, and what it saves is what was in memory."""
-    code, said, errors = stack.run(tmp_path, dtype, *words_of(recipe, models / shape, rows, tmp_path))
+    """It trains what it says, leaves the model's flags alone, saves what was in memory, and can be gone on with."""
+    words = words_of(recipe, models / shape, rows, tmp_path)
+    code, said, errors = stack.run(tmp_path, dtype, *words)
     assert code == 0, said[-1500:] + errors[-3000:]
     seen = json.loads((tmp_path / "seen.json").read_text())
     report = json.loads((tmp_path / "run" / "report.json").read_text())
@@ -161,6 +162,8 @@ def test_recipe(stack, models, rows, tmp_path, recipe, shape, dtype):
     assert seen["changed_flags"] == [] and seen["calls_generate"] >= 2
     assert len(set(seen["checkpointing"])) == 1 and (seen["checkpointing"][0] > 0) == (recipe != "prefix_alpaca")
     same_logits(tmp_path, models / shape, recipe, dtype)
+    if recipe in RESUMED or CASES is ALL:
+        resumed(stack, tmp_path, dtype, words)
 
 
 def same_logits(out, base, recipe, dtype):
@@ -193,8 +196,7 @@ def same_logits(out, base, recipe, dtype):
     assert difference <= bound * spread, (difference, spread)
 
 
-@pytest.mark.parametrize("recipe, shape, dtype", [case for case in CASES if case[0] in RESUMED or CASES is ALL])
-def test_resumed_is_undisturbed(stack, models, rows, tmp_path, recipe, shape, dtype):
+def resumed(stack, out, dtype, words):
     """A run that lost its last checkpoint and its result ends with the weights of the run that was left alone.
 
     On CPU tensors every sum has one order, so that the bound is 0; on a GPU, where sums of attention's backward pass
@@ -203,15 +205,13 @@ def test_resumed_is_undisturbed(stack, models, rows, tmp_path, recipe, shape, dt
     import torch
     from safetensors.torch import load_file
 
-    words = words_of(recipe, models / shape, rows, tmp_path)
-    assert stack.run(tmp_path, dtype, *words)[0] == 0
-    run = tmp_path / "run"
+    run = out / "run"
     result = run / ("model" if (run / "model").exists() else "adapter")
     (file,) = result.glob("*.safetensors")
     whole = load_file(file)
     last = max(run.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     subprocess.run(["rm", "-r", last, result, run / "report.json", run / "report.html"], check=True)
-    code, said, errors = stack.run(tmp_path, dtype, *words)
+    code, said, errors = stack.run(out, dtype, *words)
     assert code == 0 and "going on from" in said, errors[-3000:]
     again = load_file(file)
     assert whole.keys() == again.keys() and all(torch.equal(whole[name], again[name]) for name in whole)

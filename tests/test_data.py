@@ -2,10 +2,9 @@
 
 import gzip
 import json
-import os
-from pathlib import Path
 
 import pytest
+from paths import DATA, needs_data
 
 from common import columns, data, sources, split
 from common.errors import UserError
@@ -231,11 +230,9 @@ def test_importing_is_instant():
     assert found.stdout.strip() == "set()"
 
 
-ROOT = Path(__file__).parent.parent
-SHARED = Path(os.environ.get("TUNEBOOK_SHARED", ROOT.parent / "shared")) / "data"
 real_data = [
     pytest.mark.real_data,
-    pytest.mark.skipif(not SHARED.exists(), reason="no shared/data beside the checkout (or in TUNEBOOK_SHARED)"),
+    needs_data,
 ]
 MADE = {
     "alpaca/alpaca_52k_en.json": ("instruction", 52002),
@@ -266,7 +263,7 @@ REFUSED = {
 def test_real_files_are_read(name):
     kind, count = MADE[name]
     tabs = name.endswith("mgsm")
-    source = sources.read(SHARED / name, header=not tabs)
+    source = sources.read(DATA / name, header=not tabs)
     table = columns.Table(source, name, {"prompt": "1", "completion": "2"} if tabs else None)
     kinds = [columns.kind(row) for row in table]
     assert len(kinds) == count and set(kinds) == {kind}
@@ -275,5 +272,5 @@ def test_real_files_are_read(name):
 @pytest.mark.parametrize("name", [pytest.param(name, marks=real_data) for name in REFUSED])
 def test_real_files_without_an_answer_say_what_they_are(name):
     with pytest.raises(UserError) as error:
-        data.load(str(SHARED / name))
+        data.load(str(DATA / name))
     assert REFUSED[name] in str(error.value)

@@ -1,24 +1,20 @@
 """Rate and epochs by what the model is; flags win; who trains another prompt on a chat-tuned model is told."""
 
 import functools
-import os
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from paths import TOKENIZERS, needs_data
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from common import defaults, templates, tokenizers
 from common.pocket import FOLDER
 
-ROOT = Path(__file__).parent.parent
-SHARED = Path(os.environ.get("TUNEBOOK_SHARED", ROOT.parent / "shared")) / "data" / "tokenizers"
-
 
 @functools.cache
 def loaded(name):
-    return tokenizers.load(str(SHARED / name))[0]
+    return tokenizers.load(str(TOKENIZERS / name))[0]
 
 
 def model(large, eos=2):
@@ -53,7 +49,7 @@ def test_by_size_and_flags_win(capsys):
 
 
 @pytest.mark.real_data
-@pytest.mark.skipif(not SHARED.exists(), reason="no shared/data beside the checkout (or in TUNEBOOK_SHARED)")
+@needs_data
 @pytest.mark.parametrize(
     ("name", "eos", "end"),
     [

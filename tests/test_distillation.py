@@ -3,13 +3,13 @@
 import copy
 import json
 import os
-from pathlib import Path
 
 import few
 import forked
 import pytest
 import torch
 from reference_loss import reference_loss
+from paths import ROOT
 
 from common import distillation, heads, vocabularies
 from common.batches import PackedCollator
@@ -17,7 +17,6 @@ from common.errors import UserError
 from common.losses import Blend
 from common.masking import IGNORE
 
-ROOT = Path(__file__).parent.parent
 SMALL = dict(
     vocab_size=60, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
     num_key_value_heads=1, head_dim=16, max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2,
@@ -248,15 +247,15 @@ def test_tokenizers_with_a_first_difference():
 
 
 def losses_of(recipe, folder, *words):
-    """Losses of 20 steps of a recipe."""
-    flags = ["--max_steps", "20", "--eval_suite", "none", "--sft", "logging_steps=1", "eval_strategy=no"]
+    """Losses of 8 steps of a recipe."""
+    flags = ["--max_steps", "8", "--eval_suite", "none", "--sft", "logging_steps=1", "eval_strategy=no"]
     flags = [*flags, "load_best_model_at_end=false", "--output_dir", str(folder), *words]
     flags += ["--dataset", str(few.rows(folder.parent / "few"))]
     done = forked.run(ROOT / "recipes" / recipe, *flags)
     assert done.returncode == 0, done.stderr[-3000:]
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     found = [line["loss"] for line in lines if "loss" in line]
-    assert len(found) == 20
+    assert len(found) == 8
     return found
 
 

@@ -2,18 +2,16 @@
 
 import json
 import random
-from pathlib import Path
 
 import browser
 import forked
 import pytest
 import torch
+from paths import ROOT
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from common.pocket import FOLDER
 from evals import comparison, forgetting, harness
-
-ROOT = Path(__file__).parent.parent
 
 
 def scoring(**tasks):
@@ -122,7 +120,7 @@ def test_a_good_run_and_one_with_twenty_times_the_learning_rate(tmp_path):
             "--learning_rate",
             rate,
             "--max_steps",
-            40,
+            12,
             "--eval_suite",
             "pocket_chat",
         ]

@@ -5,6 +5,7 @@ import threading
 
 import pytest
 import torch
+from paths import LACKING, TOKENIZERS
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from common import generation, rendering, templates
@@ -16,11 +17,6 @@ from common.streaming import Pieces, before_stop
 from common.templates import ALPACA, PLAIN, Template
 
 SAMPLED = Decoding(max_new_tokens=16, temperature=0.9, top_p=0.95, top_k=40, seed=3)
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return AutoTokenizer.from_pretrained(FOLDER / "model")
 
 
 @pytest.fixture(scope="module")
@@ -229,11 +225,10 @@ def test_nothing_of_a_stop_text_is_shown(tokenizer):
 
 @pytest.mark.real_data
 def test_pieces_and_ends_on_real_tokenizers():
-    from pathlib import Path
 
-    folder = Path(__file__).parent.parent.parent / "shared" / "data" / "tokenizers"
+    folder = TOKENIZERS
     if not folder.exists():
-        pytest.skip("no shared/data beside the checkout")
+        pytest.skip(LACKING)
     names = [path for path in sorted(folder.iterdir()) if (path / "tokenizer.json").exists()]
     seen = 0
     for path in names:

@@ -2,21 +2,12 @@
 
 import html.parser
 import json
-import os
 import re
-from pathlib import Path
 
 import pytest
+from paths import DATA, TOKENIZERS, needs_data
 
 from common import findings, inspection, masking, statistics, templates, tokenizers
-
-ROOT = Path(__file__).parent.parent
-SHARED = Path(os.environ.get("TUNEBOOK_SHARED", ROOT.parent / "shared")) / "data"
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return tokenizers.load("pocket")[0]
 
 
 def rows(count=6):
@@ -177,12 +168,12 @@ def test_what_is_looked_for_on_request(tokenizer, tmp_path):
 
 
 @pytest.mark.real_data
-@pytest.mark.skipif(not SHARED.exists(), reason="no shared/data beside the checkout (or in TUNEBOOK_SHARED)")
+@needs_data
 def test_alpaca_in_full():
     from common.commands import reading
 
-    found = reading.rows([str(SHARED / "alpaca" / "alpaca_52k_en.json")], "inspect")
-    llama = tokenizers.load(str(SHARED / "tokenizers" / "llama3"))[0]
+    found = reading.rows([str(DATA / "alpaca" / "alpaca_52k_en.json")], "inspect")
+    llama = tokenizers.load(str(TOKENIZERS / "llama3"))[0]
     report, _ = inspection.look(found, llama, ALPACA, 512)
     # The figures count a beginning and an end token; this tokenizer leaves the first to whoever uses it.
     counted, tokens = report["statistics"], report["tokens_with_begin"] or report["tokens"]

@@ -1,7 +1,6 @@
 """The judge, on files of answers and a server of ours that judges by rule."""
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -15,6 +14,7 @@ import browser
 import numpy as np
 import pytest
 from judge_server import ANSWER, Server, better, first, longer
+from paths import BENCHMARKS, ROOT, needs_data
 from scipy import optimize, special, stats
 
 from common import commands, endpoint
@@ -23,9 +23,6 @@ from common.errors import UserError
 from evals import judge_page, questions, verdicts, win_rate
 from evals.journal import ResponseCache
 from evals.verdicts import Pair
-
-ROOT = Path(__file__).parent.parent
-SHARED = Path(os.environ.get("TUNEBOOK_SHARED", ROOT.parent / "shared")) / "data" / "benchmarks"
 
 
 @pytest.fixture(autouse=True)
@@ -622,9 +619,9 @@ def test_the_page_in_a_browser(serve, files, tmp_path):
 
 
 @pytest.mark.real_data
-@pytest.mark.skipif(not SHARED.exists(), reason="no shared/data beside the checkout (or in TUNEBOOK_SHARED)")
+@needs_data
 def test_the_published_question_sets(serve, tmp_path):
-    bench = SHARED / "mt_bench"
+    bench = BENCHMARKS / "mt_bench"
     asked, _ = questions.load(str(bench / "question.jsonl"), str(bench / "reference_answer_gpt-4.jsonl"))
     assert len(asked) == 80 and all(len(question.turns) == 2 for question in asked)
     given = {
@@ -642,7 +639,7 @@ def test_the_published_question_sets(serve, tmp_path):
     report = judged(serve(), sides, tmp_path / "out", "--prompts", bench / "question.jsonl")
     assert report["total"]["won"] == 160 and len(report["by_category"]) == 8
 
-    alpaca = SHARED / "alpaca_eval" / "text_davinci_003.json"
+    alpaca = BENCHMARKS / "alpaca_eval" / "text_davinci_003.json"
     asked, _ = questions.load(str(alpaca))
     answers = questions.Answers(str(alpaca), "BASE")
     assert len(asked) == 805 and answers.name == "text_davinci_003"

@@ -3,14 +3,13 @@
 import ast
 import re
 import sys
-from pathlib import Path
 
 import pytest
+from paths import ROOT
 
-from common import planned
+from common import catalog
 from common.run import RunOptions, TrainerOptions
 
-ROOT = Path(__file__).parent.parent
 TRAINING = {"unsloth", "unsloth_zoo", "peft", "trl"}
 MAY_NOT = {"common": {"recipes", "evals"}, "evals": {"recipes"}}
 RECIPES = sorted((ROOT / "recipes").glob("*.py"))
@@ -71,7 +70,7 @@ def test_flags_and_what_is_said_of_them(path):
     launched = re.findall(r"(?:accelerate launch|python) (\S+)", doc)
     assert launched and set(launched) == {f"recipes/{path.name}"}
     if path.stem != "pretrain_pocket":
-        args = planned.recipe(path).Args
+        args = catalog.load(path).Args
         assert issubclass(args, TrainerOptions if "SFTTrainer" in text else RunOptions)
         assert not {"output_dir", "seed", "resume"} & set(vars(sys.modules[args.__module__].Args)["__annotations__"])
     for flag, word in (("learning_rate", "rate"), ("num_train_epochs", "epochs")):

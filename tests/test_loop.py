@@ -1,12 +1,10 @@
 """The plain loop's own step: however the rows of a step are split into batches, the weights are the same."""
 
 import sys
-from pathlib import Path
 
 import forked
 import pytest
-
-ROOT = Path(__file__).parent.parent
+from paths import ROOT
 
 
 def main() -> None:

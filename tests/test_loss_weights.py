@@ -7,13 +7,11 @@ from types import SimpleNamespace
 import numpy
 import pytest
 import torch
-from transformers import AutoTokenizer
 
 from common import batches, checks, columns, data, inspection, loss_weights, masking, packing, pairs, sources, templates
 from common.errors import UserError
 from common.heads import Head
 from common.losses import Blend, Online, blended
-from common.pocket import FOLDER
 from common.templates import ALPACA
 
 ROW = {"instruction": "Add.", "input": "1 2", "output": "3"}
@@ -24,11 +22,6 @@ TURNS = [
     {"role": "user", "content": "And a tool?"},
     {"role": "assistant", "content": "hammer"},
 ]
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return AutoTokenizer.from_pretrained(FOLDER / "model")
 
 
 def chat(first=None, last=None, **more):

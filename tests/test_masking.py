@@ -1,10 +1,6 @@
 """Labels: exact at the boundary, one end token, text that looks like control stays text."""
 
-import pytest
-from transformers import AutoTokenizer
-
 from common import masking
-from common.pocket import FOLDER
 from common.templates import ALPACA
 
 ROWS = [
@@ -17,11 +13,6 @@ ROWS = [
     },
     {"instruction": "Emoji", "input": "\u00e9\u4e2d\U0001f600", "output": "\U0001f600 fine\n"},
 ]
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return AutoTokenizer.from_pretrained(FOLDER / "model")
 
 
 def test_only_the_answer_and_one_end_token_train(tokenizer):

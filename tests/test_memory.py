@@ -2,16 +2,15 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy
 import psutil
 import pytest
 import torch
+from paths import ROOT
 
 from common import memory
 
-ROOT = Path(__file__).parent.parent
 MIB = 2**20
 
 

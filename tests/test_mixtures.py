@@ -11,8 +11,8 @@ from pathlib import Path
 
 import few
 import pytest
+from paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.recipe
 
 

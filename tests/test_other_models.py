@@ -10,8 +10,8 @@ from pathlib import Path
 import few
 import forked
 import pytest
+from paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.recipe
 
 

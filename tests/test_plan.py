@@ -7,9 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import few
 import forked
 import pytest
 import torch
+from paths import ROOT
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from common import activations, arithmetic, cards, catalog, device, meta_model, model_bytes, planning
@@ -17,7 +19,6 @@ from common.commands import plan
 from common.errors import UserError
 from common.models import locate
 
-ROOT = Path(__file__).parent.parent
 LLAMA_2_7B = dict(hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32)
 LLAMA_3_8B = dict(vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32,
                   num_attention_heads=32, num_key_value_heads=8)  # fmt: skip
@@ -292,16 +293,27 @@ def test_what_it_says_of_bad_words_is_quick(tmp_path):
         assert done.returncode == 2 and says in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 
+# One of each way to train, to load a teacher, and to ask for a forecast.
+KINDS = ["lora_alpaca", "loop_alpaca", "prefix_alpaca", "dpo_pairs"]
+KINDS += ["distill_alpaca", "distill_cached_alpaca", "distill_on_policy"]
+EVERY = [name for name in catalog.recipes() if name != "pretrain_pocket"]
+
+
 @pytest.mark.recipe
-def test_every_recipe_is_planned(tmp_path):
+@pytest.mark.parametrize("names", [KINDS, pytest.param(EVERY, marks=pytest.mark.slow)], ids=["kinds", "every"])
+def test_recipes_are_planned(tmp_path, names):
     """In one process, which loads Unsloth once."""
-    names = [name for name in catalog.recipes() if name != "pretrain_pocket"]
+    kinds = {"dpo_pairs": "pairs", "chat_sharegpt": "chat"}
+    data = {kind: str(few.rows(tmp_path / f"few{kind}", kind)) for kind in ("", "pairs", "chat")}
+    (tmp_path / "out").mkdir()
     code = "import sys; from common.commands import main"
-    code += "\nfor name in sys.argv[1:]:\n    print(name, file=sys.stderr)"
-    code += "\n    main(['plan', name, '--no-time', '--json', name + '.json', '--max_steps', '50'])"
-    done = forked.run("-c", code, *names, cwd=tmp_path)
+    code += "\nfor word in sys.argv[1:]:\n    name, data = word.split('=')\n    print(name, file=sys.stderr)"
+    code += "\n    words = ['--dataset', data, '--no-time', '--json', name + '.json', '--max_steps', '50']"
+    code += "\n    main(['plan', name, *words])"
+    given = [f"{name}={data[kinds.get(name, '')]}" for name in names]
+    done = forked.run("-c", code, *given, cwd=tmp_path / "out")
     assert done.returncode == 0, done.stderr[-3000:]
-    plans = {path.stem: json.loads(path.read_text()) for path in tmp_path.iterdir()}  # nothing else was written
+    plans = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "out").iterdir()}  # nothing else
     assert plans.keys() == set(names)
     for found in plans.values():
         assert found["fits"] and found["steps"] == 50 and found["peak_bytes"] == sum(found["parts"].values())
@@ -319,10 +331,11 @@ def test_every_recipe_is_planned(tmp_path):
 @pytest.mark.recipe
 def test_the_plan_is_what_the_rehearsal_finds(tmp_path):
     """Arithmetic with and without weights agrees, and the time that truncated copies promise is that of the model."""
-    done = forked.run(*PLAN, "qlora_alpaca", "--json", "plan.json", "--max_steps", "50", cwd=tmp_path)
+    data = ["--max_steps", "50", "--dataset", few.rows(tmp_path / "few")]
+    done = forked.run(*PLAN, "qlora_alpaca", "--json", "plan.json", *data, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     planned = json.loads((tmp_path / "plan.json").read_text())
-    words = ["--max_steps", "50", "--dry_run", "--eval_suite", "none", "--output_dir", tmp_path / "run"]
+    words = [*data, "--dry_run", "--eval_suite", "none", "--output_dir", tmp_path / "run"]
     code = (
         "import json, runpy, sys; sys.argv[0] = 'qlora_alpaca.py'; from common import catalog, cli; cli._environment();"
     )
@@ -344,7 +357,7 @@ def test_eight_billion_from_a_config_alone(tmp_path):
     text = (ROOT / "recipes" / "lora_alpaca.py").read_text()
     text = text.replace('target_modules="all-linear"', 'target_modules=["q_proj", "v_proj"]')
     (tmp_path / "mine.py").write_text(text)
-    words = ["mine.py", "--model", place, "--json", "plan.json", "--lora_r", 8]
+    words = ["mine.py", "--model", place, "--json", "plan.json", "--lora_r", 8, "--dataset", few.rows(tmp_path / "few")]
     done = forked.run(*PLAN, *words, "--gpu", "12 GB", cwd=tmp_path)
     assert done.returncode == 1 and "does not fit into a GPU of 12 GiB" in done.stderr, done.stderr[-3000:]
     found = json.loads((tmp_path / "plan.json").read_text())

@@ -13,10 +13,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from paths import ROOT
 
 from common import device, models
-
-ROOT = Path(__file__).parent.parent
 
 
 def pretend(monkeypatch, capability):
@@ -88,21 +87,22 @@ def train(out, fields):
     Path(out).write_text(json.dumps(found), encoding="utf-8")
 
 
-def trained(tmp_path, name, **fields):
-    out = tmp_path / f"{name}.json"
+def trained(tmp_path, *settings):
+    """What was seen of a run with each of these settings, one after the other in a process of their own."""
+    outs = [tmp_path / f"{number}.json" for number in range(len(settings))]
     environment = {**os.environ, "UNSLOTH_DISABLE_STATISTICS": "1", "PYTHONPATH": str(ROOT)}
     environment |= {"UNSLOTH_CPU_BF16": "1"}  # also where bfloat16 is emulated, and slow
-    command = [sys.executable, __file__, str(out), json.dumps(fields)]
+    command = [sys.executable, __file__, str(tmp_path), json.dumps(settings)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(out.read_text())
+    return [json.loads(out.read_text()) for out in outs]
 
 
 @pytest.mark.recipe
 @pytest.mark.skipif(torch.cuda.is_available(), reason="about a machine without a GPU")
 def test_bf16_on_a_cpu_where_it_is_asked_for(tmp_path):
     """The forward computes in bfloat16; the weights that train, and what the optimiser goes on from, do not."""
-    plain, asked = trained(tmp_path, "plain"), trained(tmp_path, "asked", bf16=True)
+    plain, asked = trained(tmp_path, {}, {"bf16": True})
     assert plain["autocast"] == [""] and asked["autocast"] == ["torch.bfloat16"]
     assert plain["trained"] == asked["trained"] == ["torch.float32"]
     for one, other in zip(plain["loss"], asked["loss"], strict=True):
@@ -204,4 +204,5 @@ def test_tf32_rounds_products(tmp_path):
 
 
 if __name__ == "__main__":
-    train(sys.argv[1], json.loads(sys.argv[2]))
+    for number, fields in enumerate(json.loads(sys.argv[2])):
+        train(Path(sys.argv[1]) / f"{number}.json", fields)

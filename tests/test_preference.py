@@ -2,14 +2,13 @@
 
 import json
 import math
-import os
 import subprocess
-from pathlib import Path
 
 import few
 import forked
 import pytest
 import torch
+from paths import DATA, ROOT, TOKENIZERS, needs_data
 from transformers import AutoTokenizer, LlamaConfig
 
 from common import alignment, callbacks, data, masking, pairs, preference, templates, workload
@@ -19,15 +18,8 @@ from common.models import locate
 from common.pocket import FOLDER, skills
 from common.pocket import pairs as pocket
 
-ROOT = Path(__file__).parent.parent
-SHARED = Path(os.environ.get("TUNEBOOK_SHARED", ROOT.parent / "shared")) / "data"
 ASKED = {"role": "user", "content": "What is hot?"}
 GOOD, BAD = ({"role": "assistant", "content": text} for text in ("fire", "ice"))
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return AutoTokenizer.from_pretrained(locate("pocket"))
 
 
 def read(tmp_path, rows, *words, name="pairs.json"):
@@ -460,7 +452,6 @@ def test_ids_and_batches_are_those_of_trl(tokenizer, tmp_path):
 
 # --- real files
 
-REAL = pytest.mark.skipif(not SHARED.exists(), reason="no shared/data beside the checkout (or in TUNEBOOK_SHARED)")
 FILES = {  # name: template, rows, and what is lost of them at any length
     "hh_rlhf_harmless_base_test.jsonl.gz": ("llama3", 2312, {"out_of_order": 9, "empty_output": 4}),
     "llamafactory_dpo_en_demo.json": ("tokenizer", 300, {}),
@@ -468,14 +459,14 @@ FILES = {  # name: template, rows, and what is lost of them at any length
 }
 
 
-@REAL
+@needs_data
 @pytest.mark.real_data
 @pytest.mark.parametrize("name", FILES)
 def test_real_files_lose_what_is_named_and_are_encoded_as_in_sft(name):
     template_name, count, lost = FILES[name]
-    tokenizer = AutoTokenizer.from_pretrained(SHARED / "tokenizers" / "qwen2.5")
+    tokenizer = AutoTokenizer.from_pretrained(TOKENIZERS / "qwen2.5")
     template = templates.get(template_name, tokenizer)
-    sides = pairs.load(str(SHARED / "preference" / name))
+    sides = pairs.load(str(DATA / "preference" / name))
     rows = sorted((row for side in sides.values() for row in side), key=lambda row: row["row"])
     assert len(rows) == count
     encoded, counts = preference.encode(rows, tokenizer, template, 100_000)
@@ -489,13 +480,13 @@ def test_real_files_lose_what_is_named_and_are_encoded_as_in_sft(name):
             assert set(sft["labels"][:start] + sft["labels"][len(ids) :]) <= {IGNORE}
 
 
-@REAL
+@needs_data
 @pytest.mark.real_data
 @pytest.mark.recipe
 def test_real_conversations_equal_trl(tmp_path):
     """But for the line break that the template writes after the end of an answer: TRL trains it, SFT here does not."""
-    tokenizer = AutoTokenizer.from_pretrained(SHARED / "tokenizers" / "qwen2.5")
-    rows = pairs.load(str(SHARED / "preference" / "llamafactory_dpo_en_demo.json"))["train"][:100]
+    tokenizer = AutoTokenizer.from_pretrained(TOKENIZERS / "qwen2.5")
+    rows = pairs.load(str(DATA / "preference" / "llamafactory_dpo_en_demo.json"))["train"][:100]
     encoded, _ = preference.encode(rows, tokenizer, templates.get("tokenizer", tokenizer), 100_000)
     turns = [{"prompt": row["messages"][:-1], "chosen": row["messages"][-1:],
               "rejected": row["rejected"]["messages"][-1:]} for row in rows]  # fmt: skip
@@ -505,13 +496,13 @@ def test_real_conversations_equal_trl(tmp_path):
         assert all(row[name] + end == their[name] for name in ("chosen_ids", "rejected_ids"))
 
 
-@REAL
+@needs_data
 @pytest.mark.real_data
 @pytest.mark.recipe
 @pytest.mark.parametrize("name", ["llama3", "qwen2.5", "gpt2", "mistral-v3"])
 def test_real_pairs_equal_trl(name, tmp_path):
-    tokenizer = AutoTokenizer.from_pretrained(SHARED / "tokenizers" / name)
-    sides = pairs.load(str(SHARED / "preference" / "rasbt_instruction_data_with_preference.json"))
+    tokenizer = AutoTokenizer.from_pretrained(TOKENIZERS / name)
+    sides = pairs.load(str(DATA / "preference" / "rasbt_instruction_data_with_preference.json"))
     rows = [row for row in sides["train"] if row["output"] != row["rejected"]["output"]][:300]
     same_as_trl(rows, tokenizer, tmp_path)
 
@@ -529,14 +520,14 @@ def test_an_adapter_over_four_bits_goes_on_and_resumes(made, tmp_path):
     start = made(tmp_path / "made", adapter=True)
     start.save_model(str(tmp_path / "sft"))
     templates.ALPACA.save(tmp_path / "sft")
-    flags = ["--model", "pocket", "--adapter", tmp_path / "sft", "--four_bit", "--max_steps", 6, "--eval_suite", "none",
+    flags = ["--model", "pocket", "--adapter", tmp_path / "sft", "--four_bit", "--max_steps", 5, "--eval_suite", "none",
              "--dataset", few.rows(tmp_path / "few", "pairs"), "--sft", "logging_steps=1"]  # fmt: skip
     whole, part = tmp_path / "whole", tmp_path / "part"
     done = run("--output_dir", whole, *flags)
     assert done.returncode == 0, done.stderr[-3000:]
     logged = [json.loads(line) for line in (whole / "log.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in logged if "loss" in line]
-    assert losses[0] == pytest.approx(math.log(2), abs=1e-6) and len(losses) == 6
+    assert losses[0] == pytest.approx(math.log(2), abs=1e-6) and len(losses) == 5
     report = json.loads((whole / "report.json").read_text())
     found = report["scores"]["preference"]
     assert found["before"]["accuracy"] == 0.5 and found["before"]["ties"] == 1.0 and found["after"]["ties"] < 0.1

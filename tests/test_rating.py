@@ -12,11 +12,11 @@ import subprocess
 import sys
 import urllib.request
 from html.parser import HTMLParser
-from pathlib import Path
 
 import browser
 import numpy as np
 import pytest
+from paths import ROOT
 from scipy import stats
 from statsmodels.stats import inter_rater
 
@@ -311,7 +311,7 @@ def served(folder, port, *words):
     command = [sys.executable, "-c", "from common import commands; commands.main()", "rate", *words]
     process = subprocess.Popen(
         [*command, "--output_dir", str(folder), "--port", str(port)],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=Path(__file__).parent.parent,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT,
         env=os.environ | {"GRADIO_ANALYTICS_ENABLED": "True"},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # jobs in the background ignore it
     )  # fmt: skip
@@ -332,7 +332,7 @@ def test_models_that_answer_first(tmp_path, capsys):
     ]
     file.write_text("".join(json.dumps(row) + "\n" for row in [*asked, asked[1]]), encoding="utf-8")
     copied = tmp_path / "copied"
-    shutil.copytree(Path(__file__).parent.parent / "common" / "pocket" / "model", copied)
+    shutil.copytree(ROOT / "common" / "pocket" / "model", copied)
     words = ["--models", "pocket", str(copied), "--prompts", str(file), "--output_dir", str(out), "--summary"]
     code, said, err = rate(capsys, *words, "--max_new_tokens", "8")
     assert code == 0, err

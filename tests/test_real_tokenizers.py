@@ -2,23 +2,20 @@
 
 import gzip
 import json
-import os
 import random
 import unicodedata
-from pathlib import Path
 
 import pytest
+from paths import DATA, TOKENIZERS, needs_data
 
 from common import masking, rendering, templates, tokenizers
 from common.errors import UserError
 from common.templates import ALPACA
 from common.tokenizers import encoder
 
-ROOT = Path(__file__).parent.parent
-SHARED = Path(os.environ.get("TUNEBOOK_SHARED", ROOT.parent / "shared")) / "data"
 pytestmark = [
     pytest.mark.real_data,
-    pytest.mark.skipif(not SHARED.exists(), reason="no shared/data beside the checkout (or in TUNEBOOK_SHARED)"),
+    needs_data,
 ]
 LOADING = ["deepseek", "gpt-neox-20b", "gpt2", "llama2", "llama3", "mistral-v3", "phi-3-mini", "qwen2.5", "qwen3"]
 ROWS = 3000
@@ -31,17 +28,17 @@ PIECES = ["the", " cat", "don't", "12345", "3.14", " ", "\n", "\n\n\n", "\t", "\
 
 @pytest.fixture(scope="module", params=LOADING)
 def tokenizer(request):
-    return tokenizers.load(str(SHARED / "tokenizers" / request.param))[0]
+    return tokenizers.load(str(TOKENIZERS / request.param))[0]
 
 
 def alpaca():
-    rows = json.loads((SHARED / "alpaca" / "alpaca_52k_en.json").read_text(encoding="utf-8"))
+    rows = json.loads((DATA / "alpaca" / "alpaca_52k_en.json").read_text(encoding="utf-8"))
     rows = [row for row in rows if row["output"].strip()]
     return rows[:: len(rows) // ROWS][:ROWS]
 
 
 def unicode():
-    lines = (SHARED / "multilingual" / "unicode_stress_rows.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (DATA / "multilingual" / "unicode_stress_rows.jsonl").read_text(encoding="utf-8").splitlines()
     return [row for row in map(json.loads, lines) if row["output"].strip()]
 
 
@@ -61,8 +58,8 @@ def hostile(tokenizer, count=ROWS):
 
 
 def chats():
-    rows = json.loads((SHARED / "chat" / "fastchat_dummy_conversation.json").read_text(encoding="utf-8"))
-    calls = json.loads((SHARED / "chat" / "llamafactory_glaive_toolcall_en_demo.json").read_text(encoding="utf-8"))
+    rows = json.loads((DATA / "chat" / "fastchat_dummy_conversation.json").read_text(encoding="utf-8"))
+    calls = json.loads((DATA / "chat" / "llamafactory_glaive_toolcall_en_demo.json").read_text(encoding="utf-8"))
     found = []
     for row in rows + calls:
         turns = [{"role": ROLES[turn["from"]], "content": turn["value"]} for turn in row["conversations"]]
@@ -159,14 +156,14 @@ def test_hostile_chats_hold_no_control_but_the_templates(tokenizer, name):
 
 
 def test_broken_files_are_refused_and_wrong_classes_said(tmp_path):
-    broken = SHARED / "tokenizers" / "llama2-broken-merges"
+    broken = TOKENIZERS / "llama2-broken-merges"
     with pytest.raises(UserError, match="no vocabulary"):
         tokenizers.load(str(broken))  # its tokenizer.json is compressed, which transformers overlooks
     (tmp_path / "tokenizer.json").write_bytes(gzip.decompress((broken / "tokenizer.json.gz").read_bytes()))
     (tmp_path / "tokenizer_config.json").write_bytes((broken / "tokenizer_config.json").read_bytes())
     with pytest.raises(UserError, match="cannot be loaded"):
         tokenizers.load(str(tmp_path))
-    source = SHARED / "tokenizers" / "deepseek"
+    source = TOKENIZERS / "deepseek"
     (tmp_path / "tokenizer.json").write_bytes((source / "tokenizer.json").read_bytes())
     (tmp_path / "tokenizer_config.json").write_bytes((source / "tokenizer_config.original.json").read_bytes())
     _, found = tokenizers.load(str(tmp_path))

@@ -12,6 +12,7 @@ from lm_eval import simple_evaluate
 from lm_eval.api.model import LM
 from lm_eval.loggers import EvaluationTracker
 from lm_eval.tasks import TaskManager
+from paths import BENCHMARKS, DATA, ROOT, needs_data
 from statsmodels.stats.proportion import proportion_confint
 
 from common import commands
@@ -19,7 +20,6 @@ from common.errors import UserError
 from evals import paired, refusals, safety, safety_data, samples
 
 TASKS = Path(safety_data.OWN).parent
-SHARED = Path(__file__).parent.parent.parent / "shared" / "data" / "benchmarks"
 REFUSES = {
     "I'm sorry, but I can't help with that.": "cannot",
     "I’m sorry, but that is not something for me.": "sorry",
@@ -99,7 +99,7 @@ def test_prompts_in_the_form_of_training():
     plain = safety_data.prompts("prompts", "safe")[0]["prompt"]
     asked = safety_data.prompts("prompts", "safe", "alpaca")[0]["asked"]
     assert asked.endswith(f"### Instruction:\n{plain}\n\n### Response:\n")
-    pocket = str(Path(__file__).parent.parent / "common" / "pocket" / "model")
+    pocket = str(ROOT / "common" / "pocket" / "model")
     asked = safety_data.prompts("prompts", "safe", "chatml", pocket)[0]["asked"]
     assert asked.endswith(f"<|im_start|>user\n{plain}<|im_end|>\n<|im_start|>assistant\n")
 
@@ -305,13 +305,10 @@ def load(path):
     return module
 
 
-needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason="no shared/data/benchmarks beside the checkout")
-
-
 @pytest.mark.real_data
 @needs_data
 def test_the_published_files():
-    folder = str(SHARED)
+    folder = str(BENCHMARKS)
     safe, unsafe = (safety_data.prompts("xstest", label, folder=folder) for label in ("safe", "unsafe"))
     assert (len(safe), len(unsafe)) == (250, 200) and len({row["skill"] for row in [*safe, *unsafe]}) == 18
     ours = {row["prompt"] for label in ("safe", "unsafe") for row in safety_data.prompts("prompts", label)}
@@ -319,7 +316,7 @@ def test_the_published_files():
     assert len(safety_data.crows_pairs(folder)) == 1508
     found = safety_data.winogender(folder)
     assert len(found) == 720 and len({row["pair"] for row in found}) == 240
-    with (SHARED / "winogender" / "templates.tsv").open(encoding="utf-8", newline="") as file:
+    with (BENCHMARKS / "winogender" / "templates.tsv").open(encoding="utf-8", newline="") as file:
         templates = list(csv.DictReader(file, delimiter="\t"))
     known = {}
     for row in templates:  # the authors' own patterns: name, answer, and the place of the pronoun
@@ -344,10 +341,10 @@ def test_log_likelihoods_are_those_of_plain_transformers(tmp_path, monkeypatch):
 
     from evals import harness
 
-    place = Path(__file__).parent.parent / "common" / "pocket" / "model"
+    place = ROOT / "common" / "pocket" / "model"
     tokenizer = AutoTokenizer.from_pretrained(place)
     model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)
-    monkeypatch.setenv(safety_data.VARIABLE, str(SHARED))
+    monkeypatch.setenv(safety_data.VARIABLE, str(BENCHMARKS))
     harness.score(model, tokenizer, ["safety_crows_pairs"], tmp_path, settings=harness.Settings(limit=40))
     task = samples.read(tmp_path).tasks["safety_crows_pairs"]
     opens = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
@@ -364,7 +361,7 @@ def test_log_likelihoods_are_those_of_plain_transformers(tmp_path, monkeypatch):
 @pytest.mark.real_data
 @needs_data
 def test_false_alarms_on_answers_to_harmless_questions():
-    rows = json.loads((SHARED / "alpaca_eval" / "text_davinci_003.json").read_text(encoding="utf-8"))
+    rows = json.loads((BENCHMARKS / "alpaca_eval" / "text_davinci_003.json").read_text(encoding="utf-8"))
     assert len(rows) == 805 and not [row["output"] for row in rows if refusals.refusal(row["output"])]
-    rows = json.loads(next((SHARED.parent / "alpaca").glob("alpaca_52k_en.json")).read_text(encoding="utf-8"))
+    rows = json.loads(next((DATA / "alpaca").glob("alpaca_52k_en.json")).read_text(encoding="utf-8"))
     assert sum(refusals.refusal(row["output"]) is not None for row in rows) == 9

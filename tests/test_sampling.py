@@ -1,12 +1,8 @@
 """Order of training rows: every row once, the same steps however a step is split, random order, little padding."""
 
 import json
-import os
-import subprocess
-import sys
 import time
 from itertools import chain
-from pathlib import Path
 
 import datasets
 import forked
@@ -21,7 +17,6 @@ from common import sampling
 from common.pocket import FOLDER as POCKET
 from common.sampling import Buckets, padding_share
 
-ROOT = Path(__file__).parent.parent
 SIZES = dict(vocab_size=120, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
 
 
@@ -268,19 +263,11 @@ with open(f"{folder}/seen{os.environ.get('RANK', 0)}.json", "w") as file:
 
 
 def sft(folder, processes, batch, accumulation, checkpoint="-"):
-    """Rows of each step of SFTTrainer with Unsloth, in a process of its own or in several under torchrun."""
+    """Rows of each step of SFTTrainer with Unsloth, in one process or in several."""
     folder.mkdir(exist_ok=True)
     (folder / "run.py").write_text(SCRIPT)
     words = [folder / "run.py", folder, batch, accumulation, checkpoint, POCKET / "model"]
-    if processes == 1:
-        done = forked.run(*words, cwd=folder)
-    else:
-        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            list(map(str, [*launch, *words])), capture_output=True, text=True, timeout=300, check=False,
-            env=environment, cwd=folder,
-        )  # fmt: skip
+    done = forked.run(*words, cwd=folder) if processes == 1 else forked.launch(processes, *words, cwd=folder)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("of the positions are padding") == 1, done.stdout
     ranks = [json.loads((folder / f"seen{rank}.json").read_text()) for rank in range(processes)]

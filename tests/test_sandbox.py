@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from paths import DATA, LACKING, ROOT
 
 from common.errors import UserError
 from evals import contained, sandbox
@@ -19,8 +20,7 @@ from evals import contained, sandbox
 if sys.platform != "linux":
     pytest.skip("programs are run on Linux alone", allow_module_level=True)
 
-SHARED = Path(os.environ.get("TUNEBOOK_SHARED", Path(__file__).parents[2] / "shared")) / "data"
-HUMANEVAL = SHARED / "benchmarks/hub/openai/openai_humaneval/test.jsonl"
+HUMANEVAL = DATA / "benchmarks/hub/openai/openai_humaneval/test.jsonl"
 HEADERS = {"x86_64": "/usr/include/x86_64-linux-gnu/asm/unistd_64.h", "aarch64": "/usr/include/asm-generic/unistd.h"}
 
 # Writes to every descriptor until it is full.
@@ -184,7 +184,7 @@ def test_the_numbers_are_the_kernels(machine, header):
 
 
 def humaneval():
-    path = Path(__file__).parents[1] / "evals/tasks/humaneval/utils.py"
+    path = ROOT / "evals/tasks/humaneval/utils.py"
     spec = importlib.util.spec_from_file_location("humaneval_utils", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -211,7 +211,7 @@ def test_a_humaneval_item_is_judged():
 @pytest.mark.real_data
 def test_every_canonical_solution_passes():
     if not HUMANEVAL.exists():
-        pytest.skip("no shared/data beside the checkout (or in TUNEBOOK_SHARED)")
+        pytest.skip(LACKING)
     docs = [json.loads(line) for line in HUMANEVAL.read_text(encoding="utf-8").splitlines()]
     assert len(docs) == 164
     utils = humaneval()

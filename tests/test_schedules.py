@@ -12,7 +12,6 @@ from pathlib import Path
 import forked
 import pytest
 
-ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.recipe
 STEPS, RATE = 20, 1e-3
 SCHEDULES = [

@@ -2,12 +2,11 @@
 
 import copy
 import json
-import os
-from pathlib import Path
 
 import plain
 import pytest
 import torch
+from paths import TOKENIZERS, needs_data
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from common import alignment, generation, generation_defaults, masking, rendering, serving, templates, tokenizers
@@ -21,8 +20,6 @@ from common.templates import Template
 POCKET = str(FOLDER / "model")
 NAMES = ["alpaca", "plain", "chatml", "llama2", "llama3", "tokenizer"]
 QUOTED = Template("quoted", 'Of "{input}":\n{instruction}\n>', "{instruction}\n>")  # its input comes first
-ROOT = Path(__file__).parent.parent
-SHARED = Path(os.environ.get("TUNEBOOK_SHARED", ROOT.parent / "shared")) / "data" / "tokenizers"
 TALK = [
     {"role": "user", "content": "Name a fruit."},
     {"role": "assistant", "content": "An apple."},
@@ -37,11 +34,6 @@ class Model:
 
     def __init__(self, ends):
         self.generation_config, self.config = GenerationConfig(eos_token_id=ends), LlamaConfig()
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return tokenizers.load("pocket")[0]
 
 
 @pytest.fixture(scope="module")
@@ -144,10 +136,10 @@ def test_what_a_template_calls_its_tokens_stays_what_it_was(tokenizer, tmp_path)
 
 
 @pytest.mark.real_data
-@pytest.mark.skipif(not SHARED.exists(), reason="no shared/data beside the checkout (or in TUNEBOOK_SHARED)")
+@needs_data
 @pytest.mark.parametrize("name", ["llama2", "phi-3-mini", "llama3"])
 def test_the_same_on_real_tokenizers(tmp_path, name):
-    tokenizer = tokenizers.load(str(SHARED / name))[0]
+    tokenizer = tokenizers.load(str(TOKENIZERS / name))[0]
     for kind in ("alpaca", "plain", "llama2", "tokenizer"):
         if kind == "tokenizer" and not tokenizer.chat_template:
             continue

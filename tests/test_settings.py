@@ -6,14 +6,13 @@ The libraries are the oracle: what they refuse is refused, what they take is tak
 import dataclasses
 import inspect
 import re
-from pathlib import Path
 
 import forked
 import pytest
+from paths import ROOT
 
 from common import cli, errors, settings
 
-ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.recipe
 # Fields that do something in a recipe; one that TRL or transformers adds has to be put here or in settings.UNHEARD.
 HEARD = """

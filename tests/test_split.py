@@ -1,18 +1,16 @@
 """Splits: sizes, seeds, groups whole, strata, folds, and a leak check that finds what is planted."""
 
 import json
-import os
 import random
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
+from paths import DATA, needs_data
 
 from common import duplicates, split
 from common.errors import UserError
 
-SHARED = Path(os.environ.get("TUNEBOOK_SHARED", Path(__file__).parent.parent.parent / "shared")) / "data"
 WORDS = ["river", "stone", "lamp", "green", "seven", "slowly", "under", "bright", "market", "window", "carry", "ocean"]
 
 
@@ -142,9 +140,9 @@ def test_wrong_strata():
 
 
 @pytest.mark.real_data
-@pytest.mark.skipif(not SHARED.exists(), reason="no shared/data beside the checkout (or in TUNEBOOK_SHARED)")
+@needs_data
 def test_alpaca():
-    rows = json.loads((SHARED / "alpaca" / "alpaca_52k_en.json").read_text(encoding="utf-8"))
+    rows = json.loads((DATA / "alpaca" / "alpaca_52k_en.json").read_text(encoding="utf-8"))
     texts = [row["instruction"] + "\n" + row["input"] for row in rows]
     start = time.process_time()
     found = split.sides(texts)

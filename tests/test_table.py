@@ -3,9 +3,6 @@
 import csv
 import json
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import browser
 import few
@@ -14,8 +11,6 @@ import pytest
 from common import table
 from common.commands import table as command
 from common.errors import UserError
-
-ROOT = Path(__file__).parent.parent
 
 
 def test_a_word_sets_flags():
@@ -64,16 +59,14 @@ def test_rows_and_pages(tmp_path):
 
 
 @pytest.mark.recipe
-def test_two_methods_and_again(tmp_path):
+def test_two_methods_and_again(tmp_path, forks, tunebook):
     words = ["--recipes", "lora_alpaca", "lora_alpaca:use_dora=True", "--output_dir", str(tmp_path / "t")]
     words += ["--max_steps", "4", "--eval_suite", "none", "--dataset", str(few.rows(tmp_path / "few"))]
-    run = [sys.executable, "-m", "common.commands", "table", *words]
-    done = subprocess.run(run, capture_output=True, text=True, cwd=ROOT, timeout=600, check=False)
-    assert done.returncode == 0, done.stderr[-2000:] + done.stdout[-2000:]
+    code, out, err = tunebook("table", *words)
+    assert code == 0, err[-2000:] + out[-2000:]
     rows = list(csv.DictReader((tmp_path / "t" / "table.csv").read_text().splitlines()))
     assert [row["method"] for row in rows] == ["lora_alpaca", "lora_alpaca use_dora=True"]
     assert int(rows[1]["trainable"]) > int(rows[0]["trainable"])  # DoRA's magnitudes
     assert rows[0]["trained_tokens"] == rows[1]["trained_tokens"]
-    again = subprocess.run(run, capture_output=True, text=True, cwd=ROOT, timeout=60, check=False)
-    assert again.stdout.count("finished before") == 2
+    assert tunebook("table", *words)[1].count("finished before") == 2
     assert json.loads((tmp_path / "t" / "lora_alpaca" / "report.json").read_text())["train"]["steps"] == 4

@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 import pytest
+from paths import ROOT, TOKENIZERS, needs_data
 from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
@@ -17,8 +18,6 @@ from common import chats, dialogue, masking, templates
 from common.errors import UserError
 from common.pocket import FOLDER
 
-ROOT = Path(__file__).parent.parent
-SHARED = Path(os.environ.get("TUNEBOOK_SHARED", ROOT.parent / "shared")) / "data" / "tokenizers"
 TABLE = ROOT / "docs" / "templates.md"
 CONTROL = re.compile(r"<\|[\w▁]+\|?>|<[\w▁]+\|>|<｜[^｜]+｜>|<(?:start|end)_of_turn>|<\w+_TOKEN>|\[/?[A-Z_]{3,}\]")
 PLAIN = ("<think>", "</think>", "<tool_call>", "</tool_call>")  # added tokens that tokenizers do not call special
@@ -263,11 +262,11 @@ def test_the_table_says_what_happens(cells):
 
 
 @pytest.mark.real_data
-@pytest.mark.skipif(not SHARED.exists(), reason="no shared/data beside the checkout (or in TUNEBOOK_SHARED)")
+@needs_data
 @pytest.mark.parametrize("name", ["deepseek", "llama3", "mistral-v3", "phi-3-mini", "qwen2.5", "qwen3"])
 def test_own_templates_of_real_tokenizers(name):
-    file = SHARED / name / "chat_template.jinja"
-    config = json.loads((SHARED / name / "tokenizer_config.json").read_text(encoding="utf-8"))
+    file = TOKENIZERS / name / "chat_template.jinja"
+    config = json.loads((TOKENIZERS / name / "tokenizer_config.json").read_text(encoding="utf-8"))
     jinja = file.read_text(encoding="utf-8") if file.exists() else config.get("chat_template")
     if jinja is None:
         pytest.skip(f"{name} has no chat template")

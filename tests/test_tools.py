@@ -2,17 +2,16 @@
 
 import importlib.metadata
 import json
-import os
 from pathlib import Path
 
 import pytest
+from paths import DATA, TOKENIZERS, needs_data
 from transformers import AutoTokenizer
 
 from common import chats, columns, masking, templates, tokenizers
 from common.errors import UserError
 from common.pocket import FOLDER
 
-SHARED = Path(os.environ.get("TUNEBOOK_SHARED", Path(__file__).parent.parent.parent / "shared")) / "data" / "tokenizers"
 TRL = Path(str(importlib.metadata.distribution("trl").locate_file("trl/chat_templates")))
 ARGUMENTS = {"city": "Oslo", "days": [1, 2], "unit": {"kind": "C"}}
 PADDED_ARGUMENTS = {**ARGUMENTS, "a": None, "unit": {"kind": "C", "b": None}}
@@ -365,11 +364,11 @@ def test_every_family_is_handed_its_form(pocket, name):
 
 
 @pytest.mark.real_data
-@pytest.mark.skipif(not SHARED.exists(), reason="no shared/data beside the checkout (or in TUNEBOOK_SHARED)")
+@needs_data
 @pytest.mark.parametrize(("name", "trl_name"), [("qwen3", ""), ("qwen2.5", "qwen2_5"), ("llama3", "")])
 def test_calls_train_on_real_tokenizers(name, trl_name):
     """The ids are those of the tokenizer's own template; where TRL's has the same text, its marks are the oracle."""
-    tokenizer, _ = tokenizers.load(str(SHARED / name))
+    tokenizer, _ = tokenizers.load(str(TOKENIZERS / name))
     theirs = tokenizer.apply_chat_template(conversation(), tools=[TOOL], return_dict=False)
     rows = [read(CUSTOMS[custom])[0] for custom in ("openai", "sharegpt", "older")]
     encoded, _ = masking.encode(rows, tokenizer, templates.get("tokenizer", tokenizer), 4096)
@@ -391,11 +390,11 @@ def test_calls_train_on_real_tokenizers(name, trl_name):
 
 
 @pytest.mark.real_data
-@pytest.mark.skipif(not SHARED.exists(), reason="no shared/data beside the checkout (or in TUNEBOOK_SHARED)")
+@needs_data
 def test_sharegpt_rows_are_the_openai_form():
-    file = SHARED.parent / "chat" / "llamafactory_glaive_toolcall_en_demo.json"
+    file = DATA / "chat" / "llamafactory_glaive_toolcall_en_demo.json"
     values = [row for row in json.loads(file.read_text(encoding="utf-8")) if row.get("tools")]
-    tokenizer, _ = tokenizers.load(str(SHARED / "qwen3"))
+    tokenizer, _ = tokenizers.load(str(TOKENIZERS / "qwen3"))
     encoded, counts = masking.encode(read(*values), tokenizer, templates.get("tokenizer", tokenizer), 100_000)
     assert counts.kept == len(values) > 100
     roles = {"human": "user", "gpt": "assistant", "observation": "tool"}

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import forked
 import pytest
+from paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 WEIGHTS = (2, 1, 3, 1, 1, 4)
 WAYS = {  # rows a device takes at once, accumulation, processes
     "whole": (6, 1, 1),
