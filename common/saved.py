@@ -68,9 +68,7 @@ def written(folder: Path) -> dict[str, int]:
             with safe_open(path, "pt") as file:
                 found |= {name: file.get_tensor(name).nbytes for name in file.keys()}  # noqa: SIM118  it is no dict
         except SafetensorError:
-            raise ValueError(
-                f"{path} is not as long as its header says: it was not written to its end"
-            ) from None
+            raise ValueError(f"{path} is not as long as its header says: it was not written to its end") from None
     return found
 
 
