@@ -87,7 +87,7 @@ def augment(
     Raises:
         UserError: an unknown method, one that needs a model that is not given, or a share that is none.
     """
-    _check(methods, share, copies, model)
+    check(methods, share, copies, model)
     originals = [{**row, "row": row.get("row", place)} for place, row in enumerate(rows, 1)]
     counts = Counts(len(originals))
     new: dict[int, list[Row]] = {}
@@ -107,14 +107,20 @@ def augment(
     return [{**row, "row": place} for place, row in enumerate(out, 1)], counts
 
 
-def _check(methods: Sequence[str], share: float, copies: int, model: TextModel | None) -> None:
+def check(methods: Sequence[str], share: float, copies: int, model: Any) -> None:
+    """Refuse what `augment` refuses; `model`: none, or anything that stands for one.
+
+    Raises:
+        UserError: as `augment`.
+    """
     for method in methods:
         if method not in METHODS:
-            raise UserError(f"method {method!r}: there are {', '.join(METHODS)}{nearest(method, METHODS)}")
-        if method in NEEDS_MODEL and model is None:
-            raise UserError(f"method {method} needs a model: a folder, or the address of an endpoint")
+            known = f"there is {', '.join(METHODS)}{nearest(method, METHODS)}"
+            raise UserError(f"--methods {method}: no such method; {known}")
+        if method in NEEDS_MODEL and not model:
+            raise UserError(f"--methods {method} needs a model: --model http://host:port/v1, a folder or pocket")
     if not 0 < share <= 1 or copies < 1:
-        raise UserError(f"share {share} and copies {copies}: expected a share over 0 and at most 1, and 1 copy or more")
+        raise UserError(f"--share {share} --copies {copies}: expected a share over 0 to 1, and 1 copy or more")
 
 
 def _chance(seed: int, method: str, row: Row) -> random.Random:
@@ -188,7 +194,7 @@ def _asked(
     """(row, answer) of the model to the prompt filled with each row's question, `copies` times."""
     places = [n for n in chosen for _ in range(copies)]
     prompts = [prompt.format(text=_question(rows[n])) for n in places]
-    assert model is not None  # _check has seen to it
+    assert model is not None  # check has seen to it
     yield from zip(places, model.answers(prompts, options[1], seed), strict=True)
 
 

@@ -14,21 +14,19 @@ teacher's cross-entropy was on which held-out rows.
 """
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy
 import torch
+from safetensors import safe_open
 
 from common import distillation
 from common.errors import UserError
 from common.losses import TopK
 from common.masking import IGNORE
 
-NAMES = {"uint8": "U8", "int64": "I64", "uint16": "U16", "int32": "I32", "float16": "F16"}  # of safetensors
-TYPES = {name: numpy.dtype(kind) for kind, name in NAMES.items()}
 LEAST = -60000.0  # log-probabilities below are not told apart in half precision
 
 
@@ -98,24 +96,14 @@ def described(tokenizer: Any, template: Any, teacher: str, temperature: float, k
     }
 
 
-def _mapped(path: Path, begin: int, entry: dict[str, Any]) -> Any:
-    """An array of a safetensors file, read from disk as it is used."""
-    shape, dtype = tuple(entry["shape"]), TYPES[entry["dtype"]]
-    if 0 in shape:
-        return numpy.zeros(shape, dtype)
-    return numpy.memmap(path, dtype, "r", begin + entry["data_offsets"][0], shape)
-
-
 class Targets:
     """An open cache; its tensors are read from disk as they are used. `name`: the teacher's, as --teacher."""
 
     def __init__(self, path: Path, name: str = ""):
         self.path, self.name = path, name
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
-        self.metadata: dict[str, str] = header.pop("__metadata__")
-        parts = {name: _mapped(path, 8 + length, entry) for name, entry in header.items()}
+        with safe_open(path, "pt") as file:  # of torch: its tensors lie in the file, those of numpy would be copies
+            self.metadata: dict[str, str] = file.metadata()
+            parts = {name: file.get_tensor(name).numpy() for name in file.keys()}  # noqa: SIM118  it is no dict
         self.ids, self.log_probs, self.log_rest = (parts[name] for name in ("ids", "log_probs", "log_rest"))
         self._places = {bytes(key): int(start) for key, start in zip(parts["rows"], parts["starts"], strict=False)}
 

@@ -13,6 +13,8 @@ from common.distillation import Teacher
 from common.errors import UserError
 from common.masking import IGNORE
 
+NAMES = {"uint8": "U8", "int64": "I64", "uint16": "U16", "int32": "I32", "float16": "F16"}  # of safetensors
+
 
 def open_or_make(
     path: str | Path,
@@ -127,7 +129,7 @@ def _allocated(path: Path, arrays: dict[str, tuple[str, tuple[int, ...]]], metad
     end = 0
     for name, (kind, shape) in arrays.items():
         begin, end = end, end + int(numpy.prod(shape)) * numpy.dtype(kind).itemsize
-        header[name] = {"dtype": targets.NAMES[kind], "shape": shape, "data_offsets": [begin, end]}
+        header[name] = {"dtype": NAMES[kind], "shape": shape, "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # tensors stand at multiples of 8
     with path.open("wb") as file:

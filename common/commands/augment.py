@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from common import files, output_dir
-from common.errors import UserError, nearest
+from common.errors import nearest, UserError
 
 
 @dataclass
@@ -140,12 +140,7 @@ def check(args: Args) -> None:
     """Refuse arguments that cannot work, before anything is read."""
     from common import augment
 
-    for method in args.methods:
-        if method not in augment.METHODS:
-            known = f"there is {', '.join(augment.METHODS)}{nearest(method, augment.METHODS)}"
-            raise UserError(f"--methods {method}: no such method; {known}")
-        if method in augment.NEEDS_MODEL and not args.model:
-            raise UserError(f"--methods {method} needs a model: --model http://host:port/v1, a folder or pocket")
+    augment.check(args.methods, args.share, args.copies, args.model)
     if args.model.startswith("http") and not args.model_name:
         raise UserError("--model_name says which model the endpoint is to use; it is missing")
     if not args.output:
@@ -154,8 +149,6 @@ def check(args: Args) -> None:
         raise UserError(f"--output {args.output}: rows are written one a line; name a .jsonl file")
     if Path(args.output).exists() and not args.overwrite:
         raise UserError(f"--output {args.output} exists; choose another file or add --overwrite")
-    if not 0 < args.share <= 1 or args.copies < 1:
-        raise UserError(f"--share {args.share} --copies {args.copies}: expected over 0 to 1, and 1 or more")
     if not 0 <= args.temperature <= 5:
         raise UserError(f"--temperature {args.temperature}: expected 0 to 5")
     if args.max_new_tokens < 1:
