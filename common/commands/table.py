@@ -16,7 +16,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from common import files, table
+from common import files, format, table
 from common.cli import Refused, UserError, nearest
 from common.commands import ls
 
@@ -175,7 +175,7 @@ def write(folder: Path, rows: list[dict], curves: dict[str, list], rest: list[st
     print(words.set_index("method").to_string(line_width=shutil.get_terminal_size().columns))
     print(*notes, sep="\n", end="\n" * bool(notes))
     about = {"flags": " ".join(rest) or "the recipes' own defaults"}
-    files.write_atomic(folder / "table.md", words.to_markdown(index=False, disable_numparse=True) + "\n")
+    files.write_atomic(folder / "table.md", format.markdown_table([*words], words.values))
     files.write_atomic(folder / "table.csv", table.frame(rows).to_csv(index=False))
     files.write_atomic(folder / "table.html", table.page(rows, curves, notes, about))
     print(f"table: {folder / 'table.html'}, table.md, table.csv")
