@@ -173,7 +173,8 @@ def write(folder: Path, rows: list[dict], curves: dict[str, list], rest: list[st
         notes.append(f"The runs did not see the same number of trained tokens: {min(seen):,} to {max(seen):,}.")
     words = table.words(rows)
     print(words.set_index("method").to_string(line_width=shutil.get_terminal_size().columns))
-    print(*notes, sep="\n", end="\n" * bool(notes))
+    for note in notes:
+        print(note)
     about = {"flags": " ".join(rest) or "the recipes' own defaults"}
     files.write_atomic(folder / "table.md", format.markdown_table([*words], words.values))
     files.write_atomic(folder / "table.csv", table.frame(rows).to_csv(index=False))
