@@ -141,7 +141,8 @@ def save(model: Any, folder: str | Path, name: str) -> None:
     data = safetensors.torch.save(weights, metadata={"format": "pt"})
     config["sha256"] = hashlib.sha256(data).hexdigest()
     for file, content in ((WEIGHTS, data), (CONFIG, (json.dumps(config, indent=1) + "\n").encode())):
-        files.write_atomic(folder / file, content)
+        with files.atomic(folder / file) as part:
+            part.write_bytes(content)
 
 
 def load(model: Any, folder: str | Path, name: str | None = None) -> str:

@@ -52,6 +52,11 @@ def write_json(path: str | Path, value: Any, allow_nan: bool = True) -> None:
     write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=allow_nan) + "\n")
 
 
+def json_line(row: Any) -> bytes:
+    """A row as a line of JSON. Dates and the like become text; half a surrogate pair is escaped."""
+    return (json.dumps(row, ensure_ascii=False, default=str) + "\n").encode("utf-8", "backslashreplace")
+
+
 def page(template: Path, /, **values: Any) -> str:
     """An HTML page from a Jinja template, which may extend page.html.jinja; formats are its filters."""
     import jinja2

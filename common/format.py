@@ -18,8 +18,9 @@ def byte_size(value: float | None) -> str:
     """900 B, 12.5 KiB, 85.3 MiB, 2.13 GiB."""
     if value is None:
         return DASH
-    unit = next((unit for unit in (4, 3, 2, 1) if value >= 0.95 * 1024**unit), 0)
-    return f"{value / 1024**unit:.3g} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[unit]}"
+    unit = next((unit for unit in (4, 3, 2, 1) if value >= 1024**unit), 0)
+    value /= 1024**unit
+    return f"{value:{'.3g' if value < 999.5 else '.0f'}} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[unit]}"
 
 
 def duration(seconds: float | None) -> str:
@@ -75,12 +76,13 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[in
     return "\n".join(line.rstrip() for line in text.splitlines())
 
 
-def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table for a README; a | in a cell is escaped."""
+def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]], notes: Iterable[str] = ()) -> str:
+    """A table for a README, and notes as a list below it; a | in a cell is escaped."""
     from tabulate import tabulate
 
     cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
-    return tabulate(cells, heads, "github", disable_numparse=True) + "\n"
+    text = tabulate(cells, heads, "github", disable_numparse=True)
+    return "\n".join([text, "", *(f"- {note}" for note in notes)]).rstrip() + "\n"
 
 
 FORMATS = (number, byte_size, duration, percent, points, interval, p_value, visible)

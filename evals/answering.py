@@ -1,7 +1,6 @@
 """A model's answers to questions: from a file, or asked of a model or adapter and kept as they come."""
 
 import gc
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -210,5 +209,5 @@ def save(path: Path, questions: list[Question], side: ModelOutputs) -> None:
             row |= {"instruction": question.instruction, "input": question.input, "output": answers[0]}
         else:
             row |= {"turns": list(question.turns), "answers": list(answers)}
-        rows.append(json.dumps(row, ensure_ascii=True) + "\n")
+        rows.append(files.json_line(row))
     files.write_atomic(path, rows)

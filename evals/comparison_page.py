@@ -60,8 +60,7 @@ def line(row: dict[str, Any]) -> str:
 def markdown(report: dict[str, Any]) -> str:
     """The tested rows for a README, with what the numbers are."""
     rows = [cells(row) for row in report["rows"] if row["headline"]]
-    notes = [f"- {note}\n" for note in [*report["notes"], *explained(report)]]
-    return "".join([format.markdown_table(HEADS, rows), "\n", *notes])
+    return format.markdown_table(HEADS, rows, [*report["notes"], *explained(report)])
 
 
 def explained(report: dict[str, Any]) -> list[str]:

@@ -119,9 +119,8 @@ def explained(report: dict[str, Any]) -> list[str]:
 
 def markdown(report: dict[str, Any]) -> str:
     """The result, the table, and what the numbers are."""
-    about = [f"- {line}\n" for line in [*notes(report), *explained(report)]]
-    first = [f"{line}  \n" for line in lines(report)[:3]]
-    return "".join([*first, "\n", format.markdown_table(HEADS, table(report)), "\n", *about])
+    first = "".join(f"{line}  \n" for line in lines(report)[:3])
+    return first + "\n" + format.markdown_table(HEADS, table(report), [*notes(report), *explained(report)])
 
 
 def page(report: dict[str, Any]) -> str:

@@ -181,8 +181,7 @@ def _in_template(side: ModelOutputs) -> bool:
 
 def markdown(sides: list[ModelOutputs]) -> str:
     """The table and its notes for a README."""
-    heads, rows = table(sides)
-    return "\n".join([format.markdown_table(heads, rows), *(f"- {note}" for note in notes(sides))]) + "\n"
+    return format.markdown_table(*table(sides), notes(sides))
 
 
 def missing(side: ModelOutputs) -> list[str]:

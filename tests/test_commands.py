@@ -241,11 +241,6 @@ def test_the_check_of_equal_questions_sees_a_leak():
     assert split.across(texts, [1, 1, 0]) == []
 
 
-def test_a_row_that_is_not_quite_text_is_written():
-    assert json.loads(split.line({"a": "\ud800"})) == {"a": "\ud800"}
-    assert split.line({"a": "é"}) == '{"a": "é"}\n'.encode()
-
-
 @pytest.mark.parametrize(
     ("flags", "says"),
     [

@@ -1,5 +1,6 @@
 """Files whole or not at all, pages, formats and plots."""
 
+import json
 import re
 import stat
 from pathlib import Path
@@ -53,6 +54,11 @@ def test_json_and_half_a_surrogate_pair(tmp_path):
     assert not (tmp_path / "b.json").exists()
 
 
+def test_a_row_that_is_not_quite_text_is_written():
+    assert json.loads(files.json_line({"a": "\ud800"})) == {"a": "\ud800"}
+    assert files.json_line({"a": "é"}) == '{"a": "é"}\n'.encode()
+
+
 def test_a_page_extends_the_common_one_and_escapes(tmp_path):
     (tmp_path / "own.html.jinja").write_text(
         '{% extends "page.html.jinja" %}{% from "macros.html.jinja" import table %}'
@@ -69,7 +75,7 @@ def test_a_page_extends_the_common_one_and_escapes(tmp_path):
     ("form", "values"),
     [
         (format.number, {12345: "12,345", 0.04217: "0.042", 0.00004: "4.00e-05", 0.0: "0.000", 1234.5: "1,234.500"}),
-        (format.byte_size, {900: "900 B", 12800: "12.5 KiB", 1000 * 2**20: "0.977 GiB", 24 * 2**30: "24 GiB"}),
+        (format.byte_size, {900: "900 B", 12800: "12.5 KiB", 1000 * 2**20: "1000 MiB", 24 * 2**30: "24 GiB"}),
         (format.duration, {3.21: "3.2 s", 35: "35 s", 59.6: "1 min 0 s", 845: "14 min 5 s", 7500: "2 h 5 min"}),
         (format.percent, {0.5432: "54.3 %", 0.00079: "0.079 %", 0.00002: "<0.01 %", 0: "0.0 %", 1: "100.0 %"}),
         (format.points, {0.0123: "+1.2", -0.5: "-50.0"}),

@@ -49,7 +49,6 @@ class Args:
 def main(args: Args) -> dict[str, Any]:
     from common import augment
     from common.commands import reading
-    from common.commands.split import line
 
     args = named(args)
     check(args)
@@ -67,7 +66,7 @@ def main(args: Args) -> dict[str, Any]:
     new, counts = augment.augment(
         rows, args.methods, args.seed, args.share, args.copies, model, args.language, args.temperature
     )
-    files.write_atomic(args.output, map(line, new))
+    files.write_atomic(args.output, map(files.json_line, new))
     report = {"output": args.output, "written": len(new), "seed": args.seed, **counts.as_dict()}
     if args.json:
         files.write_json(args.json, report)

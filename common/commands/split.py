@@ -8,7 +8,6 @@ Ends with 1 where the check finds questions on two sides.
 """
 
 import contextlib
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -151,17 +150,9 @@ def write(rows: Iterable[dict], found: Any, args: Args) -> dict[str, int]:
                 raise UserError(f"--output_dir {args.output_dir} cannot be written: {error.strerror}") from None
             for row, side in zip(rows, found.tolist(), strict=True):
                 name = NAMES[side] if not args.folds else NAMES[side == fold]
-                handles[name].write(line(row))
+                handles[name].write(files.json_line(row))
                 counts[str(paths[name])] += 1
     return counts
-
-
-def line(row: dict) -> bytes:
-    """The row as a line of JSON. Dates and the like become text; half a surrogate pair is escaped."""
-    try:
-        return (json.dumps(row, ensure_ascii=False, default=str) + "\n").encode()
-    except UnicodeEncodeError:
-        return (json.dumps(row, default=str) + "\n").encode()
 
 
 def show(report: dict[str, Any]) -> None:

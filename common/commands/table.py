@@ -15,8 +15,8 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from common import catalog, files, table
-from common.errors import CheckFailed, UserError, nearest
+from common import catalog, files, format, table
+from common.errors import CheckFailed, nearest, UserError
 
 METHODS = ["sft_alpaca", "lora_alpaca", "lora_alpaca:use_dora=True", "qlora_alpaca", "bottleneck_adapters_alpaca",
            "prompt_tuning_alpaca", "prefix_alpaca"]  # fmt: skip
@@ -131,9 +131,10 @@ def write(folder: Path, rows: list[dict], curves: dict[str, list], rest: list[st
         notes.append(f"The runs did not see the same number of trained tokens: {min(seen):,} to {max(seen):,}.")
     words = table.words(rows)
     print(words.set_index("method").to_string(line_width=shutil.get_terminal_size().columns))
-    print(*notes, sep="\n", end="\n" * bool(notes))
+    for note in notes:
+        print(note)
     about = {"flags": " ".join(rest) or "the recipes' own defaults"}
-    files.write_atomic(folder / "table.md", words.to_markdown(index=False, disable_numparse=True) + "\n")
+    files.write_atomic(folder / "table.md", format.markdown_table([*words], words.values))
     files.write_atomic(folder / "table.csv", table.frame(rows).to_csv(index=False))
     files.write_atomic(folder / "table.html", table.page(rows, curves, notes, about))
     print(f"table: {folder / 'table.html'}, table.md, table.csv")

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from common.files import json_line, write_atomic
 from common.pocket import FOLDER, skills
 from common.pocket.corpus import pool
 from common.pocket.follow_ups import FOLLOW_UPS, LISTS, UPPER, WORLD, Said, opened
@@ -190,8 +191,7 @@ def main() -> None:
     }
     random.Random(0).shuffle(files["chat_train.jsonl"])
     for name, lines in files.items():
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        (FOLDER / name).write_text(text, encoding="utf-8")
+        write_atomic(FOLDER / name, map(json_line, lines))
         print(f"{name}: {len(lines)} rows")
 
 

@@ -4,7 +4,6 @@ python -m common.pocket.corpus    # writes the committed .jsonl files again
 """
 
 import hashlib
-import json
 import random
 import re
 import time
@@ -13,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from common.files import json_line, write_atomic
 from common.pocket import FOLDER, skills
 from common.pocket import facts as _facts  # noqa: F401  registers its skills
 
@@ -174,8 +174,7 @@ def main() -> None:
     }
     random.Random(0).shuffle(files["train.jsonl"])
     for name, lines in files.items():
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        (FOLDER / name).write_text(text, encoding="utf-8")
+        write_atomic(FOLDER / name, map(json_line, lines))
         print(f"{name}: {len(lines)} rows")
 
 

@@ -3,10 +3,10 @@
 python -m common.pocket.pairs    # writes the committed pairs_*.jsonl files again
 """
 
-import json
 import random
 from collections.abc import Callable, Iterator
 
+from common.files import json_line, write_atomic
 from common.pocket import FOLDER, skills
 from common.pocket import facts as _facts  # noqa: F401  registers its skills
 from common.pocket.corpus import pool
@@ -188,8 +188,7 @@ def files() -> dict[str, list[dict[str, str]]]:
 
 def main() -> None:
     for name, lines in files().items():
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        (FOLDER / name).write_text(text, encoding="utf-8")
+        write_atomic(FOLDER / name, map(json_line, lines))
         print(f"{name}: {len(lines)} rows")
 
 

@@ -61,7 +61,8 @@ def main(args: Args) -> dict[str, Any]:
         files.write_atomic(args.markdown, comparison_page.markdown(report))
     if args.json:
         files.write_json(args.json, report)
-    print(*(f"written: {name}\n" for name in (args.html, args.markdown, args.json) if name), sep="", end="")
+    for name in filter(None, (args.html, args.markdown, args.json)):
+        print(f"written: {name}")
     if not any(row["headline"] and row["test"] for row in report["rows"]):
         raise CheckFailed("none of these tasks has a metric that can be tested item by item")
     return report
