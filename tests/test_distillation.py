@@ -8,8 +8,8 @@ import few
 import forked
 import pytest
 import torch
-from reference_loss import reference_loss
 from paths import ROOT
+from reference_loss import reference_loss
 
 from common import distillation, heads, vocabularies
 from common.batches import PackedCollator

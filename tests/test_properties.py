@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from common import data, json_text, masking, packing, pairs, sources, split
-from common.problems import Problems
+from common.errors import RowErrors
 from common.templates import ALPACA
 
 some = settings(
@@ -42,7 +42,7 @@ def test_a_json_list_is_read_as_by_the_json_module(monkeypatch, folder, rows, as
     """However its pieces fall: a chunk of the file ends within characters, escapes and numbers."""
     monkeypatch.setattr(json_text, "CHUNK", chunk)
     (folder / "rows.json").write_text(json.dumps(rows, ensure_ascii=ascii, indent=indent), encoding="utf-8")
-    problems = Problems("rows.json")
+    problems = RowErrors("rows.json")
     found = [value for _, value in sources.read(folder / "rows.json").rows(problems)]
     problems.stop()
     assert found == json.loads((folder / "rows.json").read_text(encoding="utf-8")) == rows

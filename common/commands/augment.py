@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from common import files, output_dir
-from common.errors import nearest, UserError
+from common.errors import UserError
 
 
 @dataclass

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from common import catalog, files, format, table
-from common.errors import CheckFailed, nearest, UserError
+from common.errors import CheckFailed, UserError, nearest
 
 METHODS = ["sft_alpaca", "lora_alpaca", "lora_alpaca:use_dora=True", "qlora_alpaca", "bottleneck_adapters_alpaca",
            "prompt_tuning_alpaca", "prefix_alpaca"]  # fmt: skip
