@@ -15,7 +15,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from common.loss_weights import COLUMN
+from common.lengths import LOSS_WEIGHTS
 
 SMALL = (16, 32, 64)  # positions a row of the small steps
 LABELS = 2  # labels a row of them
@@ -248,6 +248,6 @@ def cut(batch: dict[str, Any], rows: int, width: int, few: bool) -> dict[str, An
     small["labels"][:] = -100
     start = width - 2 - LABELS if few else 0
     small["labels"][:, start : width - 2 if few else width] = small["input_ids"][:, start : width - 2 if few else width]
-    if COLUMN in small:
-        small[COLUMN] = (small["labels"] != -100).float()
+    if LOSS_WEIGHTS in small:
+        small[LOSS_WEIGHTS] = (small["labels"] != -100).float()
     return small

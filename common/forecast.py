@@ -7,7 +7,7 @@ from common import fits, memory, parameter_table, saved, trainers
 from common.attempts import OutOfMemory, guarded
 from common.distributed import is_main_process
 from common.errors import CheckFailed
-from common.masking import IGNORE
+from common.lengths import IGNORE_INDEX
 from common.rehearsal import Actor, processes, worst
 from common.rehearsal import rehearse as steps
 from common.workload import Workload, of_loader, of_trainer
@@ -231,7 +231,7 @@ def measure(actor: Actor, workload: Workload, optimizer: str) -> fits.Sizes:
         process=memory.held() - weights,  # after steps: weights that are read from a file come to memory when used
         vocabulary=model.get_output_embeddings().weight.shape[0],
         accumulates=actor.accumulation > 1,
-        labels=float((batch["labels"] != IGNORE).float().mean()),
+        labels=float((batch["labels"] != IGNORE_INDEX).float().mean()),
         moments=moments,
         hidden=model.config.get_text_config().hidden_size if gpu else None,
         update=footprint.update(model, optimizer, gpu),

@@ -17,7 +17,7 @@ import torch
 
 from common.errors import UserError
 from common.heads import Head, compute_dtype, wide
-from common.masking import IGNORE
+from common.lengths import IGNORE_INDEX
 
 CHUNK = 2**23  # logits of one model that exist at once: 32 MiB in float32
 
@@ -110,7 +110,7 @@ def plain(student_BTV: Any, teacher_BTV: Any, labels_BT: Any, blend: Blend, item
         items: labels of the whole step.
     """
     student_BTV, teacher_BTV, labels_BT = student_BTV[:, :-1], teacher_BTV[:, :-1], labels_BT[:, 1:]
-    shared, keep, beta = min(student_BTV.shape[-1], teacher_BTV.shape[-1]), labels_BT != IGNORE, blend.beta
+    shared, keep, beta = min(student_BTV.shape[-1], teacher_BTV.shape[-1]), labels_BT != IGNORE_INDEX, blend.beta
     log_s = torch.log_softmax(student_BTV[..., :shared] / blend.temperature, -1)
     log_t = torch.log_softmax(teacher_BTV[..., :shared] / blend.temperature, -1)
     if beta == 0:

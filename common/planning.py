@@ -146,7 +146,7 @@ def _others(found: Planned, module: Any, args: Any, folder: Path, target: Target
 
 def _sizes(model: Any, found: Planned, recomputes: bool, process: int, target: Target) -> fits.Sizes:
     from common import footprint, shapes
-    from common.masking import IGNORE
+    from common.lengths import IGNORE_INDEX
 
     if recomputes:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -162,7 +162,7 @@ def _sizes(model: Any, found: Planned, recomputes: bool, process: int, target: T
         process=process,
         vocabulary=model.get_output_embeddings().weight.shape[0],
         accumulates=found.actor.accumulation > 1,
-        labels=float((batch["labels"] != IGNORE).float().mean()),
+        labels=float((batch["labels"] != IGNORE_INDEX).float().mean()),
         moments=shapes.moments(model, padded, target.dtype if target.gpu else None),
         hidden=model.config.get_text_config().hidden_size if target.gpu else None,
         update=footprint.update(model, found.optimizer, target.gpu),

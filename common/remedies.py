@@ -5,8 +5,8 @@ from typing import Any
 
 from common import fits, footprint, trainers
 from common.attempts import OutOfMemory, guarded
+from common.lengths import lengths_of
 from common.rehearsal import Actor
-from common.sampling import lengths_of
 from common.workload import Workload
 
 RANK = 16  # of the adapters that are put on a base in 4 bits, where all of it would train

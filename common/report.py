@@ -11,8 +11,8 @@ from typing import Any
 
 from common import saved
 from common.distributed import is_main_process
+from common.encoding_stats import EncodingStats
 from common.errors import CheckFailed
-from common.masking import Counts
 from common.meter import HELD_OUT, Meter
 from common.models import device, parameters
 from common.parameter_table import in_units
@@ -48,7 +48,7 @@ def write(
     folder: Path,
     args: dict[str, Any],
     model: Any,
-    counts: Counts,
+    counts: EncodingStats,
     mask_view: list[list],
     expected: dict[str, Any],
     meter: Meter,

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 
-from common import loss_weights
+from common import weight_collator
 from common.loading import Prefetcher
-from common.loss_weights import total
 from common.meter import Meter
 from common.rehearsal import Actor
+from common.weight_collator import total
 
 
 def count(rows: int, group: int, epochs: float, max_steps: int) -> int:
@@ -60,7 +60,7 @@ def mean_loss(accelerator: Any, model: Any, loader: Any, loss_of: Callable[[Any,
 
     model.eval()
     with torch.no_grad():
-        batches = map(loss_weights.without, Prefetcher(loader, accelerator.device))
+        batches = map(weight_collator.without, Prefetcher(loader, accelerator.device))
         parts = [(loss_of(model, batch), total(batch)) for batch in batches]
     model.train()
     loss, tokens = (accelerator.reduce(torch.stack(column).sum(), "sum") for column in zip(*parts, strict=True))
@@ -84,7 +84,7 @@ def actor(
     def evaluate(batch: dict[str, Any]) -> None:
         model.eval()
         with torch.no_grad():
-            loss_of(model, loss_weights.without(batch))
+            loss_of(model, weight_collator.without(batch))
 
     return Actor(
         model, collate, step, lambda: torch.optim.AdamW(model.parameters(), fused=True), evaluate, accumulation

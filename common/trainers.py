@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from common.lengths import lengths_of
 from common.rehearsal import Actor
-from common.sampling import lengths_of
 from common.workload import Workload, evaluations, joins, sequences_of
 
 

@@ -46,7 +46,7 @@ def main(args: Args) -> dict:
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
     from trl import SFTConfig, SFTTrainer
 
-    from common import adapters, callbacks, defaults, generation, loss_weights, resuming, serving
+    from common import adapters, callbacks, defaults, generation, resuming, serving, weighted_loss
 
     overrides = cli.overrides(args.sft, SFTConfig, written=set(vars(args)))
     checkpoint = checks.continues(folder, vars(args), args.resume, args.overwrite)
@@ -59,8 +59,8 @@ def main(args: Args) -> dict:
     defaults.choose(args, model, tokenizer, template, rate=(2e-3, 1e-4), epochs=(5, 3))
     train, counts = masking.encode(sides["train"], tokenizer, template, args.max_length, folder=folder / "tokens")
     held_out, _ = masking.encode(sides["validation"][:300], tokenizer, template, args.max_length)
-    print(f"{' '.join(args.dataset)}: {counts.line()}; {len(held_out)} held-out rows", *sides.notes, sep="\n")
-    checks.gate(counts, args.max_length)
+    print(f"{' '.join(args.dataset)}: {counts.summary()}; {len(held_out)} held-out rows", *sides.notes, sep="\n")
+    counts.require_trainable(args.max_length)
     train, counts.sources = mix.mix(train, sides.shares, sides.by, args.seed)
 
     # What the base answers and scores.
@@ -108,7 +108,7 @@ def main(args: Args) -> dict:
         callbacks=[callbacks.Watchdog(), callbacks.ShowSamples(samples)],
     )
     sampling.bucket(trainer)
-    loss_weights.heed(trainer)
+    weighted_loss.heed(trainer)
     mask_view = checks.first_batch(trainer.get_train_dataloader(), tokenizer, args.debug_batches)
     expected = forecast.rehearse(trainer, args.find_batch_size).as_dict()
     if args.dry_run:

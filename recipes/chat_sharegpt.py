@@ -46,7 +46,7 @@ def main(args: Args) -> dict:
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
     from trl import SFTConfig, SFTTrainer
 
-    from common import callbacks, defaults, generation, lora, loss_weights, resuming, serving
+    from common import callbacks, defaults, generation, lora, resuming, serving, weighted_loss
 
     overrides = cli.overrides(args.sft, SFTConfig, written=set(vars(args)))
     checkpoint = checks.continues(folder, vars(args), args.resume, args.overwrite)
@@ -61,8 +61,8 @@ def main(args: Args) -> dict:
     masks = dict(max_length=args.max_length, train_on="answers")  # "last": the last assistant turn alone
     train, counts = masking.encode(sides["train"], tokenizer, template, folder=folder / "tokens", **masks)
     held_out, _ = masking.encode(sides["validation"][:300], tokenizer, template, **masks)
-    print(f"{' '.join(args.dataset)}: {counts.line()}; {len(held_out)} held-out rows", *sides.notes, sep="\n")
-    checks.gate(counts, args.max_length)
+    print(f"{' '.join(args.dataset)}: {counts.summary()}; {len(held_out)} held-out rows", *sides.notes, sep="\n")
+    counts.require_trainable(args.max_length)
     train, counts.sources = mix.mix(train, sides.shares, sides.by, args.seed)
 
     # What the base answers and scores.
@@ -118,7 +118,7 @@ def main(args: Args) -> dict:
     )
     models.train_in_float32(trainer.model)
     sampling.bucket(trainer)
-    loss_weights.heed(trainer)
+    weighted_loss.heed(trainer)
     mask_view = checks.first_batch(trainer.get_train_dataloader(), tokenizer, args.debug_batches)
     expected = forecast.rehearse(trainer, args.find_batch_size).as_dict()
     if args.dry_run:

@@ -68,8 +68,8 @@ def main(args: Args) -> dict:
     defaults.choose(args, model, tokenizer, template, rate=(2e-3, 2e-4 if args.lora_r else 2e-5), epochs=(5, 3))
     train, counts = masking.encode(sides["train"], tokenizer, template, args.max_length, folder=folder / "tokens")
     held_out, _ = masking.encode(sides["validation"][:300], tokenizer, template, args.max_length)
-    print(f"{' '.join(args.dataset)}: {counts.line()}; {len(held_out)} held-out rows", *sides.notes, sep="\n")
-    checks.gate(counts, args.max_length)
+    print(f"{' '.join(args.dataset)}: {counts.summary()}; {len(held_out)} held-out rows", *sides.notes, sep="\n")
+    counts.require_trainable(args.max_length)
     train, counts.sources = mix.mix(train, sides.shares, sides.by, args.seed)
     if args.packing:
         train, held_out = (packing.packed(r, args.max_length) if len(r) else r for r in (train, held_out))

@@ -64,8 +64,8 @@ def main(args: Args) -> dict:
     defaults.choose(args, model, tokenizer, template, rate=(2e-3, 2e-4 if args.lora_r else 2e-5), epochs=(5, 3))
     train, counts = masking.encode(sides["train"], tokenizer, template, args.max_length, folder=folder / "tokens")
     held_out, _ = masking.encode(sides["validation"][:300], tokenizer, template, args.max_length)
-    print(f"{' '.join(args.dataset)}: {counts.line()}; {len(held_out)} held-out rows", *sides.notes, sep="\n")
-    checks.gate(counts, args.max_length)
+    print(f"{' '.join(args.dataset)}: {counts.summary()}; {len(held_out)} held-out rows", *sides.notes, sep="\n")
+    counts.require_trainable(args.max_length)
     train, counts.sources = mix.mix(train, sides.shares, sides.by, args.seed)
     # Teacher: what it says at its temperature; it is loaded only where its file is not there.
     said = (args.teacher, args.temperature, args.top_k, args.max_length, held_out)

@@ -39,14 +39,14 @@ class Args:
 
 
 def main(args: Args) -> dict:
-    from common import checks, data, loading, loss_weights, masking, mix, models, report, resuming, templates
+    from common import checks, data, loading, masking, mix, models, report, resuming, rows, templates
     from evals import harness
 
     models.locate(args.model, args.max_length)
     tasks = harness.suite_for(args.eval_suite, args.dataset)
     folder = cli.fresh_folder(args.output_dir, args.overwrite, marker="report.json")
     sides = data.load(args.dataset, seed=args.seed, bad_rows=args.bad_rows)
-    loss_weights.refuse(sides["train"], "distill_on_policy", "Leave them out: the student learns from its own answers")
+    rows.refuse_weights(sides["train"], "distill_on_policy", "Leave them out: the student learns from its own answers")
 
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
     from trl import DistillationConfig, DistillationTrainer
@@ -65,8 +65,8 @@ def main(args: Args) -> dict:
     template = templates.ALPACA
     defaults.choose(args, model, tokenizer, template, rate=(2e-3, 2e-4 if args.lora_r else 2e-5), epochs=(5, 3))
     train, counts = masking.encode(sides["train"], tokenizer, template, args.max_length, folder=folder / "tokens")
-    print(f"{' '.join(args.dataset)}: {counts.line()}", *sides.notes, sep="\n")
-    checks.gate(counts, args.max_length)
+    print(f"{' '.join(args.dataset)}: {counts.summary()}", *sides.notes, sep="\n")
+    counts.require_trainable(args.max_length)
     train, counts.sources = mix.mix(train, sides.shares, sides.by, args.seed)
 
     samples = generation.Samples(tokenizer, template, sides["test"] or sides["validation"], count=4)

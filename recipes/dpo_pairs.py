@@ -71,8 +71,8 @@ def main(args: Args) -> dict:
     train, counts = preference.encode(sides["train"], tokenizer, template, args.max_length)
     held_out, _ = preference.encode(sides["validation"][:300], tokenizer, template, args.max_length)
     judged, _ = preference.encode((sides["test"] or sides["validation"])[:1000], tokenizer, template, args.max_length)
-    print(f"{' '.join(args.dataset)}: {counts.line()}; {len(held_out)} held-out rows", *sides.notes, sep="\n")
-    checks.gate(counts, args.max_length)
+    print(f"{' '.join(args.dataset)}: {counts.summary()}; {len(held_out)} held-out rows", *sides.notes, sep="\n")
+    counts.require_trainable(args.max_length)
     train, counts.sources = mix.mix(train, sides.shares, sides.by, args.seed)
 
     samples = generation.Samples(tokenizer, template, sides["test"] or sides["validation"], count=4)

@@ -10,7 +10,7 @@ import math
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
-from common import cli, loss_weights
+from common import cli, weight_collator
 
 
 @dataclass
@@ -35,7 +35,20 @@ class Args:
 
 
 def main(args: Args) -> dict:
-    from common import checks, data, forecast, loading, masking, mix, models, report, sampling, steps, templates
+    from common import (
+        checks,
+        data,
+        forecast,
+        lengths,
+        loading,
+        masking,
+        mix,
+        models,
+        report,
+        sampling,
+        steps,
+        templates,
+    )
     from evals import harness
 
     models.locate(args.model, args.max_length)
@@ -63,8 +76,8 @@ def main(args: Args) -> dict:
     defaults.choose(args, model, tokenizer, template, rate=(2e-3, 2e-4), epochs=(5, 3))
     train, counts = masking.encode(sides["train"], tokenizer, template, args.max_length, folder=folder / "tokens")
     held_out, _ = masking.encode(sides["validation"][:300], tokenizer, template, args.max_length)
-    print(f"{' '.join(args.dataset)}: {counts.line()}; {len(held_out)} held-out rows", *sides.notes, sep="\n")
-    checks.gate(counts, args.max_length)
+    print(f"{' '.join(args.dataset)}: {counts.summary()}; {len(held_out)} held-out rows", *sides.notes, sep="\n")
+    counts.require_trainable(args.max_length)
     train, counts.sources = mix.mix(train, sides.shares, sides.by, args.seed)
 
     # What the base answers and scores.
@@ -82,7 +95,7 @@ def main(args: Args) -> dict:
     # One step of the optimiser takes `group` rows, over all processes and batches.
     accumulation, size = args.gradient_accumulation_steps, args.per_device_train_batch_size
     group = size * accumulation * accelerator.num_processes
-    order = sampling.Buckets(sampling.lengths_of(train), group, args.seed)
+    order = sampling.Buckets(lengths.lengths_of(train), group, args.seed)
     loader, evaluation = loading.loader(train, tokenizer, size, order), loading.loader(held_out, tokenizer, size)
     max_steps = steps.count(len(train), group, args.num_train_epochs, args.max_steps)
     optimizer = AdamW(model.parameters(), lr=args.learning_rate, weight_decay=0.0, fused=True)
@@ -125,8 +138,8 @@ def main(args: Args) -> dict:
 
 def loss_of(model, batch):
     """Sum over the labels of a batch that train, by their weights; without the balancing loss of a mixture's router."""
-    log_probs_BT = model(**loss_weights.without(batch), use_cache=False, fused_lm_head=True).log_probs
-    return -loss_weights.weighed(log_probs_BT, batch).sum()
+    log_probs_BT = model(**weight_collator.without(batch), use_cache=False, fused_lm_head=True).log_probs
+    return -weight_collator.weighed(log_probs_BT, batch).sum()
 
 
 def train_step(accelerator, model, optimizer, schedule, batches, tokens) -> dict[str, float]:

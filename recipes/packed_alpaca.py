@@ -46,7 +46,17 @@ def main(args: Args) -> dict:
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
     from trl import SFTConfig, SFTTrainer
 
-    from common import attention, callbacks, defaults, generation, lora, loss_weights, resuming, serving, settings
+    from common import (
+        attention,
+        callbacks,
+        defaults,
+        generation,
+        lora,
+        resuming,
+        serving,
+        settings,
+        weighted_loss,
+    )
 
     overrides = cli.overrides(args.sft, SFTConfig, written=set(vars(args)), unheard=settings.JOINED)
     checkpoint = checks.continues(folder, vars(args), args.resume, args.overwrite)
@@ -59,8 +69,8 @@ def main(args: Args) -> dict:
     defaults.choose(args, model, tokenizer, template, rate=(2e-3, 2e-4), epochs=(5, 3))
     train, counts = masking.encode(sides["train"], tokenizer, template, args.max_length, folder=folder / "tokens")
     held_out, _ = masking.encode(sides["validation"][:300], tokenizer, template, args.max_length)
-    print(f"{' '.join(args.dataset)}: {counts.line()}; {len(held_out)} held-out rows", *sides.notes, sep="\n")
-    checks.gate(counts, args.max_length)
+    print(f"{' '.join(args.dataset)}: {counts.summary()}; {len(held_out)} held-out rows", *sides.notes, sep="\n")
+    counts.require_trainable(args.max_length)
     train, counts.sources = mix.mix(train, sides.shares, sides.by, args.seed)
 
     # What the base answers and scores.
@@ -116,7 +126,7 @@ def main(args: Args) -> dict:
         callbacks=[callbacks.Watchdog(), callbacks.ShowSamples(samples)],
     )
     models.train_in_float32(trainer.model)
-    loss_weights.heed(trainer)
+    weighted_loss.heed(trainer)
     mask_view = checks.first_batch(trainer.get_train_dataloader(), tokenizer, args.debug_batches)
     attention.by_document(trainer.model)  # on a CPU: no mask over a whole bin
     checks.isolation(trainer)

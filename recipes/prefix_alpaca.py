@@ -47,7 +47,7 @@ def main(args: Args) -> dict:
     from peft import PrefixTuningConfig, get_peft_model
     from trl import SFTConfig, SFTTrainer
 
-    from common import callbacks, defaults, generation, loss_weights, resuming, serving, settings
+    from common import callbacks, defaults, generation, resuming, serving, settings, weighted_loss
 
     overrides = cli.overrides(args.sft, SFTConfig, written=set(vars(args)), unheard=settings.PREFIXES)
     checkpoint = checks.continues(folder, vars(args), args.resume, args.overwrite)
@@ -60,8 +60,8 @@ def main(args: Args) -> dict:
     defaults.choose(args, model, tokenizer, template, rate=(5e-2, 1e-2), epochs=(5, 3))
     train, counts = masking.encode(sides["train"], tokenizer, template, args.max_length, folder=folder / "tokens")
     held_out, _ = masking.encode(sides["validation"][:300], tokenizer, template, args.max_length)
-    print(f"{' '.join(args.dataset)}: {counts.line()}; {len(held_out)} held-out rows", *sides.notes, sep="\n")
-    checks.gate(counts, args.max_length)
+    print(f"{' '.join(args.dataset)}: {counts.summary()}; {len(held_out)} held-out rows", *sides.notes, sep="\n")
+    counts.require_trainable(args.max_length)
     train, counts.sources = mix.mix(train, sides.shares, sides.by, args.seed)
 
     # What the base answers and scores.
@@ -117,7 +117,7 @@ def main(args: Args) -> dict:
     )
     models.train_in_float32(trainer.model)
     sampling.bucket(trainer)
-    loss_weights.heed(trainer)
+    weighted_loss.heed(trainer)
     mask_view = checks.first_batch(trainer.get_train_dataloader(), tokenizer, args.debug_batches)
     expected = forecast.rehearse(trainer, args.find_batch_size).as_dict()
     if args.dry_run:

@@ -48,7 +48,7 @@ def main(args: Args) -> dict:
     from peft import PromptTuningConfig, get_peft_model
     from trl import SFTConfig, SFTTrainer
 
-    from common import callbacks, defaults, generation, loss_weights, resuming, serving, settings
+    from common import callbacks, defaults, generation, resuming, serving, settings, weighted_loss
 
     overrides = cli.overrides(args.sft, SFTConfig, written=set(vars(args)), unheard=settings.VIRTUAL)
     checkpoint = checks.continues(folder, vars(args), args.resume, args.overwrite)
@@ -61,8 +61,8 @@ def main(args: Args) -> dict:
     defaults.choose(args, model, tokenizer, template, epochs=(5, 3))
     train, counts = masking.encode(sides["train"], tokenizer, template, args.max_length, folder=folder / "tokens")
     held_out, _ = masking.encode(sides["validation"][:300], tokenizer, template, args.max_length)
-    print(f"{' '.join(args.dataset)}: {counts.line()}; {len(held_out)} held-out rows", *sides.notes, sep="\n")
-    checks.gate(counts, args.max_length)
+    print(f"{' '.join(args.dataset)}: {counts.summary()}; {len(held_out)} held-out rows", *sides.notes, sep="\n")
+    counts.require_trainable(args.max_length)
     train, counts.sources = mix.mix(train, sides.shares, sides.by, args.seed)
 
     # What the base answers and scores.
@@ -120,7 +120,7 @@ def main(args: Args) -> dict:
     )
     models.train_in_float32(trainer.model)
     sampling.bucket(trainer)
-    loss_weights.heed(trainer)
+    weighted_loss.heed(trainer)
     mask_view = checks.first_batch(trainer.get_train_dataloader(), tokenizer, args.debug_batches)
     expected = forecast.rehearse(trainer, args.find_batch_size).as_dict()
     if args.dry_run:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from common import quality
+from common import findings, quality
 from common.errors import UserError
 
 
@@ -85,15 +85,6 @@ def test_limits():
     assert quality.examine(_row("Go on.", "Yes."), shortest=6, longest=10) == []
 
 
-def test_report_gives_row_numbers():
-    rows = [_row(), _row(output=""), _row(output=""), _row("Name a fruit that is red!", "Cherry."), _row("Go.", "null")]
-    rows = [{**row, "row": place * 10} for place, row in enumerate(rows, 1)]
-    found = quality.report(iter(rows))
-    assert found == {"empty_output": [20, 30], "null_text": [50], "repeated_row": [30]}
-    assert quality.report(rows, near=True)["near_duplicate"] == [20, 30, 40]
-    assert quality.report([]) == {}
-
-
 def test_every_problem_is_explained():
     assert {name for _, names in BAD for name in names} <= quality.EXPLAIN.keys()
 
@@ -112,7 +103,8 @@ def test_rows_in_another_language():
         _row("Ja?", "Oui."),
         _row(output="Ceci est une pomme rouge qui vient de notre jardin."),
     ]
-    rows = [{**row, "row": place} for place, row in enumerate(rows, 1)]
-    assert quality.report(rows, language="en") == {"not_en": [2, 4]}
+    rows = [{**row, "row": place, "source": "a"} for place, row in enumerate(rows, 1)]
+    found, _ = findings.search(rows, language="en")
+    assert [place["row"] for place in found["not_en"]["first"]] == [2, 4]
     with pytest.raises(UserError, match="'english' is not known; these are: "):
         quality.speaks(_row(), "english")
