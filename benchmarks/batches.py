@@ -32,6 +32,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from common import cli, errors
+from common.lengths import lengths_of
 
 ASKED = {"packed / naive": 4.0, "packed / TRL": 1.6, "bucketed / TRL": 1.5}  # least ratios of speeds
 
@@ -94,7 +95,7 @@ def main(args: Args) -> dict:
         for name, way in ways.items()
     }
     result = {
-        "rows": counts.line(),
+        "rows": counts.summary(),
         "model": words,
         "padding": {name: float(1 - counts.tokens / way.positions.sum()) for name, way in ways.items()},
         "tokens_per_step": {name: counts.tokens / len(way.batches) for name, way in ways.items()},
@@ -153,16 +154,16 @@ def plan(encoded: Any, args: Args) -> dict[str, Way]:
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
     from common import batches, packing, sampling
-    from common.masking import IGNORE
+    from common.lengths import IGNORE_INDEX
 
     def trained(dataset: Any) -> Any:
         labels = dataset.with_format("arrow")[:]["labels"].combine_chunks()
-        trains = numpy.concatenate([[0], numpy.cumsum(labels.flatten().to_numpy() != IGNORE)])
+        trains = numpy.concatenate([[0], numpy.cumsum(labels.flatten().to_numpy() != IGNORE_INDEX)])
         ends = numpy.concatenate([[0], numpy.cumsum(labels.value_lengths().to_numpy())])
         return numpy.diff(trains[ends])
 
     def way(dataset: Any, order: Any, size: int, collate: Callable, width: int = 0, attention: str = "sdpa") -> Way:
-        lengths, labelled, starts = sampling.lengths_of(dataset), trained(dataset), numpy.arange(0, len(order), size)
+        lengths, labelled, starts = lengths_of(dataset), trained(dataset), numpy.arange(0, len(order), size)
         widths = numpy.maximum.reduceat(numpy.maximum(lengths, width)[order], starts)
         positions = widths * numpy.diff(starts, append=len(order))
         parts = [order[start : start + size].tolist() for start in starts]
@@ -171,7 +172,7 @@ def plan(encoded: Any, args: Args) -> dict[str, Way]:
     def shuffled(count: int) -> Any:
         return numpy.random.default_rng(args.seed).permutation(count)
 
-    lengths, size, most = sampling.lengths_of(encoded), args.batch_size, args.max_length
+    lengths, size, most = lengths_of(encoded), args.batch_size, args.max_length
     bins = packing.packed(encoded, most)
     each = max(1, round(size * lengths.mean() / most))  # bins with about as many tokens as `size` rows
     pad, pad_all = DataCollatorForLanguageModeling(0), DataCollatorForLanguageModeling(0, pad_to_multiple_of=most)
@@ -215,13 +216,13 @@ def measure(model: Any, ways: dict[str, Way], args: Args) -> dict[str, dict[str,
 def step(model: Any, optimizer: Any, way: Way, place: int) -> None:
     import torch
 
-    from common.masking import IGNORE
+    from common.lengths import IGNORE_INDEX
 
     batch = way.collate([way.dataset[row] for row in way.batches[place]])
     vocabulary = model.config.vocab_size
     batch["input_ids"] %= vocabulary
-    batch["labels"] = torch.where(batch["labels"] == IGNORE, IGNORE, batch["labels"] % vocabulary)
-    count = int((batch["labels"][:, 1:] != IGNORE).sum())
+    batch["labels"] = torch.where(batch["labels"] == IGNORE_INDEX, IGNORE_INDEX, batch["labels"] % vocabulary)
+    count = int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
     assert count == way.trained[place]  # all ways train the same labels
     (-model(**batch, fused_lm_head=True).log_probs.sum() / count).backward()
     optimizer.step()

@@ -101,7 +101,7 @@ def made(args: Args, trains: bool) -> tuple[Any, ...]:
     """Hidden states (T, D) of student and teacher, their heads (V, D), and labels (T,)."""
     import torch
 
-    from common.masking import IGNORE
+    from common.lengths import IGNORE_INDEX
 
     torch.manual_seed(args.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -109,7 +109,7 @@ def made(args: Args, trains: bool) -> tuple[Any, ...]:
     student, teacher = (torch.randn(shape, device=device) for _ in range(2))
     weight, other = (torch.randn(head, device=device).mul_(2 / args.width**0.5) for _ in range(2))
     labels = torch.randint(0, args.vocabulary, (args.positions,), device=device)
-    labels[int(args.supervised * args.positions) :] = IGNORE
+    labels[int(args.supervised * args.positions) :] = IGNORE_INDEX
     return student.requires_grad_(), weight.requires_grad_(trains), teacher, other, labels
 
 
@@ -120,7 +120,7 @@ def ways_of(blend: Any, args: Args) -> dict[str, Callable]:
 
     from common import losses
     from common.heads import Head
-    from common.masking import IGNORE
+    from common.lengths import IGNORE_INDEX
 
     count, factor = int(args.supervised * args.positions), blend.alpha * blend.temperature**2
 
@@ -130,8 +130,8 @@ def ways_of(blend: Any, args: Args) -> dict[str, Callable]:
             wanted = torch.log_softmax(teacher @ other.t() / blend.temperature, -1)
         mine = torch.log_softmax(logits / blend.temperature, -1)
         apart = functional.kl_div(mine, wanted, reduction="none", log_target=True).sum(-1)
-        cross = functional.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
-        return (factor * (apart * (labels != IGNORE)).sum() + (1 - blend.alpha) * cross) / count
+        cross = functional.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum")
+        return (factor * (apart * (labels != IGNORE_INDEX)).sum() + (1 - blend.alpha) * cross) / count
 
     def gkd(student, weight, teacher, other, labels):
         logits = student @ weight.t()
@@ -140,11 +140,11 @@ def ways_of(blend: Any, args: Args) -> dict[str, Callable]:
         apart = GKDTrainer.generalized_jsd_loss(
             logits[None], wanted[None], labels[None], beta=0, temperature=blend.temperature, num_items_in_batch=count
         )
-        cross = functional.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
+        cross = functional.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum")
         return factor * apart + (1 - blend.alpha) * cross / count
 
     def chunks(student, weight, teacher, other, labels):
-        keep = labels != IGNORE
+        keep = labels != IGNORE_INDEX
         online = losses.Online(teacher[keep], Head(other))
         return losses.blended(student[keep], Head(weight), labels[keep], online, blend)[0] / count
 

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from common import cli
+from common.lengths import IGNORE_INDEX, lengths_of
 
 T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}  # by freedoms
 
@@ -106,7 +107,7 @@ class World:
         self.asked = sides[args.side][: 40 if args.quick else None]
         self.encoded, _ = masking.encode(self.asked, self.tokenizer, templates.ALPACA, 512)
         self.prompts = [
-            [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label == masking.IGNORE]
+            [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label == IGNORE_INDEX]
             for row in self.encoded
         ]
         found = AutoModelForCausalLM.from_pretrained(distillation.locate(args.teacher), dtype=torch.float32)
@@ -136,7 +137,7 @@ class World:
         distillation.prepare(model, args.model)
         teacher = self.cached if way == "cached" else self.teacher
         collate = targets.Placed(self.collate, self.cached) if way == "cached" else self.collate
-        order = sampling.Buckets(sampling.lengths_of(self.train), args.batch_size, seed)
+        order = sampling.Buckets(lengths_of(self.train), args.batch_size, seed)
         steps = args.epochs * math.ceil(len(order) / args.batch_size)
         optimizer = torch.optim.AdamW(
             [p for p in model.parameters() if p.requires_grad], lr=args.learning_rate, weight_decay=0.0, fused=True
@@ -159,7 +160,7 @@ class World:
         """Exact match by phrasing, and of all rows; the loss of the references."""
         import torch
 
-        from common import generation, masking
+        from common import generation
 
         found = generation.answers(model.eval(), self.tokenizer, self.prompts, max_new_tokens=32, batch_size=64)
         right = {"all": [a == row["output"] for a, row in zip(found, self.asked, strict=True)]}
@@ -174,7 +175,7 @@ class World:
                 logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
             labels = batch["labels"][:, 1:]
             losses += torch.nn.functional.cross_entropy(logits.mT.float(), labels, reduction="sum").item()
-            tokens += int((labels != masking.IGNORE).sum())
+            tokens += int((labels != IGNORE_INDEX).sum())
         return {name: statistics.fmean(values) for name, values in right.items() if values} | {"loss": losses / tokens}
 
 

@@ -14,7 +14,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from common.loss_weights import COLUMN
+from common.lengths import LOSS_WEIGHTS
 from common.model_bytes import trainable
 
 WIDTHS = (16, 32, 64)  # positions a row of the small steps
@@ -184,6 +184,6 @@ def small_batch(batch: dict[str, Any], rows: int, width: int, few: bool) -> dict
     small["labels"][:] = -100
     start, end = (width - 2 - LABELS, width - 2) if few else (0, width)
     small["labels"][:, start:end] = small["input_ids"][:, start:end]
-    if COLUMN in small:
-        small[COLUMN] = (small["labels"] != -100).float()
+    if LOSS_WEIGHTS in small:
+        small[LOSS_WEIGHTS] = (small["labels"] != -100).float()
     return small

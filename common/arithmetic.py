@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from common import model_bytes
-from common.masking import IGNORE
+from common.lengths import IGNORE_INDEX
 from common.workload import BatchSchedule
 
 PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "process")
@@ -106,7 +106,7 @@ def memory_model(
         process=process,
         vocabulary=model.get_output_embeddings().weight.shape[0],
         accumulates=accumulation > 1,
-        labels=float((batch["labels"] != IGNORE).float().mean()),
+        labels=float((batch["labels"] != IGNORE_INDEX).float().mean()),
         activations=activations,
         hidden=model.config.get_text_config().hidden_size if gpu else None,
         update=optimizer_step(model, optimizer, gpu),

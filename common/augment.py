@@ -11,13 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from common import categories
-from common.columns import kind, question
-from common.duplicates import normal
 from common.errors import UserError, nearest
 from common.quality import NULLS
+from common.rows import ANSWER, Row, instruction, kind, question, with_instruction
+from common.texts import normalized
 from common.wordings import wordings
 
-Row = dict[str, Any]
 Made = tuple[Row | None, str]  # the new row, or None and why there is none
 
 POINTS_AT_INPUT = re.compile(
@@ -127,32 +126,15 @@ def _chance(seed: int, method: str, row: Row) -> random.Random:
     return random.Random(f"{seed} {method} {row['row']}")
 
 
-def _question(row: Row) -> str:
-    """The text that is said in other words: the instruction, the prompt or the first user turn."""
-    if kind(row) == "chat":
-        return next((turn["content"] for turn in row["messages"] if turn["role"] == "user"), "")
-    return row["instruction"] if kind(row) == "instruction" else row["prompt"]
-
-
-def _asking(row: Row, question: str) -> Row:
-    """The row with another text in the place of `_question`."""
-    if kind(row) != "chat":
-        return {**row, "instruction" if kind(row) == "instruction" else "prompt": question}
-    place = next(n for n, turn in enumerate(row["messages"]) if turn["role"] == "user")
-    turns = list(row["messages"])
-    turns[place] = {**turns[place], "content": question}
-    return {**row, "messages": turns}
-
-
 def _templates(rows: list[Row], chosen: list[int], copies: int, seed: int, *_: Any) -> Iterator[tuple[int, Made]]:
     for n in chosen:
-        texts = wordings(_question(rows[n]))
+        texts = wordings(instruction(rows[n]))
         if not texts:
             yield n, (None, "no order or question that is recognised")
             continue
         chance = _chance(seed, "templates wording", rows[n])
         for text in chance.sample(texts, min(copies, len(texts))):
-            yield n, (_asking(rows[n], text), "")
+            yield n, (with_instruction(rows[n], text), "")
 
 
 def _fold_input(rows: list[Row], chosen: list[int], *_: Any) -> Iterator[tuple[int, Made]]:
@@ -193,7 +175,7 @@ def _asked(
 ) -> Iterator[tuple[int, str | None]]:
     """(row, answer) of the model to the prompt filled with each row's question, `copies` times."""
     places = [n for n in chosen for _ in range(copies)]
-    prompts = [prompt.format(text=_question(rows[n])) for n in places]
+    prompts = [prompt.format(text=instruction(rows[n])) for n in places]
     assert model is not None  # check has seen to it
     yield from zip(places, model.answers(prompts, options[1], seed), strict=True)
 
@@ -202,16 +184,16 @@ def _renewed(rows: list[Row], answered: Iterable[tuple[int, str | None]]) -> Ite
     """Rows with the answered question, where it is one that says the same in other words."""
     seen: set[tuple[int, str]] = set()
     for n, text in answered:
-        old = _question(rows[n])
+        old = instruction(rows[n])
         if text is None or not text.strip():
             yield n, (None, "no answer")
-        elif normal(text) == normal(old) or (n, normal(text)) in seen:
+        elif normalized(text) == normalized(old) or (n, normalized(text)) in seen:
             yield n, (None, "the same words")
         elif not LEAST <= len(text) / max(len(old), 1) <= MOST:
             yield n, (None, "far longer or shorter")
         else:
-            seen.add((n, normal(text)))
-            yield n, (_asking(rows[n], text.strip()), "")
+            seen.add((n, normalized(text)))
+            yield n, (with_instruction(rows[n], text.strip()), "")
 
 
 def _paraphrase(
@@ -238,16 +220,16 @@ def _responses(
     single = [n for n in chosen if kind(rows[n]) != "chat"]
     yield from ((n, (None, "a chat")) for n in chosen if kind(rows[n]) == "chat")
     asks = [{"prompt": question(rows[n]).strip(), "completion": ""} for n in single]
-    names = {n: "output" if kind(rows[n]) == "instruction" else "completion" for n in single}
-    seen = {(n, normal(rows[n][name])) for n, name in names.items()}
+    names = {n: ANSWER[kind(rows[n])] for n in single}
+    seen = {(n, normalized(rows[n][name])) for n, name in names.items()}
     for place, text in _asked(asks, list(range(len(asks))), copies, model, "{text}", options, seed):
         n = single[place]
         if text is None or not text.strip():
             yield n, (None, "no answer")
-        elif (n, normal(text)) in seen:
+        elif (n, normalized(text)) in seen:
             yield n, (None, "the same words")
         else:
-            seen.add((n, normal(text)))
+            seen.add((n, normalized(text)))
             yield n, ({**rows[n], names[n]: text.strip()}, "")
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from common import attention
-from common.masking import IGNORE
+from common.lengths import IGNORE_INDEX
 
 
 @dataclass
@@ -31,7 +31,7 @@ class PackedCollator:
             rows = [{name: [value for row in rows for value in row[name]] for name in names}]
         width = max(len(row["input_ids"]) for row in rows)
         ids_BT = torch.full((len(rows), width), self.pad_token_id)
-        labels_BT = torch.full((len(rows), width), IGNORE)
+        labels_BT = torch.full((len(rows), width), IGNORE_INDEX)
         positions_BT = torch.zeros((len(rows), width), dtype=torch.long)
         for place, row in enumerate(rows):
             length = len(row["input_ids"])
@@ -39,7 +39,7 @@ class PackedCollator:
             labels_BT[place, :length] = torch.as_tensor(row["labels"])
             starts = torch.cat([torch.arange(size) for size in row["seq_lengths"]])
             positions_BT[place, :length] = starts
-        labels_BT[positions_BT == 0] = IGNORE
+        labels_BT[positions_BT == 0] = IGNORE_INDEX
         return {"input_ids": ids_BT, "labels": labels_BT, "position_ids": positions_BT}
 
 

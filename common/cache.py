@@ -1,95 +1,64 @@
-"""Encoded rows on disk: a second run of the same rows, tokenizer and template reads them; a changed one never does."""
+"""Datasets on disk by what they are made of: a second run of the same reads them; a changed one never does."""
 
-import hashlib
 import json
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from common import (
-    cuts,
-    edges,
-    files,
-    loss_weights,
-    marks,
-    masking,
-    rendering,
-    stretches,
-    templates,
-    text_rendering,
-    thinking,
-    tokenizers,
-    words,
-)  # fmt: skip
+from common import files
 from common.distributed import is_main_process
 from common.errors import UserError
-from common.masking import Counts
-from common.templates import AnyTemplate
 
-KEY = "key"  # a file that names the tokens which a run trains on
-CODE = (
-    *(cuts, edges, loss_weights, marks, masking, rendering, stretches, text_rendering),
-    *(templates, templates.chats, templates.tools, thinking, tokenizers, words),
-)  # whose text is part of the key
+KEY = "key"  # a file that names the dataset which a run trains on
 
 
-def key_of(rows: Iterable[dict], tokenizer: Any, template: AnyTemplate, settings: dict[str, Any]) -> str:
-    """A name for the result: the hash of the rows, the tokenizer, the template, the settings and the code."""
-    digest = hashlib.sha256()
-    for module in CODE:
-        digest.update(Path(str(module.__file__)).read_bytes())
-    digest.update(tokenizer.backend_tokenizer.to_str().encode("utf-8", "surrogatepass"))
-    digest.update(json.dumps([tokenizer.eos_token, repr(template), settings], sort_keys=True).encode())
-    for row in rows:
-        digest.update(json.dumps(row, ensure_ascii=True, separators=(",", ":"), default=str).encode())
-    return digest.hexdigest()[:32]
+def cached(
+    folder: Path, key: str, schema: Any, batches: Iterable[Any], record: Callable[[], dict[str, Any]]
+) -> tuple[Any, dict[str, Any]]:
+    """The dataset called `key`, from `folder` where it is already there, else made and kept there.
 
+    It passes through in parts and is read from disk as it is used, so memory does not grow with it.
 
-def _same(folder: Path, key: str) -> None:
-    """Refuse to go on with a run whose tokens have changed: its order of rows, and which it has seen, would be others.
+    Args:
+        schema, batches: of Arrow; the batches are made only where they are needed.
+        record: what is to be kept beside the rows, as values for JSON; asked for after the last batch.
 
-    What a run trains on is named in folder/KEY.
-    """
-    path = folder / KEY
-    before = path.read_text(encoding="utf-8").strip() if path.exists() else key
-    if before != key and any(folder.parent.glob("checkpoint-*/trainer_state.json")):
-        raise UserError(
-            f"{folder.parent} holds a run that stopped, and its data, tokenizer, template or the code that encodes "
-            "them have changed since; put them back, choose another --output_dir, or add --overwrite"
-        )
-    if is_main_process():
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(key + "\n", encoding="utf-8")
-
-
-def encode(
-    rows: Iterable[dict], tokenizer: Any, template: AnyTemplate, settings: dict[str, Any], folder: Path
-) -> tuple[Any, Counts]:
-    """What masking.encode returns, from `folder` where it is already there, else made and kept there.
-
-    The rows pass through in parts and the result is read from disk as it is used, so memory does not grow with them.
+    Returns:
+        A datasets.Dataset, and what was recorded with it.
 
     Raises:
-        UserError: the run that `folder` belongs to has checkpoints of other tokens.
+        UserError: the run that `folder` belongs to has checkpoints of another dataset.
     """
     import datasets
     import pyarrow
 
-    key = key_of(rows, tokenizer, template, settings)
     _same(folder, key)
     path = folder / f"{key}.arrow"
-    record = path.with_suffix(".json")
-    if path.exists() and record.exists():
-        counts = Counts(**json.loads(record.read_text(encoding="utf-8")))
-        counts.dropped = Counter(counts.dropped)
+    beside = path.with_suffix(".json")
+    if path.exists() and beside.exists():
         print(f"tokens: read from {path}")
-        return masking.needed(datasets.Dataset.from_file(str(path)), counts), counts
+        return datasets.Dataset.from_file(str(path)), json.loads(beside.read_text(encoding="utf-8"))
     folder.mkdir(parents=True, exist_ok=True)
-    counts = Counts()
     with files.atomic(path) as part:
-        with pyarrow.OSFile(str(part), "wb") as file, pyarrow.ipc.new_stream(file, masking.schema()) as writer:
-            for batch in masking.batches(rows, tokenizer, template, counts, **settings):
+        with pyarrow.OSFile(str(part), "wb") as file, pyarrow.ipc.new_stream(file, schema) as writer:
+            for batch in batches:
                 writer.write_batch(batch)
-        files.write_json(record, counts.as_dict())
-    return masking.needed(datasets.Dataset.from_file(str(path)), counts), counts
+        files.write_json(beside, record())
+    return datasets.Dataset.from_file(str(path)), record()
+
+
+def _same(folder: Path, key: str) -> None:
+    """Refuse to resume a run whose tokens have changed: its order of rows, and which it has seen, would be others.
+
+    What a run trains on is named in folder/KEY.
+    """
+    path = folder / KEY
+    folder.mkdir(parents=True, exist_ok=True)
+    before = path.read_text(encoding="utf-8").strip() if path.exists() else key
+    if before != key and any(folder.parent.glob("checkpoint-*/trainer_state.json")):
+        raise UserError(
+            f"{folder.parent} contains an interrupted run, and its data, tokenizer, template or the code that encodes "
+            "them have changed since; put them back, choose another --output_dir, or add --overwrite"
+        )
+    if is_main_process():
+        path.write_text(key + "\n", encoding="utf-8")

@@ -14,7 +14,7 @@ from transformers.trainer_pt_utils import LabelSmoother
 from common import mixtures, models
 from common.errors import CheckFailed, UserError
 from common.generation import Samples
-from common.masking import IGNORE
+from common.lengths import IGNORE_INDEX
 from common.meter import HELD_OUT, Meter
 
 KEPT = "tunebook.meter"  # where a checkpoint's trainer_state.json holds what was measured until then
@@ -23,7 +23,7 @@ HALVINGS = 16  # of a float16 run's loss scale of 65,536, after which it is 1
 
 def tokens_of(inputs: dict[str, Any]) -> torch.Tensor:
     """float64 (): tokens of a batch that train."""
-    return (inputs["labels"][:, 1:] != IGNORE).sum().double()
+    return (inputs["labels"][:, 1:] != IGNORE_INDEX).sum().double()
 
 
 def measure(trainer: Any, log_file: Path, parts_of: Callable[[dict[str, Any]], torch.Tensor] = tokens_of) -> Meter:

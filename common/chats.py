@@ -1,233 +1,105 @@
-"""Chat templates: a row as a conversation, and its text in a template."""
+"""Chat templates: a row as the conversation that a template takes, and the template's text of it."""
 
-import json
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
 
-from common import thinking
-from common.errors import UserError, nearest
+from common import files, rows, thinking
+from common.distributed import is_main_process
+from common.jinja_templates import JinjaTemplate, Unstable, openings, options_of
+from common.thinking import Places
+from common.tool_templates import Fit
 
-if TYPE_CHECKING:
-    from common.templates import ChatTemplate
-
-_CALLS = (
-    "{%- macro said(message) -%}{{ message['content'] or '' }}{%- for call in message['tool_calls'] or [] -%}"
-    "{{ '<tool_call>\\n' + ((call['function'] or call) | tojson) + '\\n</tool_call>' }}{%- endfor -%}{%- endmacro -%}"
-)
-_TOOLS = "{{ 'You may call these tools:\\n' + (tools | tojson) }}"
-JINJA = {
-    "chatml": _CALLS + "{{- bos_token }}"
-    "{%- if tools %}{{ '<|im_start|>system\\n' }}" + _TOOLS + "{{ end_of_turn + '\\n' }}{% endif -%}"
-    "{%- for message in messages -%}{{ '<|im_start|>' + message['role'] + '\\n' }}"
-    "{%- if message['role'] == 'assistant' -%}"
-    "{% generation %}{{ said(message) + end_of_turn }}{% endgeneration %}{{ '\\n' }}"
-    "{%- else -%}{{ said(message) + end_of_turn + '\\n' }}{%- endif -%}{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}",
-    "llama3": _CALLS + "{{- bos_token }}"
-    "{%- if tools %}{{ '<|start_header_id|>system<|end_header_id|>\\n\\n' }}" + _TOOLS + "{{ end_of_turn }}{% endif -%}"
-    "{%- for message in messages -%}"
-    "{{ '<|start_header_id|>' + (message['role'] if message['role'] != 'tool' else 'ipython') "
-    "+ '<|end_header_id|>\\n\\n' }}"
-    "{%- if message['role'] == 'assistant' -%}"
-    "{% generation %}{{ said(message) + end_of_turn }}{% endgeneration %}"
-    "{%- else -%}{{ said(message) + end_of_turn }}{%- endif -%}{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif -%}",
-    "llama2": _CALLS + "{%- set place = namespace(system='', open=false) -%}"
-    "{%- if tools %}{% set place.system %}" + _TOOLS + "{% endset %}{% endif -%}"
-    "{%- for message in messages -%}"
-    "{%- if message['role'] == 'system' -%}"
-    "{%- set place.system = (place.system + '\\n\\n' if place.system else '') + message['content'] -%}"
-    "{%- elif message['role'] == 'assistant' -%}"
-    "{{ ' ' }}{% generation %}{{ said(message) + ' ' + end_of_turn }}{% endgeneration %}"
-    "{%- else -%}{{ bos_token + '[INST] ' }}"
-    "{%- if place.system -%}{{ '<<SYS>>\\n' + place.system + '\\n<</SYS>>\\n\\n' }}"
-    "{%- set place.system = '' -%}{%- endif -%}"
-    "{{ said(message) + ' [/INST]' }}{%- endif -%}{%- endfor -%}",
-}
-_END_OF_TURN = {"chatml": "<|im_end|>", "llama3": "<|eot_id|>"}
-
-# What every template is given, and none reads from a user.
-GIVEN = {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "end_of_turn"}
+FILE = "template.json"  # saved beside an adapter or model
+EDGE = "\uf8f4"  # a private character that no conversation holds
 
 
-class Unstable(ValueError):
-    """The template refuses a conversation, or gives no proof of which characters a turn stands in."""
+@dataclass(frozen=True)
+class ChatTemplate(JinjaTemplate):
+    """A Jinja chat template that rows are given to as it takes them: thinking, calls and tools in its own form."""
 
+    @cached_property
+    def thinking_places(self) -> tuple[Places, Places]:
+        """Where thinking goes in a turn without calls, and in one with them."""
+        plain, calls = Places(self, calls=False), Places(self, calls=True)
+        if calls.key and not plain.key:  # its own way to write thinking is not text in tags
+            plain.forms = frozenset()
+        return plain, calls
 
-def messages(row: dict) -> list[dict]:
-    """The row as a conversation: its own messages, or one question and its answer."""
-    if "messages" in row:
-        turns = row["messages"]
-        told = any("weight" in turn for turn in turns)
-        return [{key: value for key, value in turn.items() if key != "weight"} for turn in turns] if told else turns
-    system = [{"role": "system", "content": row["system"]}] if row.get("system") else []
-    if "prompt" in row and "instruction" not in row:
-        question, answer = row["prompt"], row["completion"]
-    else:
-        question = "\n\n".join(filter(None, (row["instruction"], row.get("input"))))
-        answer = row["output"]
-    return [*system, {"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    def prompt(self, row: dict) -> str:
+        """The conversation before its last assistant turn, and the header of that turn."""
+        turns, defined, options = self.conversation(row)
+        return self.render(turns[:-1], defined, open_turn=True, options=options)
 
+    @cached_property
+    def fit(self) -> Fit:
+        """Gives a conversation's calls and tools the form that this template writes."""
+        return Fit(self)
 
-def tokens_of(tokenizer: Any, jinja: str, name: str) -> dict[str, str]:
-    """The special tokens that a template may name. Our own templates end a turn with the tokenizer's own token for it.
+    def completion(self, row: dict) -> str:
+        """The last assistant turn's text; of one that calls, what the template writes of it before its end."""
+        last = rows.messages(row)[-1]
+        if not last.get("tool_calls"):
+            return last["content"]
+        turns, defined, options = self.conversation(row)
+        whole, other = (
+            self.render([*turns[:-1], turn], defined, options=options)
+            for turn in (turns[-1], {"role": "assistant", "content": EDGE})
+        )
+        prompt, end = self.prompt(row), other.rpartition(EDGE)[2]
+        return whole.removeprefix(prompt).removesuffix(end) if whole.startswith(prompt) else last["content"] or ""
 
-    Raises:
-        UserError: the template is not Jinja.
-    """
-    import jinja2
-    from transformers.utils.chat_template_utils import _compile_jinja_template
+    def conversation(self, row: dict) -> tuple[list[dict], list | None, dict[str, Any]]:
+        """A row's turns with thinking where the template takes it, calls and tools as it writes them, its variables.
 
-    try:
-        _compile_jinja_template(jinja)
-    except jinja2.TemplateError as error:
-        raise UserError(f"--template {name} is not a Jinja template: {error}") from None
-    given = tokenizer.special_tokens_map.items()
-    tokens: dict[str, str] = {key: value for key, value in given if isinstance(value, str)}
-    if name in JINJA:
-        from common.tokenizers import affixes
-
-        wanted = _END_OF_TURN.get(name, str(tokenizer.eos_token))
-        known = wanted in tokenizer.get_vocab()
-        tokens["end_of_turn"] = wanted if known else str(tokenizer.eos_token)
-        tokens["bos_token"] = str(tokenizer.bos_token) if affixes(tokenizer)[0] else ""
-    return tokens
-
-
-def conversation(template: "ChatTemplate", row: dict) -> tuple[list[dict], list | None, dict[str, Any]]:
-    """A row's turns with thinking where the template takes it, calls and tools as it writes them, and its variables.
-
-    Raises:
-        Unstable: a turn has two different thinkings, `chat_template_kwargs` is not what the template reads, or it
-            leaves out a call or a tool.
-    """
-    turns = messages(row)
-    if any(turn["role"] == "assistant" and thinking.of_any(turn) for turn in turns):
-        placed = []
-        for place, turn in enumerate(turns, 1):
-            if turn["role"] == "assistant":
-                try:
-                    turn = template.thinking_places[bool(turn.get("tool_calls"))].place(turn)
-                except ValueError as error:
-                    raise Unstable(f"turn {place} {error}") from None
-            placed.append(turn)
-        turns = placed
-    options = row.get("chat_template_kwargs")
-    try:
-        options = options_of(template.jinja, options, template.options)
-    except ValueError as error:
-        raise Unstable(f"`chat_template_kwargs` {error}") from None
-    return *template.fit(turns, row.get("tools") or None, options), options
-
-
-def options_of(jinja: str, given: Any, before: dict[str, Any]) -> dict[str, Any]:
-    """Variables of a template as `given` (an object or its JSON text, null for none), over those of `before`.
-
-    Raises:
-        ValueError: it is no object, or names what the template does not read.
-    """
-    if not given:
-        return before
-    try:
-        values = json.loads(given) if isinstance(given, str) else given
-    except ValueError:
-        values = given
-    if not isinstance(values, dict):
-        raise ValueError(f'is {values!r}, expected an object such as {{"enable_thinking": false}}')
-    values = {name: value for name, value in values.items() if value is not None}
-    known = _variables(jinja)
-    if strange := sorted(values.keys() - known):
-        reads = f"it reads {', '.join(sorted(known))}" if known else "it reads none"
-        raise ValueError(f"names {strange[0]}, which the template does not read{nearest(strange[0], known)}; {reads}")
-    return before | values
-
-
-@lru_cache(maxsize=16)
-def _variables(jinja: str) -> frozenset[str]:
-    """What a template reads besides the conversation, its tools and the tokenizer's tokens."""
-    from jinja2 import meta, nodes
-    from transformers.utils.chat_template_utils import _compile_jinja_template
-
-    environment = _compile_jinja_template(jinja).environment
-    tree = environment.parse(jinja)
-    named = meta.find_undeclared_variables(tree) - set(environment.globals)
-    # What a template sets itself is its own, unless it asks first whether it was given.
-    stored = {one.name for one in tree.find_all(nodes.Name) if one.ctx == "store"}
-    asked = [one.node for one in tree.find_all(nodes.Test) if one.name in ("defined", "undefined")]
-    asked += [one.node for one in tree.find_all(nodes.Filter) if one.name in ("default", "d")]
-    named -= stored - {one.name for one in asked if isinstance(one, nodes.Name)}
-    return frozenset(name for name in named if name not in GIVEN and not name.endswith("_token"))
-
-
-def render(
-    template: "ChatTemplate",
-    turns: list[dict],
-    tools: list | None,
-    open_turn: bool = False,
-    options: dict[str, Any] | None = None,
-) -> str:
-    """The conversation as text; `open_turn` adds the header of the assistant turn that is to come.
-
-    Raises:
-        Unstable: the template refuses it.
-    """
-    options = template.options if options is None else options
-    return _render(template, turns, tools, add_generation_prompt=open_turn, **options)[0][0]
-
-
-def generated(template: "ChatTemplate", turns: list[dict], tools: list | None, options: dict[str, Any]) -> Any:
-    """The conversation as text, and the stretches that the template itself marks as the assistant's."""
-    if "endgeneration" not in template.jinja_for(tools):
-        return render(template, turns, tools, options=options), []
-    texts, marked = _render(template, turns, tools, return_assistant_tokens_mask=True, **options)
-    return texts[0], [(start, end) for start, end in marked[0]]
-
-
-def openings() -> list[list[dict]]:
-    """Beginnings of a conversation: a template may insist on a system text, or on none."""
-    question = {"role": "user", "content": "Qasked"}
-    return [[question], [{"role": "system", "content": "Qsystem"}, question]]
-
-
-def probe(template: "ChatTemplate", turn: dict) -> str:
-    """A small conversation that ends with the turn, as the template writes it; "" where it takes none."""
-    for opening in openings():
+        Raises:
+            Unstable: a turn has two different thinkings, `chat_template_kwargs` is not what the template reads, or it
+                leaves out a call or a tool.
+        """
+        turns = rows.messages(row)
+        if any(turn["role"] == "assistant" and thinking.of_any(turn) for turn in turns):
+            placed = []
+            for place, turn in enumerate(turns, 1):
+                if turn["role"] == "assistant":
+                    try:
+                        turn = self.thinking_places[bool(turn.get("tool_calls"))].place(turn)
+                    except ValueError as error:
+                        raise Unstable(f"turn {place} {error}") from None
+                placed.append(turn)
+            turns = placed
+        options = row.get("chat_template_kwargs")
         try:
-            return render(template, [*opening, turn], None)
-        except Unstable:
-            continue
-    return ""
+            options = options_of(self.jinja, options, self.options)
+        except ValueError as error:
+            raise Unstable(f"`chat_template_kwargs` {error}") from None
+        return *self.fit(turns, row.get("tools") or None, options), options
+
+    def turn_tokens(self, tokenizer: Any) -> frozenset[str]:
+        """Added tokens of the tokenizer that the template writes around turns, whether it calls them special or not.
+
+        The tags of thinking are not among them: what a row says between them is thinking, wherever the tags come from.
+        """
+        answer = {"role": "assistant", "content": "x"}
+        text = self.probe(answer)
+        for opening in openings():
+            try:
+                text += self.render([*opening, answer, *opening[-1:]], None)
+                break
+            except Unstable:
+                continue
+        tags = {*thinking.TAGS, *self.thinking_places[False].tags}
+        return frozenset(
+            t.content
+            for t in tokenizer.added_tokens_decoder.values()
+            if t.content.strip() and t.content in text and (t.special or t.content not in tags)
+        )
+
+    def save(self, folder: str | Path) -> None:
+        write(folder, {"kind": "chat", **asdict(self)})
 
 
-def turn_tokens(template: "ChatTemplate", tokenizer: Any) -> frozenset[str]:
-    """Added tokens of the tokenizer that the template writes around turns, whether it calls them special or not.
-
-    The tags of thinking are not among them: what a row says between them is thinking, wherever the tags come from.
-    """
-    answer = {"role": "assistant", "content": "x"}
-    text = probe(template, answer)
-    for opening in openings():
-        try:
-            text += render(template, [*opening, answer, *opening[-1:]], None)
-            break
-        except Unstable:
-            continue
-    tags = {*thinking.TAGS, *template.thinking_places[False].tags}
-    return frozenset(
-        t.content
-        for t in tokenizer.added_tokens_decoder.values()
-        if t.content.strip() and t.content in text and (t.special or t.content not in tags)
-    )
-
-
-def _render(template: "ChatTemplate", turns: list[dict], tools: list | None, **options: Any) -> Any:
-    import jinja2
-    from transformers.utils.chat_template_utils import render_jinja_template
-
-    jinja = template.jinja_for(tools)
-    try:
-        return render_jinja_template([turns], tools=tools, chat_template=jinja, **{**template.tokens, **options})
-    except (jinja2.TemplateError, TypeError, KeyError, ValueError, AttributeError, IndexError) as error:
-        developer = any(turn["role"] == "developer" for turn in turns)
-        remedy = " (if it does not know the role developer, make it system)" if developer else ""
-        raise Unstable(f"the template refuses this conversation: {error}{remedy}") from None
+def write(folder: str | Path, values: dict) -> None:
+    """Save the values of a template beside an adapter or model."""
+    if is_main_process():
+        files.write_json(Path(folder) / FILE, values)

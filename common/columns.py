@@ -1,8 +1,6 @@
 """What the columns of a source mean: every row becomes an instruction, a pair or a chat, and is checked.
 
-instruction: {"instruction", "input", "output"[, "system"]}, text each; pair: {"prompt", "completion"}, text each;
-chat: {"messages": [{"role", "content", ...}]}; each may have "tools", a list (common/tools.py). All have "row" (the
-place in the source, from 1) and "source" (its name); columns that mean nothing here are kept as they are.
+What a row is stands in common/rows.py.
 """
 
 import itertools
@@ -14,9 +12,9 @@ from common.dialogue import Fault
 from common.errors import RowErrors, UserError, type_name
 from common.layouts import NAMES as NAMES
 from common.layouts import REQUIRED, Layout
+from common.rows import Row
 from common.uses import Uses
 
-Row = dict[str, Any]
 EMPTY = (None, "", [], {})
 MEDIA = {"image", "images", "video", "videos", "audio", "audios"}
 MISSING = "is missing"
@@ -31,31 +29,6 @@ class Input(Protocol):
 
     def rows(self, problems: RowErrors) -> Iterator[tuple[int, Any]]: ...
     def place(self, number: int) -> str: ...
-
-
-def kind(row: Row) -> str:
-    """instruction, pair or chat."""
-    return "chat" if "messages" in row else "instruction" if "instruction" in row else "pair"
-
-
-def question(row: Row) -> str:
-    """The text that a row asks with, by which rows are called duplicates: no system text, no answer.
-
-    Of a chat it is every turn before the last answer. Of an Alpaca prompt that is already rendered it is what follows
-    `### Instruction:`, as the words before it are the same in all rows.
-    """
-    if kind(row) == "instruction":
-        return f"{row['instruction']}\n{row['input']}"
-    if kind(row) == "pair":
-        return row["prompt"].rpartition("### Instruction:")[2]
-    return "\n".join(turn["content"] for turn in row["messages"][:-1] if turn["role"] not in dialogue.INSTRUCTS)
-
-
-def system(row: Row) -> str:
-    """The system text of a row, or nothing."""
-    if kind(row) == "chat":
-        return "\n".join(turn["content"] for turn in row["messages"] if turn["role"] == "system")
-    return row.get("system") or ""
 
 
 class Table:

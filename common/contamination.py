@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-Row = dict[str, Any]
+from common.rows import Row
+
 Grams = dict[int, tuple[np.ndarray, np.ndarray]]  # length: (hashes, sorted; the pieces that they are of)
 WORDS = 8  # in a row, shared with an item
 LONG_FROM, LONG_WORDS = 50, 13  # an item of so many words needs a longer run: long texts share phrases by chance
@@ -191,7 +192,7 @@ class _Index:
         return grams, template
 
     def overlaps(self, rows: list[tuple[int, Row]]) -> list[Overlap]:
-        from common.quality import texts
+        from common.rows import texts
 
         fields = [
             (row.get("row", place), name, words(text))

@@ -3,8 +3,9 @@
 from itertools import chain
 from typing import Any
 
-from common import chats, rendering
+from common import rendering
 from common.errors import UserError
+from common.jinja_templates import Unstable
 from common.templates import AnyTemplate, Template
 
 
@@ -45,7 +46,7 @@ class Conversation:
         row: dict[str, Any] = {"messages": [*system, *said, {"role": "assistant", "content": ""}]}
         try:
             return rendering.prompts(self.tokenizer, self.template, [row])[0]
-        except chats.Unstable as error:
+        except Unstable as error:
             raise UserError(f"{error}; /system without a text takes the system text away") from None
 
     def _rows(self, template: Template, texts: list[str]) -> list[int]:

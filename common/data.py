@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from common import columns, hub, overlap, sources
-from common.columns import Row, Table
+from common.columns import Table
 from common.errors import UserError, first_names, nearest
 from common.pocket import FOLDER as POCKET
+from common.rows import Row
+from common.rows import question as question_of
+from common.rows import system as system_of
+from common.texts import digest, normalized
 
 NAMES = ("train", "validation", "test")
 # name of --dataset -> how the names of its files begin
@@ -242,9 +246,9 @@ class _Checked:
         same: dict[str, str] = {}  # a system text that is in every row is kept once
         for row in self.held if self.held is not None else self.table:
             self.count += 1
-            system = columns.system(row)
+            system = system_of(row)
             self.systems.append(same.setdefault(system, system))
-            self.texts.append(columns.question(row))
+            self.texts.append(question_of(row))
             if self.count == TEXTS + 1:
                 self.texts = [_key(text) for text in self.texts]
                 self.systems, same = [_key(text) for text in self.systems], {}
@@ -259,9 +263,7 @@ class _Checked:
 
 def _key(text: str) -> str:
     """Stands for a question among very many: equal for equal questions, whatever their case and spaces."""
-    import hashlib
-
-    return hashlib.blake2b(" ".join(text.casefold().split()).encode(), digest_size=12).hexdigest()
+    return digest(normalized(text), 12).hex()
 
 
 def _split(tables: list[_Checked], sizes: tuple[int, ...], seed: int, parts: dict[str, list], notes: list[str]) -> None:

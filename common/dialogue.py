@@ -17,7 +17,6 @@ ROLES = {
     **dict.fromkeys(("tool", "observation", "function", "tool_response"), "tool"),
 }
 LIGHTEST, HEAVIEST = 1e-6, 1e6  # weights: products and sums of them stay exact enough in float32
-INSTRUCTS = ("system", "developer")  # roles whose text is no question
 MAY_FOLLOW = {
     None: ("system", "developer", "user"),
     "system": ("developer", "user"),
@@ -110,7 +109,7 @@ def _add_system(turns: list[Turn], system: Any, field: str, columns: dict[str, s
 
 def with_history(row: dict, history: Any, columns: dict[str, str], faults: list[Fault]) -> dict:
     """A chat of an instruction row and the turns before it: [[question, answer], ...]. The last question is what
-    chats.messages makes of a row without history."""
+    rows.messages makes of a row without history."""
     turns: list[Turn] = [{"role": "system", "content": row["system"]}] if row.get("system") else []
     history = _parsed(history)
     if not isinstance(history or [], list):

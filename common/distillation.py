@@ -8,9 +8,8 @@ import torch
 
 from common import attention, checks, heads, losses, models, vocabularies
 from common.errors import UserError
-from common.loss_weights import COLUMN
+from common.lengths import IGNORE_INDEX, LOSS_WEIGHTS
 from common.losses import Blend, Online
-from common.masking import IGNORE
 
 # Of --set, in recipes that distil on fixed rows.
 UNHEARD = dict.fromkeys(("loss_type", "label_smoothing_factor"), "a student's loss is that of its teacher and labels")
@@ -106,8 +105,8 @@ def loss(trainer: Any, model: Any, batch: dict[str, Any], items: Any, teacher: A
     mode = "train" if model.training else "eval"
     blend = blend if model.training else Blend(alpha=0.0)
     labels_BT = batch["labels"][:, 1:]
-    keep_BT = labels_BT != IGNORE
-    weights_N = batch[COLUMN][:, 1:][keep_BT] if COLUMN in batch and model.training else None
+    keep_BT = labels_BT != IGNORE_INDEX
+    weights_N = batch[LOSS_WEIGHTS][:, 1:][keep_BT] if LOSS_WEIGHTS in batch and model.training else None
     targets = teacher.targets(batch, keep_BT) if blend.alpha else None  # first: its activations are gone then
     hidden_BTD = model(**{name: batch[name] for name in INPUTS if name in batch}, head=False)
     head = heads.of(trainer.accelerator.unwrap_model(model))

@@ -1,22 +1,16 @@
 """Duplicates: identical texts, near-duplicates, and the groups that they form."""
 
 from collections.abc import Iterable, Sequence
-from hashlib import blake2b
 
 import numpy as np
 
 from common import similarity
+from common.texts import digest, normalized
 
 
-def normal(text: str) -> str:
-    """Casefolded, with every run of white space as one space."""
-    return " ".join(text.casefold().split())
-
-
-def digests(texts: Iterable[str], normalized: bool = True) -> np.ndarray:
-    """A 64-bit number for each text (uint64); equal for equal texts, after `normal` where `normalized`."""
-    change = normal if normalized else str
-    found = (blake2b(change(text).encode("utf-8", "surrogatepass"), digest_size=8).digest() for text in texts)
+def digests(texts: Iterable[str]) -> np.ndarray:
+    """A 64-bit number for each text (uint64); equal for texts that are equal once normalized."""
+    found = (digest(normalized(text), 8) for text in texts)
     return np.frombuffer(b"".join(found), dtype="<u8").astype(np.uint64)
 
 
@@ -36,7 +30,7 @@ def near(texts: Sequence[str], threshold: float = 0.8) -> list[tuple[int, int, f
 
 def _normals(texts: Sequence[str], places: np.ndarray) -> list[str]:
     chosen: list[int] = places.tolist()
-    return [normal(texts[place]) for place in chosen]
+    return [normalized(texts[place]) for place in chosen]
 
 
 def distinct(texts: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -1,27 +1,71 @@
 """Where a turn of a marked conversation begins and ends: by its renderings up to that turn."""
 
+import json
 import re
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import Any
 
 from common import thinking
-from common.chats import Unstable
-from common.marks import Leaf, Skeleton, Span, common_prefix
+from common.chats import ChatTemplate
+from common.jinja_templates import Unstable, openings
+from common.marks import Skeleton, Span, common_prefix, mark
 
-if TYPE_CHECKING:
-    from common.stretches import Proof, Prover
-
+HELD = 4096  # kinds of conversation that are remembered
 PLAIN = "ZqzQ"  # an answer where only what stands before it matters
 CHANGED = "the template writes what stands before an answer in another way once it is answered"
+
+
+class Renderings:
+    """What one template makes of marked conversations, remembered.
+
+    Args:
+        control: matches the tokenizer's control tokens; None where it has none.
+    """
+
+    def __init__(self, template: ChatTemplate, control: re.Pattern[str] | None):
+        self.template, self.control = template, control
+        self._skeletons: dict[str, Skeleton | Unstable] = {}
+
+    def skeleton(self, marked: list[dict], tools: list | None, options: dict[str, Any], open_turn: bool) -> Skeleton:
+        key = f"{open_turn}{key_of(marked, tools, options)}"
+        if key not in self._skeletons:
+            forget(self._skeletons)
+            try:
+                self._skeletons[key] = (
+                    Skeleton(self.template.render(marked, tools, True, options))
+                    if open_turn
+                    else Skeleton(*self.template.generated(marked, tools, options))
+                )
+            except Unstable as error:
+                self._skeletons[key] = error
+        found = self._skeletons[key]
+        if isinstance(found, Unstable):
+            raise Unstable(str(found))
+        return found
+
+    def controls(self, text: str) -> list[Span]:
+        return [found.span() for found in self.control.finditer(text)] if self.control else []
+
+    @cached_property
+    def open_ended(self) -> bool:
+        """Whether the template ends an answer with nothing of its own: the next role's token does (GLM)."""
+        for opening in openings():
+            marked, _ = mark([*opening, {"role": "assistant", "content": "x"}])
+            try:
+                return not self.skeleton(marked, None, self.template.options, False).literals[-1].strip()
+            except Unstable:
+                continue
+        return False
 
 
 class Rendered:
     """The renderings of one marked conversation: its beginnings, closed and opened for the next answer."""
 
-    def __init__(self, prover: "Prover", marked: list[dict], tools: list | None, options: dict[str, Any]):
-        self.prover, self.marked, self.tools, self.options = prover, marked, tools, options
+    def __init__(self, renderings: Renderings, marked: list[dict], tools: list | None, options: dict[str, Any]):
+        self.of, self.marked, self.tools, self.options = renderings, marked, tools, options
 
     def skeleton(self, count: int, open_turn: bool = False) -> Skeleton:
-        return self.prover.skeleton(self.marked[:count], self.tools, self.options, open_turn)
+        return self.of.skeleton(self.marked[:count], self.tools, self.options, open_turn)
 
     def stretch(self, place: int, own: set[int], count: int) -> list[Span]:
         """The characters of a turn that train in the rendering of the first `count` turns.
@@ -49,7 +93,7 @@ class Rendered:
         found = [(a, b) for a, b in whole.generated if any(a <= mark < b for mark in marks)]
         if not all(any(a <= mark < b for a, b in found) for mark in marks):
             return []
-        ends = {end for _, end in self.prover.controls(whole.text)}
+        ends = {end for _, end in self.of.controls(whole.text)}
         trimmed = [(a, a + len(whole.text[a:b].rstrip())) for a, b in found]
         return [(a, t if t in ends else b) for (a, b), (_, t) in zip(found, trimmed, strict=True)]
 
@@ -60,7 +104,7 @@ class Rendered:
             opening = self.skeleton(place, open_turn=True)
         except Unstable:  # a template may refuse an unanswered question
             plain = [*self.marked[:place], {"role": "assistant", "content": PLAIN}]
-            text = self.prover.skeleton(plain, self.tools, self.options, False).text
+            text = self.of.skeleton(plain, self.tools, self.options, False).text
             opening = Skeleton(text[: text.index(PLAIN)])
         header = opening.literals[-1]
         shared = common_prefix(literal, header)
@@ -69,7 +113,7 @@ class Rendered:
             dropped = set(opening.leaves) - set(whole.leaves)
             if not shared or not dropped:
                 raise Unstable(CHANGED)
-        inside = [a for a, b in self.prover.controls(literal) if a < shared < b]
+        inside = [a for a, b in self.of.controls(literal) if a < shared < b]
         shared = inside[0] if inside else shared
         return at + self._after_empty(place, literal, shared)
 
@@ -79,13 +123,13 @@ class Rendered:
         turn = self.marked[place]
         if thinking.has_block(turn):
             return shared
-        opening, closing = self.prover.template.thinking_places[bool(turn.get("tool_calls"))].tags
+        opening, closing = self.of.template.thinking_places[bool(turn.get("tool_calls"))].tags
         blocks = re.finditer(rf"{re.escape(opening)}\s*{re.escape(closing)}", literal)
         end = next((found.end() for found in blocks if found.end() > shared), 0)
         if not end:
             return shared
         options = self.options | {"enable_thinking": False}
-        header = self.prover.skeleton(self.marked[:place], self.tools, options, True).literals[-1]
+        header = self.of.skeleton(self.marked[:place], self.tools, options, True).literals[-1]
         return len(header) if literal.startswith(header) and len(header) >= end else end
 
     def _end(self, place: int, closed: Skeleton, after: int) -> int:
@@ -96,20 +140,20 @@ class Rendered:
         except Unstable:
             going_on = tail
         shared = tail[: common_prefix(tail, going_on)]
-        ends = [end for _, end in self.prover.controls(tail)]
+        ends = [end for _, end in self.of.controls(tail)]
         inside = [end for end in ends if end <= len(shared)] or ends
-        return inside[-1] if inside and not self.prover.open_ended else len(shared.rstrip())
+        return inside[-1] if inside and not self.of.open_ended else len(shared.rstrip())
 
-    def explain(self, proof: "Proof", leaves: list[Leaf]) -> None:
-        """Say of texts that are there while the question is open, but not once it is answered, that they are."""
-        answers = [place for place, turn in enumerate(self.marked) if turn["role"] == "assistant"]
-        try:
-            opened = set(self.skeleton(answers[-1], open_turn=True).leaves) if answers else set()
-        except Unstable:
-            return
-        for number in proof.lost:
-            role = self.marked[leaves[number].turn]["role"]
-            if number in opened and role in ("system", "developer"):
-                proof.lost[number] = (
-                    f"the template leaves out the {role} text once it is answered; put it into the first question"
-                )
+
+def key_of(marked: list[dict], tools: list | None, options: dict[str, Any]) -> str:
+    # A plain turn is its role and its mark, so that few rows need more than that.
+    turns = [f"{turn['role']} {turn['content']}" if len(turn) == 2 else turn for turn in marked]
+    plain = [turn for turn in turns if isinstance(turn, str)]
+    if not tools and not options and len(plain) == len(turns):
+        return "\0".join(plain)
+    return json.dumps([turns, tools, options], default=str)
+
+
+def forget(held: dict) -> None:
+    if len(held) >= HELD:
+        held.clear()

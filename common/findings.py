@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from common import quality
-from common.columns import question, system
+from common.rows import question, system
 from common.statistics import SHOWN, short_names
 
 Problem = dict[str, Any]  # {"rows": int, "first": [{"row", "source"}, ...], "why": what the name means}

@@ -18,9 +18,10 @@ def byte_size(value: float | None) -> str:
     """900 B, 12.5 KiB, 85.3 MiB, 2.13 GiB."""
     if value is None:
         return DASH
-    unit = next((unit for unit in (4, 3, 2, 1) if value >= 1024**unit), 0)
-    value /= 1024**unit
-    return f"{value:{'.3g' if value < 999.5 else '.0f'}} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[unit]}"
+    size = float(value)
+    unit = next((unit for unit in (4, 3, 2, 1) if size >= 1024**unit), 0)
+    size /= 1024**unit
+    return f"{size:{'.3g' if size < 999.5 else '.0f'}} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[unit]}"
 
 
 def duration(seconds: float | None) -> str:

@@ -5,9 +5,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from common import chats, mixtures, models, rendering
+from common import mixtures, models, rendering
 from common.decoding import Decoding, Halt, Noise
 from common.errors import UserError
+from common.jinja_templates import openings
 from common.streaming import Pieces, Tokens, before_stop, in_thread
 from common.templates import AnyTemplate, Template
 
@@ -86,7 +87,7 @@ def end_of_turn(tokenizer: Any, template: AnyTemplate) -> int:
     if isinstance(template, Template):
         return int(tokenizer.eos_token_id)
     answer = {"role": "assistant", "content": "x"}
-    tries = [{"messages": [*opening, answer]} for opening in chats.openings()]
+    tries = [{"messages": [*opening, answer]} for opening in openings()]
     encoded, bad, _ = rendering.renderer(tokenizer, template, "answers")(tries)
     control = tokenizer.backend_tokenizer.get_added_tokens_decoder()
     last = [tokens[spans[-1][1] - 1] for place, (tokens, spans) in enumerate(encoded) if place not in bad]

@@ -7,10 +7,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from common import categories, checks, files, masking, plots, quality, statistics, tokenizers
-from common.errors import CheckFailed, UserError
+from common import categories, files, lengths, masking, plots, quality, statistics, tokenizers
+from common.errors import UserError
 from common.format import number, percent
-from common.loss_weights import COLUMN
+from common.lengths import LOSS_WEIGHTS
+from common.view import tokens as tokens_of
 
 NO_LIMIT = 2**31 - 1
 EXAMPLES = 3  # rows shown where none is asked for
@@ -45,7 +46,7 @@ def look(
         raise UserError("--packed needs --max_length N: the tokens that a pack holds")
     survey = surveyed(rows, more or {})
     encoded, counts = masking.encode(rows, tokenizer, template, NO_LIMIT, train_on=train_on)
-    total, trained = statistics.lengths(encoded)
+    total, trained = lengths.token_counts(encoded)
     if max_length and too_long == "truncate" and (total > max_length).any():
         kept, counts = masking.encode(rows, tokenizer, template, max_length, too_long="truncate", train_on=train_on)
     else:
@@ -55,11 +56,11 @@ def look(
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "max_length": max_length,
         "statistics": survey,
-        "tokens": statistics.tokens(total, trained),
+        "tokens": lengths.token_statistics(total, trained),
         "tokens_with_begin": with_begin(tokenizer, total, trained),
-        "histograms": {"Tokens a row": statistics.histogram(total), "Of which train": statistics.histogram(trained)},
+        "histograms": {"Tokens a row": lengths.histogram(total), "Of which train": lengths.histogram(trained)},
         "counts": counts.as_dict(),
-        "line": counts.line(),
+        "line": counts.summary(),
         **verdict(counts, max_length),
         "rows": views,
         "absent": absent,
@@ -75,7 +76,7 @@ def with_begin(tokenizer: Any, total: Any, trained: Any) -> dict[str, Any] | Non
     """
     if tokenizer.bos_token_id is None or not len(total) or tokenizers.affixes(tokenizer)[0]:
         return None
-    return statistics.tokens(total + 1, trained)
+    return lengths.token_statistics(total + 1, trained)
 
 
 def surveyed(rows: Iterable[dict], more: dict[str, Any]) -> dict[str, Any]:
@@ -106,22 +107,21 @@ def without_long(encoded: Any, counts: Any, total: Any, trained: Any, max_length
         counts.kept = int(fits.sum())
         counts.tokens, counts.trained_tokens = int(total[fits].sum()), int(trained[fits].sum())
         encoded = encoded.select(np.flatnonzero(fits))
-        counts.weighted = sum(map(bool, encoded[COLUMN])) if counts.weighted else 0
+        counts.weighted = sum(map(bool, encoded[LOSS_WEIGHTS])) if counts.weighted else 0
     return encoded, counts
 
 
 def verdict(counts: Any, max_length: int | None) -> dict[str, Any]:
     """`refused`: why training would refuse these rows, or None; `lost`: a sentence on each larger share lost."""
-    return {"refused": refusal(counts, max_length), "lost": checks.losses(counts, max_length or NO_LIMIT)}
+    return {"refused": refusal(counts, max_length), "lost": counts.warnings(max_length or NO_LIMIT)}
 
 
 def refusal(counts: Any, max_length: int | None) -> str | None:
     """Why training would refuse these rows, or None."""
-    try:
-        checks.refuse(counts, max_length or NO_LIMIT)
-    except CheckFailed as error:
-        return str(error) if max_length else f"nothing would train: {counts.line()}. Look at the data's outputs"
-    return None
+    problem = counts.problem(max_length or NO_LIMIT)
+    return (
+        problem if max_length or not problem else f"nothing would train: {counts.summary()}. Look at the data's outputs"
+    )
 
 
 def shown(
@@ -149,8 +149,8 @@ def shown(
 
 def view(example: dict, tokenizer: Any) -> dict[str, Any]:
     """One encoded row with each of its tokens, and their weights where it has some."""
-    tokens = [[int(token), text, bool(trains)] for token, text, trains in masking.tokens(example, tokenizer)]
-    weights = {"weights": [float(f"{weight:g}") for weight in found]} if (found := example.get(COLUMN)) else {}
+    tokens = [[int(token), text, bool(trains)] for token, text, trains in tokens_of(example, tokenizer)]
+    weights = {"weights": [float(f"{weight:g}") for weight in found]} if (found := example.get(LOSS_WEIGHTS)) else {}
     return {"row": int(example["row"]), "source": example["source"], "tokens": tokens, **weights}
 
 
@@ -158,7 +158,7 @@ def pack(kept: Any, tokenizer: Any, max_length: int, views: list[dict]) -> dict[
     """How the kept rows pack, and each token of the pack that holds the first row of `views`."""
     from common import packing
 
-    total, _ = statistics.lengths(kept)
+    total, _ = lengths.token_counts(kept)
     bins = packing.pack(total, max_length)
     wanted = {(view["source"], view["row"]) for view in views[:1]}
     names = list(zip(kept["source"], kept["row"], strict=True))

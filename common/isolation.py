@@ -6,7 +6,7 @@ from typing import Any
 from common import device
 from common.batches import documents
 from common.errors import CheckFailed
-from common.loss_weights import COLUMN
+from common.lengths import LOSS_WEIGHTS
 
 TOKENS = 4096  # so many of a batch are looked at: their logits are held in full, which training does not do
 # Root mean square of a difference over the logits' spread that rounding may make: in float32; in half precision, whose
@@ -72,7 +72,7 @@ def _compare(logits: Callable[[dict[str, Any]], Any], batch: dict[str, Any]) -> 
     """float32 (documents, 3) twice, as _difference: with the others' tokens replaced, and from each document alone."""
     import torch
 
-    batch = {name: value for name, value in batch.items() if name not in ("labels", COLUMN)}
+    batch = {name: value for name, value in batch.items() if name not in ("labels", LOSS_WEIGHTS)}
     ids_BT, rows = batch["input_ids"], range(len(batch["input_ids"]))
     places = [(row, place, number % 2) for row in rows for number, place in enumerate(documents(batch, row))]
     together_BTV = logits(batch)

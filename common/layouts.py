@@ -2,11 +2,10 @@
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
 
 from common.errors import UserError, nearest
+from common.rows import Row
 
-Row = dict[str, Any]
 Signature = tuple[tuple[str, int], ...]
 OPTIONAL = {
     "instruction": ("input", "system", "history", "tools"),

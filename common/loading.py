@@ -3,9 +3,9 @@
 import os
 from typing import Any
 
-from common import loss_weights
+from common import weight_collator
 from common.batches import real
-from common.masking import IGNORE
+from common.lengths import IGNORE_INDEX
 
 MOST_WORKERS = 4  # rows are ids already: a worker only pads, and a few of them outrun any GPU
 
@@ -71,7 +71,7 @@ def _tokens(batch: dict[str, Any]) -> list[str]:
         held = real(batch)
         found.append(f"  {int(held.sum())} of {held.numel()} positions hold tokens ({held.float().mean():.1%})")
     if "labels" in batch:
-        trains = batch["labels"] != IGNORE
+        trains = batch["labels"] != IGNORE_INDEX
         by_row = trains.sum(-1)
         found.append(f"  {int(trains.sum())} labels train, {int(by_row.min())} to {int(by_row.max())} a row")
     return found
@@ -93,5 +93,5 @@ def loader(rows: Any, tokenizer: Any, batch_size: int, order: Any = None) -> Any
     def collate(rows: list[dict[str, Any]]) -> Any:
         return pad([{name: row[name] for name in ("input_ids", "labels")} for row in rows])
 
-    collate_fn = loss_weights.collator(rows, collate)
+    collate_fn = weight_collator.collator(rows, collate)
     return DataLoader(rows, batch_size, sampler=order, collate_fn=collate_fn, **workers())

@@ -1,77 +1,50 @@
 """Rows to token ids and labels: the prompt is -100, the answer and its end token train, every lost row is counted."""
 
 import gc
+import hashlib
+import json
 import secrets
 from array import array
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from common import loss_weights, rendering
+from common import (
+    chats,
+    cuts,
+    edges,
+    jinja_templates,
+    marks,
+    rendering,
+    stretches,
+    templates,
+    text_rendering,
+    thinking,
+    tokenizers,
+    tool_templates,
+    tools,
+    words,
+)
+from common import rows as row_of
+from common.cache import cached
+from common.encoding_stats import EncodingStats
 from common.errors import UserError
+from common.lengths import IGNORE_INDEX, LOSS_WEIGHTS
+from common.rows import Row, answers_nothing, is_context
+from common.rows import weight as row_weight
 from common.templates import AnyTemplate
+from common.text_rendering import Encoded, WeightedSpan
 
-IGNORE = -100
+# whose text is part of a dataset's key, beside this file's
+CODE = (
+    *(chats, cuts, edges, jinja_templates, marks, rendering, row_of, stretches, templates, text_rendering, thinking),
+    *(tokenizers, tool_templates, tools, words),
+)
 TOO_LONG, TRAIN_ON = ("drop", "truncate"), ("answers", "last", "all")
 CHUNK = 8192  # rows that are held as Python objects at once
-SHOWN = 10  # rows named for each reason of a drop
-
-
-@dataclass
-class Counts:
-    """What became of the rows of one side of a data set."""
-
-    rows: int = 0
-    kept: int = 0
-    dropped: Counter = field(default_factory=Counter)  # reason -> rows
-    truncated: int = 0
-    tokens: int = 0
-    trained_tokens: int = 0
-    by_turn: int = 0  # rows added for earlier turns, which the template writes in another way in the whole conversation
-    noted: dict[str, int] = field(default_factory=dict)  # what else was done to rows' thinking -> rows
-    special_text: int = 0  # rows whose text holds what looks like a special token; it was encoded as text
-    weighted: int = 0  # rows kept of which tokens train with another weight than 1
-    sources: dict[str, dict] = field(default_factory=dict)  # what each source gives to a mix, set by mix.mix
-    dropped_rows: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))  # the first of each reason
-    refused: list[str] = field(
-        default_factory=list
-    )  # why the template cannot take the first rows dropped as `template`
-
-    def as_dict(self) -> dict[str, Any]:
-        return {**vars(self), "dropped": dict(self.dropped), "dropped_rows": dict(self.dropped_rows)}
-
-    def line(self) -> str:
-        """The counts in words."""
-        lost = ", ".join(f"{number} dropped as {reason}" for reason, number in self.dropped.items()) or "none dropped"
-        share = f"{100 * self.trained_tokens / self.tokens:.1f} %" if self.tokens else "none"
-        cut = f", {self.truncated} truncated" if self.truncated else ""
-        special = f"; special-token text in {self.special_text} rows, kept as text" if self.special_text else ""
-        special += f"; template: {self.refused[0]}" if self.refused else ""
-        special += f"; {self.weighted} rows have weights" if self.weighted else ""
-        special += "".join(f"; {remark} in {rows} rows" for remark, rows in self.noted.items())
-        if self.by_turn:
-            special += f"; {self.by_turn} rows added for earlier turns, which the template changes once they go on"
-        return f"{self.rows} rows, {self.kept} kept{cut}, {lost}; {self.tokens} tokens, {share} of them train{special}"
-
-    def drop(self, reason: str, number: int) -> None:
-        self.dropped[reason] += 1
-        if len(self.dropped_rows[reason]) < SHOWN:
-            self.dropped_rows[reason].append(number)
-
-    def refuse(self, number: int, why: str) -> None:
-        """Drop a row that the template cannot take."""
-        self.drop("template", number)
-        if len(self.refused) < SHOWN:
-            self.refused.append(f"row {number}: {why}")
-
-    def before(self, dropped: Counter) -> None:
-        """Count rows that were dropped when their source was read: reason -> rows."""
-        self.rows += dropped.total()
-        self.dropped += dropped
 
 
 def encode(
@@ -82,7 +55,7 @@ def encode(
     too_long: str = "drop",
     train_on: str = "answers",
     folder: Path | None = None,
-) -> tuple[Any, Counts]:
+) -> tuple[Any, EncodingStats]:
     """Input ids and labels of each row that fits.
 
     For a text template, labels start where the ids of prompt and of prompt + answer part (what TRL calls the longest
@@ -110,22 +83,38 @@ def encode(
             raise UserError(f"{name} is {value!r}; it can be {' or '.join(allowed)}")
     drop = getattr(rows, "drop", False)
     settings = {"max_length": max_length, "too_long": too_long, "train_on": train_on, "drop": drop}
-    if folder is not None:
-        from common import cache
-
-        encoded, counts = cache.encode(rows, tokenizer, template, settings, folder)
+    counts = EncodingStats()
+    made = batches(rows, tokenizer, template, counts, **settings)
+    if folder is None:
+        encoded = _dataset(list(made))
     else:
-        counts = Counts()
-        encoded = needed(_dataset(list(batches(rows, tokenizer, template, counts, **settings))), counts)
-    counts.before(Counter(getattr(rows, "dropped", ())))
+        key = key_of(rows, tokenizer, template, settings)
+        encoded, record = cached(folder, key, schema(), made, counts.as_dict)
+        counts = EncodingStats.from_dict(record)
+    if not counts.weighted:
+        encoded = encoded.remove_columns(LOSS_WEIGHTS)
+    counts.add_dropped(Counter(getattr(rows, "dropped", ())))
     return encoded, counts
+
+
+def key_of(rows: Iterable[Row], tokenizer: Any, template: AnyTemplate, settings: dict[str, Any]) -> str:
+    """A name for the result: the hash of the rows, the tokenizer, the template, the settings and the code."""
+    digest = hashlib.sha256()
+    for module in CODE:
+        digest.update(Path(str(module.__file__)).read_bytes())
+    digest.update(Path(__file__).read_bytes())
+    digest.update(tokenizer.backend_tokenizer.to_str().encode("utf-8", "surrogatepass"))
+    digest.update(json.dumps([tokenizer.eos_token, repr(template), settings], sort_keys=True).encode())
+    for row in rows:
+        digest.update(json.dumps(row, ensure_ascii=True, separators=(",", ":"), default=str).encode())
+    return digest.hexdigest()[:32]
 
 
 def batches(
     rows: Iterable[dict],
     tokenizer: Any,
     template: AnyTemplate,
-    counts: Counts,
+    counts: EncodingStats,
     max_length: int,
     too_long: str,
     train_on: str,
@@ -158,15 +147,15 @@ def batches(
         raise rendering.refused(template, problems)
 
 
-def _to_learn(chunk: list[dict], render: Any, counts: Counts) -> list[tuple[int, dict]]:
+def _to_learn(chunk: list[dict], render: Any, counts: EncodingStats) -> list[tuple[int, dict]]:
     """(number, row) of what there is to learn in a chunk of rows; what there is not is counted."""
     numbers = [row.get("row", counts.rows + place) for place, row in enumerate(chunk, 1)]
     counts.rows += len(chunk)
     found = []
     for number, row in zip(numbers, chunk, strict=True):
-        if loss_weights.context(row):
+        if is_context(row):
             counts.drop("weight_0", number)
-        elif rendering.answers_nothing(row):
+        elif answers_nothing(row):
             counts.drop("empty_output", number)
         else:
             sequences = render.sequences(row)
@@ -189,7 +178,7 @@ def _no_collection() -> Iterator[None]:
 
 
 def _batch(
-    keep: list[tuple[int, dict]], encoded: list[rendering.Encoded], counts: Counts, limit: int, truncate: bool
+    keep: list[tuple[int, dict]], encoded: list[Encoded], counts: EncodingStats, limit: int, truncate: bool
 ) -> Any:  # fmt: skip
     import numpy
     import pyarrow
@@ -197,9 +186,10 @@ def _batch(
     ids, ends, numbers, sources = array("i"), array("q", [0]), [], []
     turns = array("i"), array("i")  # +1 and -1 places of the trained stretches
     weights, weight_ends = array("f"), array("q", [0])
-    for (number, row), (tokens, stretches) in zip(keep, encoded, strict=True):
-        spans = loss_weights.of_stretches(row, stretches)
-        if stretches and not spans:
+    for (number, row), (tokens, trained) in zip(keep, encoded, strict=True):
+        factor = row_weight(row)
+        spans = [(start, end, weight * factor) for start, end, weight in trained if weight]
+        if trained and not spans:
             counts.drop("weight_0", number)
             continue
         if len(tokens) > limit:
@@ -216,7 +206,7 @@ def _batch(
             turns[0].append(ends[-1] + start)
             turns[1].append(ends[-1] + end)
         if any(weight != 1 for *_, weight in spans):
-            weights.extend(loss_weights.flat(spans, len(tokens)))
+            weights.extend(_of_tokens(spans, len(tokens)))
             counts.weighted += 1
         weight_ends.append(len(weights))
         ids.extend(tokens)
@@ -232,7 +222,7 @@ def _batch(
     counts.tokens += len(values)
     counts.trained_tokens += int(trains.sum())
     offsets = pyarrow.array(numpy.asarray(ends, dtype=numpy.int32))
-    labels = numpy.where(trains, values, numpy.int32(IGNORE))
+    labels = numpy.where(trains, values, numpy.int32(IGNORE_INDEX))
     lists = [pyarrow.ListArray.from_arrays(offsets, pyarrow.array(flat)) for flat in (values, labels)]
     columns = [*lists, pyarrow.array(numbers, pyarrow.int64()), pyarrow.array(sources, pyarrow.string())]
     edges = pyarrow.array(numpy.asarray(weight_ends, dtype=numpy.int32))
@@ -240,19 +230,22 @@ def _batch(
     return pyarrow.RecordBatch.from_arrays(columns, schema=schema())
 
 
+def _of_tokens(spans: list[WeightedSpan], length: int) -> list[float]:
+    """The weight of each token; 0 outside the spans."""
+    found = [0.0] * length
+    for start, end, weight in spans:
+        found[start:end] = [weight] * (end - start)
+    return found
+
+
 def schema() -> Any:
     """The Arrow schema of encoded rows."""
     import pyarrow
 
     ids = pyarrow.list_(pyarrow.int32())
-    weights = (loss_weights.COLUMN, pyarrow.list_(pyarrow.float32()))
+    weights = (LOSS_WEIGHTS, pyarrow.list_(pyarrow.float32()))
     named = [("input_ids", ids), ("labels", ids), ("row", pyarrow.int64()), ("source", pyarrow.string()), weights]
     return pyarrow.schema(named)
-
-
-def needed(dataset: Any, counts: Counts) -> Any:
-    """The encoded rows without the column of weights where none has any."""
-    return dataset if counts.weighted else dataset.remove_columns(loss_weights.COLUMN)
 
 
 def _dataset(parts: list[Any]) -> Any:
@@ -261,21 +254,3 @@ def _dataset(parts: list[Any]) -> Any:
 
     # Without a name for it, datasets would hash the whole table in a copy of it.
     return datasets.Dataset(pyarrow.Table.from_batches(parts, schema=schema()), fingerprint=secrets.token_hex(8))
-
-
-def tokens(example: dict, tokenizer: Any) -> list[tuple[int, str, bool]]:
-    """Id, text and whether it trains of each token; a character of several tokens stands at its last."""
-    found, text = [], ""
-    ids = example["input_ids"]
-    for end, label in enumerate(example["labels"], 1):
-        begin = max(0, end - 24)  # a window is enough to know the last token's text, and keeps long rows quick
-        now = tokenizer.decode(ids[begin:end], skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        before = tokenizer.decode(ids[begin : end - 1], skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        text = now[len(before.rstrip("\ufffd")) :] if not now.endswith("\ufffd") or end == len(ids) else ""
-        found.append((ids[end - 1], text, label != IGNORE))
-    return found
-
-
-def show(example: dict, tokenizer: Any) -> list[tuple[str, bool]]:
-    """The text of each token and whether it trains, without the tokens that only begin a character."""
-    return [(text, trains) for _, text, trains in tokens(example, tokenizer) if text]

@@ -10,7 +10,7 @@ import psutil
 
 from common.batches import real
 from common.distributed import is_main_process
-from common.masking import IGNORE
+from common.lengths import IGNORE_INDEX
 from common.memory import Peak
 
 WAITING = 0.1  # a share of the time spent waiting for batches that is worth a warning
@@ -73,7 +73,7 @@ class Meter:
         for batch in batches:
             counts[0] += batch["input_ids"].numel()
             counts[1] += int(real(batch).sum())
-            counts[2] += int((batch["labels"] != IGNORE).sum())
+            counts[2] += int((batch["labels"] != IGNORE_INDEX).sum())
         if over is not None and over.num_processes > 1:
             import torch
 

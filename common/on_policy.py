@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from common import attempts, checks, distillation, forecast, loading, losses, models, sampling, steps, trainers
+from common import attempts, checks, distillation, forecast, lengths, loading, losses, models, sampling, steps, trainers
 from common.callbacks import Measure, PrinterCallback, ProgressCallback
 from common.format import duration
-from common.masking import IGNORE
+from common.lengths import IGNORE_INDEX
 from common.meter import Meter
 from common.rehearsal import StepFunctions
 
@@ -30,7 +30,7 @@ def prompts(rows: Any) -> Any:
     import datasets
 
     def before(row: dict[str, Any]) -> list[int]:
-        first = next(place for place, label in enumerate(row["labels"]) if label != IGNORE)
+        first = next(place for place, label in enumerate(row["labels"]) if label != IGNORE_INDEX)
         return row["input_ids"][:first]
 
     return datasets.Dataset.from_list([{"prompt": before(row)} for row in rows])
@@ -40,8 +40,8 @@ def batch_of(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Prompts (padded left) and answers (padded right) of TRL's DistillationTrainer as one batch, whose labels are the
     answers' tokens."""
     ids_BT, mask_BT = (torch.cat([inputs[f"prompt_{k}"], inputs[f"completion_{k}"]], 1) for k in ("ids", "mask"))
-    labels_BT = ids_BT.masked_fill(mask_BT == 0, IGNORE)
-    labels_BT[:, : inputs["prompt_ids"].shape[1]] = IGNORE
+    labels_BT = ids_BT.masked_fill(mask_BT == 0, IGNORE_INDEX)
+    labels_BT[:, : inputs["prompt_ids"].shape[1]] = IGNORE_INDEX
     positions_BT = (mask_BT.long().cumsum(-1) - 1).clamp(min=0)
     return {"input_ids": ids_BT, "attention_mask": mask_BT, "position_ids": positions_BT, "labels": labels_BT}
 
@@ -88,7 +88,7 @@ def rehearse(
     args = trainer.args
     size, accumulation = args.per_device_train_batch_size, args.gradient_accumulation_steps
     group = size * accumulation * args.world_size
-    order = sampling.Buckets(sampling.lengths_of(rows), group, args.seed)
+    order = sampling.Buckets(lengths.lengths_of(rows), group, args.seed)
     loader = trainer.accelerator.prepare(loading.loader(rows, tokenizer, size, order))
     view = checks.first_batch(loader, tokenizer, debug_batches)
     count = steps.count(len(rows), group, args.num_train_epochs, args.max_steps)

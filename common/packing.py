@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from common.loss_weights import COLUMN
+from common.lengths import LOSS_WEIGHTS
 
 
 def pack(lengths: Sequence[int] | Any, max_length: int) -> list[list[int]]:
@@ -70,12 +70,12 @@ def packed(dataset: Any, max_length: int) -> Any:
         name: pyarrow.ListArray.from_arrays(ends, table[name].combine_chunks().take(pyarrow.array(order)).flatten())
         for name in ("input_ids", "labels")
     }
-    if COLUMN in dataset.column_names:  # rows without weights of their own have 1
-        given = table[COLUMN].combine_chunks().take(pyarrow.array(order))
+    if LOSS_WEIGHTS in dataset.column_names:  # rows without weights of their own have 1
+        given = table[LOSS_WEIGHTS].combine_chunks().take(pyarrow.array(order))
         has = numpy.repeat(given.value_lengths().to_numpy() > 0, lengths[order])
         weights = numpy.ones(len(has), numpy.float32)
         weights[has] = given.flatten().to_numpy()
-        columns[COLUMN] = pyarrow.ListArray.from_arrays(ends, pyarrow.array(weights))
+        columns[LOSS_WEIGHTS] = pyarrow.ListArray.from_arrays(ends, pyarrow.array(weights))
     sizes = pyarrow.array(lengths[order].astype(numpy.int32))
     columns["seq_lengths"] = pyarrow.ListArray.from_arrays(pyarrow.array(rows.astype(numpy.int32)), sizes)
     return datasets.Dataset(pyarrow.table(columns), fingerprint=secrets.token_hex(8))

@@ -9,17 +9,16 @@ import itertools
 import re
 from typing import Any
 
-from common import columns, data, dialogue, loss_weights
-from common.columns import PEEKED, Row
+from common import columns, data, dialogue, rows
+from common.columns import PEEKED
 from common.dialogue import Fault
 from common.errors import RowErrors, UserError, type_name
 from common.layouts import REQUIRED, Layout
+from common.rows import ANSWER, FIELDS, Row
 from common.uses import Uses
 
 ANSWERS = ("chosen", "rejected")
 PROMPTS = ("prompt", "conversations", "messages", "question")  # columns that may hold what is asked
-ANSWER = {"instruction": "output", "pair": "completion", "chat": "messages"}  # the field that holds the answer
-FIELDS = ("instruction", "input", "output", "system", "prompt", "completion", "messages", "tools")
 SPOKEN = re.compile(r"\n\n(Human|Assistant):[ \n]?")  # a dialogue as one text, as in HH
 SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 
@@ -95,7 +94,7 @@ class Table(columns.Table):
         finally:
             self.layout, self.uses = first, uses
         faults += [fault for fault in others if fault not in faults]
-        if not faults and any(loss_weights.of_last(found) != 1 for found in (row, second)):
+        if not faults and any(rows.last_weight(found) != 1 for found in (row, second)):
             faults.append(("weight", "is not 1: preference pairs take no weights. Leave the pair out, or give it 1"))
         return {} if faults else {**row, "rejected": {name: second[name] for name in FIELDS if name in second}}
 
@@ -156,7 +155,7 @@ def _opens(turns: Any) -> bool:
     """Whether the first of the turns is a user's or the system's: a whole dialogue, and no answer alone."""
     first = turns[0] if isinstance(turns, list) and turns else None
     role = first.get("role", first.get("from")) if isinstance(first, dict) else None
-    return isinstance(role, str) and dialogue.ROLES.get(role.lower()) in ("user", *dialogue.INSTRUCTS)
+    return isinstance(role, str) and dialogue.ROLES.get(role.lower()) in ("user", *rows.NOT_ASKING)
 
 
 def _spoken(text: Any, column: str, faults: list[Fault]) -> list[dict[str, str]]:

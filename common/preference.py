@@ -8,18 +8,19 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from common import rendering
-from common.columns import Row
-from common.dialogue import INSTRUCTS
-from common.masking import CHUNK, IGNORE, Counts
-from common.pairs import FIELDS
+from common import rendering, rows
+from common.encoding_stats import EncodingStats
+from common.lengths import IGNORE_INDEX
+from common.masking import CHUNK
+from common.rows import FIELDS, NOT_ASKING, Row
 from common.templates import AnyTemplate
+from common.text_rendering import Encoded
 from common.tokenizers import encoder
 
 PARTS = ("prompt_ids", "chosen_ids", "rejected_ids")  # as TRL calls them
 
 
-def encode(pairs: Iterable[Row], tokenizer: Any, template: AnyTemplate, max_length: int) -> tuple[Any, Counts]:
+def encode(pairs: Iterable[Row], tokenizer: Any, template: AnyTemplate, max_length: int) -> tuple[Any, EncodingStats]:
     """Ids of each pair (common/pairs.py) that fits: both rows as masking.encode makes them, their last answer trains.
 
     The prompt ends where the first of the two answers begins; what a template writes after an answer's end is left off.
@@ -34,7 +35,7 @@ def encode(pairs: Iterable[Row], tokenizer: Any, template: AnyTemplate, max_leng
     Raises:
         UserError: rows that the template cannot render, all of them in one message.
     """
-    counts, problems = Counts(), []
+    counts, problems = EncodingStats(), []
     render, special = rendering.renderer(tokenizer, template, "last"), encoder(tokenizer).special
     table: dict[str, list] = {name: [] for name in (*PARTS, "input_ids", "row", "source")}
     remaining = iter(pairs)
@@ -60,7 +61,7 @@ def encode(pairs: Iterable[Row], tokenizer: Any, template: AnyTemplate, max_leng
                 _add(table, counts, max_length, (number, str(pair.get("source", ""))), better[place], other[place])
     if problems:
         raise rendering.refused(template, problems)
-    counts.before(Counter(getattr(pairs, "dropped", ())))
+    counts.add_dropped(Counter(getattr(pairs, "dropped", ())))
     return _dataset(table), counts
 
 
@@ -68,13 +69,13 @@ def _unfit(better: Row, other: Row) -> str:
     """Why a pair does not say which of two answers is better; empty where it does."""
     if "messages" in better:
         for row in (better, other):
-            roles = [turn["role"] for turn in row["messages"] if turn["role"] not in INSTRUCTS]
+            roles = [turn["role"] for turn in row["messages"] if turn["role"] not in NOT_ASKING]
             twice = any(a == b and a != "tool" for a, b in itertools.pairwise(roles))
             if twice or roles[:1] != ["user"] or roles[-1:] != ["assistant"]:
                 return "out_of_order"
         if better["messages"][:-1] != other["messages"][:-1]:
             return "different_prompts"
-    return "empty_output" if any(rendering.answers_nothing(_last(row)) for row in (better, other)) else ""
+    return "empty_output" if any(rows.answers_nothing(_last(row)) for row in (better, other)) else ""
 
 
 def _last(row: Row) -> Row:
@@ -88,8 +89,8 @@ def _text(pair: Row) -> str:
 
 
 def _add(
-    table: dict[str, list], counts: Counts, limit: int, named: tuple[int, str], better: rendering.Encoded,
-    other: rendering.Encoded,
+    table: dict[str, list], counts: EncodingStats, limit: int, named: tuple[int, str], better: Encoded,
+    other: Encoded,
 ) -> None:  # fmt: skip
     (chosen, (*_, (begins, ends, _))), (rejected, (*_, (start, end, _))) = better, other
     start = min(begins, start)
@@ -135,7 +136,7 @@ class Collator:
         both = [(row["prompt_ids"], row[answer]) for answer in PARTS[1:] for row in rows]
         width = max(len(prompt) + len(answer) for prompt, answer in both)
         ids_BT = torch.full((len(both), width), self.pad_token_id)
-        labels_BT = torch.full((len(both), width), IGNORE)
+        labels_BT = torch.full((len(both), width), IGNORE_INDEX)
         mask_BT = torch.zeros((len(both), width), dtype=torch.long)
         for place, (prompt, answer) in enumerate(both):
             end = len(prompt) + len(answer)
@@ -150,4 +151,4 @@ class Collator:
 def masked(batch: dict[str, Any]) -> dict[str, Any]:
     """The batch as TRL's DPOTrainer takes it: `completion_mask` (1 where an answer stands) in place of `labels`."""
     given = {name: value for name, value in batch.items() if name != "labels"}
-    return given | {"completion_mask": (batch["labels"] != IGNORE).long()}
+    return given | {"completion_mask": (batch["labels"] != IGNORE_INDEX).long()}

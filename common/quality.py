@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
-from common.columns import kind
+from common import rows
+from common.rows import Row
 
-Row = dict[str, Any]
 SHORTEST, LONGEST = 2, 20_000  # characters of an instruction; of a whole row
 LOOP_LENGTH, LOOP_RATIO = 200, 0.12  # a long answer that compresses this well says one thing over and over
 EXPLAIN = {
@@ -53,23 +53,6 @@ DAMAGE = re.compile(
 )
 
 
-def texts(row: Row) -> Iterator[tuple[str, str, str]]:
-    """(role, field, text) of each text of a canonical row; role is `ask`, `answer` or `aside` (system, tool)."""
-    if kind(row) == "instruction":
-        yield "ask", "instruction", row["instruction"]
-        yield "ask", "input", row.get("input", "")
-        yield "answer", "output", row["output"]
-    elif kind(row) == "pair":
-        yield "ask", "prompt", row["prompt"]
-        yield "answer", "completion", row["completion"]
-    else:
-        for place, turn in enumerate(row["messages"], 1):
-            role = {"user": "ask", "assistant": "answer"}.get(turn["role"], "aside")
-            yield role, f"turn {place}", turn.get("content") or ("" if "tool_calls" not in turn else "(tool call)")
-    if row.get("system"):
-        yield "aside", "system", row["system"]
-
-
 def examine(row: Row, shortest: int = SHORTEST, longest: int = LONGEST) -> list[str]:
     """The problems of a canonical row (keys of EXPLAIN), each once; an empty list for a good row.
 
@@ -79,7 +62,7 @@ def examine(row: Row, shortest: int = SHORTEST, longest: int = LONGEST) -> list[
     """
     found: dict[str, None] = {}  # a set that keeps its order
     asks, answers, length = [], [], 0
-    for role, field, text in texts(row):
+    for role, field, text in rows.texts(row):
         length += len(text)
         stripped = text.strip()
         if stripped:
@@ -135,14 +118,9 @@ class Answers:
 
     def examine(self, row: Row) -> list[str]:
         """`two_answers`, where an earlier row asks the same under the same system text and answers otherwise."""
-        from common.columns import question, system
         from common.duplicates import digests
 
-        if kind(row) == "chat":
-            answer = row["messages"][-1]["content"]
-        else:
-            answer = row["output"] if kind(row) == "instruction" else row["completion"]
-        asked, said = digests([f"{system(row)}\0{question(row)}", answer]).tolist()
+        asked, said = digests([f"{rows.system(row)}\0{rows.question(row)}", rows.last_answer(row)]).tolist()
         return ["two_answers"] if self.first.setdefault(asked, said) != said else []
 
 
@@ -174,7 +152,7 @@ def speaks(row: Row, code: str, least: float = 0.9, shortest: int = 40) -> bool:
     if code not in known:
         raise UserError(f"language {code!r} is not known; these are: {', '.join(sorted(known))}")
     for side in ("ask", "answer"):
-        text = CODE.sub(" ", "\n".join(text for role, _, text in texts(row) if role == side)).strip()
+        text = CODE.sub(" ", "\n".join(text for role, _, text in rows.texts(row) if role == side)).strip()
         if len(text) >= shortest:
             found, probability = language(text)
             if found != code and probability >= least:

@@ -6,8 +6,8 @@ from typing import Any
 from common import arithmetic, model_bytes, trainers
 from common.arithmetic import MemoryModel
 from common.attempts import OutOfMemory, catch_oom
+from common.lengths import lengths_of
 from common.rehearsal import StepFunctions
-from common.sampling import lengths_of
 from common.workload import BatchSchedule
 
 RANK = 16  # of the adapters that are put on a base in 4 bits, where all of it would train

@@ -3,11 +3,13 @@
 from collections import Counter
 from typing import Any
 
-from common import chats, loss_weights, thinking
+from common import rows, thinking
+from common.chats import ChatTemplate
 from common.errors import REMEDY, UserError, first_lines
+from common.jinja_templates import Unstable
 from common.marks import Span
 from common.stretches import Prover
-from common.templates import AnyTemplate, ChatTemplate, Template
+from common.templates import AnyTemplate, Template
 from common.text_rendering import Encoded, Result, TextRenderer
 from common.tokenizers import Encoder, encoder, past_the_model
 
@@ -20,7 +22,7 @@ def renderer(tokenizer: Any, template: AnyTemplate, train_on: str) -> Any:
     if isinstance(template, Template):
         render: Any = TextRenderer(encoder(tokenizer), template, train_on)
     else:
-        render = ChatRenderer(encoder(tokenizer, chats.turn_tokens(template, tokenizer)), template, train_on)
+        render = ChatRenderer(encoder(tokenizer, template.turn_tokens(tokenizer)), template, train_on)
     return Known(render, tokenizer) if getattr(tokenizer, "rows_of_model", len(tokenizer)) < len(tokenizer) else render
 
 
@@ -49,7 +51,7 @@ def prompts(tokenizer: Any, template: AnyTemplate, rows: list[dict]) -> list[lis
         encode = encoder(tokenizer)
         found = [[*encode.begin, *ids] for ids in encode.text([template.prompt(row) for row in rows])]
     else:
-        render = ChatRenderer(encoder(tokenizer, chats.turn_tokens(template, tokenizer)), template, "answers")
+        render = ChatRenderer(encoder(tokenizer, template.turn_tokens(tokenizer)), template, "answers")
         found = [render.prompt(row) for row in rows]
     for ids in found:
         if why := past_the_model(tokenizer, ids):
@@ -66,14 +68,6 @@ def taken(tokenizer: Any, template: AnyTemplate, rows: list[dict]) -> list[dict]
 def refused(template: AnyTemplate, faults: list[str]) -> UserError:
     """The error of rows that the template cannot take: "row 3: why" each."""
     return UserError(f"the template {template.name} cannot take these rows:{first_lines(faults)}\n  {REMEDY}")
-
-
-def answers_nothing(row: dict) -> bool:
-    """Whether no assistant turn of the row says or calls anything."""
-    if "messages" in row:
-        said = [turn for turn in row["messages"] if turn["role"] == "assistant"]
-        return not any((turn.get("content") or "").strip() or turn.get("tool_calls") for turn in said)
-    return not (row["completion"] if "completion" in row and "output" not in row else row["output"]).strip()
 
 
 class ChatRenderer:
@@ -93,8 +87,8 @@ class ChatRenderer:
         if self.train_on != "answers" or sum(turn["role"] == "assistant" for turn in row.get("messages", ())) < 2:
             return [row]
         try:
-            found = self.prover.apart(*chats.conversation(self.template, row))
-        except chats.Unstable:
+            found = self.prover.apart(*self.template.conversation(row))
+        except Unstable:
             return [row]  # and why is said where it is encoded
         if len(found) == 1:
             return [row]
@@ -107,13 +101,13 @@ class ChatRenderer:
         special = 0
         for place, row in enumerate(rows):
             try:
-                turns, tools, options = chats.conversation(self.template, row)
+                turns, tools, options = self.template.conversation(row)
                 self._note(row, turns)
                 end = self._end(turns, tools, options)
                 turns, tools, mark, looks = self._marked(turns, tools)
                 special += looks
                 text, spans, weights = self._spans(row, turns, tools, options)
-            except chats.Unstable as error:
+            except Unstable as error:
                 bad[place] = str(error)
                 continue
             if mark:
@@ -132,16 +126,16 @@ class ChatRenderer:
         """The row's text, the characters of it that train, and the weight of each span of them.
 
         Raises:
-            chats.Unstable: as Prover.spans; or single turns have weights where the prompt trains, too.
+            Unstable: as Prover.spans; or single turns have weights where the prompt trains, too.
         """
         answers = [place for place, turn in enumerate(turns) if turn["role"] == "assistant"]
         trains = {"answers": row.get("trains", answers), "last": answers[-1:], "all": answers}[self.train_on]
         text, found = self.prover.spans(turns, tools, options, set(trains))
-        if self.train_on == "all" and loss_weights.told(row):
-            raise chats.Unstable("single turns have a `weight`, which is lost where the prompt trains, too")
+        if self.train_on == "all" and rows.weighs_turns(row):
+            raise Unstable("single turns have a `weight`, which is lost where the prompt trains, too")
         if self.train_on == "all":
             return text, [(0, len(text))], [1.0]
-        of_turn = dict(zip(answers, loss_weights.of_turns(row), strict=True))
+        of_turn = dict(zip(answers, rows.answer_weights(row), strict=True))
         weighted = [(span, of_turn[turn]) for turn, spans in found.items() for span in spans]
         return text, [span for span, _ in weighted], [weight for _, weight in weighted]
 
@@ -150,9 +144,9 @@ class ChatRenderer:
         thoughts before it.
 
         Raises:
-            chats.Unstable: the row cannot be rendered.
+            Unstable: the row cannot be rendered.
         """
-        turns, tools, options = chats.conversation(self.template, row)
+        turns, tools, options = self.template.conversation(row)
         text, spans, _ = self._spans(row, turns, tools, options)
         return text[: spans[-1][1]]
 
@@ -186,9 +180,9 @@ class ChatRenderer:
 
     def prompt(self, row: dict) -> list[int]:
         """Ids of the conversation before the last answer, with that turn's header."""
-        turns, tools, options = chats.conversation(self.template, row)
+        turns, tools, options = self.template.conversation(row)
         turns, tools, mark, _ = self._marked(turns[:-1], tools)
-        text = chats.render(self.template, turns, tools, open_turn=True, options=options)
+        text = self.template.render(turns, tools, open_turn=True, options=options)
         return self._stretches(text, [], mark)[0] if mark else self.encoder.control([text])[0].ids
 
     def _marked(self, turns: list[dict], tools: Any) -> tuple[list[dict], Any, str, bool]:
@@ -203,7 +197,7 @@ class ChatRenderer:
             return turns, tools, "", looks
         mark = next((m for m in MARKS if not _holds_text(m, [turns, tools])), None)
         if mark is None:
-            raise chats.Unstable(f"it holds special-token text and all of {', '.join(map(ascii, MARKS))}")
+            raise Unstable(f"it holds special-token text and all of {', '.join(map(ascii, MARKS))}")
         return self._guarded(turns, mark), self._guarded(tools, mark), mark, looks
 
     def _guarded(self, value: Any, mark: str) -> Any:

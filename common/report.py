@@ -7,9 +7,9 @@ from typing import Any
 
 from common import device, files, plots, provenance, saved
 from common.distributed import is_main_process
+from common.encoding_stats import EncodingStats
 from common.errors import CheckFailed
 from common.format import percent
-from common.masking import Counts
 from common.meter import HELD_OUT, Meter
 from common.models import parameters
 
@@ -19,7 +19,7 @@ def write(
     folder: Path,
     args: dict[str, Any],
     model: Any,
-    counts: Counts,
+    counts: EncodingStats,
     mask_view: list[list],
     expected: dict[str, Any],
     meter: Meter,

@@ -92,7 +92,7 @@ class Run:
         Raises:
             CheckFailed: almost nothing would train.
         """
-        from common import checks, masking, mix
+        from common import masking, mix
 
         self.tokenizer = tokenizer
         kept = {} if encode else {"folder": self.dir / "tokens"}
@@ -100,8 +100,8 @@ class Run:
         train, self.counts = encode(splits["train"], tokenizer, template, max_length, **masks, **kept)
         evaluated, _ = encode(splits["validation"][:held_out], tokenizer, template, max_length, **masks)
         beside = f"; {len(evaluated)} held-out rows" if held_out else ""
-        print(f"{' '.join(self.args.dataset)}: {self.counts.line()}{beside}", *splits.notes, sep="\n")
-        checks.gate(self.counts, max_length)
+        print(f"{' '.join(self.args.dataset)}: {self.counts.summary()}{beside}", *splits.notes, sep="\n")
+        self.counts.require_trainable(max_length)
         train, self.counts.sources = mix.mix(train, splits.shares, splits.by, self.args.seed)
         return train, evaluated if len(evaluated) else None
 
@@ -140,18 +140,18 @@ class Run:
         batch previewed, and memory and time estimated by a few steps that leave nothing behind.
 
         Args:
-            weigh: gives the trainer's loss the weights of rows; default: loss_weights.heed, for TRL's own losses.
+            weigh: gives the trainer's loss the weights of rows; default: weighted_loss.heed, for TRL's own losses.
 
         Raises:
             CheckFailed: nothing trains, or the run does not fit into memory.
         """
-        from common import checks, forecast, loss_weights, models, sampling
+        from common import checks, forecast, models, sampling, weighted_loss
 
         if hasattr(trainer.model, "peft_config"):
             models.train_in_float32(trainer.model)
         if "seq_lengths" not in trainer.train_dataset.column_names:
             sampling.bucket(trainer)
-        (weigh or loss_weights.heed)(trainer)
+        (weigh or weighted_loss.heed)(trainer)
         self.preview = checks.first_batch(trainer.get_train_dataloader(), self.tokenizer, self.args.debug_batches)
         self.forecast = forecast.forecast(trainer, self.args.find_batch_size).as_dict()
 

@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from common.lengths import lengths_of
+
 
 class Buckets:
     """A sampler for a DataLoader: the rows of one optimiser step stand together and are of like length.
@@ -82,15 +84,6 @@ def padding_share(
     widths = -(-numpy.maximum.reduceat(taken, starts) // multiple) * multiple
     positions = widths @ numpy.diff(starts, append=len(taken))
     return float(1 - taken.sum() / positions)
-
-
-def lengths_of(dataset: Any) -> Any:
-    """int64 (N,): tokens of each row of a datasets.Dataset with lists `input_ids`."""
-    import numpy
-
-    ids = dataset.select_columns("input_ids").with_format("arrow")
-    parts = [batch["input_ids"].combine_chunks().value_lengths() for batch in ids.iter(batch_size=10_000)]
-    return numpy.concatenate([numpy.zeros(0, numpy.int64), *parts]).astype(numpy.int64)
 
 
 def bucket(trainer: Any) -> Buckets:

@@ -7,6 +7,7 @@ import numpy as np
 
 from common import duplicates, similarity
 from common.errors import UserError
+from common.texts import normalized
 
 SIDES = ("train", "validation", "test")
 SIZES = (85, 10, 5)
@@ -124,7 +125,7 @@ def leaks(texts: Sequence[str], found: np.ndarray, threshold: float = 0.8) -> li
     side, digest = found[speakers], digest[speakers]
     pairs = _repeats(speakers, digest)
     chosen: list[int] = speakers.tolist()
-    kept = [duplicates.normal(texts[place]) for place in chosen]
+    kept = [normalized(texts[place]) for place in chosen]
     for i, j, alike in similarity.join(kept, threshold, lambda i, j: side[i] != side[j]):
         unequal = digest[i] != digest[j]  # equal ones are in `pairs`
         i, j = speakers[i[unequal]], speakers[j[unequal]]

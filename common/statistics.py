@@ -1,19 +1,15 @@
 """What a set holds: rows, lengths, repeats, categories, problems. One pass over the rows; what it keeps is numbers."""
 
-import hashlib
-import json
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from common import categories
-from common.columns import kind
+from common import rows as row_of
+from common.texts import digest
 
 SHOWN = 10  # row numbers that are listed for a problem; the rest are counted
-CANDIDATES = (256, 512, 1024, 2048, 4096)  # lengths people train at
-IGNORE = -100
-
 # Quoted for Alpaca in lectures, beside what is counted here. The carrier of a file may have edited some rows.
 ALPACA_ROWS = 52_002
 ALPACA_QUOTED = {
@@ -25,28 +21,6 @@ ALPACA_QUOTED = {
 }
 
 Examine = Callable[[dict], Iterable[str]]
-
-
-def instruction(row: dict) -> str:
-    """What a row asks: its instruction, its prompt, or the first user turn of a chat."""
-    if "messages" in row:
-        return next((_text(turn) for turn in row["messages"] if turn["role"] == "user"), "")
-    return row["prompt"] if "prompt" in row else row["instruction"]
-
-
-def answer(row: dict) -> str:
-    """What a row's answer is: its output, its completion, or all assistant turns of a chat (tool calls count)."""
-    if "messages" in row:
-        said = (turn for turn in row["messages"] if turn["role"] == "assistant")
-        return "\n".join(
-            _text(turn) + (json.dumps(turn["tool_calls"]) if turn.get("tool_calls") else "") for turn in said
-        )
-    return row["completion"] if "completion" in row else row["output"]
-
-
-def _text(turn: dict) -> str:
-    content = turn.get("content")
-    return content if isinstance(content, str) else "" if content is None else json.dumps(content, ensure_ascii=False)
 
 
 def survey(rows: Iterable[dict], examine: Examine | None = None) -> dict[str, Any]:
@@ -77,12 +51,12 @@ class _Survey:
         self.seen: set[bytes] = set()
 
     def add(self, row: dict) -> None:
-        question, reply, what = instruction(row), answer(row), kind(row)
+        question, reply, what = row_of.instruction(row), row_of.answers(row), row_of.kind(row)
         self.tally["rows"] += 1
         self.kinds[what] += 1
         self.sources[row.get("source", "")] += 1
         self.groups[categories.of(question)] += 1
-        self.asked.add(_digest(question))
+        self.asked.add(digest(question))
         self.lengths["instruction"].append(len(question))
         self.lengths["output"].append(len(reply))
         if what == "chat":
@@ -94,7 +68,7 @@ class _Survey:
 
     def _judge(self, row: dict, reply: str) -> None:
         names = list(self.examine(row)) if self.examine else []
-        whole = _digest(_content(row))
+        whole = digest(row_of.content(row))
         if whole in self.seen:
             self.tally["exact_duplicates"] += 1
             names.append("repeated_row")
@@ -127,19 +101,6 @@ class _Survey:
         }
 
 
-def _content(row: dict) -> str:
-    """All of a row that training sees, as one text that no other row can share."""
-    if "messages" in row:
-        return json.dumps([row["messages"], row.get("tools")], sort_keys=True, ensure_ascii=False)
-    names = ("system", "prompt", "completion") if "prompt" in row else ("system", "instruction", "input", "output")
-    return json.dumps([row.get(name) or "" for name in names], ensure_ascii=False)
-
-
-def _digest(text: str) -> bytes:
-    """16 bytes that stand for a text, so that a million of them fit in memory."""
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-
-
 def spread(values: Any) -> dict[str, float | int]:
     """mean, median, p95 (linear between neighbours), shortest, longest and sum of numbers; zeros for none."""
     import numpy as np
@@ -162,78 +123,3 @@ def short_names(sources: Iterable[str]) -> dict[str, str]:
     """Each source's last part as its name, or the whole where two would be called the same."""
     last = {name: name.rstrip("/").rpartition("/")[2] for name in sources}
     return {name: short if list(last.values()).count(short) == 1 else name for name, short in last.items()}
-
-
-def lengths(dataset: Any) -> tuple[Any, Any]:
-    """Tokens of each encoded row and how many of them train, as two int64 arrays in the rows' order.
-
-    Args:
-        dataset: what masking.encode gives: lists input_ids and labels.
-    """
-    import numpy as np
-
-    total, trained = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-    for batch in dataset.with_format("arrow").iter(batch_size=10_000):
-        labels = batch["labels"].combine_chunks()
-        starts = labels.offsets.to_numpy().astype(np.int64)
-        flat = labels.values.to_numpy()[: starts[-1]] != IGNORE
-        before = np.concatenate(([0], np.cumsum(flat)))
-        total.append(np.diff(starts))
-        trained.append(before[starts[1:]] - before[starts[:-1]])
-    return np.concatenate(total), np.concatenate(trained)
-
-
-def tokens(total: Any, trained: Any) -> dict[str, Any]:
-    """Token counts of encoded rows: spreads, the share that trains, and what each candidate length would cost.
-
-    Args:
-        total, trained: int arrays as `lengths` gives them.
-
-    Returns:
-        rows, tokens, trained_tokens, trained_share, spread, trained_spread, and cuts: a list of
-        {"max_length", "rows_over", "rows_share", "dropped_share", "cut_share"}; the last two are shares of all tokens
-        lost where the longer rows are dropped whole, or cut.
-    """
-    import numpy as np
-
-    every = int(total.sum())
-    cuts = []
-    for limit in CANDIDATES:
-        over = total[total > limit]
-        share = 1 / (every or 1)
-        cuts.append(
-            {
-                "max_length": limit,
-                "rows_over": int(over.size),
-                "rows_share": over.size / (total.size or 1),
-                "dropped_share": float(over.sum() * share),
-                "cut_share": float((over - limit).sum() * share),
-            }
-        )
-    return {
-        "rows": int(total.size),
-        "tokens": every,
-        "trained_tokens": int(trained.sum()),
-        "trained_share": float(np.sum(trained) / (every or 1)),
-        "spread": spread(total),
-        "trained_spread": spread(trained),
-        "cuts": cuts,
-    }
-
-
-def histogram(values: Any, bins: int = 40) -> dict[str, Any]:
-    """Counts in equal steps up to the 99.5th percentile; what lies above is in the last bar.
-
-    Returns:
-        {"step": width of a bar, "counts": [int], "beyond": how many of the last bar lie above it}.
-    """
-    import numpy as np
-
-    numbers = np.asarray(values, dtype=np.int64)
-    if not numbers.size:
-        return {"step": 1, "counts": [], "beyond": 0}
-    top = max(float(np.percentile(numbers, 99.5)), 1.0)
-    step = int(top) // bins + 1
-    places = np.minimum(numbers // step, bins - 1)
-    counts = np.bincount(places, minlength=1)
-    return {"step": step, "counts": counts.tolist(), "beyond": int((numbers >= step * bins).sum())}

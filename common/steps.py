@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 
-from common import loss_weights
-from common.loss_weights import total
+from common import weight_collator
 from common.meter import Meter
+from common.weight_collator import total
 
 
 def count(rows: int, group: int, epochs: float, max_steps: int) -> int:
@@ -64,7 +64,7 @@ def mean_loss(accelerator: Any, model: Any, loader: Any, loss_of: Callable[[Any,
 
     model.eval()
     with torch.no_grad():
-        batches = map(loss_weights.without, _on_device(loader, accelerator.device))
+        batches = map(weight_collator.without, _on_device(loader, accelerator.device))
         parts = [(loss_of(model, batch), total(batch)) for batch in batches]
     model.train()
     loss, tokens = (accelerator.reduce(torch.stack(column).sum(), "sum") for column in zip(*parts, strict=True))

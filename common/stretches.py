@@ -7,23 +7,18 @@ texts in it. A turn that is written in another way once the conversation goes on
 is found by comparing, and trains in a sequence of its own that ends with it.
 """
 
-import json
 import re
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from common import chats, thinking
-from common.chats import Unstable
-from common.edges import Rendered
+from common import thinking
+from common.chats import ChatTemplate
+from common.edges import Rendered, Renderings, forget, key_of
+from common.jinja_templates import Unstable
 from common.marks import Leaf, Skeleton, Span, forms, mark
-
-if TYPE_CHECKING:
-    from common.templates import ChatTemplate
 
 PARAMETERS = {"type": "object", "properties": {"a": {"type": "string", "description": "a"}}, "required": ["a"]}
 SOME = [{"type": "function", "function": {"name": "f", "description": "does", "parameters": PARAMETERS}}]
-HELD = 4096  # kinds of conversation that are remembered
 Place = tuple[int, int]  # a literal of a skeleton, and an offset in it
 
 
@@ -44,7 +39,7 @@ class Proof:
     lost: dict[int, str] = field(default_factory=dict)
 
 
-class Prover:
+class Prover(Renderings):
     """Proofs for the conversations of one template and tokenizer.
 
     Args:
@@ -52,9 +47,9 @@ class Prover:
         begin: the text of the token that opens a sequence, or "".
     """
 
-    def __init__(self, template: "ChatTemplate", control: re.Pattern[str] | None, begin: str = ""):
-        self.template, self.control, self.begin = template, control, begin
-        self._skeletons: dict[str, Skeleton | Unstable] = {}
+    def __init__(self, template: ChatTemplate, control: re.Pattern[str] | None, begin: str = ""):
+        super().__init__(template, control)
+        self.begin = begin
         self._proofs: dict[str, Proof] = {}
         self._apart: dict[tuple, list[tuple[int, set[int]]]] = {}
 
@@ -69,7 +64,7 @@ class Prover:
         Raises:
             Unstable: the template refuses it, leaves out something that it holds, or gives no proof.
         """
-        text = chats.render(self.template, turns, tools, options=options)
+        text = self.template.render(turns, tools, options=options)
         reached = 0
         for roles in ((), ("assistant",)):  # a template may look into what a user says (Qwen3 looks for tool answers)
             marked, leaves = mark(turns, roles)
@@ -92,7 +87,7 @@ class Prover:
     ) -> dict[int, list[Span]]:
         """The template's own stretches of a row that it looks into (its length, say), where they hold the turns' texts,
         one each, and the rest of the row is there; else nothing."""
-        _, generated = chats.generated(self.template, turns, tools, options)
+        _, generated = self.template.generated(turns, tools, options)
         answers = [place for place, turn in enumerate(turns) if turn["role"] == "assistant"]
         if len(generated) != len(answers):
             return {}
@@ -110,7 +105,7 @@ class Prover:
         """
         shape = (*map(_shape, turns), bool(tools), str(options))
         if shape not in self._apart:
-            _forget(self._apart)
+            forget(self._apart)
             self._apart[shape] = self._sequences(turns, tools, options)
         return self._apart[shape]
 
@@ -138,9 +133,9 @@ class Prover:
         """
         if tools and tools != SOME and (found := self._with_tools(marked, leaves, tools, options)):
             return found
-        key = _key(marked, tools, options)
+        key = key_of(marked, tools, options)
         if key not in self._proofs:
-            _forget(self._proofs)
+            forget(self._proofs)
             self._proofs[key] = self._proved(marked, leaves, tools, options)
         return self._proofs[key]
 
@@ -148,7 +143,7 @@ class Prover:
         """The proof for other tools, where they change nothing beside the turns that train; rows bring many schemas."""
         try:
             known = self.prove(marked, leaves, SOME, options)
-            whole = Skeleton(*chats.generated(self.template, marked, tools, options))
+            whole = Skeleton(*self.template.generated(marked, tools, options))
         except Unstable:
             return None
         used = {at for spans in known.stretches.values() for span in spans for first, last in [span]
@@ -187,7 +182,7 @@ class Prover:
             found[-1] = (found[-1][0], found[-1][1] + self._next_role(proof.skeleton, found[-1][1]))
             proof.stretches[place] = [(proof.skeleton.place(a), proof.skeleton.place(b)) for a, b in found]
         if proof.lost:
-            rendered.explain(proof, leaves)
+            _explain(proof, rendered, leaves)
         return proof
 
     def _next_role(self, whole: Skeleton, end: int) -> int:
@@ -212,37 +207,6 @@ class Prover:
                 "trains the last turn alone, train_on=answers each turn in a sequence that ends with it"
             )
 
-    def skeleton(self, marked: list[dict], tools: list | None, options: dict[str, Any], open_turn: bool) -> Skeleton:
-        key = f"{open_turn}{_key(marked, tools, options)}"
-        if key not in self._skeletons:
-            _forget(self._skeletons)
-            try:
-                self._skeletons[key] = (
-                    Skeleton(chats.render(self.template, marked, tools, True, options))
-                    if open_turn
-                    else Skeleton(*chats.generated(self.template, marked, tools, options))
-                )
-            except Unstable as error:
-                self._skeletons[key] = error
-        found = self._skeletons[key]
-        if isinstance(found, Unstable):
-            raise Unstable(str(found))
-        return found
-
-    def controls(self, text: str) -> list[Span]:
-        return [found.span() for found in self.control.finditer(text)] if self.control else []
-
-    @cached_property
-    def open_ended(self) -> bool:
-        """Whether the template ends an answer with nothing of its own: the next role's token does (GLM)."""
-        for opening in chats.openings():
-            marked, _ = mark([*opening, {"role": "assistant", "content": "x"}])
-            try:
-                return not self.skeleton(marked, None, self.template.options, False).literals[-1].strip()
-            except Unstable:
-                continue
-        return False
-
     def closing(self, turns: list[dict], tools: list | None, options: dict[str, Any]) -> str:
         """The token of the role that follows the last turn, where the template ends no answer itself; "" for none."""
         if not self.open_ended:
@@ -259,6 +223,21 @@ class Prover:
         return after.text[start + len(tail) :][:length]
 
 
+def _explain(proof: Proof, rendered: Rendered, leaves: list[Leaf]) -> None:
+    """Say of texts that are there while the question is open, but not once it is answered, that they are."""
+    answers = [place for place, turn in enumerate(rendered.marked) if turn["role"] == "assistant"]
+    try:
+        opened = set(rendered.skeleton(answers[-1], open_turn=True).leaves) if answers else set()
+    except Unstable:
+        return
+    for number in proof.lost:
+        role = rendered.marked[leaves[number].turn]["role"]
+        if number in opened and role in ("system", "developer"):
+            proof.lost[number] = (
+                f"the template leaves out the {role} text once it is answered; put it into the first question"
+            )
+
+
 def _texts(skeleton: Skeleton, spans: list[Span]) -> list[str]:
     return [skeleton.text[start:end] for start, end in spans]
 
@@ -268,15 +247,6 @@ def learned(turn: dict) -> bool:
     return turn["role"] == "assistant"
 
 
-def _key(marked: list[dict], tools: list | None, options: dict[str, Any]) -> str:
-    # A plain turn is its role and its mark, so that few rows need more than that.
-    turns = [f"{turn['role']} {turn['content']}" if len(turn) == 2 else turn for turn in marked]
-    plain = [turn for turn in turns if isinstance(turn, str)]
-    if not tools and not options and len(plain) == len(turns):
-        return "\0".join(plain)
-    return json.dumps([turns, tools, options], default=str)
-
-
 def _shape(turn: dict) -> tuple:
     """What decides how a template treats a turn."""
     content = turn.get("content")
@@ -284,11 +254,6 @@ def _shape(turn: dict) -> tuple:
         return turn["role"], content.isspace()
     thought = [key for key in thinking.KEYS if turn.get(key)] or thinking.split(content) is not None
     return turn["role"], bool(content and not content.isspace()), len(turn.get("tool_calls") or ()), str(thought)
-
-
-def _forget(held: dict) -> None:
-    if len(held) >= HELD:
-        held.clear()
 
 
 def _left_out(turn: int, what: str, role: str) -> str:

@@ -24,8 +24,8 @@ from safetensors import safe_open
 
 from common import distillation
 from common.errors import UserError
+from common.lengths import IGNORE_INDEX
 from common.losses import TopK
-from common.masking import IGNORE
 
 LEAST = -60000.0  # log-probabilities below are not told apart in half precision
 
@@ -43,7 +43,7 @@ def hash_of_all(rows: Iterable[dict[str, Any]]) -> str:
 
 def trained(labels: Any) -> int:
     """Positions of a row that train: all its labels but the first token's, before which there is nothing."""
-    return int((numpy.asarray(labels)[1:] != IGNORE).sum())
+    return int((numpy.asarray(labels)[1:] != IGNORE_INDEX).sum())
 
 
 def documents(rows: Iterable[dict[str, Any]]) -> Iterator[tuple[Any, Any]]:
@@ -159,7 +159,7 @@ class Placed:
             if not self.one_row:
                 line, at = number, 0
             for ids, labels in documents([row]):
-                trains = numpy.flatnonzero(labels[1:] != IGNORE) + 1
+                trains = numpy.flatnonzero(labels[1:] != IGNORE_INDEX) + 1
                 start = self.targets.start(ids, labels)  # held-out rows have none
                 if start is not None:
                     batch["places"][line, at + trains] = torch.arange(start, start + len(trains))

@@ -11,7 +11,7 @@ import torch
 from common import distillation, files, heads, losses, targets
 from common.distillation import Teacher
 from common.errors import UserError
-from common.masking import IGNORE
+from common.lengths import IGNORE_INDEX
 
 NAMES = {"uint8": "U8", "int64": "I64", "uint16": "U16", "int32": "I32", "float16": "F16"}  # of safetensors
 
@@ -70,7 +70,7 @@ def held_out_loss(teacher: Any, rows: Any, batch_size: int = 16) -> float | None
         members = pairs[start : start + batch_size]
         batch, keep_BT = _padded(members, teacher.model.device)
         said = teacher.targets(batch, keep_BT)
-        labels_N = torch.cat([torch.from_numpy(labels[1:][labels[1:] != IGNORE]) for _, labels in members])
+        labels_N = torch.cat([torch.from_numpy(labels[1:][labels[1:] != IGNORE_INDEX]) for _, labels in members])
         labels_N = labels_N.long().to(said.hidden_ND.device)
         with torch.no_grad():
             total += losses.blended(said.hidden_ND, said.head, labels_N, None, losses.Blend(alpha=0.0))[2].item()
@@ -177,6 +177,6 @@ def _padded(rows: list[tuple[Any, Any]], device: Any) -> tuple[dict[str, torch.T
     for line, (ids, labels) in enumerate(rows):
         ids_BT[line, : len(ids)] = torch.from_numpy(ids)
         mask_BT[line, : len(ids)] = 1
-        keep_BT[line, : len(ids)] = torch.from_numpy(labels != IGNORE)
+        keep_BT[line, : len(ids)] = torch.from_numpy(labels != IGNORE_INDEX)
     batch = {"input_ids": ids_BT.to(device), "attention_mask": mask_BT.to(device)}
     return batch, keep_BT[:, 1:].to(device)

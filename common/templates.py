@@ -2,18 +2,17 @@
 
 import json
 import re
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from common import chats, files, tools
-from common.distributed import is_main_process
+from common.chats import FILE as FILE
+from common.chats import ChatTemplate, write
 from common.errors import UserError, nearest
-from common.thinking import Places
+from common.jinja_templates import JINJA, options_of, tokens_of
+from common.rows import InstructionRow, Row, instruction, last_answer
 
-EDGE = "\uf8f4"  # a private character that no conversation holds
-FILE = "template.json"  # saved beside an adapter or model
 FIELD = re.compile(r"\{(instruction|input)\}")
 
 
@@ -72,63 +71,7 @@ class Template:
         return tuple((half[::2], half[1::2]) for half in halves)
 
     def save(self, folder: str | Path) -> None:
-        _save(folder, {"kind": "text", **asdict(self)})
-
-
-@dataclass(frozen=True)
-class ChatTemplate:
-    """A Jinja chat template, bound to the beginning and end tokens of the tokenizer that it is used with.
-
-    Attributes:
-        tokens: bos_token, eos_token, ... as the template names them.
-        tool_use: another Jinja template for rows with tools, where the tokenizer has one.
-        options: variables that the template reads (enable_thinking); those of a row's `chat_template_kwargs` win.
-        thinking: "keep" what rows hold, or "drop" it.
-    """
-
-    name: str
-    jinja: str
-    tokens: dict[str, str] = field(default_factory=dict)
-    tool_use: str = ""
-    options: dict[str, Any] = field(default_factory=dict)
-    thinking: str = "keep"
-
-    def jinja_for(self, tools: Any) -> str:
-        return self.tool_use if tools and self.tool_use else self.jinja
-
-    @cached_property
-    def thinking_places(self) -> tuple[Places, Places]:
-        """Where thinking goes in a turn without calls, and in one with them."""
-        plain, calls = Places(self, calls=False), Places(self, calls=True)
-        if calls.key and not plain.key:  # its own way to write thinking is not text in tags
-            plain.forms = frozenset()
-        return plain, calls
-
-    def prompt(self, row: dict) -> str:
-        """The conversation before its last assistant turn, and the header of that turn."""
-        turns, defined, options = chats.conversation(self, row)
-        return chats.render(self, turns[:-1], defined, open_turn=True, options=options)
-
-    @cached_property
-    def fit(self) -> tools.Fit:
-        """Gives a conversation's calls and tools the form that this template writes."""
-        return tools.Fit(self)
-
-    def completion(self, row: dict) -> str:
-        """The last assistant turn's text; of one that calls, what the template writes of it before its end."""
-        last = chats.messages(row)[-1]
-        if not last.get("tool_calls"):
-            return last["content"]
-        turns, defined, options = chats.conversation(self, row)
-        whole, other = (
-            chats.render(self, [*turns[:-1], turn], defined, options=options)
-            for turn in (turns[-1], {"role": "assistant", "content": EDGE})
-        )
-        prompt, end = self.prompt(row), other.rpartition(EDGE)[2]
-        return whole.removeprefix(prompt).removesuffix(end) if whole.startswith(prompt) else last["content"] or ""
-
-    def save(self, folder: str | Path) -> None:
-        _save(folder, {"kind": "chat", **asdict(self)})
+        write(folder, {"kind": "text", **asdict(self)})
 
 
 AnyTemplate = Template | ChatTemplate
@@ -148,19 +91,18 @@ ALPACA = Template(
 )
 PLAIN = Template(name="plain", with_input="{instruction}\n{input}", without_input="{instruction}")
 TEXT = {template.name: template for template in (ALPACA, PLAIN)}
-NAMES = (*TEXT, *chats.JINJA, "tokenizer")
+NAMES = (*TEXT, *JINJA, "tokenizer")
 
 
-def fields_of(row: dict) -> dict[str, str]:
+def fields_of(row: Row) -> InstructionRow:
     """instruction, input and output of an instruction row or a prompt/completion pair."""
     if row.get("tools"):
         number = f"row {row['row']} has" if "row" in row else "these rows have"
         raise UserError(f"{number} `tools`; choose a template that writes them: chatml, llama2, llama3 or tokenizer")
-    if "prompt" in row and "instruction" not in row:
-        return {"instruction": row["prompt"], "input": "", "output": row["completion"]}
     if "messages" in row:
         raise UserError("these rows are conversations; choose a chat template: chatml, llama2, llama3 or tokenizer")
-    return {"instruction": row["instruction"], "input": row.get("input") or "", "output": row["output"]}
+    beside = row.get("input") or "" if "instruction" in row else ""
+    return {"instruction": instruction(row), "input": beside, "output": last_answer(row)}
 
 
 def get(
@@ -186,8 +128,8 @@ def get(
             raise UserError(f"--template {name} has no variables and no place for thinking; choose a chat template")
         return TEXT[name]
     tool_use = ""
-    if name in chats.JINJA:
-        jinja = chats.JINJA[name]
+    if name in JINJA:
+        jinja = JINJA[name]
     elif name.partition(":")[0] == "tokenizer":
         jinja, tool_use = _own(name, getattr(tokenizer, "chat_template", None))
     elif (Path(name) / FILE).exists():
@@ -199,9 +141,9 @@ def get(
             raise UserError(f"--template {name} cannot be read: {error}") from None
     else:
         raise UserError(f"--template {name}: there is {', '.join(NAMES)} and FILE.jinja{nearest(name, NAMES)}")
-    tokens = chats.tokens_of(tokenizer, jinja, name)
+    tokens = tokens_of(tokenizer, jinja, name)
     try:
-        variables = chats.options_of(jinja, options, {})
+        variables = options_of(jinja, options, {})
     except ValueError as error:
         raise UserError(f"--chat_template_kwargs {error}") from None
     return ChatTemplate(name, jinja, tokens, tool_use, variables, thinking)
@@ -214,7 +156,7 @@ def _changed(template: AnyTemplate, thinking: str, options: dict[str, Any] | str
     if isinstance(template, Template):
         raise UserError(f"the template {template.name} has no variables and no place for thinking")
     try:
-        return replace(template, thinking=thinking, options=chats.options_of(template.jinja, options, template.options))
+        return replace(template, thinking=thinking, options=options_of(template.jinja, options, template.options))
     except ValueError as error:
         raise UserError(f"--chat_template_kwargs {error}") from None
 
@@ -241,8 +183,3 @@ def load(folder: str | Path) -> AnyTemplate:
         return {"text": Template, "chat": ChatTemplate}[values.pop("kind", "text")](**values)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path}: no template can be read here ({error})") from None
-
-
-def _save(folder: str | Path, values: dict) -> None:
-    if is_main_process():
-        files.write_json(Path(folder) / FILE, values)

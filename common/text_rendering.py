@@ -5,11 +5,11 @@ from typing import Any
 
 from common.cuts import Cutter
 from common.errors import UserError
-from common.loss_weights import Stretch
 from common.templates import Template
 from common.tokenizers import Encoder
 
-Encoded = tuple[list[int], list[Stretch]]  # ids, and [start, end) and weight of each stretch that trains
+WeightedSpan = tuple[int, int, float]  # [start, end) in tokens, and what they weigh
+Encoded = tuple[list[int], list[WeightedSpan]]  # ids, and [start, end) and weight of each stretch that trains
 Result = tuple[list[Encoded], dict[int, str], int]
 
 

@@ -1,10 +1,9 @@
 """Thinking before an answer: its spellings read as one, and written where a template has a place for it."""
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from common.templates import ChatTemplate
+from common.jinja_templates import JinjaTemplate
 
 KEYS = ("reasoning_content", "thinking", "reasoning")  # of a turn, as data sets call it
 OPEN, CLOSE = TAGS = ("<think>", "</think>")  # around it, where it stands in the text
@@ -71,7 +70,7 @@ class Places:
         forms: the forms that it takes as they are.
     """
 
-    def __init__(self, template: "ChatTemplate", calls: bool):
+    def __init__(self, template: JinjaTemplate, calls: bool):
         self.template, self.calls = template, calls
         shown = {form: self._rendered(form) for form in (*KEYS, "text", "closed")}
         keys = [key for key in KEYS if shown[key]]
@@ -107,8 +106,6 @@ class Places:
 
     def _rendered(self, form: str) -> str:
         """The conversation with thinking in that form; "" where the template leaves it out or refuses it."""
-        from common import chats
-
         thinking, said = PROBE
         turn: dict[str, Any] = {"role": "assistant", "content": said}
         if self.calls:
@@ -119,7 +116,7 @@ class Places:
         turn = written(turn, "text" if form == "closed" else form, thinking)
         if form == "closed":
             turn["content"] = turn["content"].removeprefix(f"{OPEN}\n")
-        text = chats.probe(self.template, turn)
+        text = self.template.probe(turn)
         if thinking not in text or (turn["content"] and text.find(said) < text.find(thinking)):
             return ""
         return text

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from common import loss_weights
+from common import weight_collator
+from common.lengths import lengths_of
 from common.rehearsal import StepFunctions
-from common.sampling import lengths_of
 from common.workload import BatchSchedule, evaluations, joins, sequences_of
 
 
@@ -80,12 +80,12 @@ def loop_step_functions(
 
     def step(batch: dict[str, Any]) -> None:
         model.train()
-        accelerator.backward(loss_of(model, batch) / loss_weights.total(batch))
+        accelerator.backward(loss_of(model, batch) / weight_collator.total(batch))
 
     def evaluate(batch: dict[str, Any]) -> None:
         model.eval()
         with torch.no_grad():
-            loss_of(model, loss_weights.without(batch))
+            loss_of(model, weight_collator.without(batch))
 
     def optimizer() -> Any:
         return torch.optim.AdamW(model.parameters(), fused=True)

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from common.sampling import lengths_of
+from common.lengths import lengths_of
 
 
 @dataclass

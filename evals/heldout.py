@@ -8,10 +8,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from common import chats, data, generation, rendering, templates, tokenizers
+from common import data, generation, rendering, rows, templates, tokenizers
+from common.chats import ChatTemplate
 from common.columns import Table
 from common.errors import UserError, nearest
-from common.templates import AnyTemplate, ChatTemplate
+from common.jinja_templates import Unstable
+from common.templates import AnyTemplate
 from evals.requests import Requests
 
 
@@ -32,7 +34,7 @@ def rows_of(words: list[str]) -> list[dict]:
         found += Table(sides[side], f"{name} ({side})" if side else name, want.mapping)
         if want.share is not None:
             notes.append(f"{name}: a share is for training; all its rows are scored")
-    kept = [row for row in found if not rendering.answers_nothing(row)]
+    kept = [row for row in found if not rows.answers_nothing(row)]
     if len(kept) < len(found):
         notes.append(f"{len(found) - len(kept)} of {len(found)} rows have no answer and are left out")
     for note in notes:
@@ -112,9 +114,7 @@ def bare(words: tuple[str, ...], template: str, tokenizer: str) -> bool:
 def _text(row: dict, template: AnyTemplate, render: Any) -> str:
     """The row up to the end of its answer, as the template writes it."""
     if isinstance(template, ChatTemplate):
-        with suppress(
-            chats.Unstable
-        ):  # what looks like a special token in it is control to lm-eval: other tokens, anyway
+        with suppress(Unstable):  # what looks like a special token in it is control to lm-eval: other tokens, anyway
             return render.through(row)
     return template.prompt(row) + template.completion(row)
 

@@ -6,6 +6,7 @@ from typing import Any
 from common.budget import Budget, Messages, Reply, Stopped
 from common.decoding import Decoding
 from common.errors import UserError
+from common.jinja_templates import Unstable
 from evals import answering
 
 TOGETHER = 8
@@ -29,7 +30,7 @@ class LocalJudge:
         Raises:
             Stopped: the budget is used up.
         """
-        from common import chats, generation, rendering
+        from common import generation, rendering
         from common.adapted import Adapted
 
         if not prompts:
@@ -44,7 +45,7 @@ class LocalJudge:
                 try:
                     ids = rendering.prompts(model.tokenizer, model.template, [_row(model, prompts[place])])[0]
                     cost = len(ids) + generation.room(model.model, ids, self.asked.decoding)
-                except (UserError, chats.Unstable) as error:
+                except (UserError, Unstable) as error:
                     yield place, Reply(None, failure=str(error))
                     continue
                 try:
@@ -65,7 +66,7 @@ class LocalJudge:
 
 
 def _row(model: Any, messages: Messages) -> dict[str, Any]:
-    from common.templates import ChatTemplate
+    from common.chats import ChatTemplate
 
     if isinstance(model.template, ChatTemplate):
         return {"messages": [*messages, {"role": "assistant", "content": ""}]}

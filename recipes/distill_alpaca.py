@@ -43,7 +43,7 @@ def main(args: Args) -> dict:
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
     from trl import SFTConfig, SFTTrainer
 
-    from common import batches, distillation, lora, loss_weights, losses, packing, serving, teaching
+    from common import batches, distillation, lora, losses, packing, serving, teaching, weighted_loss
 
     blend = losses.Blend(args.alpha, args.temperature, args.beta)
     run.start(SFTConfig, unheard=distillation.UNHEARD)
@@ -86,7 +86,7 @@ def main(args: Args) -> dict:
     )
     if args.packing:
         distillation.isolate(trainer, teacher.model)  # stops where a document would see another, in either model
-    run.prepare(trainer, weigh=loss_weights.carry)  # one batch previewed; memory and time estimated
+    run.prepare(trainer, weigh=weighted_loss.carry)  # one batch previewed; memory and time estimated
     if args.dry_run:
         return run.forecast
 

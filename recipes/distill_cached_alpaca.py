@@ -39,7 +39,7 @@ def main(args: Args) -> dict:
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
     from trl import SFTConfig, SFTTrainer
 
-    from common import distillation, lora, loss_weights, losses, serving, targets, teaching
+    from common import distillation, lora, losses, serving, targets, teaching, weighted_loss
 
     blend = losses.Blend(args.alpha, args.temperature, args.beta)
     run.start(SFTConfig, unheard=distillation.UNHEARD)
@@ -81,7 +81,7 @@ def main(args: Args) -> dict:
         ),
     )
     trainer.data_collator = targets.Placed(trainer.data_collator, teacher)
-    run.prepare(trainer, weigh=loss_weights.carry)  # one batch previewed; memory and time estimated
+    run.prepare(trainer, weigh=weighted_loss.carry)  # one batch previewed; memory and time estimated
     if args.dry_run:
         return run.forecast
 

@@ -31,13 +31,13 @@ class Args(RunOptions):
 
 
 def main(args: Args) -> dict:
-    from common import data, defaults, loss_weights, models, templates
+    from common import data, defaults, models, rows, templates
     from evals.before_after import BeforeAfter
 
     base, run = models.locate(args.model, args.max_length), Run(__file__, args)
     evaluation = BeforeAfter(run)
     splits = data.load(args.dataset, seed=args.seed, bad_rows=args.bad_rows)
-    loss_weights.refuse(splits["train"], "distill_on_policy", "Leave them out: the student learns from its own answers")
+    rows.refuse_weights(splits["train"], "distill_on_policy", "Leave them out: the student learns from its own answers")
 
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
     from trl import DistillationConfig, DistillationTrainer

@@ -10,7 +10,7 @@ import math
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
-from common import cli, loss_weights
+from common import cli, weight_collator
 from common.run import Run, RunOptions
 
 
@@ -26,7 +26,7 @@ class Args(RunOptions):
 
 
 def main(args: Args) -> dict:
-    from common import data, defaults, loading, models, sampling, templates
+    from common import data, defaults, lengths, loading, models, sampling, templates
     from evals.before_after import BeforeAfter
 
     base, run = models.locate(args.model, args.max_length), Run(__file__, args)
@@ -57,7 +57,7 @@ def main(args: Args) -> dict:
     accelerator.init_trackers("tunebook")
     size, accumulation = args.per_device_train_batch_size, args.gradient_accumulation_steps
     group = size * accumulation * accelerator.num_processes  # rows of an optimizer step
-    order = sampling.Buckets(sampling.lengths_of(train), group, args.seed)
+    order = sampling.Buckets(lengths.lengths_of(train), group, args.seed)
     loader, eval_loader = loading.loader(train, tokenizer, size, order), loading.loader(held_out, tokenizer, size)
     max_steps = steps.count(len(train), group, args.num_train_epochs, args.max_steps)
     optimizer = AdamW(model.parameters(), lr=args.learning_rate, weight_decay=0.0, fused=True)
@@ -93,8 +93,8 @@ def main(args: Args) -> dict:
 
 def loss_of(model, batch):
     """Sum over the labels of a batch that train, by their weights; without the balancing loss of a mixture's router."""
-    log_probs_BT = model(**loss_weights.without(batch), use_cache=False, fused_lm_head=True).log_probs
-    return -loss_weights.weighed(log_probs_BT, batch).sum()
+    log_probs_BT = model(**weight_collator.without(batch), use_cache=False, fused_lm_head=True).log_probs
+    return -weight_collator.weighed(log_probs_BT, batch).sum()
 
 
 def train_step(accelerator, model, optimizer, schedule, batches, tokens) -> dict[str, float]:

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from common import columns, data
+from common import data
 from common.errors import UserError
+from common.rows import kind
 
 FOLDER = Path(__file__).parent / "bad_inputs"
 EXPECTED = yaml.safe_load((FOLDER / "expected.yaml").read_text(encoding="utf-8"))
@@ -43,7 +44,7 @@ def test_every_file_is_expected_and_there_are_enough():
 @pytest.mark.parametrize("name", RIGHT)
 def test_rows_of_several_layouts_are_read(name):
     rows = [row for side in data.load(str(FOLDER / name)).values() for row in side]
-    assert len({columns.kind(row) for row in rows}) > 1
+    assert len({kind(row) for row in rows}) > 1
     assert sorted(row["row"] for row in rows) == list(range(1, len(rows) + 1))
 
 

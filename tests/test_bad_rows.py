@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 from paths import SHARED
 
-from common import checks, data, generation, masking, pairs, preference, templates, tokenizers
+from common import data, encoding_stats, generation, masking, pairs, preference, templates, tokenizers
 from common.errors import REMEDY, UserError
 
 CHANCE = random.Random(1)
@@ -102,7 +102,7 @@ def test_rows_that_a_template_refuses_are_dropped_too(tmp_path, pocket, cached):
         encoded, counts = masking.encode(sides["train"], pocket, templates.ALPACA, 512, folder=folder)
         lost = sum("messages" in row for row in sides["train"])
         assert counts.dropped == {"template": lost} and counts.kept == len(encoded) == len(sides["train"]) - lost
-        assert "template: row 4" in counts.line()
+        assert "template: row 4" in counts.summary()
     samples = generation.Samples(pocket, templates.ALPACA, sides["train"][-12:], count=4)
     assert samples.rows and all(row["prompt"].startswith("Below") for row in samples.rows)
 
@@ -122,11 +122,15 @@ def test_pairs(tmp_path, pocket):
 
 
 def test_large_losses_are_said_loudly(capsys):
-    counts = masking.Counts(rows=255, kept=149, dropped=Counter(too_long=106, empty_output=2), trained_tokens=9)
-    checks.gate(counts, 512)
+    counts = encoding_stats.EncodingStats(
+        rows=255, kept=149, dropped=Counter(too_long=106, empty_output=2), trained_tokens=9
+    )
+    counts.require_trainable(512)
     said = capsys.readouterr().out
     assert said.startswith("WARNING: 42 % of the rows (106 of 255) are dropped as too_long") and said.count("\n") == 1
-    checks.gate(masking.Counts(rows=255, kept=250, dropped=Counter(too_long=5), trained_tokens=9), 512)
+    encoding_stats.EncodingStats(rows=255, kept=250, dropped=Counter(too_long=5), trained_tokens=9).require_trainable(
+        512
+    )
     assert not capsys.readouterr().out
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from paths import ROOT
 
-from common import commands, generation, masking, rendering, templates
+from common import chats, commands, generation, masking, rendering, templates
 from common.adapted import Adapted, named
 from common.commands import chat, chat_page
 from common.conversation import Conversation
@@ -100,7 +100,7 @@ def test_what_no_longer_fits_is_left_out_and_counted(tokenizer):
 
 def test_a_template_that_takes_no_system_text_says_what_to_do(tokenizer):
     jinja = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
-    template = templates.ChatTemplate("odd", jinja + "{{ m.content }}{% endfor %}")
+    template = chats.ChatTemplate("odd", jinja + "{{ m.content }}{% endfor %}")
     with pytest.raises(UserError, match="/system without a text"):
         Conversation(tokenizer, template, "Be short.").prompt("One?")
 

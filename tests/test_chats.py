@@ -6,6 +6,7 @@ import pytest
 
 from common import chats, masking, templates
 from common.errors import UserError
+from common.jinja_templates import Unstable
 
 TURNS = [
     {"role": "system", "content": "Be short."},
@@ -94,13 +95,13 @@ def test_a_template_that_thinks_ahead(tokenizer, tmp_path):
     ],
 )
 def test_templates_without_a_proof_are_refused(text, says, tokenizer, tmp_path):
-    template = templates.ChatTemplate("own", text, {})
-    with pytest.raises((UserError, chats.Unstable), match=re.escape(says)):
+    template = chats.ChatTemplate("own", text, {})
+    with pytest.raises((UserError, Unstable), match=re.escape(says)):
         masking.encode([{"messages": TURNS}] * 12, tokenizer, template, 512)
 
 
 def test_messages_of_refused_rows_are_collected(tokenizer):
-    template = templates.ChatTemplate("own", UNMARKED.replace("message['content']", "message['content'][:3]"), {})
+    template = chats.ChatTemplate("own", UNMARKED.replace("message['content']", "message['content'][:3]"), {})
     with pytest.raises(UserError, match=r"row 10: .*\n  and 2 more"):
         masking.encode([{"messages": TURNS}] * 12, tokenizer, template, 512)
 

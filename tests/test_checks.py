@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from common import checks, output_dir
+from common import output_dir
+from common.encoding_stats import EncodingStats
 from common.errors import CheckFailed, UserError
-from common.masking import Counts
 
 ARGS = {"model": "pocket", "learning_rate": 0.1, "report_to": "none"}
 
@@ -25,18 +25,18 @@ def checkpoint(folder, step):
 @pytest.mark.parametrize(
     "counts",
     [
-        Counts(rows=5, kept=0),
-        Counts(rows=5, kept=5, tokens=50, trained_tokens=0),
-        Counts(rows=100, kept=9, tokens=90, trained_tokens=9),
+        EncodingStats(rows=5, kept=0),
+        EncodingStats(rows=5, kept=5, tokens=50, trained_tokens=0),
+        EncodingStats(rows=100, kept=9, tokens=90, trained_tokens=9),
     ],
 )
 def test_gate_refuses(counts):
     with pytest.raises(CheckFailed, match="would train"):
-        checks.gate(counts, 512)
+        counts.require_trainable(512)
 
 
 def test_gate_lets_pass():
-    checks.gate(Counts(rows=100, kept=90, tokens=900, trained_tokens=90), 512)
+    EncodingStats(rows=100, kept=90, tokens=900, trained_tokens=90).require_trainable(512)
 
 
 def test_goes_on_from_the_last_whole_checkpoint(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 from common import columns
 from common.dialogue import ROLES
 from common.errors import UserError
+from common.rows import kind, question
 from common.tools import CALLERS
 
 
@@ -78,8 +79,8 @@ def test_kinds_and_questions():
             {"messages": talk(("system", "s"), ("user", "u"), ("assistant", "v"), ("user", "w"), ("assistant", "x"))}
         )[0],
     ]
-    assert [columns.kind(row) for row in found] == ["instruction", "pair", "chat"]
-    assert [columns.question(row) for row in found] == ["a\n", "\nwhat?", "u\nv\nw"]
+    assert [kind(row) for row in found] == ["instruction", "pair", "chat"]
+    assert [question(row) for row in found] == ["a\n", "\nwhat?", "u\nv\nw"]
 
 
 def test_fields_that_are_kept_and_ours_that_win():
@@ -180,7 +181,7 @@ def test_history_makes_every_row_a_chat():
     assert found[1]["messages"] == talk(
         ("system", "s"), ("user", "q"), ("assistant", "r"), ("user", "a\n\nb"), ("assistant", "c")
     )
-    assert columns.kind(canonical({**first, "history": []}, {**first, "history": None})[0]) == "instruction"
+    assert kind(canonical({**first, "history": []}, {**first, "history": None})[0]) == "instruction"
 
 
 def test_trees_give_their_best_ranked_path():

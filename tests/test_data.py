@@ -8,6 +8,7 @@ from paths import DATA, needs_data
 
 from common import columns, data, sources, split
 from common.errors import UserError
+from common.rows import kind as kind_of
 
 TOPICS = ["rain", "bread", "music", "trains", "glass", "otters", "maps", "winter", "paint", "rope", "salt", "kites"]
 
@@ -46,7 +47,7 @@ def test_pocket_has_its_own_sides():
     sides = data.load("pocket")
     assert list(sides) == ["train", "validation", "test"] and len(sides["train"]) > 3000
     first = sides["test"][0]
-    assert first["row"] == 1 and first["source"] == "pocket" and columns.kind(first) == "instruction"
+    assert first["row"] == 1 and first["source"] == "pocket" and kind_of(first) == "instruction"
     assert len(sides["validation"][:300]) == 300
     assert sides.shares == {"pocket": None} and sides.by == "rows" and sides.notes == []
 
@@ -157,7 +158,7 @@ def test_words(tmp_path, monkeypatch):
     write(tmp_path / "odd:name=x.jsonl", lines(rows(20)))
     sides = data.load("a.json:0.7 b.csv:5000 prompt=q completion=a shares=tokens")
     assert sides.shares == {"a.json": 0.7, "b.csv": 5000} and sides.by == "tokens"
-    kinds = {row["source"]: columns.kind(row) for side in sides.values() for row in side}
+    kinds = {row["source"]: kind_of(row) for side in sides.values() for row in side}
     assert kinds == {"a.json": "instruction", "b.csv": "pair"}
     assert data.load(["odd:name=x.jsonl"]).shares == {"odd:name=x.jsonl": None}
 
@@ -265,7 +266,7 @@ def test_real_files_are_read(name):
     tabs = name.endswith("mgsm")
     source = sources.read(DATA / name, header=not tabs)
     table = columns.Table(source, name, {"prompt": "1", "completion": "2"} if tabs else None)
-    kinds = [columns.kind(row) for row in table]
+    kinds = [kind_of(row) for row in table]
     assert len(kinds) == count and set(kinds) == {kind}
 
 

@@ -14,8 +14,8 @@ from reference_loss import reference_loss
 from common import distillation, heads, vocabularies
 from common.batches import PackedCollator
 from common.errors import UserError
+from common.lengths import IGNORE_INDEX
 from common.losses import Blend
-from common.masking import IGNORE
 
 SMALL = dict(
     vocab_size=60, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
@@ -83,14 +83,14 @@ def rows(count=6):
     lengths = torch.randint(5, 12, (count,)).tolist()
     made = [torch.randint(3, 60, (length,)).tolist() for length in lengths]
     return [
-        {"input_ids": ids, "labels": [IGNORE] * (place % 3 + 1) + ids[place % 3 + 1 :], "seq_lengths": [len(ids)]}
+        {"input_ids": ids, "labels": [IGNORE_INDEX] * (place % 3 + 1) + ids[place % 3 + 1 :], "seq_lengths": [len(ids)]}
         for place, ids in enumerate(made)
     ]
 
 
 def padded(part):
     width = max(len(row["input_ids"]) for row in part)
-    pad = {"input_ids": 0, "labels": IGNORE}
+    pad = {"input_ids": 0, "labels": IGNORE_INDEX}
     batch = {k: torch.tensor([r[k] + [v] * (width - len(r[k])) for r in part]) for k, v in pad.items()}
     return batch | {"attention_mask": torch.tensor([[int(i < len(r["labels"])) for i in range(width)] for r in part])}
 
@@ -110,7 +110,7 @@ def gradient(batches, blend):
     student, other = model(seed=2), model(seed=3, hidden_size=48, vocab_size=64)
     distillation.prepare(student, "student")
     teacher = distillation.Teacher(other, "teacher")
-    items = sum(int((batch["labels"][:, 1:] != IGNORE).sum()) for batch in batches)
+    items = sum(int((batch["labels"][:, 1:] != IGNORE_INDEX).sum()) for batch in batches)
     total = 0.0
     for batch in batches:
         loss = distillation.loss(Stub(), student, batch, items, teacher, blend)
@@ -183,7 +183,7 @@ def test_lora_gets_the_gradient_of_the_formula():
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     with torch.no_grad():
         said = teacher.model(**inputs).logits
-    items = (batch["labels"][:, 1:] != IGNORE).sum()
+    items = (batch["labels"][:, 1:] != IGNORE_INDEX).sum()
     expected = reference_loss(student(**inputs).logits, said, batch["labels"], Blend(), items)
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
     weights = [weight for weight in student.parameters() if weight.requires_grad]

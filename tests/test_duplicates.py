@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from common import duplicates, similarity
+from common.texts import normalized
 
 WORDS = [
     "river",
@@ -27,7 +28,7 @@ WORDS = [
 
 
 def _grams(text):
-    text = duplicates.normal(text)
+    text = normalized(text)
     return {text[i : i + 5] for i in range(max(len(text) - 4, 1))}
 
 
@@ -56,7 +57,7 @@ def _mutated(count, seed, alphabet="abcdeфщ漢字🙂"):
                 if chance.random() < 0.5:
                     letters.pop(chance.randrange(len(letters)))
             text = "".join(letters)
-        if duplicates.normal(text) not in {duplicates.normal(other) for other in texts}:
+        if normalized(text) not in {normalized(other) for other in texts}:
             texts.append(text)
     return texts
 

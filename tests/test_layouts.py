@@ -5,7 +5,7 @@ import itertools
 import pytest
 from test_columns import HELLO, Rows, canonical, fault, talk
 
-from common import chats, columns, masking, templates, tokenizers
+from common import columns, masking, rows, templates, tokenizers
 
 CHAT = {"messages": HELLO}
 ORDER = {"instruction": "a", "output": "b"}
@@ -76,7 +76,7 @@ def test_an_input_stands_alike_with_and_without_history(history):
     """One join of question and input, whatever other rows of the file have: the chat template's."""
     row = {"instruction": "Add", "input": "1 2", "output": "3", "history": history}
     found = canonical(row, {**row, "history": [["q", "r"]]})[0]
-    assert chats.messages(found)[-2:] == talk(("user", "Add\n\n1 2"), ("assistant", "3"))
+    assert rows.messages(found)[-2:] == talk(("user", "Add\n\n1 2"), ("assistant", "3"))
 
 
 def test_turns_with_two_key_styles_and_by_column():

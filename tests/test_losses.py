@@ -6,8 +6,8 @@ from reference_loss import reference_loss
 
 from common.errors import UserError
 from common.heads import Head
+from common.lengths import IGNORE_INDEX
 from common.losses import Blend, Online, TopK, blended
-from common.masking import IGNORE
 
 BLENDS = [
     Blend(alpha, temperature, beta)
@@ -28,13 +28,13 @@ def case(seed, share, student_size=97, teacher_size=97, dtype=torch.float64, bia
     other = torch.randn(3, 11, 12, dtype=dtype)
     other_head = Head(torch.randn(teacher_size, 12, dtype=dtype) * 0.7)
     labels = torch.randint(0, min(student_size, teacher_size), (3, 11))
-    labels[torch.rand(3, 11) >= share] = IGNORE
+    labels[torch.rand(3, 11) >= share] = IGNORE_INDEX
     return hidden, Head(weight, offset), other, other_head, labels
 
 
 def run(hidden, head, other, other_head, labels, blend, items=7.0, chunk=300):
     """The loss that runs, of whole batches."""
-    keep = labels[:, 1:] != IGNORE
+    keep = labels[:, 1:] != IGNORE_INDEX
     teacher = Online(other[:, :-1][keep], other_head)
     return blended(hidden[:, :-1][keep], head, labels[:, 1:][keep], teacher, blend, chunk)[0] / items
 
@@ -99,7 +99,7 @@ def test_a_frozen_head_gets_no_gradient():
 @pytest.mark.parametrize("beta", [0, 0.5, 1])
 def test_teacher_that_is_the_student_gives_nothing(beta):
     hidden, head, _, _, labels = case(5, 0.5, dtype=torch.float32)
-    keep = labels[:, 1:] != IGNORE
+    keep = labels[:, 1:] != IGNORE_INDEX
     teacher = Online(hidden.detach()[:, :-1][keep], Head(head.weight_VD.detach()))
     total, apart, _ = blended(hidden[:, :-1][keep], head, labels[:, 1:][keep], teacher, Blend(1.0, 2.0, beta))
     (gradient,) = torch.autograd.grad(total, [hidden])
@@ -113,7 +113,7 @@ def test_alpha_0_is_the_cross_entropy_of_transformers():
     from transformers.loss.loss_utils import ForCausalLMLoss
 
     expected = ForCausalLMLoss(head.logits(hidden), labels, 97)
-    found = run(hidden, head, other, other_head, labels, Blend(alpha=0), items=(labels[:, 1:] != IGNORE).sum())
+    found = run(hidden, head, other, other_head, labels, Blend(alpha=0), items=(labels[:, 1:] != IGNORE_INDEX).sum())
     assert found.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
@@ -134,7 +134,7 @@ def test_squared_temperature_keeps_the_gradients_size(beta):
 @pytest.mark.parametrize("kept", [1, 5, 96])
 def test_top_k_is_the_divergence_of_k_tokens_and_the_rest(kept, beta):
     hidden, head, other, other_head, labels = case(7, 0.6)
-    blend, keep = Blend(0.6, 2.0, beta), labels[:, 1:] != IGNORE
+    blend, keep = Blend(0.6, 2.0, beta), labels[:, 1:] != IGNORE_INDEX
     log_t = torch.log_softmax(other_head.logits(other[:, :-1][keep]) / 2, -1)
     top = log_t.topk(kept)
     others = torch.ones_like(log_t).scatter_(1, top.indices, 0.0)

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 from transformers import AutoTokenizer
 
-from common import data, masking, templates
+from common import data, lengths, masking, templates
 from common.pocket import FOLDER, chat, corpus
 from common.pocket.follow_ups import FOLLOW_UPS, RELATIONS, UPPER
 
@@ -135,7 +135,9 @@ def test_rows_are_short_and_train_answers_alone(files):
     assert encodings[0] == encodings[1]  # pocket's own template is ChatML
     for row, (ids, labels) in zip(files["test"], encodings[0], strict=True):
         said = [turn["content"] for turn in row["messages"] if turn["role"] == "assistant"]
-        trained = tokenizer.decode([token for token, label in zip(ids, labels, strict=True) if label != masking.IGNORE])
+        trained = tokenizer.decode(
+            [token for token, label in zip(ids, labels, strict=True) if label != lengths.IGNORE_INDEX]
+        )
         assert trained == "".join(f"{text}<|im_end|>" for text in said)
 
 

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, LlamaConfig
 
 from common import alignment, callbacks, data, masking, pairs, preference, templates, workload
 from common.errors import UserError
-from common.masking import IGNORE
+from common.lengths import IGNORE_INDEX
 from common.models import locate
 from common.pocket import FOLDER, skills
 from common.pocket import pairs as pocket
@@ -167,9 +167,13 @@ def test_both_sequences_are_those_of_sft(name, tokenizer):
     for answer, expected in zip(("chosen_ids", "rejected_ids"), sequences(rows, tokenizer, template), strict=True):
         for row, sft in zip(encoded, expected, strict=True):
             ids = row["prompt_ids"] + row[answer]
-            labels = [IGNORE] * len(row["prompt_ids"]) + row[answer]
+            labels = [IGNORE_INDEX] * len(row["prompt_ids"]) + row[answer]
             rest = sft["labels"][len(ids) :]  # a chat template's line break after the end of the answer
-            assert ids == sft["input_ids"][: len(ids)] and labels == sft["labels"][: len(ids)] and set(rest) <= {IGNORE}
+            assert (
+                ids == sft["input_ids"][: len(ids)]
+                and labels == sft["labels"][: len(ids)]
+                and set(rest) <= {IGNORE_INDEX}
+            )
             trained += len(row[answer])
     assert counts.trained_tokens == trained
 
@@ -185,7 +189,7 @@ def test_a_batch_is_padded_and_masked(tokenizer):
             real = batch["attention_mask"][place + half].bool()
             assert batch["input_ids"][place + half][real].tolist() == ids
             assert given["completion_mask"][place + half].sum() == len(row[answer])
-    assert torch.equal(batch["labels"] != IGNORE, given["completion_mask"].bool())
+    assert torch.equal(batch["labels"] != IGNORE_INDEX, given["completion_mask"].bool())
 
 
 def test_rewards_by_hand():
@@ -477,7 +481,7 @@ def test_real_files_lose_what_is_named_and_are_encoded_as_in_sft(name):
         for row, sft in zip(some, expected, strict=True):
             ids, start = row["prompt_ids"] + row[answer], len(row["prompt_ids"])
             assert ids == sft["input_ids"][: len(ids)] and row[answer] == sft["labels"][start : len(ids)]
-            assert set(sft["labels"][:start] + sft["labels"][len(ids) :]) <= {IGNORE}
+            assert set(sft["labels"][:start] + sft["labels"][len(ids) :]) <= {IGNORE_INDEX}
 
 
 @needs_data

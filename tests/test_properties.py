@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from common import data, json_text, masking, packing, pairs, sources, split
+from common import data, json_text, lengths, masking, packing, pairs, sources, split
 from common.errors import RowErrors
 from common.templates import ALPACA
 
@@ -151,5 +151,5 @@ def test_parts_are_encoded_as_the_whole(tokenizer, rows):
     for row, found in zip(rows, encoded, strict=True):
         whole = tokenizer(ALPACA.prompt(row) + ALPACA.completion(row), split_special_tokens=True).input_ids
         assert found["input_ids"] == [*whole, tokenizer.eos_token_id]
-        trained = [label for label in found["labels"] if label != masking.IGNORE]
+        trained = [label for label in found["labels"] if label != lengths.IGNORE_INDEX]
         assert trained == found["input_ids"][len(whole) + 1 - len(trained) :]

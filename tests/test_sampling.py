@@ -14,6 +14,7 @@ from torch.utils.data import BatchSampler
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
 from common import sampling
+from common.lengths import lengths_of
 from common.pocket import FOLDER as POCKET
 from common.sampling import Buckets, padding_share
 
@@ -142,8 +143,8 @@ def dataset(count=101):
 
 def test_lengths_through_selections():
     chosen = dataset().shuffle(seed=1).select(range(7, 90))
-    assert sampling.lengths_of(chosen).tolist() == [len(row["input_ids"]) for row in chosen]
-    assert sampling.lengths_of(chosen.select([])).tolist() == []
+    assert lengths_of(chosen).tolist() == [len(row["input_ids"]) for row in chosen]
+    assert lengths_of(chosen.select([])).tolist() == []
 
 
 def collate(rows):

@@ -10,6 +10,7 @@ from paths import DATA, needs_data
 
 from common import duplicates, split
 from common.errors import UserError
+from common.texts import normalized
 
 WORDS = ["river", "stone", "lamp", "green", "seven", "slowly", "under", "bright", "market", "window", "carry", "ocean"]
 
@@ -55,7 +56,7 @@ def test_leaks_finds_what_a_careless_split_lets_through():
 def test_leaks_equals_near_over_sides():
     texts = _texts(300, copies=500, seed=2)
     found = np.random.default_rng(0).integers(0, 3, len(texts))
-    unique = list({duplicates.normal(text): place for place, text in enumerate(texts)}.values())
+    unique = list({normalized(text): place for place, text in enumerate(texts)}.values())
     texts, found = [texts[place] for place in unique], found[unique]
     assert split.leaks(texts, found) == [pair for pair in duplicates.near(texts) if found[pair[0]] != found[pair[1]]]
 

@@ -5,7 +5,7 @@ import re
 import pytest
 from test_template_matrix import ASK, MORE, NO, TOOL, YES, call, made, sources
 
-from common import generation, masking, templates, tokenizers
+from common import generation, lengths, masking, templates, tokenizers
 from common.errors import UserError
 from common.pocket import FOLDER
 
@@ -35,7 +35,7 @@ def encode(tokenizer, turns, jinja=None, **named):
 
 
 def trained(example, tokenizer):
-    return tokenizer.decode([token for token in example["labels"] if token != masking.IGNORE])
+    return tokenizer.decode([token for token in example["labels"] if token != lengths.IGNORE_INDEX])
 
 
 @pytest.mark.parametrize("condition", ["messages[0].role != 'system'", ENDS, f"messages[0].role != 'system' or {ENDS}"])
@@ -74,7 +74,7 @@ def test_a_turn_trains_to_its_last_token(name, special):
         return_assistant_tokens_mask=True,
     )  # fmt: skip
     assert example["input_ids"] == theirs["input_ids"]
-    assert [int(label != masking.IGNORE) for label in example["labels"]] == theirs["assistant_masks"]
+    assert [int(label != lengths.IGNORE_INDEX) for label in example["labels"]] == theirs["assistant_masks"]
 
 
 @pytest.mark.parametrize("name", ["deepseek_r1_distill", "lfm2"])

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from common import masking, templates
+from common import lengths, masking, templates
 from common.errors import UserError
 from common.pocket import FOLDER
 from evals import benchmarks, heldout, preflight, sandbox, suites
@@ -166,8 +166,8 @@ def test_items_are_the_tokens_that_train(name):
     items = heldout.items(ROWS, TOKENIZER, template)
     encoded, _ = masking.encode(ROWS, TOKENIZER, template, 4096)
     for item, labels in zip(items, encoded["labels"], strict=True):
-        assert item["as_trained"] == 1.0 and item["tokens"] == sum(label != masking.IGNORE for label in labels)
-        end = [label for label in labels if label != masking.IGNORE][-1]
+        assert item["as_trained"] == 1.0 and item["tokens"] == sum(label != lengths.IGNORE_INDEX for label in labels)
+        end = [label for label in labels if label != lengths.IGNORE_INDEX][-1]
         assert item["context"] + item["scored"][0] == item["prompt"] + item["answer"] + TOKENIZER.decode([end])
         assert [item["context"] + lead for lead in item["scored"][1:]] in ([], [item["prompt"]])
 
@@ -201,7 +201,7 @@ def test_the_loss_is_that_of_training(tmp_path):
     for row in encoded:
         ids, labels = torch.tensor([row["input_ids"]]), torch.tensor([row["labels"]])
         with torch.no_grad():
-            trained = int((labels != masking.IGNORE).sum())
+            trained = int((labels != lengths.IGNORE_INDEX).sum())
             total += float(model(ids, labels=labels).loss) * trained
             weight += trained
     size = sum(len(row["output"].encode()) for row in ROWS)

@@ -7,8 +7,8 @@ from test_distillation import Stub, bins, model, padded, rows
 
 from common import distillation, heads, targets, teaching
 from common.errors import UserError
+from common.lengths import IGNORE_INDEX
 from common.losses import Blend
-from common.masking import IGNORE
 
 METADATA = {"tokenizer": "t", "template": "a", "teacher": "x", "temperature": "2", "vocabulary": "60", "k": "5"}
 
@@ -31,7 +31,7 @@ def test_the_file_is_safetensors_and_holds_what_the_teacher_says(tmp_path):
     }  # fmt: skip
     for number, row in enumerate(part):
         ids, labels = torch.tensor([row["input_ids"]]), torch.tensor(row["labels"])
-        expected = (teacher.model(input_ids=ids).logits[0, :-1, :60][labels[1:] != IGNORE] / 2).log_softmax(-1)
+        expected = (teacher.model(input_ids=ids).logits[0, :-1, :60][labels[1:] != IGNORE_INDEX] / 2).log_softmax(-1)
         here = slice(*found["starts"][number : number + 2])
         top = expected.topk(5)
         assert numpy.array_equal(found["ids"][here], top.indices.numpy())
@@ -62,8 +62,8 @@ def test_a_teachers_own_loss_is_its_cross_entropy_over_tokens(tmp_path, monkeypa
     for row in part:
         logits = teacher.model(input_ids=torch.tensor([row["input_ids"]])).logits[0, :-1].double()
         labels = torch.tensor(row["labels"])[1:]
-        total += torch.nn.functional.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum").item()
-        count += int((labels != IGNORE).sum())
+        total += torch.nn.functional.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum").item()
+        count += int((labels != IGNORE_INDEX).sum())
     for some in (part, [join(part[:3]), join(part[3:])]):  # packed or not
         assert teaching.held_out_loss(teacher, some, batch_size=4) == pytest.approx(total / count, rel=1e-5)
     assert teaching.held_out_loss(teacher, []) is None
@@ -98,7 +98,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
     for name in METADATA:
         with pytest.raises(UserError, match=f"was made with another {name} "):
             found.fits(METADATA | {name: "other"}, part)
-    other = {**part[2], "labels": [IGNORE, *part[2]["labels"][1:-1], IGNORE]}
+    other = {**part[2], "labels": [IGNORE_INDEX, *part[2]["labels"][1:-1], IGNORE_INDEX]}
     with pytest.raises(UserError, match="row 3 is not in it"):
         found.fits(METADATA, [*part[:2], other])
     teacher = distillation.Teacher(model(), "teacher")

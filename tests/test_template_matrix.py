@@ -14,8 +14,9 @@ from paths import ROOT, TOKENIZERS, needs_data
 from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
-from common import chats, dialogue, masking, templates
+from common import dialogue, lengths, masking, templates
 from common.errors import UserError
+from common.jinja_templates import JINJA
 from common.pocket import FOLDER
 
 TABLE = ROOT / "docs" / "templates.md"
@@ -71,7 +72,7 @@ def sources():
     folder = Path(trl.__file__).parent / "chat_templates"
     names = [path.stem for path in sorted(folder.glob("*.jinja")) if not path.stem.endswith("_training")]
     pictures = ("vl", "vlm", "llava", "idefics", "diffusion")  # for pictures beside the text
-    found = {f"own {name}": name for name in chats.JINJA}
+    found = {f"own {name}": name for name in JINJA}
     for name in names:
         if not any(word in name for word in pictures):
             found[name] = (folder / f"{name}.jinja").read_text(encoding="utf-8")
@@ -155,8 +156,8 @@ def cells():
     """(template, shape) -> (tokenizer, template object, sequences or None, why not)."""
     found = {}
     for name, source in sources().items():
-        own = source in chats.JINJA
-        tokenizer = made(chats.JINJA[source] if own else source)
+        own = source in JINJA
+        tokenizer = made(JINJA[source] if own else source)
         template = templates.get(source if own else "tokenizer", tokenizer)
         for shape, turns in SHAPES.items():
             found[name, shape] = (tokenizer, template, *encoded(tokenizer, template, turns))
@@ -214,7 +215,7 @@ def test_what_trains_is_what_trls_training_templates_mark(cells):
         for example in sequences:
             ids = example["input_ids"]
             marked = stretches(masks.get(tuple(ids), ()))
-            ours = stretches([int(label != masking.IGNORE) for label in example["labels"]])
+            ours = stretches([int(label != lengths.IGNORE_INDEX) for label in example["labels"]])
             if not marked:  # it renders the conversation in another way
                 continue
             for start, end in ours:

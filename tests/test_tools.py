@@ -10,6 +10,7 @@ from transformers import AutoTokenizer
 
 from common import chats, columns, masking, templates, tokenizers
 from common.errors import UserError
+from common.jinja_templates import Unstable
 from common.pocket import FOLDER
 
 TRL = Path(str(importlib.metadata.distribution("trl").locate_file("trl/chat_templates")))
@@ -195,12 +196,12 @@ def pocket():
 @pytest.fixture(scope="module")
 def chatml(pocket):
     template = templates.get("chatml", pocket)
-    assert isinstance(template, templates.ChatTemplate)
+    assert isinstance(template, chats.ChatTemplate)
     return template
 
 
 def own(jinja_of_call, jinja_of_tool="{{ tool | tojson }}"):
-    return templates.ChatTemplate(
+    return chats.ChatTemplate(
         "own",
         "{% for tool in tools or [] %}" + jinja_of_tool + "{% endfor %}"
         "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% for call in message['tool_calls'] or [] %}"
@@ -225,7 +226,7 @@ def test_the_form_is_what_the_template_writes(pocket, written, custom):
     arguments, content = FORMS[written]
     template = own(written)
     jinja = template.jinja.replace("MADE", "none" if content is None else "string")
-    template = templates.ChatTemplate("own", jinja)
+    template = chats.ChatTemplate("own", jinja)
     (row,) = read(CUSTOMS[custom])
     wanted = conversation(arguments, content)
     if "function" not in written:
@@ -245,20 +246,20 @@ def test_what_a_template_does_not_write_is_refused(pocket):
         (own("i").jinja, "row 1: the template leaves out a call of turn 2; chatml"),
         ("{% if messages | length > 3 %}{{ raise_exception('too long') }}{% endif %}", "too long; chatml, llama2"),
     ):
-        template = templates.ChatTemplate("own", jinja.replace("MADE", "string"))
+        template = chats.ChatTemplate("own", jinja.replace("MADE", "string"))
         with pytest.raises(UserError) as error:
             masking.encode([row], pocket, template, 4096)
         assert says in str(error.value) and "the template own cannot take" in str(error.value)
     silent = own(calls).jinja.replace("MADE", "string and not message['content']")
     beside = {"messages": [QUESTION, calling(call(), content="I ask weather now."), *ANSWERS]}
     with pytest.raises(UserError, match="row 2: the template leaves out a call of turn 2 beside its text"):
-        masking.encode([row, *read(beside)], pocket, templates.ChatTemplate("own", silent), 4096)
+        masking.encode([row, *read(beside)], pocket, chats.ChatTemplate("own", silent), 4096)
 
 
 def test_tools_that_a_template_does_not_write(pocket):
     """Of one that writes calls its model is told in another way, as at inference: counted. Others lose them."""
     rows = read(CUSTOMS["openai"], {"messages": [QUESTION, {"role": "assistant", "content": "No."}], "tools": [TOOL]})
-    template = templates.ChatTemplate("own", own("{{ call | tojson }}", "").jinja.replace("MADE", "string"))
+    template = chats.ChatTemplate("own", own("{{ call | tojson }}", "").jinja.replace("MADE", "string"))
     _, counts = masking.encode(rows, pocket, template, 4096)
     assert counts.noted == {"tools that the template does not write": 2} and counts.kept == 2
     with pytest.raises(UserError, match="row 1: the template leaves out tool 1 of `tools`; chatml"):
@@ -348,7 +349,7 @@ def test_every_family_is_handed_its_form(pocket, name):
     """The structure is the template's; the tokens that it writes need no place in this vocabulary."""
     jinja = (TRL / f"{name}.jinja").read_text()
     tokens = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
-    template = templates.ChatTemplate(name, jinja, tokens)
+    template = chats.ChatTemplate(name, jinja, tokens)
     (arguments, content), tools = TAKE.get(name, OBJECT)
     theirs = name in TAKE and pocket.apply_chat_template(
         conversation(arguments, content), tools=tools, chat_template=jinja, tokenize=False, **tokens
@@ -356,10 +357,10 @@ def test_every_family_is_handed_its_form(pocket, name):
     for custom in CUSTOMS.values():
         (row,) = read(custom)
         if theirs:
-            assert chats.render(template, *template.fit(row["messages"], tools and row["tools"])) == theirs
+            assert template.render(*template.fit(row["messages"], tools and row["tools"])) == theirs
             assert bool(tools) or (template.fit(row["messages"], row["tools"]) and template.fit.unwritten)
         else:
-            with pytest.raises(chats.Unstable, match=HOLD_NONE[name]):
+            with pytest.raises(Unstable, match=HOLD_NONE[name]):
                 template.fit(row["messages"], row["tools"])
 
 

@@ -65,7 +65,7 @@ def trainer_of(way, folder):
     from transformers import AutoTokenizer
     from trl import SFTConfig, SFTTrainer
 
-    from common import batches, distillation, loss_weights, packing
+    from common import batches, distillation, packing, weighted_loss
     from common.losses import Blend
     from common.pocket import FOLDER
 
@@ -93,7 +93,7 @@ def trainer_of(way, folder):
             bf16=False, fp16=False, ddp_backend="gloo" if processes > 1 else None,
         ),
     )  # fmt: skip
-    loss_weights.carry(trainer) if teacher else loss_weights.heed(trainer)
+    weighted_loss.carry(trainer) if teacher else weighted_loss.heed(trainer)
     return trainer
 
 

@@ -19,7 +19,7 @@ import tyro
 
 from common import files
 from common.errors import CheckFailed, UserError
-from common.loss_weights import COLUMN
+from common.lengths import LOSS_WEIGHTS
 
 BATCH = 2000  # rows held as Python lists while --tokens writes
 
@@ -114,7 +114,7 @@ def write(report: dict[str, Any], kept: Any, args: Args) -> None:
 
 
 def _lines(kept: Any) -> Any:
-    names = ["row", "input_ids", "labels", *(name for name in kept.column_names if name == COLUMN)]
+    names = ["row", "input_ids", "labels", *(name for name in kept.column_names if name == LOSS_WEIGHTS)]
     for batch in kept.select_columns(names).iter(batch_size=BATCH):
         for values in zip(*(batch[name] for name in names), strict=True):
             yield json.dumps(dict(zip(names, values, strict=True))) + "\n"

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from common import data
-from common.columns import PEEKED, Row, Table, kind
+from common.columns import PEEKED, Table
 from common.errors import UserError
+from common.rows import Row, kind
 
 
 class Everything:

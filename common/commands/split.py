@@ -17,6 +17,7 @@ import tyro
 
 from common import files
 from common.errors import CheckFailed, UserError
+from common.texts import normalized
 
 NAMES = ("train", "validation", "test")
 
@@ -85,12 +86,13 @@ def targets(args: Args) -> dict[int, dict[str, Path]]:
 
 def divide(rows: Iterable[dict], args: Args) -> dict[str, Any]:
     """Assign, prove, write; what came of it as counts."""
-    from common import columns, split
+    from common import split
+    from common.rows import question, system
 
     near = {"auto": None, "yes": True, "no": False}[args.near]
-    questions = [columns.question(row) for row in rows]
+    questions = [question(row) for row in rows]
     strata = stratify(rows, questions, args.stratify)
-    texts = split.asked(questions, [columns.system(row) for row in rows])
+    texts = split.asked(questions, [system(row) for row in rows])
     if args.folds:
         found = split.folds(texts, args.folds, args.seed, strata)
         method = split.method(len(texts))
@@ -118,10 +120,11 @@ def divide(rows: Iterable[dict], args: Args) -> dict[str, Any]:
 
 def stratify(rows: Iterable[dict], texts: Sequence[str], how: str) -> list[str] | None:
     """A name for each row by --stratify, or None."""
-    from common import categories, split, statistics
+    from common import categories, split
+    from common.rows import instruction
 
     if how == "category":
-        return [categories.of(statistics.instruction(row)) for row in rows]
+        return [categories.of(instruction(row)) for row in rows]
     return split.length_strata(texts) if how == "length" else None
 
 
@@ -130,7 +133,7 @@ def across(texts: Sequence[str], found: Any) -> list[tuple[int, int]]:
     first: dict[str, int] = {}
     pairs = []
     for place, text in enumerate(texts):
-        earlier = first.setdefault(" ".join(text.casefold().split()), place)
+        earlier = first.setdefault(normalized(text), place)
         if found[earlier] != found[place]:
             pairs.append((earlier, place))
     return pairs
