@@ -29,7 +29,11 @@ unit: install-dev
 lint: install-dev
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
+	mkdir -p build/typing/tunebook
+	ln -sfn ../../../common build/typing/tunebook/common
+	ln -sfn ../../../evals build/typing/tunebook/evals
 	$(RUN) pyright
+	$(RUN) lint-imports
 
 install: .venv/installed
 install-dev: .venv/installed-dev
@@ -42,7 +46,8 @@ install-dev: .venv/installed-dev
 .venv/installed: .venv/bin/python pyproject.toml constraints.txt requirements-unsloth.txt
 	@echo "installing the pinned set into .venv (some minutes the first time)"
 	$(PIP) torch==2.13.0
-	$(if $(EXTRA),@$(BIN)/python -c 'from common.commands.doctor import machine; machine.require_gpu()')
+	$(PIP) --no-deps -e .
+	$(if $(EXTRA),@$(BIN)/python -c 'from tunebook.common.commands.doctor import machine; machine.require_gpu()')
 	$(PIP) -e ".$(if $(EXTRA),[gpu])"
 	$(PIP) --no-deps -r requirements-unsloth.txt
 	@touch $@

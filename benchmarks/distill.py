@@ -6,7 +6,7 @@
 naive    all logits of both models, log_softmax, kl_div and cross_entropy, then the mask: what the formula reads like
 TRL GKD  the same logits through GKDTrainer.generalized_jsd_loss (beta 0), to which the cross entropy is added, as it
          has none; its temperature is given and T² is put before it
-chunks   common/losses.py: the positions that train, some at a time
+chunks   distillation/losses.py: the positions that train, some at a time
 
 The student's head is frozen (as with LoRA) or trains; its own gradient then counts in all. Peaks are of the process,
 over what it held before. The three losses must be equal. Rounds alternate; medians are shown.
@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from common import cli
+from tunebook.common import cli
 
 ASKED = {"peak": 1 / 8, "seconds": 1.1}  # of chunks to naive
 
@@ -42,8 +42,8 @@ class Args:
 
 def main(args: Args) -> dict[str, Any]:
     import torch
-
-    from common import losses, memory
+    from tunebook.common import resources
+    from tunebook.common.distillation import losses
 
     if args.quick:
         args.positions, args.vocabulary, args.width, args.rounds = 256, 16_000, 128, 1
@@ -54,8 +54,8 @@ def main(args: Args) -> dict[str, Any]:
         found = results[kind] = {name: {"peak_bytes": [], "seconds": [], "loss": []} for name in ways}
         for number in range(args.rounds + 1):  # the first one warms up
             for name, way in ways.items():
-                memory.release()
-                held, peak, begun = memory.held(), memory.Peak(), time.perf_counter()
+                resources.release()
+                held, peak, begun = resources.held(), resources.Peak(), time.perf_counter()
                 loss = way(*inputs)
                 loss.backward()
                 if torch.cuda.is_available():
@@ -100,8 +100,7 @@ def main(args: Args) -> dict[str, Any]:
 def made(args: Args, trains: bool) -> tuple[Any, ...]:
     """Hidden states (T, D) of student and teacher, their heads (V, D), and labels (T,)."""
     import torch
-
-    from common.lengths import IGNORE_INDEX
+    from tunebook.common.tokens.lengths import IGNORE_INDEX
 
     torch.manual_seed(args.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -117,10 +116,9 @@ def ways_of(blend: Any, args: Args) -> dict[str, Callable]:
     import torch
     from torch.nn import functional
     from trl.experimental.gkd import GKDTrainer
-
-    from common import losses
-    from common.heads import Head
-    from common.lengths import IGNORE_INDEX
+    from tunebook.common.distillation import losses
+    from tunebook.common.models.lm_head import Head
+    from tunebook.common.tokens.lengths import IGNORE_INDEX
 
     count, factor = int(args.supervised * args.positions), blend.alpha * blend.temperature**2
 

@@ -20,8 +20,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from common import cli
-from common.errors import CheckFailed
+from tunebook.common import cli
+from tunebook.common.errors import CheckFailed
 
 METHODS = ("full", "lora", "qlora")
 QUOTED = "quoted for checkpointing: 60 % less memory, 20 % slower"
@@ -79,8 +79,7 @@ def make_model(args: Args, folder: str) -> None:
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
     from transformers.utils import logging
-
-    from common import models
+    from tunebook.common import models
 
     logging.disable_progress_bar()
     torch.manual_seed(0)
@@ -114,11 +113,13 @@ def one(args: Args) -> dict:
     """Forecast and train a method here."""
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
     from trl import SFTConfig, SFTTrainer
+    from tunebook.common import models, resources
+    from tunebook.common.batching import samplers
+    from tunebook.common.estimate import forecast
+    from tunebook.common.models import device
     from unsloth import FastLanguageModel
 
-    from common import device, forecast, memory, models, sampling
-
-    bare = memory.held()
+    bare = resources.held()
     model, tokenizer = models.load(args.model, 512, four_bit=args.one == "qlora", full=args.one == "full")
     if args.one != "full":
         settings = dict(r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear", random_state=0)
@@ -141,10 +142,10 @@ def one(args: Args) -> dict:
         rows = make_rows(args, len(tokenizer))
         trainer = SFTTrainer(model=model, processing_class=tokenizer, train_dataset=rows, args=config)
         models.train_in_float32(trainer.model)
-        sampling.bucket(trainer)
+        samplers.bucket(trainer)
         expected = forecast.forecast(trainer)
-        memory.release()
-        peak, begun, cpu = memory.Peak(), time.monotonic(), time.process_time()
+        resources.release()
+        peak, begun, cpu = resources.Peak(), time.monotonic(), time.process_time()
         trainer.train()
         seconds, cpu = time.monotonic() - begun, time.process_time() - cpu
     return {

@@ -33,8 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from cases.random_llama import numbers
-
-from common import cli, errors
+from tunebook.common import cli, errors
 
 # Dense bfloat16 operations a second by the vendor's data sheets, by a pattern of the card's name.
 PEAKS = {"B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "A100": 312e12,

@@ -5,7 +5,7 @@ import re
 from collections.abc import Collection
 from typing import Any
 
-from common.errors import UserError
+from tunebook.common.errors import UserError
 
 FLAGS = {"sft": "set", "four_bit": "load_in_4bit"}
 STUDENT, TEACHER = "load_in_4bit", "teacher_load_in_4bit"

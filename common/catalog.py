@@ -3,37 +3,26 @@
 import ast
 import importlib.metadata
 import importlib.util
-import json
 import sys
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlparse
 
-from common.errors import UserError, nearest
+from tunebook.common.errors import UserError, nearest
 
 # Earlier name of a recipe -> its name.
 ALIASES = {"adapters_alpaca": "bottleneck_adapters_alpaca", "soft_prompts_alpaca": "prompt_tuning_alpaca"}
 
 
 def folder() -> Path:
-    """The recipes folder: beside common/ in a checkout, else in the folder that the package was installed from.
+    """The recipes folder, which lies beside common/ in a checkout as in an installed package.
 
     Raises:
-        UserError: neither holds recipes.
+        UserError: it holds no recipe.
     """
-    places = [Path(__file__).resolve().parents[1] / "recipes"]
-    try:
-        origin = importlib.metadata.distribution("tunebook").read_text("direct_url.json")
-        url = urlparse(json.loads(origin or "{}").get("url", ""))
-    except importlib.metadata.PackageNotFoundError:
-        url = urlparse("")
-    if url.scheme == "file":
-        places.append(Path(unquote(url.path)) / "recipes")
-    for place in places:
-        if any(place.glob("*.py")):
-            return place
-    looked = " or ".join(dict.fromkeys(map(str, places)))
-    raise UserError(f"no recipes in {looked}; get a checkout of tunebook and run `pip install -e .` in it")
+    place = Path(__file__).resolve().parents[1] / "recipes"
+    if not any(place.glob("*.py")):
+        raise UserError(f"no recipes in {place}; install tunebook anew, or get a checkout of it")
+    return place
 
 
 def recipes() -> dict[str, Path]:

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from common.distributed import is_main_process
-from common.errors import CheckFailed, UserError, nearest
+from tunebook.common.distributed import is_main_process
+from tunebook.common.errors import CheckFailed, UserError, nearest
 
 # Ways to cut a model over GPUs: name, variable of `accelerate launch`, fields of TrainingArguments.
 SHARDING = (
@@ -110,8 +110,7 @@ def parse(args_class: type, argv: list[str], doc: str = "") -> Any:
         UserError: for a config file that is missing, is not YAML, or names a field that does not exist.
     """
     import tyro
-
-    from common import aliases
+    from tunebook.common import aliases
 
     config, argv = _take_config(argv)
     argv = aliases.words(argv, {field.name for field in dataclasses.fields(args_class)})
@@ -138,8 +137,7 @@ def _defaults(args_class: type, config: str | None) -> Any:
     if config is None:
         return args_class()
     import yaml
-
-    from common import aliases
+    from tunebook.common import aliases
 
     try:
         values = yaml.safe_load(Path(config).read_text(encoding="utf-8")) or {}
@@ -199,10 +197,10 @@ def overrides(
     Raises:
         UserError: as `values`; or a name that would do nothing, or a value that TRL or transformers refuse.
     """
-    from common import settings
+    from tunebook.common.training import config_overrides
 
     found = values(pairs, config_class, written)
-    settings.check(found, config_class, unheard or {})
+    config_overrides.check(found, config_class, unheard or {})
     return found
 
 

@@ -2,7 +2,7 @@
 
 import os
 
-from common.errors import UserError
+from tunebook.common.errors import UserError
 
 
 def is_main_process() -> bool:

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from common import format
-from common.errors import UserError
+from tunebook.common import format
+from tunebook.common.errors import UserError
 
 
 @contextlib.contextmanager

@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from common.distributed import is_main_process
-from common.errors import UserError
+from tunebook.common.distributed import is_main_process
+from tunebook.common.errors import UserError
 
 RUN_FILE = "run.json"
 # What runs write into their folder; --overwrite removes these and nothing else.
@@ -64,7 +64,7 @@ def find_checkpoint(folder: Path, args: dict[str, Any], resume: bool, overwrite:
                 f"--output_dir {folder} holds a run with other arguments ({changes}); "
                 "choose another folder or add --overwrite"
             )
-    from common import resuming
+    from tunebook.common.training import resuming
 
     found = None if overwrite else resuming.newest(folder)
     if found and not resume:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common import output_dir
+from tunebook.common import output_dir
 
 HELD_OUT = 300  # rows whose loss is taken while training
 
@@ -68,7 +68,7 @@ class Run:
         Raises:
             UserError: as cli.overrides and output_dir.find_checkpoint.
         """
-        from common import cli
+        from tunebook.common import cli
 
         flags = vars(self.args)
         if config_class is not None:
@@ -92,22 +92,25 @@ class Run:
         Raises:
             CheckFailed: almost nothing would train.
         """
-        from common import masking, mix
+        from tunebook.common.data import mixing
+        from tunebook.common.tokens import encoding
 
         self.tokenizer = tokenizer
         kept = {} if encode else {"folder": self.dir / "tokens"}
-        encode = encode or masking.encode
+        encode = encode or encoding.encode
         train, self.counts = encode(splits["train"], tokenizer, template, max_length, **masks, **kept)
         evaluated, _ = encode(splits["validation"][:held_out], tokenizer, template, max_length, **masks)
         beside = f"; {len(evaluated)} held-out rows" if held_out else ""
         print(f"{' '.join(self.args.dataset)}: {self.counts.summary()}{beside}", *splits.notes, sep="\n")
         self.counts.require_trainable(max_length)
-        train, self.counts.sources = mix.mix(train, splits.shares, splits.by, self.args.seed)
+        train, self.counts.sources = mixing.mix(train, splits.shares, splits.by, self.args.seed)
         return train, evaluated if len(evaluated) else None
 
     def config(self, config_class: Any, held_out: Any, **choices: Any) -> Any:
         """`config_class` with the recipe's choices, beside them what run and device decide, and --set over all."""
-        from common import device, loading, settings
+        from tunebook.common.batching import dataloader
+        from tunebook.common.models import device
+        from tunebook.common.training import config_overrides
 
         args, known = self.args, config_class.__dataclass_fields__
         mine = dict(
@@ -126,12 +129,14 @@ class Run:
         if "dataset_kwargs" in known:  # SFTConfig: ids and labels are there already, packed where they are to be
             mine |= dict(dataset_kwargs={"skip_prepare_dataset": True}, packing=False, padding_free=False)
         if held_out is not None:
-            mine |= {**settings.RHYTHM, "per_device_eval_batch_size": args.per_device_train_batch_size}
-        return config_class(**{**mine, **device.current().precision, **loading.settings(), **choices, **self.overrides})
+            mine |= {**config_overrides.RHYTHM, "per_device_eval_batch_size": args.per_device_train_batch_size}
+        return config_class(
+            **{**mine, **device.current().precision, **dataloader.settings(), **choices, **self.overrides}
+        )
 
     def callbacks(self, samples: Any) -> list[Any]:
         """Stop at a loss that is not a number, and show answers (generation.Samples) at every evaluation."""
-        from common import callbacks
+        from tunebook.common.training import callbacks
 
         return [callbacks.Watchdog(), callbacks.ShowSamples(samples)]
 
@@ -145,12 +150,15 @@ class Run:
         Raises:
             CheckFailed: nothing trains, or the run does not fit into memory.
         """
-        from common import checks, forecast, models, sampling, weighted_loss
+        from tunebook.common import models
+        from tunebook.common.batching import samplers
+        from tunebook.common.estimate import forecast
+        from tunebook.common.training import checks, weighted_loss
 
         if hasattr(trainer.model, "peft_config"):
             models.train_in_float32(trainer.model)
         if "seq_lengths" not in trainer.train_dataset.column_names:
-            sampling.bucket(trainer)
+            samplers.bucket(trainer)
         (weigh or weighted_loss.heed)(trainer)
         self.preview = checks.first_batch(trainer.get_train_dataloader(), self.tokenizer, self.args.debug_batches)
         self.forecast = forecast.forecast(trainer, self.args.find_batch_size).as_dict()
@@ -166,8 +174,9 @@ class Run:
         Raises:
             CheckFailed: as `prepare`.
         """
-        from common import checks, forecast
-        from common.meter import Meter
+        from tunebook.common.estimate import forecast
+        from tunebook.common.training import checks
+        from tunebook.common.training.metrics import Meter
 
         self.preview = checks.first_batch(loader, self.tokenizer, self.args.debug_batches)
         self.forecast = forecast.forecast_loop(actor, loader, optimizer, max_steps).as_dict()
@@ -179,7 +188,7 @@ class Run:
         Args:
             metrics: as callbacks.measure gives them; default: those of tokens.
         """
-        from common import callbacks, resuming
+        from tunebook.common.training import callbacks, resuming
 
         self.metrics = metrics or callbacks.measure(trainer, self.dir / "log.jsonl")
         callbacks.evaluate(trainer)
@@ -192,7 +201,7 @@ class Run:
         Args:
             samples: generation.Samples. scores: as report.write.
         """
-        from common import report
+        from tunebook.common import report
 
         written = (self.counts, self.preview, self.forecast, self.metrics, samples.rows, scores)
         return report.write(self.recipe, self.dir, vars(self.args), model, *written)

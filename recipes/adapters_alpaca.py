@@ -8,7 +8,7 @@ Measured, 2 CPU cores: exact match 0 -> 84 % (new phrasings 0 -> 69 %), plain fa
 
 from dataclasses import dataclass, field
 
-from common import cli
+from tunebook.common import cli
 
 
 @dataclass
@@ -35,8 +35,13 @@ class Args:
 
 
 def main(args: Args) -> dict:
-    from common import checks, data, forecast, loading, masking, mix, models, report, sampling, templates
-    from evals import harness
+    from tunebook.common import data, models, report
+    from tunebook.common.batching import dataloader, samplers
+    from tunebook.common.data import mixing
+    from tunebook.common.estimate import forecast
+    from tunebook.common.tokens import encoding, templates
+    from tunebook.common.training import checks
+    from tunebook.evals import harness
 
     models.locate(args.model, args.max_length)
     tasks = harness.suite_for(args.eval_suite, args.dataset)
@@ -45,8 +50,9 @@ def main(args: Args) -> dict:
 
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
     from trl import SFTConfig, SFTTrainer
-
-    from common import adapters, callbacks, defaults, generation, resuming, serving, weighted_loss
+    from tunebook.common import generation
+    from tunebook.common.models import bottleneck_adapters
+    from tunebook.common.training import callbacks, defaults, resuming, served_tokenizer, weighted_loss
 
     overrides = cli.overrides(args.sft, SFTConfig, written=set(vars(args)))
     checkpoint = checks.continues(folder, vars(args), args.resume, args.overwrite)
@@ -57,11 +63,11 @@ def main(args: Args) -> dict:
     # Data: rows -> ids and labels, with every row that is lost counted.
     template = templates.ALPACA
     defaults.choose(args, model, tokenizer, template, rate=(2e-3, 1e-4), epochs=(5, 3))
-    train, counts = masking.encode(sides["train"], tokenizer, template, args.max_length, folder=folder / "tokens")
-    held_out, _ = masking.encode(sides["validation"][:300], tokenizer, template, args.max_length)
+    train, counts = encoding.encode(sides["train"], tokenizer, template, args.max_length, folder=folder / "tokens")
+    held_out, _ = encoding.encode(sides["validation"][:300], tokenizer, template, args.max_length)
     print(f"{' '.join(args.dataset)}: {counts.summary()}; {len(held_out)} held-out rows", *sides.notes, sep="\n")
     counts.require_trainable(args.max_length)
-    train, counts.sources = mix.mix(train, sides.shares, sides.by, args.seed)
+    train, counts.sources = mixing.mix(train, sides.shares, sides.by, args.seed)
 
     # What the base answers and scores.
     samples = generation.Samples(tokenizer, template, sides["test"] or sides["validation"], count=4)
@@ -70,7 +76,7 @@ def main(args: Args) -> dict:
         samples.take("before", model)
         scores.take("before", model, tokenizer)
 
-    adapters.attach(model, "alpaca", bottleneck=64, activation="gelu", dropout=0.0, seed=args.seed)
+    bottleneck_adapters.attach(model, "alpaca", bottleneck=64, activation="gelu", dropout=0.0, seed=args.seed)
     config = dict(
         output_dir=str(folder),
         max_length=args.max_length,
@@ -97,17 +103,17 @@ def main(args: Args) -> dict:
         report_to=args.report_to,
         seed=args.seed,
         **models.precision(),
-        **loading.settings(),
+        **dataloader.settings(),
     )
     trainer = SFTTrainer(
         model=model,
-        processing_class=serving.dressed(tokenizer, template, model),
+        processing_class=served_tokenizer.dressed(tokenizer, template, model),
         train_dataset=train,
         eval_dataset=held_out if len(held_out) else None,
         args=SFTConfig(**{**config, **overrides}),
         callbacks=[callbacks.Watchdog(), callbacks.ShowSamples(samples)],
     )
-    sampling.bucket(trainer)
+    samplers.bucket(trainer)
     weighted_loss.heed(trainer)
     mask_view = checks.first_batch(trainer.get_train_dataloader(), tokenizer, args.debug_batches)
     expected = forecast.rehearse(trainer, args.find_batch_size).as_dict()

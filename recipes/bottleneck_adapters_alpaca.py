@@ -8,8 +8,8 @@ Measured, 2 CPU cores: exact match 0 -> 84 % (new phrasings 0 -> 69 %), plain fa
 
 from dataclasses import dataclass, field
 
-from common import cli
-from common.run import Run, TrainerOptions
+from tunebook.common import cli
+from tunebook.common.run import Run, TrainerOptions
 
 
 @dataclass
@@ -24,8 +24,10 @@ class Args(TrainerOptions):
 
 
 def main(args: Args) -> dict:
-    from common import data, defaults, models, templates
-    from evals.before_after import BeforeAfter
+    from tunebook.common import data, models
+    from tunebook.common.tokens import templates
+    from tunebook.common.training import defaults
+    from tunebook.evals.harness.before_after import BeforeAfter
 
     models.locate(args.model, args.max_length)
     run = Run(__file__, args)
@@ -34,8 +36,8 @@ def main(args: Args) -> dict:
 
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
     from trl import SFTConfig, SFTTrainer
-
-    from common import adapters, serving
+    from tunebook.common.models import bottleneck_adapters
+    from tunebook.common.training import served_tokenizer
 
     run.start(SFTConfig)
 
@@ -50,10 +52,12 @@ def main(args: Args) -> dict:
     # Before: what the base answers and scores.
     evaluation.before(model, tokenizer, template, splits)
 
-    adapters.attach(model, "alpaca", bottleneck=args.bottleneck, activation="gelu", dropout=0.0, seed=args.seed)
+    bottleneck_adapters.attach(
+        model, "alpaca", bottleneck=args.bottleneck, activation="gelu", dropout=0.0, seed=args.seed
+    )
     trainer = SFTTrainer(
         model=model,
-        processing_class=serving.dressed(tokenizer, template, model),
+        processing_class=served_tokenizer.dressed(tokenizer, template, model),
         train_dataset=train,
         eval_dataset=held_out,
         callbacks=run.callbacks(evaluation.samples),

@@ -10,8 +10,8 @@ exact match is 69.6 %, from labels alone 58.6 %; on right answers the teacher br
 
 from dataclasses import dataclass, field
 
-from common import cli
-from common.run import Run, TrainerOptions
+from tunebook.common import cli
+from tunebook.common.run import Run, TrainerOptions
 
 
 @dataclass
@@ -33,8 +33,10 @@ class Args(TrainerOptions):
 
 
 def main(args: Args) -> dict:
-    from common import data, defaults, models, templates
-    from evals.before_after import BeforeAfter
+    from tunebook.common import data, models
+    from tunebook.common.tokens import templates
+    from tunebook.common.training import defaults
+    from tunebook.evals.harness.before_after import BeforeAfter
 
     base, run = models.locate(args.model, args.max_length), Run(__file__, args)
     evaluation = BeforeAfter(run)
@@ -42,8 +44,11 @@ def main(args: Args) -> dict:
 
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
     from trl import SFTConfig, SFTTrainer
-
-    from common import batches, distillation, lora, losses, packing, serving, teaching, weighted_loss
+    from tunebook.common import distillation
+    from tunebook.common.batching import collator, packing
+    from tunebook.common.distillation import losses, teacher_cache_writer
+    from tunebook.common.models import lora
+    from tunebook.common.training import served_tokenizer, weighted_loss
 
     blend = losses.Blend(args.alpha, args.temperature, args.beta)
     run.start(SFTConfig, unheard=distillation.UNHEARD)
@@ -67,10 +72,10 @@ def main(args: Args) -> dict:
 
     trainer = Distiller(
         model=model,
-        processing_class=serving.dressed(tokenizer, template, model),
+        processing_class=served_tokenizer.dressed(tokenizer, template, model),
         train_dataset=train,
         eval_dataset=held_out,
-        data_collator=batches.collator(model, tokenizer) if args.packing else None,
+        data_collator=collator.collator(model, tokenizer) if args.packing else None,
         callbacks=run.callbacks(evaluation.samples),
         args=run.config(  # adds what run and device decide: folders, checkpoints, precision, data loader, --set
             SFTConfig,
@@ -93,7 +98,7 @@ def main(args: Args) -> dict:
     run.train(trainer)
     trainer.save_model(str(run.dir / "adapter"))
     scores = evaluation.after(model, base, run.dir / "adapter")
-    return run.finish(model, evaluation.samples, teaching.join(scores, teacher, held_out, blend))
+    return run.finish(model, evaluation.samples, teacher_cache_writer.join(scores, teacher, held_out, blend))
 
 
 if __name__ == "__main__":

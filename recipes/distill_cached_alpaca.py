@@ -6,8 +6,8 @@ accelerate launch recipes/distill_cached_alpaca.py --targets runs/targets.safete
 
 from dataclasses import dataclass, field
 
-from common import cli
-from common.run import Run, TrainerOptions
+from tunebook.common import cli
+from tunebook.common.run import Run, TrainerOptions
 
 
 @dataclass
@@ -29,8 +29,10 @@ class Args(TrainerOptions):
 
 
 def main(args: Args) -> dict:
-    from common import data, defaults, models, templates
-    from evals.before_after import BeforeAfter
+    from tunebook.common import data, models
+    from tunebook.common.tokens import templates
+    from tunebook.common.training import defaults
+    from tunebook.evals.harness.before_after import BeforeAfter
 
     base, run = models.locate(args.model, args.max_length), Run(__file__, args)
     evaluation = BeforeAfter(run)
@@ -38,8 +40,10 @@ def main(args: Args) -> dict:
 
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
     from trl import SFTConfig, SFTTrainer
-
-    from common import distillation, lora, losses, serving, targets, teaching, weighted_loss
+    from tunebook.common import distillation
+    from tunebook.common.distillation import losses, teacher_cache, teacher_cache_writer
+    from tunebook.common.models import lora
+    from tunebook.common.training import served_tokenizer, weighted_loss
 
     blend = losses.Blend(args.alpha, args.temperature, args.beta)
     run.start(SFTConfig, unheard=distillation.UNHEARD)
@@ -51,7 +55,9 @@ def main(args: Args) -> dict:
 
     # Teacher: what it says at its temperature; it is loaded only where its file is not there.
     said = (args.teacher, args.temperature, args.top_k, args.max_length, held_out)
-    teacher = teaching.open_or_make(args.targets or run.dir / "targets.safetensors", train, tokenizer, template, *said)
+    teacher = teacher_cache_writer.open_or_make(
+        args.targets or run.dir / "targets.safetensors", train, tokenizer, template, *said
+    )
     evaluation.before(model, tokenizer, template, splits)
 
     ranks = dict(r=args.lora_r, lora_alpha=2 * args.lora_r)
@@ -64,7 +70,7 @@ def main(args: Args) -> dict:
 
     trainer = Distiller(
         model=model,
-        processing_class=serving.dressed(tokenizer, template, model),
+        processing_class=served_tokenizer.dressed(tokenizer, template, model),
         train_dataset=train,
         eval_dataset=held_out,
         callbacks=run.callbacks(evaluation.samples),
@@ -80,7 +86,7 @@ def main(args: Args) -> dict:
             router_aux_loss_coef=0.0,  # a mixture of experts learns from teacher and labels alone
         ),
     )
-    trainer.data_collator = targets.Placed(trainer.data_collator, teacher)
+    trainer.data_collator = teacher_cache.Placed(trainer.data_collator, teacher)
     run.prepare(trainer, weigh=weighted_loss.carry)  # one batch previewed; memory and time estimated
     if args.dry_run:
         return run.forecast
@@ -88,7 +94,7 @@ def main(args: Args) -> dict:
     run.train(trainer)
     trainer.save_model(str(run.dir / "adapter"))
     scores = evaluation.after(model, base, run.dir / "adapter")
-    return run.finish(model, evaluation.samples, teaching.join(scores, teacher, held_out, blend))
+    return run.finish(model, evaluation.samples, teacher_cache_writer.join(scores, teacher, held_out, blend))
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ The answers in the data are not learnt from. A student that cannot answer at all
 
 from dataclasses import dataclass, field
 
-from common import cli
-from common.run import Run, RunOptions
+from tunebook.common import cli
+from tunebook.common.run import Run, RunOptions
 
 
 @dataclass
@@ -31,8 +31,11 @@ class Args(RunOptions):
 
 
 def main(args: Args) -> dict:
-    from common import data, defaults, models, rows, templates
-    from evals.before_after import BeforeAfter
+    from tunebook.common import data, models
+    from tunebook.common.data import rows
+    from tunebook.common.tokens import templates
+    from tunebook.common.training import defaults
+    from tunebook.evals.harness.before_after import BeforeAfter
 
     base, run = models.locate(args.model, args.max_length), Run(__file__, args)
     evaluation = BeforeAfter(run)
@@ -41,8 +44,10 @@ def main(args: Args) -> dict:
 
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
     from trl import DistillationConfig, DistillationTrainer
-
-    from common import distillation, lora, losses, on_policy, serving, teaching
+    from tunebook.common import distillation
+    from tunebook.common.distillation import losses, on_policy, teacher_cache_writer
+    from tunebook.common.models import lora
+    from tunebook.common.training import served_tokenizer
 
     blend = losses.Blend(1.0, args.temperature, args.beta)
     run.start(DistillationConfig)
@@ -68,7 +73,7 @@ def main(args: Args) -> dict:
 
     trainer = OnPolicy(
         model=model,
-        processing_class=serving.dressed(tokenizer, template, model),
+        processing_class=served_tokenizer.dressed(tokenizer, template, model),
         train_dataset=on_policy.prompts(train),
         callbacks=run.callbacks(evaluation.samples),
         args=run.config(  # adds what run and device decide: folders, checkpoints, precision, data loader, --set
@@ -92,7 +97,7 @@ def main(args: Args) -> dict:
     run.train(trainer, watch.meter)
     trainer.save_model(str(run.dir / "adapter"))
     scores = evaluation.after(model, base, run.dir / "adapter")
-    return run.finish(model, evaluation.samples, teaching.join(scores, teacher, None, blend))
+    return run.finish(model, evaluation.samples, teacher_cache_writer.join(scores, teacher, None, blend))
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ exact match 92.1 -> 90.9 % (seen), 78.4 -> 76.0 % (unseen).
 
 from dataclasses import dataclass, field
 
-from common import cli
-from common.run import Run, TrainerOptions
+from tunebook.common import cli
+from tunebook.common.run import Run, TrainerOptions
 
 
 @dataclass
@@ -31,27 +31,29 @@ class Args(TrainerOptions):
 
 
 def main(args: Args) -> dict:
-    from common import alignment, defaults, models, pairs, preference
-    from evals.before_after import BeforeAfter
+    from tunebook.common import models, preference
+    from tunebook.common.preference import dpo, pairs
+    from tunebook.common.training import defaults
+    from tunebook.evals.harness.before_after import BeforeAfter
 
-    args.model, args.adapter = alignment.start_of(args.model, args.adapter)
+    args.model, args.adapter = dpo.start_of(args.model, args.adapter)
     base, run = models.locate(args.model, args.max_length), Run(__file__, args)
     evaluation = BeforeAfter(run)
     splits = pairs.load(args.dataset, seed=args.seed, bad_rows=args.bad_rows)
 
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
     from trl import DPOConfig, DPOTrainer
-
-    from common import lora, serving
+    from tunebook.common.models import lora
+    from tunebook.common.training import served_tokenizer
 
     run.start(DPOConfig)
 
     # Model: what an SFT run has made. lm-eval's own command scores a base in 4 bits from the copy that is kept.
     kept = run.dir / "base" if args.load_in_4bit else None
-    model, tokenizer = alignment.load(base, args.adapter, args.max_length, kept, write=not args.dry_run)
+    model, tokenizer = dpo.load(base, args.adapter, args.max_length, kept, write=not args.dry_run)
 
     # Data: pairs of a better and a worse answer to a prompt; every pair that is dropped is counted in the report.
-    template = alignment.template(args.template, tokenizer, args.adapter, base)
+    template = dpo.template(args.template, tokenizer, args.adapter, base)
     defaults.choose(args, model, tokenizer, template, rate=(1e-4, 5e-6), epochs=(2, 1))
     train, held_out = run.encode(splits, tokenizer, template, args.max_length, encode=preference.encode)
     tested = (splits["test"] or splits["validation"])[:1000]
@@ -61,9 +63,9 @@ def main(args: Args) -> dict:
     if args.adapter is None:
         ranks = dict(r=args.lora_r, lora_alpha=2 * args.lora_r, lora_dropout=0.0)
         model = lora.add(model, **ranks, target_modules="all-linear", random_state=args.seed)
-    trainer = alignment.taking_ids(DPOTrainer)(
+    trainer = dpo.taking_ids(DPOTrainer)(
         model=model,
-        processing_class=serving.dressed(tokenizer, template, model),
+        processing_class=served_tokenizer.dressed(tokenizer, template, model),
         train_dataset=train,
         eval_dataset=held_out,
         data_collator=preference.Collator(tokenizer.pad_token_id or 0),
@@ -81,14 +83,14 @@ def main(args: Args) -> dict:
             optim="adamw_torch_fused",
         ),
     )
-    alignment.hold_reference(trainer, adapter=args.adapter is not None)
+    dpo.hold_reference(trainer, adapter=args.adapter is not None)
     run.prepare(trainer)  # length-grouped batches, one of them previewed; memory and time estimated
     if args.dry_run:
         return run.forecast
 
-    rewards = alignment.Rewards(trainer, test_pairs)
+    rewards = dpo.Rewards(trainer, test_pairs)
     rewards.take("before")
-    run.train(trainer, alignment.measure(trainer, run.dir / "log.jsonl"))
+    run.train(trainer, dpo.measure(trainer, run.dir / "log.jsonl"))
     trainer.save_model(str(run.dir / "adapter"))
     rewards.take("after")
     scores = evaluation.after(model, kept or base, run.dir / "adapter")

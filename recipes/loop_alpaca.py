@@ -10,8 +10,9 @@ import math
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
-from common import cli, weight_collator
-from common.run import Run, RunOptions
+from tunebook.common import cli
+from tunebook.common.batching import weight_collator
+from tunebook.common.run import Run, RunOptions
 
 
 @dataclass
@@ -26,8 +27,11 @@ class Args(RunOptions):
 
 
 def main(args: Args) -> dict:
-    from common import data, defaults, lengths, loading, models, sampling, templates
-    from evals.before_after import BeforeAfter
+    from tunebook.common import data, models
+    from tunebook.common.batching import dataloader, samplers
+    from tunebook.common.tokens import lengths, templates
+    from tunebook.common.training import defaults
+    from tunebook.evals.harness.before_after import BeforeAfter
 
     base, run = models.locate(args.model, args.max_length), Run(__file__, args)
     evaluation = BeforeAfter(run)
@@ -38,8 +42,9 @@ def main(args: Args) -> dict:
     from torch.optim import AdamW
     from transformers import get_scheduler
     from trl.trainer import add_fused_lm_head
-
-    from common import checkpoints, device, lora, serving, steps, trainers
+    from tunebook.common.estimate import trainer_steps
+    from tunebook.common.models import device, lora
+    from tunebook.common.training import checkpoints, loop, served_tokenizer
 
     run.start()
     model, tokenizer = models.load(args.model, args.max_length)
@@ -57,36 +62,36 @@ def main(args: Args) -> dict:
     accelerator.init_trackers("tunebook")
     size, accumulation = args.per_device_train_batch_size, args.gradient_accumulation_steps
     group = size * accumulation * accelerator.num_processes  # rows of an optimizer step
-    order = sampling.Buckets(lengths.lengths_of(train), group, args.seed)
-    loader, eval_loader = loading.loader(train, tokenizer, size, order), loading.loader(held_out, tokenizer, size)
-    max_steps = steps.count(len(train), group, args.num_train_epochs, args.max_steps)
+    order = samplers.Buckets(lengths.lengths_of(train), group, args.seed)
+    loader, eval_loader = dataloader.loader(train, tokenizer, size, order), dataloader.loader(held_out, tokenizer, size)
+    max_steps = loop.count(len(train), group, args.num_train_epochs, args.max_steps)
     optimizer = AdamW(model.parameters(), lr=args.learning_rate, weight_decay=0.0, fused=True)
     schedule = get_scheduler("cosine", optimizer, math.ceil(0.03 * max_steps), max_steps)
     prepared = accelerator.prepare(model, optimizer, loader, eval_loader, device_placement=[None, None, False, False])
     model, optimizer, loader, eval_loader = prepared
-    actor = trainers.loop_step_functions(accelerator, model, loader, loss_of, accumulation)
+    actor = trainer_steps.loop_step_functions(accelerator, model, loader, loss_of, accumulation)
     run.prepare_loop(actor, loader, "adamw_torch_fused", max_steps)
     if args.dry_run:
         return run.forecast
 
     metrics = run.metrics
-    metrics.evaluated(0, steps.mean_loss(accelerator, model, eval_loader, loss_of))
-    dressed = serving.dressed(tokenizer, template, accelerator.unwrap_model(model))
+    metrics.evaluated(0, loop.mean_loss(accelerator, model, eval_loader, loss_of))
+    dressed = served_tokenizer.dressed(tokenizer, template, accelerator.unwrap_model(model))
     saved = checkpoints.Checkpoints(accelerator, run.dir, schedule, metrics, tokenizer=dressed)
     metrics.begin(done := saved.load(run.checkpoint), max_steps)
-    for step, batches, tokens in steps.batches(accelerator, loader, order, accumulation, done, max_steps, metrics):
+    for step, batches, tokens in loop.batches(accelerator, loader, order, accumulation, done, max_steps, metrics):
         values = train_step(accelerator, model, optimizer, schedule, batches, tokens)
         metrics.step(step, accelerator.optimizer_step_was_skipped)
         if step % math.ceil(max_steps / 100) == 0:
             metrics.log(step, values)
             accelerator.log(values, step)
         if step % math.ceil(max_steps / 5) == 0 or step == max_steps:
-            loss = steps.mean_loss(accelerator, model, eval_loader, loss_of)
+            loss = loop.mean_loss(accelerator, model, eval_loader, loss_of)
             metrics.evaluated(step, loss)
             saved.save(model, step, loss)
     metrics.end()
     saved.load_best(model)
-    metrics.evaluated(max_steps, steps.mean_loss(accelerator, model, eval_loader, loss_of))
+    metrics.evaluated(max_steps, loop.mean_loss(accelerator, model, eval_loader, loss_of))
     model = saved.finish(model, run.dir / "adapter")
     return run.finish(model, evaluation.samples, evaluation.after(model, base, run.dir / "adapter"))
 

@@ -8,8 +8,8 @@ Measured, 2 CPU cores, 0.9 GiB: exact match 0 -> 89 % (new phrasings 0 -> 74 %),
 
 from dataclasses import dataclass, field
 
-from common import cli
-from common.run import Run, TrainerOptions
+from tunebook.common import cli
+from tunebook.common.run import Run, TrainerOptions
 
 
 @dataclass
@@ -25,8 +25,10 @@ class Args(TrainerOptions):
 
 
 def main(args: Args) -> dict:
-    from common import data, defaults, models, templates
-    from evals.before_after import BeforeAfter
+    from tunebook.common import data, models
+    from tunebook.common.tokens import templates
+    from tunebook.common.training import defaults
+    from tunebook.evals.harness.before_after import BeforeAfter
 
     base, run = models.locate(args.model, args.max_length), Run(__file__, args)
     evaluation = BeforeAfter(run)
@@ -34,10 +36,11 @@ def main(args: Args) -> dict:
 
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
     from trl import SFTConfig, SFTTrainer
+    from tunebook.common.batching import collator, packing
+    from tunebook.common.models import attention, lora
+    from tunebook.common.training import checks, config_overrides, served_tokenizer
 
-    from common import attention, batches, checks, lora, packing, serving, settings
-
-    run.start(SFTConfig, unheard=settings.JOINED)
+    run.start(SFTConfig, unheard=config_overrides.JOINED)
 
     # Model: the base in the precision of the device.
     model, tokenizer = models.load(args.model, args.max_length)
@@ -61,10 +64,10 @@ def main(args: Args) -> dict:
     )
     trainer = SFTTrainer(
         model=model,
-        processing_class=serving.dressed(tokenizer, template, model),
+        processing_class=served_tokenizer.dressed(tokenizer, template, model),
         train_dataset=train,
         eval_dataset=held_out,
-        data_collator=batches.collator(model, tokenizer),
+        data_collator=collator.collator(model, tokenizer),
         callbacks=run.callbacks(evaluation.samples),
         args=run.config(  # adds what run and device decide: folders, checkpoints, precision, data loader, --set
             SFTConfig,

@@ -8,8 +8,8 @@ Measured, 2 CPU cores: exact match 0 -> 41 % (new phrasings 0 -> 41 %), plain fa
 
 from dataclasses import dataclass, field
 
-from common import cli
-from common.run import Run, TrainerOptions
+from tunebook.common import cli
+from tunebook.common.run import Run, TrainerOptions
 
 
 @dataclass
@@ -24,8 +24,10 @@ class Args(TrainerOptions):
 
 
 def main(args: Args) -> dict:
-    from common import data, defaults, models, templates
-    from evals.before_after import BeforeAfter
+    from tunebook.common import data, models
+    from tunebook.common.tokens import templates
+    from tunebook.common.training import defaults
+    from tunebook.evals.harness.before_after import BeforeAfter
 
     base, run = models.locate(args.model, args.max_length), Run(__file__, args)
     evaluation = BeforeAfter(run)
@@ -34,10 +36,9 @@ def main(args: Args) -> dict:
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
     from peft import PrefixTuningConfig, get_peft_model
     from trl import SFTConfig, SFTTrainer
+    from tunebook.common.training import config_overrides, served_tokenizer
 
-    from common import serving, settings
-
-    run.start(SFTConfig, unheard=settings.PREFIXES)
+    run.start(SFTConfig, unheard=config_overrides.PREFIXES)
 
     # Model: the base in the precision of the device. Not by Unsloth, whose forwards on a GPU pass virtual tokens by.
     model, tokenizer = models.load(args.model, args.max_length, fast=False)
@@ -60,7 +61,7 @@ def main(args: Args) -> dict:
     )
     trainer = SFTTrainer(
         model=model,
-        processing_class=serving.dressed(tokenizer, template, model),
+        processing_class=served_tokenizer.dressed(tokenizer, template, model),
         train_dataset=train,
         eval_dataset=held_out,
         callbacks=run.callbacks(evaluation.samples),

@@ -10,7 +10,7 @@ import json
 import time
 from dataclasses import dataclass
 
-from common import cli
+from tunebook.common import cli
 
 
 @dataclass
@@ -33,10 +33,11 @@ class Args:
 def main(args: Args) -> dict:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
-
-    from common import device as devices
-    from common import muon, output_dir
-    from common.pocket import corpus, tokenizer
+    from tunebook.common import output_dir
+    from tunebook.common.models import device as devices
+    from tunebook.common.pocket import tokenizer
+    from tunebook.common.synthetic import corpus
+    from tunebook.common.training import muon
 
     folder = output_dir.prepare(args.output_dir, args.overwrite, marker="model/model.safetensors")
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -9,8 +9,8 @@ Measured, 2 CPU cores: 3 min, 0.9 GiB; exact match 0 -> 87 % (new phrasings 0 ->
 
 from dataclasses import dataclass, field
 
-from common import cli
-from common.run import Run, TrainerOptions
+from tunebook.common import cli
+from tunebook.common.run import Run, TrainerOptions
 
 
 @dataclass
@@ -26,8 +26,10 @@ class Args(TrainerOptions):
 
 
 def main(args: Args) -> dict:
-    from common import data, defaults, models, templates
-    from evals.before_after import BeforeAfter
+    from tunebook.common import data, models
+    from tunebook.common.tokens import templates
+    from tunebook.common.training import defaults
+    from tunebook.evals.harness.before_after import BeforeAfter
 
     models.locate(args.model, args.max_length)
     run = Run(__file__, args)
@@ -36,8 +38,8 @@ def main(args: Args) -> dict:
 
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
     from trl import SFTConfig, SFTTrainer
-
-    from common import lora, serving
+    from tunebook.common.models import lora
+    from tunebook.common.training import served_tokenizer
 
     run.start(SFTConfig)
 
@@ -62,7 +64,7 @@ def main(args: Args) -> dict:
     )
     trainer = SFTTrainer(
         model=model,
-        processing_class=serving.dressed(tokenizer, template, model),
+        processing_class=served_tokenizer.dressed(tokenizer, template, model),
         train_dataset=train,
         eval_dataset=held_out,
         callbacks=run.callbacks(evaluation.samples),

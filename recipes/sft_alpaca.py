@@ -8,8 +8,8 @@ Measured, 2 CPU cores, 0.9 GiB: exact match 0 -> 86 % (new phrasings 0 -> 68 %),
 
 from dataclasses import dataclass, field
 
-from common import cli
-from common.run import Run, TrainerOptions
+from tunebook.common import cli
+from tunebook.common.run import Run, TrainerOptions
 
 
 @dataclass
@@ -23,8 +23,10 @@ class Args(TrainerOptions):
 
 
 def main(args: Args) -> dict:
-    from common import data, defaults, models, templates
-    from evals.before_after import BeforeAfter
+    from tunebook.common import data, models
+    from tunebook.common.tokens import templates
+    from tunebook.common.training import defaults
+    from tunebook.evals.harness.before_after import BeforeAfter
 
     models.locate(args.model, args.max_length)
     run = Run(__file__, args)
@@ -33,8 +35,7 @@ def main(args: Args) -> dict:
 
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
     from trl import SFTConfig, SFTTrainer
-
-    from common import serving
+    from tunebook.common.training import served_tokenizer
 
     run.start(SFTConfig)
 
@@ -55,7 +56,7 @@ def main(args: Args) -> dict:
     # model.get_input_embeddings().requires_grad_(False)
     trainer = SFTTrainer(
         model=model,
-        processing_class=serving.dressed(tokenizer, template, model),
+        processing_class=served_tokenizer.dressed(tokenizer, template, model),
         train_dataset=train,
         eval_dataset=held_out,
         callbacks=run.callbacks(evaluation.samples),

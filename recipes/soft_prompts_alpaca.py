@@ -9,7 +9,7 @@ large model (Lester et al. 2021), not one of 2.4 million parameters.
 
 from dataclasses import dataclass, field
 
-from common import cli
+from tunebook.common import cli
 
 
 @dataclass
@@ -36,8 +36,13 @@ class Args:
 
 
 def main(args: Args) -> dict:
-    from common import checks, data, forecast, loading, masking, mix, models, report, sampling, templates
-    from evals import harness
+    from tunebook.common import data, models, report
+    from tunebook.common.batching import dataloader, samplers
+    from tunebook.common.data import mixing
+    from tunebook.common.estimate import forecast
+    from tunebook.common.tokens import encoding, templates
+    from tunebook.common.training import checks
+    from tunebook.evals import harness
 
     models.locate(args.model, args.max_length)
     tasks = harness.suite_for(args.eval_suite, args.dataset)
@@ -47,10 +52,17 @@ def main(args: Args) -> dict:
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
     from peft import PromptTuningConfig, get_peft_model
     from trl import SFTConfig, SFTTrainer
+    from tunebook.common import generation
+    from tunebook.common.training import (
+        callbacks,
+        config_overrides,
+        defaults,
+        resuming,
+        served_tokenizer,
+        weighted_loss,
+    )
 
-    from common import callbacks, defaults, generation, resuming, serving, settings, weighted_loss
-
-    overrides = cli.overrides(args.sft, SFTConfig, written=set(vars(args)), unheard=settings.VIRTUAL)
+    overrides = cli.overrides(args.sft, SFTConfig, written=set(vars(args)), unheard=config_overrides.VIRTUAL)
     checkpoint = checks.continues(folder, vars(args), args.resume, args.overwrite)
 
     # Model: the base in the precision of the device. Not by Unsloth, whose forwards on a GPU pass virtual tokens by.
@@ -59,11 +71,11 @@ def main(args: Args) -> dict:
     # Data: rows -> ids and labels, with every row that is lost counted.
     template = templates.ALPACA
     defaults.choose(args, model, tokenizer, template, epochs=(5, 3))
-    train, counts = masking.encode(sides["train"], tokenizer, template, args.max_length, folder=folder / "tokens")
-    held_out, _ = masking.encode(sides["validation"][:300], tokenizer, template, args.max_length)
+    train, counts = encoding.encode(sides["train"], tokenizer, template, args.max_length, folder=folder / "tokens")
+    held_out, _ = encoding.encode(sides["validation"][:300], tokenizer, template, args.max_length)
     print(f"{' '.join(args.dataset)}: {counts.summary()}; {len(held_out)} held-out rows", *sides.notes, sep="\n")
     counts.require_trainable(args.max_length)
-    train, counts.sources = mix.mix(train, sides.shares, sides.by, args.seed)
+    train, counts.sources = mixing.mix(train, sides.shares, sides.by, args.seed)
 
     # What the base answers and scores.
     samples = generation.Samples(tokenizer, template, sides["test"] or sides["validation"], count=4)
@@ -108,18 +120,18 @@ def main(args: Args) -> dict:
         report_to=args.report_to,
         seed=args.seed,
         **models.precision(),
-        **loading.settings(),
+        **dataloader.settings(),
     )
     trainer = SFTTrainer(
         model=model,
-        processing_class=serving.dressed(tokenizer, template, model),
+        processing_class=served_tokenizer.dressed(tokenizer, template, model),
         train_dataset=train,
         eval_dataset=held_out if len(held_out) else None,
         args=SFTConfig(**{**config, **overrides}),
         callbacks=[callbacks.Watchdog(), callbacks.ShowSamples(samples)],
     )
     models.train_in_float32(trainer.model)
-    sampling.bucket(trainer)
+    samplers.bucket(trainer)
     weighted_loss.heed(trainer)
     mask_view = checks.first_batch(trainer.get_train_dataloader(), tokenizer, args.debug_batches)
     expected = forecast.rehearse(trainer, args.find_batch_size).as_dict()

@@ -4,8 +4,7 @@ import subprocess
 
 import forked
 import pytest
-
-from common.pocket import FOLDER
+from tunebook.common.pocket import FOLDER
 
 
 @pytest.fixture(scope="session")
@@ -34,7 +33,7 @@ def forks(monkeypatch):
 @pytest.fixture
 def tunebook(capsys):
     """`tunebook words` in this process: its exit code, standard output and standard error."""
-    from common import commands
+    from tunebook.common import commands
 
     def call(*words):
         capsys.readouterr()

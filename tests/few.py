@@ -3,7 +3,7 @@
 from itertools import islice
 from pathlib import Path
 
-from common.pocket import FOLDER
+from tunebook.common.pocket import FOLDER
 
 
 def rows(folder: Path, kind: str = "", train: int = 200, others: int = 16) -> Path:

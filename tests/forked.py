@@ -224,12 +224,11 @@ def launch(count, *words, **how):
 
 def load():
     """Import what a recipe imports, in its order."""
-    from common import cli
+    from tunebook.common import cli
 
     cli._environment()
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
-
-    from common import generation
+    from tunebook.common import generation
 
     generation.Samples.max_new_tokens = 8  # half of a short run's time, at 64; what a sample says is another test's
 

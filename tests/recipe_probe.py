@@ -100,8 +100,11 @@ def checkpointing(model):
 
 def watch(file):
     """Watch the recipe that this process is about to run."""
-    from common import callbacks, forecast, generation, on_policy, report
-    from evals import harness
+    from tunebook.common import generation, report
+    from tunebook.common.distillation import on_policy
+    from tunebook.common.estimate import forecast
+    from tunebook.common.training import callbacks
+    from tunebook.evals import harness
 
     probe = Probe(file)
     forecast_run, forecast_loop, whole, write = (

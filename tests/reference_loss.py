@@ -1,9 +1,8 @@
 """The loss of a student as its formula is written, over all logits; autograd makes the gradient."""
 
 import torch
-
-from common.losses import Blend
-from common.masking import IGNORE
+from tunebook.common.distillation.losses import Blend
+from tunebook.common.tokens.encoding import IGNORE
 
 
 def reference_loss(student_BTV, teacher_BTV, labels_BT, blend: Blend, items) -> torch.Tensor:

@@ -40,9 +40,10 @@ def train(way, optimizer, per_device, accumulation, folder, by_micro_batch=False
     """
     import torch
     from trl import SFTConfig, SFTTrainer
+    from tunebook.common import models
+    from tunebook.common.batching import collator, packing, samplers
+    from tunebook.common.models import device
     from unsloth import FastLanguageModel
-
-    from common import batches, device, models, packing, sampling
 
     model, tokenizer = models.load("pocket", 128, full=way == "full")
     if way != "full":
@@ -54,7 +55,7 @@ def train(way, optimizer, per_device, accumulation, folder, by_micro_batch=False
         model=model,
         processing_class=tokenizer,
         train_dataset=packing.packed(rows(), 128) if way == "packed" else rows(),
-        data_collator=batches.PackedCollator(0) if way == "packed" else None,
+        data_collator=collator.PackedCollator(0) if way == "packed" else None,
         args=SFTConfig(
             output_dir=str(folder),
             max_length=128,
@@ -72,7 +73,7 @@ def train(way, optimizer, per_device, accumulation, folder, by_micro_batch=False
             **device.current().precision,
         ),
     )
-    sampling.bucket(trainer)
+    samplers.bucket(trainer)
     if by_micro_batch:
         fetch = trainer.get_batch_samples
         trainer.get_batch_samples = lambda *words, **named: (fetch(*words, **named)[0], None)

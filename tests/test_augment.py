@@ -5,11 +5,11 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-
-from common import augment, endpoint
-from common.commands.augment import LocalModel
-from common.errors import UserError
-from common.wordings import wordings
+from tunebook.common.commands.augment import LocalModel
+from tunebook.common.data import augment
+from tunebook.common.data.paraphrase import wordings
+from tunebook.common.errors import UserError
+from tunebook.common.generation import endpoint
 
 
 def _row(number, instruction, output="The answer.", text=""):

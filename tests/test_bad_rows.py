@@ -8,9 +8,10 @@ from collections import Counter
 
 import pytest
 from paths import SHARED
-
-from common import data, encoding_stats, generation, masking, pairs, preference, templates, tokenizers
-from common.errors import REMEDY, UserError
+from tunebook.common import data, generation, preference
+from tunebook.common.errors import REMEDY, UserError
+from tunebook.common.preference import pairs
+from tunebook.common.tokens import encoding, encoding_stats, templates, tokenization
 
 CHANCE = random.Random(1)
 
@@ -30,7 +31,7 @@ FIRST = chat("assistant", "user", "assistant")
 
 @pytest.fixture(scope="module")
 def pocket():
-    return tokenizers.load("pocket")[0]
+    return tokenization.load("pocket")[0]
 
 
 def write(path, rows, broken=()):
@@ -55,7 +56,7 @@ def test_they_are_dropped_and_counted_to_the_report(tmp_path, monkeypatch, pocke
     assert sum(map(len, sides.values())) == 40
     wanted = {"unreadable": 2, "turn_order": 2, "media": 1}
     assert sides["train"].dropped == wanted and any("5 rows dropped: 2 as unreadable" in note for note in sides.notes)
-    _, counts = masking.encode(sides["train"], pocket, templates.get("tokenizer", pocket), 512)
+    _, counts = encoding.encode(sides["train"], pocket, templates.get("tokenizer", pocket), 512)
     assert counts.as_dict()["dropped"] == wanted and counts.rows == len(sides["train"]) + 5
     assert [row["row"] for row in sides["train"][:2]] == [row["row"] for row in sides["train"]][:2]
 
@@ -86,7 +87,7 @@ def test_sides_of_a_folder_count_their_own(tmp_path, pocket):
     write(tmp_path / "test.jsonl", [GOOD[0]])
     sides = data.load(str(tmp_path), bad_rows="drop")
     assert [side.dropped.total() for side in sides.values()] == [1, 2, 0]
-    _, counts = masking.encode(sides["validation"], pocket, templates.get("tokenizer", pocket), 512)
+    _, counts = encoding.encode(sides["validation"], pocket, templates.get("tokenizer", pocket), 512)
     assert (counts.rows, counts.kept) == (3, 1)
 
 
@@ -95,11 +96,11 @@ def test_rows_that_a_template_refuses_are_dropped_too(tmp_path, pocket, cached):
     orders = [{"instruction": words(), "output": words()} for _ in range(40)]
     name = write(tmp_path / "a.jsonl", [*orders, *GOOD[:10]])
     with pytest.raises(UserError, match=r"row 4\d: these rows are conversations.*\n(?s:.*)--bad_rows drop"):
-        masking.encode(data.load(name)["train"], pocket, templates.ALPACA, 512)
+        encoding.encode(data.load(name)["train"], pocket, templates.ALPACA, 512)
     sides = data.load(name, bad_rows="drop")
     folder = tmp_path / "tokens" if cached else None
     for _ in range(2):  # made, and read
-        encoded, counts = masking.encode(sides["train"], pocket, templates.ALPACA, 512, folder=folder)
+        encoded, counts = encoding.encode(sides["train"], pocket, templates.ALPACA, 512, folder=folder)
         lost = sum("messages" in row for row in sides["train"])
         assert counts.dropped == {"template": lost} and counts.kept == len(encoded) == len(sides["train"]) - lost
         assert "template: row 4" in counts.summary()

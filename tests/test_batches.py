@@ -8,11 +8,10 @@ import torch
 from datasets import Dataset
 from paths import DATA, needs_data
 from transformers import LlamaConfig, LlamaForCausalLM
-
-from common import checks
-from common.batches import PackedCollator, documents, real
-from common.errors import CheckFailed
-from common.packing import packed
+from tunebook.common.batching.collator import PackedCollator, documents, real
+from tunebook.common.batching.packing import packed
+from tunebook.common.errors import CheckFailed
+from tunebook.common.training import checks
 
 SIZES = dict(vocab_size=60, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
 
@@ -100,12 +99,12 @@ def test_contamination_is_noticed():
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("count", [150, pytest.param(1000, marks=pytest.mark.slow)])
 def test_real_rows(count, attention):
-    from common import masking, tokenizers
-    from common.templates import ALPACA
+    from tunebook.common.tokens import encoding, tokenization
+    from tunebook.common.tokens.templates import ALPACA
 
     rows = json.loads((DATA / "alpaca" / "alpaca_52k_en.json").read_text(encoding="utf-8"))
-    tokenizer, _ = tokenizers.load("pocket")
-    encoded, _ = masking.encode([row for row in rows[::50] if row["output"]], tokenizer, ALPACA, 512)
+    tokenizer, _ = tokenization.load("pocket")
+    encoded, _ = encoding.encode([row for row in rows[::50] if row["output"]], tokenizer, ALPACA, 512)
     encoded = encoded.select(range(count))
     batch = PackedCollator(0)(list(packed(encoded, 1024)))
     assert 1 - real(batch).float().mean() < 20 / count  # padding: the last sequence is not full

@@ -12,14 +12,14 @@ import forked
 import pytest
 import torch
 from paths import ROOT
-
-from common import chats, commands, generation, masking, rendering, templates
-from common.adapted import Adapted, named
-from common.commands import chat, chat_page
-from common.conversation import Conversation
-from common.decoding import Decoding
-from common.errors import UserError
-from common.pocket import FOLDER
+from tunebook.common import commands, generation
+from tunebook.common.commands import chat, chat_page
+from tunebook.common.errors import UserError
+from tunebook.common.generation.chat import Conversation
+from tunebook.common.generation.decoding import Decoding
+from tunebook.common.models.inference import Adapted, named
+from tunebook.common.pocket import FOLDER
+from tunebook.common.tokens import chat_templates, encoding, rendering, templates
 
 POCKET = str(FOLDER / "model")
 ASK = "What is the capital of Arvania?"
@@ -45,14 +45,15 @@ def logits(model):
 @pytest.fixture(scope="module")
 def bottleneck(tmp_path_factory):
     """A run's folder with a bottleneck adapter that changes answers, trained with Alpaca's template."""
-    from common import adapters, models
+    from tunebook.common import models
+    from tunebook.common.models import bottleneck_adapters
 
     folder = tmp_path_factory.mktemp("run_of_ours")
     model = models.load_plain("pocket")
     torch.manual_seed(0)
-    for weight in adapters.attach(model, "mine", bottleneck=8):
+    for weight in bottleneck_adapters.attach(model, "mine", bottleneck=8):
         weight.data += 0.2 * torch.randn_like(weight)
-    adapters.save(model, folder / "adapter", "mine")
+    bottleneck_adapters.save(model, folder / "adapter", "mine")
     templates.ALPACA.save(folder / "adapter")
     return folder
 
@@ -80,7 +81,7 @@ def test_turns_of_a_text_template_are_rows_of_training(tokenizer):
     conversation.input = "two"
     assert conversation.prompt("Say it.")[0] == rendering.prompts(tokenizer, templates.ALPACA, [first])[0]
     conversation.add("Say it.", "two")
-    (row,), _ = masking.encode([first], tokenizer, templates.ALPACA, 512)
+    (row,), _ = encoding.encode([first], tokenizer, templates.ALPACA, 512)
     later = rendering.prompts(tokenizer, templates.ALPACA, [{"instruction": "More?", "output": ""}])[0]
     assert not conversation.input and conversation.prompt("More?")[0] == row["input_ids"] + later
 
@@ -100,7 +101,7 @@ def test_what_no_longer_fits_is_left_out_and_counted(tokenizer):
 
 def test_a_template_that_takes_no_system_text_says_what_to_do(tokenizer):
     jinja = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
-    template = chats.ChatTemplate("odd", jinja + "{{ m.content }}{% endfor %}")
+    template = chat_templates.ChatTemplate("odd", jinja + "{{ m.content }}{% endfor %}")
     with pytest.raises(UserError, match="/system without a text"):
         Conversation(tokenizer, template, "Be short.").prompt("One?")
 
@@ -215,7 +216,16 @@ def test_an_interrupt_stops_the_answer_and_no_more(monkeypatch, capsys):
 
 @pytest.mark.recipe
 def test_ctrl_c_as_a_signal(tmp_path):
-    command = [sys.executable, "-m", "common.commands", "chat", "--template", "alpaca", "--max_new_tokens", "400"]
+    command = [
+        sys.executable,
+        "-m",
+        "tunebook.common.commands",
+        "chat",
+        "--template",
+        "alpaca",
+        "--max_new_tokens",
+        "400",
+    ]
     for _ in range(4):  # a busy machine may bring the signal after a short answer has ended
         process = subprocess.Popen(
             command,
@@ -265,8 +275,7 @@ def peft_configs():
 def peft_adapters(tmp_path_factory):
     """Folder and logits of an adapter of each kind, with weights that change answers."""
     import peft
-
-    from common import models
+    from tunebook.common import models
 
     made = {}
     for name, config in peft_configs().items():
@@ -323,7 +332,7 @@ def test_answers_are_those_through_unsloth(tmp_path, peft_adapters, tokenizer):
     code = f"""
 import json, sys
 from common import generation, models, rendering, templates
-from common.decoding import Decoding
+from tunebook.common.generation.decoding import Decoding
 model, tokenizer = models.load("pocket", 512)
 from peft import PeftModel
 rows = [json.loads(line) for line in open({str(FOLDER / "test.jsonl")!r})][::60]

@@ -5,10 +5,9 @@ import json
 import pytest
 import torch
 from safetensors.torch import save_file
-
-from common import output_dir
-from common.encoding_stats import EncodingStats
-from common.errors import CheckFailed, UserError
+from tunebook.common import output_dir
+from tunebook.common.errors import CheckFailed, UserError
+from tunebook.common.tokens.encoding_stats import EncodingStats
 
 ARGS = {"model": "pocket", "learning_rate": 0.1, "report_to": "none"}
 

@@ -3,8 +3,7 @@
 from dataclasses import dataclass, field
 
 import pytest
-
-from common import cli, errors, output_dir
+from tunebook.common import cli, errors, output_dir
 
 
 @dataclass

@@ -3,12 +3,11 @@
 import json
 
 import pytest
-
-from common import columns
-from common.dialogue import ROLES
-from common.errors import UserError
-from common.rows import kind, question
-from common.tools import CALLERS
+from tunebook.common.data import schema
+from tunebook.common.data.conversations import ROLES
+from tunebook.common.data.rows import kind, question
+from tunebook.common.data.tools import CALLERS
+from tunebook.common.errors import UserError
 
 
 class Rows:
@@ -25,7 +24,7 @@ class Rows:
 
 
 def canonical(*values, **mapping):
-    rows = list(columns.Table(Rows(*values), "mine", mapping))
+    rows = list(schema.Table(Rows(*values), "mine", mapping))
     assert [row.pop("row") for row in rows] == list(range(1, len(values) + 1))
     assert {row.pop("source") for row in rows} == {"mine"}
     return rows
@@ -85,7 +84,7 @@ def test_kinds_and_questions():
 
 def test_fields_that_are_kept_and_ours_that_win():
     row = next(
-        iter(columns.Table(Rows({"instruction": "a", "output": "b", "row": 9, "source": "web", "tags": [1]}), "f"))
+        iter(schema.Table(Rows({"instruction": "a", "output": "b", "row": 9, "source": "web", "tags": [1]}), "f"))
     )
     assert row["row"] == 1 and row["their_row"] == 9 and row["source"] == "f" and row["their_source"] == "web"
     assert row["tags"] == [1]

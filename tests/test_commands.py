@@ -10,18 +10,21 @@ import sys
 import browser
 import pytest
 from paths import ROOT
-
-from common import catalog, commands
-from common.commands import cp, reading, split
-from common.commands.doctor import finding as doctor
-from common.commands.doctor import machine, packages
+from tunebook.common import catalog, commands
+from tunebook.common.commands import cp, inputs, split
+from tunebook.common.commands.doctor import finding as doctor
+from tunebook.common.commands.doctor import machine, packages
 
 
 def run(*words, cwd=ROOT, code=0):
     """Standard output and error of a command as a process."""
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
-        [sys.executable, "-m", "common.commands", *map(str, words)], cwd=cwd, env=env, capture_output=True, text=True
+        [sys.executable, "-m", "tunebook.common.commands", *map(str, words)],
+        cwd=cwd,
+        env=env,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == code, done.stderr + done.stdout
     assert "Traceback" not in done.stderr
@@ -56,7 +59,7 @@ def test_help_lists_every_command_and_loads_nothing():
     assert out == run("help")[0] == run()[0]
     assert "usage: tunebook cp" in run("help", "cp")[0]
     assert run("--version")[0].startswith("tunebook ")
-    heavy = "import sys, common.commands as c; c.main(['--help']); print([m for m in sys.modules if m in %r])"
+    heavy = "import sys, tunebook.common.commands as c; c.main(['--help']); print([m for m in sys.modules if m in %r])"
     names = ("torch", "datasets", "transformers", "numpy", "tyro", "evals")
     out = subprocess.run([sys.executable, "-c", heavy % (names,)], cwd=ROOT, capture_output=True, text=True).stdout
     assert out.strip().endswith("[]")
@@ -72,7 +75,7 @@ def test_the_script_is_declared():
     import tomllib
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert project["scripts"] == {"tunebook": "common.commands:main"}
+    assert project["scripts"] == {"tunebook": "tunebook.common.commands:main"}
 
 
 def test_ls_shows_each_recipe_with_the_first_line_of_its_docstring(capsys):
@@ -190,7 +193,7 @@ def test_no_data_is_a_plain_message(capsys):
 
 def test_a_reader_that_goes_away_is_no_error(tmp_path):
     data = write(tmp_path / "rows.jsonl", ROWS * 7)
-    line = f"{sys.executable} -m common.commands inspect {data} --rows $(seq 1 900) | head -1; exit ${{PIPESTATUS[0]}}"
+    line = f"{sys.executable} -m tunebook.common.commands inspect {data} --rows $(seq 1 900) | head -1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == commands.BROKEN_PIPE and "Traceback" not in done.stderr
 
@@ -295,8 +298,8 @@ def test_augment_mistakes(tmp_path, flags, says, capsys):
 def test_augment_takes_the_train_side_alone(tmp_path):
     write(tmp_path / "train.jsonl", ROWS[:4])
     write(tmp_path / "test.jsonl", ROWS[4:6])
-    assert len(list(reading.rows([str(tmp_path)], "augment", only_train=True))) == 4
-    assert len(list(reading.rows([str(tmp_path)], "inspect"))) == 6
+    assert len(list(inputs.rows([str(tmp_path)], "augment", only_train=True))) == 4
+    assert len(list(inputs.rows([str(tmp_path)], "inspect"))) == 6
 
 
 def test_doctor(tmp_path):

@@ -5,10 +5,9 @@ import random
 
 import pytest
 from paths import BENCHMARKS, DATA, needs_data
-
-from common import contamination
-from common.contamination import Item
-from common.errors import UserError
+from tunebook.common.data import contamination
+from tunebook.common.data.contamination import Item
+from tunebook.common.errors import UserError
 
 WORDS = [
     f"{start}{end}" for start in ("ba", "ke", "lo", "mi", "su", "ta") for end in ("rin", "dol", "fex", "gar", "pum")

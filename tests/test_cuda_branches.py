@@ -174,8 +174,8 @@ def same_logits(out, base, recipe, dtype):
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
-
-    from common import adapters, models
+    from tunebook.common import models
+    from tunebook.common.models import bottleneck_adapters
 
     ids, kind = torch.arange(5, 45)[None], getattr(torch, dtype)
     if (out / "run" / "model").exists():
@@ -185,7 +185,7 @@ def same_logits(out, base, recipe, dtype):
     else:
         model = AutoModelForCausalLM.from_pretrained(base, dtype=kind)
         if recipe == "bottleneck_adapters_alpaca":
-            adapters.load(model, out / "run" / "adapter")
+            bottleneck_adapters.load(model, out / "run" / "adapter")
         else:
             model = PeftModel.from_pretrained(model, out / "run" / "adapter")
     with torch.no_grad():

@@ -5,10 +5,10 @@ import json
 
 import pytest
 from paths import DATA, needs_data
-
-from common import columns, data, sources, split
-from common.errors import UserError
-from common.rows import kind as kind_of
+from tunebook.common import data
+from tunebook.common.data import readers, schema, splitting
+from tunebook.common.data.rows import kind as kind_of
+from tunebook.common.errors import UserError
 
 TOPICS = ["rain", "bread", "music", "trains", "glass", "otters", "maps", "winter", "paint", "rope", "salt", "kites"]
 
@@ -105,7 +105,7 @@ def test_one_question_is_on_one_side_across_files(tmp_path):
 
 
 def test_very_many_rows_are_split_by_equal_questions(tmp_path, small, monkeypatch):
-    assert data.TEXTS == split.MOST_NEAR
+    assert data.TEXTS == splitting.MOST_NEAR
     monkeypatch.setattr(data, "TEXTS", 50)
     wanted = [
         {"instruction": f"  Say {n % 90} ".upper() if n % 2 else f"say {n % 90}", "output": ""} for n in range(270)
@@ -198,8 +198,7 @@ def test_the_name_that_was_meant(tmp_path):
 
 def test_hub_parts_become_sides(monkeypatch):
     import datasets
-
-    from common import hub
+    from tunebook.common.data import hub
 
     parts = {"train": rows(40), "validation": rows(5, 100), "extra": rows(3, 200)}
     made = datasets.DatasetDict({name: datasets.Dataset.from_list(part) for name, part in parts.items()})
@@ -213,7 +212,7 @@ def test_hub_parts_become_sides(monkeypatch):
 def test_hub_out_of_reach_is_said_at_once(monkeypatch):
     import time
 
-    from common import hub
+    from tunebook.common.data import hub
 
     monkeypatch.setattr(hub, "_reachable", lambda: False)
     started = time.monotonic()
@@ -226,7 +225,7 @@ def test_importing_is_instant():
     import subprocess
     import sys
 
-    code = "import sys, common.data, common.mix; print({'numpy', 'pyarrow', 'datasets', 'torch'} & set(sys.modules))"
+    code = "import sys, tunebook.common.data.loading, tunebook.common.data.mixing; print({'numpy', 'pyarrow', 'datasets', 'torch'} & set(sys.modules))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "set()"
 
@@ -264,8 +263,8 @@ REFUSED = {
 def test_real_files_are_read(name):
     kind, count = MADE[name]
     tabs = name.endswith("mgsm")
-    source = sources.read(DATA / name, header=not tabs)
-    table = columns.Table(source, name, {"prompt": "1", "completion": "2"} if tabs else None)
+    source = readers.read(DATA / name, header=not tabs)
+    table = schema.Table(source, name, {"prompt": "1", "completion": "2"} if tabs else None)
     kinds = [kind_of(row) for row in table]
     assert len(kinds) == count and set(kinds) == {kind}
 

@@ -7,14 +7,14 @@ import pytest
 import torch
 from paths import TOKENIZERS, needs_data
 from transformers import LlamaConfig, LlamaForCausalLM
-
-from common import defaults, templates, tokenizers
-from common.pocket import FOLDER
+from tunebook.common.pocket import FOLDER
+from tunebook.common.tokens import templates, tokenization
+from tunebook.common.training import defaults
 
 
 @functools.cache
 def loaded(name):
-    return tokenizers.load(str(TOKENIZERS / name))[0]
+    return tokenization.load(str(TOKENIZERS / name))[0]
 
 
 def model(large, eos=2):
@@ -35,7 +35,7 @@ def chosen(made, tokenizer, capsys, template=templates.ALPACA, rate=None, epochs
 
 
 def test_by_size_and_flags_win(capsys):
-    tokenizer = tokenizers.load("pocket")[0]
+    tokenizer = tokenization.load("pocket")[0]
     *values, said = chosen(model(False), tokenizer, capsys)
     assert values == [2e-3, 5]
     assert said == "chosen for a model as small as pocket: --learning_rate 0.002 --num_train_epochs 5\n"
@@ -75,4 +75,4 @@ def test_pocket_keeps_its_values(capsys):
     from transformers import AutoModelForCausalLM
 
     pocket = AutoModelForCausalLM.from_pretrained(FOLDER / "model")
-    assert chosen(pocket, tokenizers.load("pocket")[0], capsys)[:2] == (2e-3, 5)
+    assert chosen(pocket, tokenization.load("pocket")[0], capsys)[:2] == (2e-3, 5)

@@ -10,12 +10,13 @@ import pytest
 import torch
 from paths import ROOT
 from reference_loss import reference_loss
-
-from common import distillation, heads, vocabularies
-from common.batches import PackedCollator
-from common.errors import UserError
-from common.lengths import IGNORE_INDEX
-from common.losses import Blend
+from tunebook.common import distillation
+from tunebook.common.batching.collator import PackedCollator
+from tunebook.common.distillation import vocabulary
+from tunebook.common.distillation.losses import Blend
+from tunebook.common.errors import UserError
+from tunebook.common.models import lm_head
+from tunebook.common.tokens.lengths import IGNORE_INDEX
 
 SMALL = dict(
     vocab_size=60, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
@@ -46,19 +47,19 @@ def model(name="Llama", seed=0, **values):
 def test_the_head_makes_the_models_own_logits(name):
     made, ids = model(name), torch.arange(10, 30).view(2, 10)
     expected = made.eval()(input_ids=ids).logits
-    heads.expose(made)
-    heads.check(made, name)
-    found = heads.of(made).logits(made(input_ids=ids, head=False))
+    lm_head.expose(made)
+    lm_head.check(made, name)
+    found = lm_head.of(made).logits(made(input_ids=ids, head=False))
     assert torch.allclose(found, expected, atol=1e-5 * expected.abs().max().item())
     assert torch.equal(made(input_ids=ids).logits, expected)
 
 
 def test_a_head_that_is_not_understood_is_refused():
     made = model("Cohere")
-    heads.expose(made)
+    lm_head.expose(made)
     made.config.logit_scale = 0.5  # what the head is read from, not what the model computes with
     with pytest.raises(UserError, match="--model odd: CohereForCausalLM makes its logits in a way that is not known"):
-        heads.check(made, "odd")
+        lm_head.check(made, "odd")
 
 
 class Stub:
@@ -192,7 +193,7 @@ def test_lora_gets_the_gradient_of_the_formula():
 
 
 def test_a_memory_record_does_not_see_the_teacher():
-    from common import activations
+    from tunebook.common.estimate import activations
 
     student, other, batch = model(seed=2), model(seed=3), padded(rows())
     distillation.prepare(student, "student")
@@ -205,8 +206,7 @@ def test_a_memory_record_does_not_see_the_teacher():
 
 def tokenizers():
     from transformers import AutoTokenizer
-
-    from common.models import locate
+    from tunebook.common.models import locate
 
     return AutoTokenizer.from_pretrained(locate("pocket")), AutoTokenizer.from_pretrained(locate("pocket"))
 
@@ -223,9 +223,9 @@ def changed(tokenizer, change):
 
 def test_tokenizers_with_a_first_difference():
     one, other = tokenizers()
-    assert vocabularies.difference(one, other) is None
+    assert vocabulary.difference(one, other) is None
     other.add_tokens(["<new>"])
-    assert vocabularies.difference(one, other) is None  # after all of the other's
+    assert vocabulary.difference(one, other) is None  # after all of the other's
 
     def swapped(data):
         vocab = data["model"]["vocab"]
@@ -241,9 +241,9 @@ def test_tokenizers_with_a_first_difference():
 
     one, other = tokenizers()
     for change, says in ((swapped, "token 700 is "), (merged, "merges number 5 is "), (lowered, "the normalizer is ")):
-        assert vocabularies.difference(one, changed(one, change)).startswith(says)
+        assert vocabulary.difference(one, changed(one, change)).startswith(says)
     with pytest.raises(UserError, match="--teacher big does not read the student's tokens: merges number 5"):
-        vocabularies.require_same(one, changed(one, merged), "big")
+        vocabulary.require_same(one, changed(one, merged), "big")
 
 
 def losses_of(recipe, folder, *words):
@@ -271,7 +271,8 @@ def test_alpha_0_is_plain_sft_and_accumulation_changes_no_step(tmp_path):
 
 def test_a_teacher_leaves_what_unsloth_noted_of_the_student(monkeypatch):
     """It keeps process-wide flags of the last load, by which it puts adapters on any model, or none."""
-    from common import distillation, models, vocabularies
+    from tunebook.common import distillation, models
+    from tunebook.common.distillation import vocabulary
 
     def load(*_, **__):
         monkeypatch.setitem(os.environ, "UNSLOTH_USE_NEW_MODEL", "1")
@@ -281,7 +282,7 @@ def test_a_teacher_leaves_what_unsloth_noted_of_the_student(monkeypatch):
     monkeypatch.delenv("UNSLOTH_USE_NEW_MODEL", raising=False)
     monkeypatch.setenv("UNSLOTH_ENABLE_FULL_FINETUNING", "1")
     monkeypatch.setattr(models, "load", load)
-    monkeypatch.setattr(vocabularies, "require_same", lambda *_: None)
+    monkeypatch.setattr(vocabulary, "require_same", lambda *_: None)
     monkeypatch.setattr(distillation, "Teacher", lambda model, name: (model, name))
     assert distillation.teacher("pocket_teacher", 64, False, None) == ("model", "pocket_teacher")
     assert "UNSLOTH_USE_NEW_MODEL" not in os.environ and os.environ["UNSLOTH_ENABLE_FULL_FINETUNING"] == "1"

@@ -5,8 +5,7 @@ import json
 import few
 import forked
 import pytest
-
-from common.commands import cp
+from tunebook.common.commands import cp
 
 PLAIN = "callbacks.ShowSamples(samples)],"
 STOPS = "callbacks.ShowSamples(samples), EarlyStoppingCallback(early_stopping_patience=1)],"

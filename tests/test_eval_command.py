@@ -13,10 +13,9 @@ import torch
 from paths import BENCHMARKS, LACKING, ROOT
 from test_suites import arc, encoder
 from transformers import AutoModelForCausalLM, AutoTokenizer
-
-from common.errors import UserError
-from common.pocket import FOLDER
-from evals.commands import eval as command
+from tunebook.common.errors import UserError
+from tunebook.common.pocket import FOLDER
+from tunebook.evals.commands import eval as command
 
 MODEL = str(FOLDER / "model")
 HUB = BENCHMARKS / "hub"
@@ -127,7 +126,15 @@ def test_what_it_refuses(words, says, tmp_path):
 
 @pytest.mark.recipe
 def test_all_problems_come_in_one_message_and_exit_2(tmp_path):
-    words = ["-m", "common.commands", "eval", "--suite", "chat", "--benchmark_dir", str(arc(tmp_path / "sets"))]
+    words = [
+        "-m",
+        "tunebook.common.commands",
+        "eval",
+        "--suite",
+        "chat",
+        "--benchmark_dir",
+        str(arc(tmp_path / "sets")),
+    ]
     words += ["--output_dir", str(tmp_path / "out")]
     ended = subprocess.run([sys.executable, *words], capture_output=True, text=True, env=os.environ | {"NLTK_DATA": ""})
     assert ended.returncode == 2 and "Traceback" not in ended.stderr
@@ -190,14 +197,14 @@ def test_the_printed_command_gives_the_same_numbers(kind, tmp_path):
 
 
 def test_bottleneck_adapters_which_lm_eval_cannot_load(tmp_path, capsys):
-    from common import adapters
+    from tunebook.common.models import bottleneck_adapters
 
     model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for weight in adapters.attach(model, "mine", bottleneck=8):
+        for weight in bottleneck_adapters.attach(model, "mine", bottleneck=8):
             weight.normal_(generator=generator)  # `up` begins as zero, and a fresh one changes nothing
-    adapters.save(model, tmp_path / "adapter", "mine")
+    bottleneck_adapters.save(model, tmp_path / "adapter", "mine")
     with_it = run(tmp_path / "a", adapter=str(tmp_path / "adapter"), model="pocket", tasks=["pocket_facts"], limit=40)
     without = run(tmp_path / "b", model="pocket", tasks=["pocket_facts"], limit=40)
     assert with_it["command"] is None and "cannot load this kind of adapter" in capsys.readouterr().out
@@ -234,7 +241,7 @@ def test_quick_starts_to_score_soon_after_its_imports(tmp_path):
         pytest.skip(LACKING)
     code = f"""
 import os, time
-from evals.commands import eval as command
+from tunebook.evals.commands import eval as command
 import lm_eval.evaluator, transformers
 from lm_eval.models.huggingface import HFLM
 imported = time.process_time()

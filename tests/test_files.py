@@ -6,9 +6,9 @@ import stat
 from pathlib import Path
 
 import pytest
-
-from common import files, format, plots
-from common.errors import UserError
+from tunebook.common import files, format
+from tunebook.common.errors import UserError
+from tunebook.common.report import plots
 
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path):

@@ -19,22 +19,21 @@ from paths import ROOT
 from torch.nn.parallel import DistributedDataParallel
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 from transformers.optimization import Adafactor
-
-from common import (
+from tunebook.common import resources
+from tunebook.common.batching import samplers
+from tunebook.common.batching.collator import PackedCollator
+from tunebook.common.errors import CheckFailed
+from tunebook.common.estimate import (
     activations,
     arithmetic,
-    attempts,
     forecast,
-    memory,
-    model_bytes,
-    rehearsal,
-    remedies,
-    sampling,
-    trainers,
-    workload,
+    probe,
+    schedule,
+    suggestions,
+    trainer_steps,
+    trial,
 )
-from common.batches import PackedCollator
-from common.errors import CheckFailed
+from tunebook.common.models import model_bytes
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -46,7 +45,7 @@ def quick_collection():
 
 @pytest.fixture(autouse=True)
 def few_steps(monkeypatch):
-    monkeypatch.setattr(rehearsal, "ENOUGH", 0.0)
+    monkeypatch.setattr(probe, "ENOUGH", 0.0)
 
 
 def llama(**more):
@@ -128,8 +127,8 @@ def test_what_a_step_of_all_weights_at_once_takes(name, make):
 def test_what_the_optimizer_and_several_processes_take_is_in_the_peak(tmp_path, monkeypatch):
     one = trainer(tmp_path)
     gradients = model_bytes.gradients(one.model)
-    with trainers.preserve_trainer(one):
-        run, load = trainers.step_functions(one), workload.of_trainer(one)
+    with trainer_steps.preserve_trainer(one):
+        run, load = trainer_steps.step_functions(one), schedule.of_trainer(one)
         alone = forecast.measure(run, load, "adamw_torch")
         monkeypatch.setattr(forecast, "num_processes", lambda: 2)
         two = forecast.measure(run, load, "adamw_torch")
@@ -284,8 +283,8 @@ def test_workload_is_what_the_run_does(tmp_path, bucketed, settings):
     one, seen, batches = trainer(tmp_path, **settings), Seen(), []
     one.add_callback(seen)
     if bucketed:
-        sampling.bucket(one)
-    expected = workload.of_trainer(one)
+        samplers.bucket(one)
+    expected = schedule.of_trainer(one)
     fetch = one.get_batch_samples
 
     def kept(*args, **kwargs):
@@ -297,7 +296,7 @@ def test_workload_is_what_the_run_does(tmp_path, bucketed, settings):
     one.train()
     assert [tuple(shape) for shape in batches] == list(zip(expected.rows, expected.widths, strict=True))
     assert expected.steps == one.state.global_step
-    assert seen.evaluations == workload.evaluations(one.args, expected)
+    assert seen.evaluations == schedule.evaluations(one.args, expected)
     assert max(rows * width for rows, width in batches) == expected.shape[0] * expected.shape[1]
     assert expected.name().endswith("of a.json, 60 tokens") and len(expected.longest) == expected.shape[0]
 
@@ -321,10 +320,10 @@ print("the same")
 
 
 def test_line_through_times():
-    assert rehearsal.line([(100, 1.1), (200, 2.1), (300, 3.1)]) == pytest.approx((0.1, 0.01))
-    assert rehearsal.line([(100, 1.0), (100, 3.0), (100, 2.0)]) == pytest.approx((0.0, 0.02))
-    assert rehearsal.line([(100, 2.0), (300, 1.0)])[1] == 0.0  # noise: longer is never quicker
-    base, rate = rehearsal.line([(100, 0.5), (300, 2.5)])
+    assert probe.line([(100, 1.1), (200, 2.1), (300, 3.1)]) == pytest.approx((0.1, 0.01))
+    assert probe.line([(100, 1.0), (100, 3.0), (100, 2.0)]) == pytest.approx((0.0, 0.02))
+    assert probe.line([(100, 2.0), (300, 1.0)])[1] == 0.0  # noise: longer is never quicker
+    base, rate = probe.line([(100, 0.5), (300, 2.5)])
     assert base == 0.0 and 0.005 <= rate <= 2.5 / 300
 
 
@@ -387,12 +386,12 @@ def test_paged_states_are_rehearsed_unpaged(tmp_path, monkeypatch):
     monkeypatch.setattr(one, "create_optimizer", create)
     monkeypatch.setattr(one.args, "optim", "paged_adamw_32bit")
     expected = forecast.forecast(one)
-    assert made and not pages and memory.paged() == 0
+    assert made and not pages and resources.paged() == 0
     states = 8 * sum(parameter.numel() for parameter in one.model.parameters())
     assert expected.parts["optimizer"] == states == arithmetic.optimizer_states(one.model, "paged_adamw_32bit")
     optimizer = create()  # the run's own are paged, and counted
     optimizer.step()
-    assert optimizer.is_paged and memory.paged() == states
+    assert optimizer.is_paged and resources.paged() == states
 
 
 def test_no_compiled_graph_of_a_rehearsal_is_left(tmp_path, monkeypatch):
@@ -439,7 +438,7 @@ class Limited:
 def test_batch_size_is_found_and_the_run_is_as_if_started_with_it(tmp_path, capsys, size, accumulation, limit, found):
     settings = dict(max_steps=4, per_device_eval_batch_size=size)
     one = trainer(tmp_path, per_device_train_batch_size=size, gradient_accumulation_steps=accumulation, **settings)
-    sampling.bucket(one)
+    samplers.bucket(one)
     limited = Limited(one, limit)
     expected = forecast.forecast(one, find_batch_size=True)
     gc.collect()
@@ -449,26 +448,26 @@ def test_batch_size_is_found_and_the_run_is_as_if_started_with_it(tmp_path, caps
     one.training_step = limited.step
     settings["per_device_eval_batch_size"] = found[0]
     other = trainer(tmp_path, per_device_train_batch_size=found[0], gradient_accumulation_steps=found[1], **settings)
-    sampling.bucket(other)
+    samplers.bucket(other)
     assert {**one.args.to_dict(), "x": one._train_batch_size} == {**other.args.to_dict(), "x": other._train_batch_size}
     assert all(torch.equal(*pair) for pair in zip(final(one), final(other), strict=True))
 
 
 def test_refused_with_the_row_and_what_would_fit(tmp_path, monkeypatch):
     one = trainer(tmp_path, llama(num_hidden_layers=6), per_device_train_batch_size=32)
-    with trainers.preserve_trainer(one):
-        sizes = forecast.measure(trainers.step_functions(one), workload.of_trainer(one), "adamw_torch")
-    monkeypatch.setattr(memory, "limit", lambda: sizes.peak(28, 60) + 1000)
-    monkeypatch.setattr(memory, "held", lambda: sizes.process + sizes.weights)
+    with trainer_steps.preserve_trainer(one):
+        sizes = forecast.measure(trainer_steps.step_functions(one), schedule.of_trainer(one), "adamw_torch")
+    monkeypatch.setattr(resources, "limit", lambda: sizes.peak(28, 60) + 1000)
+    monkeypatch.setattr(resources, "held", lambda: sizes.process + sizes.weights)
     with pytest.raises(CheckFailed) as refused:
         forecast.forecast(one)
     text = str(refused.value)
     assert "32 x 60 (row 19 of a.json, 60 tokens)" in text and "by arithmetic it needs" in text
     assert "--per_device_train_batch_size 16 --gradient_accumulation_steps 2, which --find_batch_size" in text
     length, lost = map(int, re.search(r"--max_length (\d+), which loses (\d+) of 37 rows", text).groups())
-    assert sizes.peak(32, length) <= memory.limit() < sizes.peak(32, length + 8)
+    assert sizes.peak(32, length) <= resources.limit() < sizes.peak(32, length + 8)
     assert lost == sum(len(row["input_ids"]) > length for row in dataset())
-    monkeypatch.setattr(memory, "limit", lambda: 2**20)
+    monkeypatch.setattr(resources, "limit", lambda: 2**20)
     with pytest.raises(CheckFailed, match="nothing with this model and method"):
         forecast.forecast(one, find_batch_size=True)
 
@@ -479,13 +478,15 @@ def test_other_methods_that_would_fit(tmp_path, words):
     if words == "4 bits":
         model.model.layers[:3].requires_grad_(False)
     one = trainer(tmp_path, model, rows=dataset(4, 400), per_device_train_batch_size=4)
-    with trainers.preserve_trainer(one):
-        run, load = trainers.step_functions(one), workload.of_trainer(one)
+    with trainer_steps.preserve_trainer(one):
+        run, load = trainer_steps.step_functions(one), schedule.of_trainer(one)
         sizes = forecast.measure(run, load, "adamw_torch")
-        other = remedies.recomputed(run, sizes, load) if "check" in words else remedies.in_four_bits(model, sizes)
+        other = suggestions.recomputed(run, sizes, load) if "check" in words else suggestions.in_four_bits(model, sizes)
         assert other.peak(*load.shape) < sizes.peak(*load.shape)
-        assert any(words in way for way in remedies.suggestions(run, sizes, load, other.peak(*load.shape), 4))
-        assert not any(words in way for way in remedies.suggestions(run, sizes, load, other.peak(*load.shape) - 1, 4))
+        assert any(words in way for way in suggestions.suggestions(run, sizes, load, other.peak(*load.shape), 4))
+        assert not any(
+            words in way for way in suggestions.suggestions(run, sizes, load, other.peak(*load.shape) - 1, 4)
+        )
     assert not model.is_gradient_checkpointing
 
 
@@ -542,7 +543,7 @@ except attempts.OutOfMemory as error:
 
 def test_other_errors_stay_errors():
     with pytest.raises(RuntimeError, match="shapes"):
-        attempts.catch_oom(torch.nn.Linear(2, 2), lambda: torch.ones(2, 3) @ torch.ones(2, 3))
+        trial.catch_oom(torch.nn.Linear(2, 2), lambda: torch.ones(2, 3) @ torch.ones(2, 3))
 
 
 LIMITED = """

@@ -9,9 +9,9 @@ import pytest
 import torch
 from paths import ROOT
 from transformers import AutoModelForCausalLM, AutoTokenizer
-
-from common.pocket import FOLDER
-from evals import comparison, forgetting, harness
+from tunebook.common.pocket import FOLDER
+from tunebook.evals import compare, harness
+from tunebook.evals.compare import forgetting
 
 
 def scoring(**tasks):
@@ -138,7 +138,7 @@ def test_a_good_run_and_one_with_twenty_times_the_learning_rate(tmp_path):
 
 def agrees_with_compare(folder, found):
     """tunebook compare, on the files that the run has left, finds the same losses."""
-    for row in comparison.compare(folder / "before", folder / "after")["rows"]:
+    for row in compare.compare(folder / "before", folder / "after")["rows"]:
         if row["headline"] and row["task"] in found["tasks"]:
             mine = found["tasks"][row["task"]]
             assert row["p_holm"] == pytest.approx(mine["p_holm"])

@@ -7,14 +7,14 @@ import pytest
 import torch
 from paths import LACKING, TOKENIZERS
 from transformers import AutoModelForCausalLM, AutoTokenizer
-
-from common import generation, rendering, templates
-from common.decoding import Decoding, Noise
-from common.errors import UserError
-from common.generation import Answer, Ends, ends, generate, stream
-from common.pocket import FOLDER
-from common.streaming import Pieces, before_stop
-from common.templates import ALPACA, PLAIN, Template
+from tunebook.common import generation
+from tunebook.common.errors import UserError
+from tunebook.common.generation import Answer, Ends, ends, generate, stream
+from tunebook.common.generation.decoding import Decoding, Noise
+from tunebook.common.generation.streaming import Pieces, before_stop
+from tunebook.common.pocket import FOLDER
+from tunebook.common.tokens import rendering, templates
+from tunebook.common.tokens.templates import ALPACA, PLAIN, Template
 
 SAMPLED = Decoding(max_new_tokens=16, temperature=0.9, top_p=0.95, top_k=40, seed=3)
 

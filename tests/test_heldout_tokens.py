@@ -5,9 +5,8 @@ import json
 import pytest
 from lm_eval.models.huggingface import HFLM
 from paths import DATA, TOKENIZERS, needs_data
-
-from common import templates, tokenizers
-from evals import heldout
+from tunebook.common.tokens import templates, tokenization
+from tunebook.evals.harness import heldout
 
 pytestmark = [
     pytest.mark.real_data,
@@ -25,7 +24,7 @@ def rows() -> list[dict]:
 
 @pytest.fixture(scope="module", params=NAMES)
 def tokenizer(request):
-    return tokenizers.load(str(TOKENIZERS / request.param))[0]
+    return tokenization.load(str(TOKENIZERS / request.param))[0]
 
 
 def of_lm_eval(tokenizer, bare: bool = False):

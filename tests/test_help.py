@@ -7,8 +7,7 @@ import sys
 import golden
 import pytest
 from paths import ROOT
-
-from common import commands
+from tunebook.common import commands
 
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.py"))
 HEAVY = ("torch", "transformers", "datasets", "trl", "peft", "unsloth", "lm_eval", "matplotlib", "scipy")
@@ -16,7 +15,7 @@ HEAVY = ("torch", "transformers", "datasets", "trl", "peft", "unsloth", "lm_eval
 CODE = """
 import io, json, os, runpy, sys
 commands, recipes, heavy = json.loads(sys.argv[1])
-asked = [("command", name, ["-m", "common.commands", name, "--help"]) for name in commands]
+asked = [("command", name, ["-m", "tunebook.common.commands", name, "--help"]) for name in commands]
 asked += [("recipe", name, ["recipes/" + name + ".py", "--help"]) for name in recipes]
 for kind, name, words in asked:
     read, write = os.pipe()

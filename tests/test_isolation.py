@@ -9,10 +9,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, FalconConfig
-
-from common import attention, checks, isolation
-from common.batches import PackedCollator, documents
-from common.errors import CheckFailed
+from tunebook.common.batching.collator import PackedCollator, documents
+from tunebook.common.errors import CheckFailed
+from tunebook.common.models import attention
+from tunebook.common.training import checks, isolation
 
 COMMON = dict(
     vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4,

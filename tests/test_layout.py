@@ -6,9 +6,8 @@ import sys
 
 import pytest
 from paths import ROOT
-
-from common import catalog
-from common.run import RunOptions, TrainerOptions
+from tunebook.common import catalog
+from tunebook.common.run import RunOptions, TrainerOptions
 
 TRAINING = {"unsloth", "unsloth_zoo", "peft", "trl"}
 MAY_NOT = {"common": {"recipes", "evals"}, "evals": {"recipes"}}
@@ -33,7 +32,7 @@ def test_layers_and_sizes(path):
     place = path.relative_to(ROOT)
     roots = {name.split(".")[0] for name in imports(tree)}
     assert not roots & MAY_NOT.get(place.parts[0], {"recipes"})
-    if place.parts[0] != "recipes" and str(place) not in ("common/models.py", "common/lora.py", "common/adapted.py"):
+    if place.parts[0] != "recipes" and str(place) not in ("models/loading.py", "models/lora.py", "models/inference.py"):
         assert not roots & TRAINING
     assert len(text.splitlines()) <= (LINES.get(place.name, 100) if place.parts[0] == "recipes" else 350)
     if place.parts[0] != "recipes":

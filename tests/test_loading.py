@@ -3,9 +3,8 @@
 import pytest
 import torch
 from torch.utils.data import DataLoader
-
-from common import loading
-from common.loading import describe
+from tunebook.common.batching import dataloader
+from tunebook.common.batching.dataloader import describe
 
 
 def padded(**more):
@@ -37,7 +36,7 @@ def test_a_packed_batch_and_one_with_neither_mask_nor_positions():
 
 def pretend(monkeypatch, gpu, cores, processes=1):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-    monkeypatch.setattr(loading, "cores", lambda: cores)
+    monkeypatch.setattr(dataloader, "cores", lambda: cores)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
 
 
@@ -48,11 +47,11 @@ def pretend(monkeypatch, gpu, cores, processes=1):
 )
 def test_settings(monkeypatch, gpu, cores, processes, workers):
     pretend(monkeypatch, gpu, cores, processes)
-    given = loading.workers()
+    given = dataloader.workers()
     assert given["num_workers"] == workers and given["pin_memory"] == gpu
-    assert loading.settings() == {f"dataloader_{name}": value for name, value in given.items()}
+    assert dataloader.settings() == {f"dataloader_{name}": value for name, value in given.items()}
     assert len(DataLoader([1, 2, 3], **given)) == 3  # torch refuses settings that do not go together
 
 
 def test_cores_are_at_least_one():
-    assert 1 <= loading.cores() <= 4096
+    assert 1 <= dataloader.cores() <= 4096

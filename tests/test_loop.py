@@ -16,8 +16,7 @@ def main() -> None:
     from accelerate import Accelerator
     from transformers import LlamaConfig, LlamaForCausalLM
     from trl.trainer import add_fused_lm_head
-
-    from common import steps
+    from tunebook.common.training import loop
 
     spec = importlib.util.spec_from_file_location("loop", ROOT / "recipes" / "loop_alpaca.py")
     recipe = importlib.util.module_from_spec(spec)
@@ -45,7 +44,7 @@ def main() -> None:
             batches = [
                 {"input_ids": part, "labels": some, "attention_mask": torch.ones_like(part)} for part, some in parts
             ]
-            recipe.train_step(accelerator, model, optimizer, schedule, batches, sum(map(steps.total, batches)))
+            recipe.train_step(accelerator, model, optimizer, schedule, batches, sum(map(loop.total, batches)))
         weights[tuple(split)] = [parameter.detach() for parameter in model.parameters()]
     moved = max((a - b).abs().max().item() for a, b in zip(first, weights[(4,)], strict=True))
     for split, mine in weights.items():

@@ -7,27 +7,19 @@ from types import SimpleNamespace
 import numpy
 import pytest
 import torch
-
-from common import (
-    batches,
-    columns,
-    data,
-    inspection,
-    lengths,
-    masking,
-    packing,
-    pairs,
-    sources,
-    templates,
-    weight_collator,
-    weighted_loss,
-)
-from common.errors import UserError
-from common.heads import Head
-from common.losses import Blend, Online, blended
-from common.rows import answer_weights, refuse_weights
-from common.rows import weight as weight_of
-from common.templates import ALPACA
+from tunebook.common import data
+from tunebook.common.batching import collator, packing, weight_collator
+from tunebook.common.data import readers, schema
+from tunebook.common.data.rows import answer_weights, refuse_weights
+from tunebook.common.data.rows import weight as weight_of
+from tunebook.common.distillation.losses import Blend, Online, blended
+from tunebook.common.errors import UserError
+from tunebook.common.models.lm_head import Head
+from tunebook.common.preference import pairs
+from tunebook.common.report import dataset as dataset_report
+from tunebook.common.tokens import encoding, lengths, templates
+from tunebook.common.tokens.templates import ALPACA
+from tunebook.common.training import weighted_loss
 
 ROW = {"instruction": "Add.", "input": "1 2", "output": "3"}
 TURNS = [
@@ -65,7 +57,7 @@ def stretches(row, tokenizer):
 )  # fmt: skip
 def test_a_turn_trains_by_its_weight_times_its_rows(row, expected, tokenizer):
     template = templates.get("tokenizer", tokenizer)
-    (example,), counts = masking.encode([row], tokenizer, template, 512)
+    (example,), counts = encoding.encode([row], tokenizer, template, 512)
     ids, turns = stretches(row, tokenizer)
     weights = numpy.zeros(len(ids))
     for (start, end), weight in zip(turns, expected, strict=True):
@@ -83,7 +75,7 @@ def test_a_template_without_marks_has_them_in_the_same_places(tokenizer, tmp_pat
     own, (ids, turns) = tokenizer.chat_template, stretches(chat(), tokenizer)
     (tmp_path / "unmarked.jinja").write_text(re.sub(r"{%-? (end)?generation -?%}", "", own))
     template = templates.get(str(tmp_path / "unmarked.jinja"), tokenizer)
-    (example,), _ = masking.encode([chat(0.5, 2)], tokenizer, template, 512)
+    (example,), _ = encoding.encode([chat(0.5, 2)], tokenizer, template, 512)
     weights = numpy.zeros(len(ids))
     for (start, end), weight in zip(turns, (0.5, 2), strict=True):
         weights[start:end] = weight
@@ -92,36 +84,36 @@ def test_a_template_without_marks_has_them_in_the_same_places(tokenizer, tmp_pat
 
 def test_rows_of_weight_0_are_absent(tokenizer):
     template = templates.get("tokenizer", tokenizer)
-    kept, counts = masking.encode([chat(weight=0), chat(), chat(0, 0)], tokenizer, template, 512)
+    kept, counts = encoding.encode([chat(weight=0), chat(), chat(0, 0)], tokenizer, template, 512)
     assert (
         kept["row"] == [2] and dict(counts.dropped) == {"weight_0": 2} and "2 dropped as weight_0" in counts.summary()
     )
-    _, counts = masking.encode([chat(1, 0)], tokenizer, template, 512, train_on="last")
+    _, counts = encoding.encode([chat(1, 0)], tokenizer, template, 512, train_on="last")
     assert dict(counts.dropped) == {"weight_0": 1}
-    _, counts = masking.encode([{**ROW, "weight": 0}] * 99 + [ROW], tokenizer, ALPACA, 512)
+    _, counts = encoding.encode([{**ROW, "weight": 0}] * 99 + [ROW], tokenizer, ALPACA, 512)
     counts.require_trainable(512)  # nothing was lost that was to train
 
 
 def test_weights_of_turns_with_several_stretches_and_without_a_place(tokenizer, tmp_path):
     with pytest.raises(UserError, match="row 1: single turns have a `weight`, which is lost where the prompt trains"):
-        masking.encode([chat(0, 1)], tokenizer, templates.get("tokenizer", tokenizer), 512, train_on="all")
+        encoding.encode([chat(0, 1)], tokenizer, templates.get("tokenizer", tokenizer), 512, train_on="all")
     twice = (
         "{% for m in messages %}{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }}{% endgeneration %}"
         "{{ '|' }}{% generation %}<|im_end|>{% endgeneration %}{% else %}{{ m['content'] }}{% endif %}{% endfor %}"
     )  # fmt: skip
     (tmp_path / "twice.jinja").write_text(twice)
     template = templates.get(str(tmp_path / "twice.jinja"), tokenizer)
-    (example,), _ = masking.encode([chat(0, 2)], tokenizer, template, 512)
+    (example,), _ = encoding.encode([chat(0, 2)], tokenizer, template, 512)
     said = [token for token, label in zip(example["input_ids"], example["labels"], strict=True) if label != -100]
     assert tokenizer.decode(said).startswith("hammer")
     assert sum(example[lengths.LOSS_WEIGHTS]) == 2 * len(said)
 
 
-def read(tmp_path, rows, name="rows.jsonl", reads=columns.Table):
+def read(tmp_path, rows, name="rows.jsonl", reads=schema.Table):
     path = tmp_path / name
     text = rows if isinstance(rows, str) else "".join(json.dumps(row) + "\n" for row in rows)
     path.write_text(text, encoding="utf-8")
-    return list(reads(sources.read(path), name))
+    return list(reads(readers.read(path), name))
 
 
 @pytest.mark.parametrize(
@@ -204,7 +196,7 @@ def encoded(tokenizer, folder=None):
     rows = [
         {**ROW, "output": "3 " * n, "weight": weight} for n, weight in ((9, 2), (1, None), (4, 0.5), (2, 1), (7, 3))
     ]
-    return masking.encode(rows, tokenizer, ALPACA, 512, folder=folder)
+    return encoding.encode(rows, tokenizer, ALPACA, 512, folder=folder)
 
 
 def test_batches_hold_the_weight_of_each_label(tokenizer):
@@ -223,7 +215,7 @@ def test_batches_hold_the_weight_of_each_label(tokenizer):
     bins = packing.packed(dataset, 128)
     assert 1 < len(bins) < len(dataset)
     for rows, collate in (
-        (dataset, right_padded), (bins, batches.PackedCollator(0)), (bins, batches.PackedCollator(0, one_row=True)),
+        (dataset, right_padded), (bins, collator.PackedCollator(0)), (bins, collator.PackedCollator(0, one_row=True)),
     ):  # fmt: skip
         made = weight_collator.collator(rows, collate)
         assert made.one_row == getattr(collate, "one_row", False)
@@ -242,7 +234,7 @@ def test_the_cache_keeps_weights_and_knows_them(tokenizer, tmp_path, capsys):
     again, same = encoded(tokenizer, tmp_path)
     assert "tokens: read from" in capsys.readouterr().out and same.weighted == counts.weighted == 3
     assert first["loss_weights"] == again["loss_weights"] == encoded(tokenizer)[0]["loss_weights"]
-    other, counts = masking.encode([{**ROW, "output": "3 " * 9}], tokenizer, ALPACA, 512, folder=tmp_path)
+    other, counts = encoding.encode([{**ROW, "output": "3 " * 9}], tokenizer, ALPACA, 512, folder=tmp_path)
     assert counts.weighted == 0 and "loss_weights" not in other.column_names
 
 
@@ -288,14 +280,14 @@ def test_a_students_positions_of_weight_2_are_there_twice(beta):
 
 
 def test_inspect_shows_them(tokenizer, tmp_path):
-    from common.commands import inspect, listing
+    from tunebook.common.commands import inspect, inspect_view
 
     rows = [{**chat(2, 0), "row": 1, "source": "x"}, {**chat(), "row": 2, "source": "x"}]
-    report, kept = inspection.look(rows, tokenizer, templates.get("tokenizer", tokenizer))
+    report, kept = dataset_report.look(rows, tokenizer, templates.get("tokenizer", tokenizer))
     first, second = report["rows"]
     trained = {weight for (*_, trains), weight in zip(first["tokens"], first["weights"], strict=True) if trains}
     assert trained == {2.0} and "weights" not in second
-    page = inspection.page({**report, "data": "x", "tokenizer": "t", "template": "t", "too_long": "drop", "seconds": 0,
+    page = dataset_report.page({**report, "data": "x", "tokenizer": "t", "template": "t", "too_long": "drop", "seconds": 0,
                             "warnings": [], "overlaps": []})  # fmt: skip
     assert "trains, weight 2" in page and "×2" in page
     lines = [json.loads(line) for line in inspect._lines(kept)]
@@ -303,7 +295,7 @@ def test_inspect_shows_them(tokenizer, tmp_path):
     from rich.console import Console
 
     console = Console(file=(tmp_path / "said").open("w"), width=400)
-    listing._tokens(console, first)
+    inspect_view._tokens(console, first)
     console.file.close()
     assert "apple x2]" in (tmp_path / "said").read_text() and "1 rows have weights" in report["line"]
 

@@ -3,11 +3,10 @@
 import pytest
 import torch
 from reference_loss import reference_loss
-
-from common.errors import UserError
-from common.heads import Head
-from common.lengths import IGNORE_INDEX
-from common.losses import Blend, Online, TopK, blended
+from tunebook.common.distillation.losses import Blend, Online, TopK, blended
+from tunebook.common.errors import UserError
+from tunebook.common.models.lm_head import Head
+from tunebook.common.tokens.lengths import IGNORE_INDEX
 
 BLENDS = [
     Blend(alpha, temperature, beta)

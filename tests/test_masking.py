@@ -1,8 +1,8 @@
 """Labels: exact at the boundary, one end token, text that looks like control stays text."""
 
-from common import lengths, masking
-from common.templates import ALPACA
-from common.view import label_preview
+from tunebook.common.tokens import encoding, lengths
+from tunebook.common.tokens.templates import ALPACA
+from tunebook.common.tokens.view import label_preview
 
 ROWS = [
     {"instruction": "Reverse the words.", "input": "cat dog", "output": "dog cat"},
@@ -17,7 +17,7 @@ ROWS = [
 
 
 def test_only_the_answer_and_one_end_token_train(tokenizer):
-    kept, counts = masking.encode(ROWS, tokenizer, ALPACA, 512)
+    kept, counts = encoding.encode(ROWS, tokenizer, ALPACA, 512)
     assert counts.kept == len(ROWS) and not counts.dropped
     for example in kept:
         row = ROWS[example["row"] - 1]
@@ -38,13 +38,13 @@ def test_fields_are_not_scanned_again():
 
 def test_losses_of_rows_are_counted(tokenizer):
     rows = [*ROWS, {"instruction": "x", "input": "", "output": "  "}, {"instruction": "long " * 600, "output": "y"}]
-    kept, counts = masking.encode(rows, tokenizer, ALPACA, 512)
+    kept, counts = encoding.encode(rows, tokenizer, ALPACA, 512)
     assert counts.dropped == {"empty_output": 1, "too_long": 1}
     assert counts.rows == len(rows) and counts.kept == len(kept) == len(ROWS)
 
 
 def test_show_joins_to_the_text(tokenizer):
-    kept, _ = masking.encode(ROWS, tokenizer, ALPACA, 512)
+    kept, _ = encoding.encode(ROWS, tokenizer, ALPACA, 512)
     for example in kept:
         view = label_preview(example, tokenizer)
         assert "".join(text for text, _ in view) == tokenizer.decode(example["input_ids"])

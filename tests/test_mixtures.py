@@ -25,8 +25,7 @@ def make(folder):
         Gemma3ForConditionalGeneration,
         Qwen3MoeConfig,
     )
-
-    from common.models import locate
+    from tunebook.common.models import locate
 
     tokenizer = AutoTokenizer.from_pretrained(locate("pocket"))
     sizes = dict(
@@ -50,11 +49,11 @@ def make(folder):
 
 def train(folder):
     import unsloth  # noqa: F401  first: it patches transformers
+    from tunebook.common import catalog
+    from tunebook.common.errors import CheckFailed, UserError
+    from tunebook.common.estimate import probe
 
-    from common import catalog, rehearsal
-    from common.errors import CheckFailed, UserError
-
-    rehearsal.ENOUGH = 0.0
+    probe.ENOUGH = 0.0
     make(folder)
     found = {}
     for recipe, model, more in (
@@ -82,8 +81,8 @@ def held_out_loss(folder, adapter):
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from common import data, templates
+    from tunebook.common import data
+    from tunebook.common.tokens import templates
 
     model = AutoModelForCausalLM.from_pretrained(folder / "mixture", dtype=torch.float32).eval()
     if adapter:
@@ -102,13 +101,14 @@ def held_out_loss(folder, adapter):
 
 def score(folder, adapter):
     """Log-likelihoods and answers of a mixture whose config asks for router logits, as TRL leaves it while training."""
-    from common import adapted, generation, models
-    from evals import harness
+    from tunebook.common import generation, models
+    from tunebook.common.models import inference
+    from tunebook.evals import harness
 
     model, tokenizer = models.load(str(folder / "mixture"), 512)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        model = adapted.put_on(model, str(adapter)).eval()
+        model = inference.put_on(model, str(adapter)).eval()
     assert not [one for one in told if "_pattern keys" in str(one.message)]
     found = harness.score(model, tokenizer, ["pocket_unseen"], folder / "eval", settings=harness.Settings(limit=4))
     model.config.output_router_logits = True

@@ -1,9 +1,8 @@
 """Answers of the student as a batch: what trains is each answer, wherever the padding stands."""
 
 import torch
-
-from common import on_policy
-from common.lengths import IGNORE_INDEX
+from tunebook.common.distillation import on_policy
+from tunebook.common.tokens.lengths import IGNORE_INDEX
 
 
 def test_a_batch_of_answers():

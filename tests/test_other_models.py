@@ -18,8 +18,7 @@ pytestmark = pytest.mark.recipe
 def make(folder):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, OPTConfig
-
-    from common.models import locate
+    from tunebook.common.models import locate
 
     tokenizer = AutoTokenizer.from_pretrained(locate("pocket"))
     shared = dict(vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=tokenizer.eos_token_id, pad_token_id=1)
@@ -37,8 +36,7 @@ def quantise(folder):
     import torch
     import unsloth  # noqa: F401  first: it patches transformers
     from transformers import AutoModelForCausalLM
-
-    from common import models
+    from tunebook.common import models
 
     quantised, tokenizer = models.load(str(folder / "gpt2"), 128, four_bit=True)
     models.save(quantised, tokenizer, folder / "base")

@@ -13,11 +13,11 @@ import pytest
 import torch
 from paths import ROOT
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
-from common import activations, arithmetic, cards, catalog, device, meta_model, model_bytes, planning
-from common.commands import plan
-from common.errors import UserError
-from common.models import locate
+from tunebook.common import catalog
+from tunebook.common.commands import plan
+from tunebook.common.errors import UserError
+from tunebook.common.estimate import activations, arithmetic, gpus, meta_model, planning
+from tunebook.common.models import device, locate, model_bytes
 
 LLAMA_2_7B = dict(hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32)
 LLAMA_3_8B = dict(vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32,
@@ -160,14 +160,14 @@ def test_truncated_copies(tmp_path):
 
 @pytest.mark.parametrize("words, size", [("16 GB", 16), ("24gib", 24), (" 80 ", 80), ("7.5 G", 7.5)])
 def test_gpu_words(words, size):
-    assert cards.named(words) == cards.Card(f"a GPU of {size} GiB", size * 2**30)
-    assert cards.named(f"{words} fp16") == cards.Card(f"a GPU of {size} GiB", size * 2**30, bf16=False)
+    assert gpus.named(words) == gpus.Card(f"a GPU of {size} GiB", size * 2**30)
+    assert gpus.named(f"{words} fp16") == gpus.Card(f"a GPU of {size} GiB", size * 2**30, bf16=False)
 
 
 @pytest.mark.parametrize("words", ["big", "16 MB", "0 GB", "-4", "A100", "16 GB x 2", "fp16", "16 GB bf16"])
 def test_other_gpu_words(words):
     with pytest.raises(UserError, match="expected the memory of the GPU, like"):
-        cards.named(words)
+        gpus.named(words)
 
 
 def test_which_recipe(tmp_path, monkeypatch):
@@ -225,10 +225,10 @@ def smi(tmp_path, monkeypatch):
 
 
 H100, H100_BUSY, T4, CPU = (
-    cards.Card("this device (NVIDIA H100 80GB HBM3)", 81000 * 2**20),
-    cards.Card("this device (NVIDIA H100 80GB HBM3)", 500 * 2**20),
-    cards.Card("this device (Tesla T4)", 15000 * 2**20, bf16=False),
-    cards.Card("this device (CPU)"),
+    gpus.Card("this device (NVIDIA H100 80GB HBM3)", 81000 * 2**20),
+    gpus.Card("this device (NVIDIA H100 80GB HBM3)", 500 * 2**20),
+    gpus.Card("this device (Tesla T4)", 15000 * 2**20, bf16=False),
+    gpus.Card("this device (CPU)"),
 )
 
 
@@ -239,7 +239,7 @@ H100, H100_BUSY, T4, CPU = (
 def test_this_device(smi, monkeypatch, visible, card):
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert cards.here() == card
+    assert gpus.here() == card
 
 
 @pytest.mark.parametrize("visible, says", [
@@ -251,14 +251,14 @@ def test_this_device(smi, monkeypatch, visible, card):
 def test_cards_that_cannot_be_planned_for(smi, monkeypatch, visible, says):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     with pytest.raises(UserError, match=re.escape(says)):
-        cards.here()
+        gpus.here()
 
 
 def test_no_card(smi, monkeypatch, tmp_path):
     smi("No devices were found\n", 6)
-    assert cards.here() == CPU
+    assert gpus.here() == CPU
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))
-    assert cards.here() == CPU
+    assert gpus.here() == CPU
 
 
 def test_truncated_copies_run_on_the_card_that_was_planned(monkeypatch, tmp_path):
@@ -280,7 +280,7 @@ def test_truncated_copies_run_on_the_card_that_was_planned(monkeypatch, tmp_path
 # The command
 
 
-PLAN = ("-m", "common.commands", "plan")
+PLAN = ("-m", "tunebook.common.commands", "plan")
 
 
 def test_what_it_says_of_bad_words_is_quick(tmp_path):
@@ -306,7 +306,7 @@ def test_recipes_are_planned(tmp_path, names):
     kinds = {"dpo_pairs": "pairs", "chat_sharegpt": "chat"}
     data = {kind: str(few.rows(tmp_path / f"few{kind}", kind)) for kind in ("", "pairs", "chat")}
     (tmp_path / "out").mkdir()
-    code = "import sys; from common.commands import main"
+    code = "import sys; from tunebook.common.commands import main"
     code += "\nfor word in sys.argv[1:]:\n    name, data = word.split('=')\n    print(name, file=sys.stderr)"
     code += "\n    words = ['--dataset', data, '--no-time', '--json', name + '.json', '--max_steps', '50']"
     code += "\n    main(['plan', name, *words])"

@@ -5,9 +5,9 @@ from collections import Counter
 
 import pytest
 from transformers import AutoTokenizer
-
-from common.pocket import FOLDER, corpus, skills
-from common.templates import ALPACA
+from tunebook.common.pocket import FOLDER
+from tunebook.common.synthetic import corpus, skills
+from tunebook.common.tokens.templates import ALPACA
 
 
 def read(name):

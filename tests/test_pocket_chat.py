@@ -5,10 +5,11 @@ from collections import Counter
 
 import pytest
 from transformers import AutoTokenizer
-
-from common import data, lengths, masking, templates
-from common.pocket import FOLDER, chat, corpus
-from common.pocket.follow_ups import FOLLOW_UPS, RELATIONS, UPPER
+from tunebook.common import data
+from tunebook.common.pocket import FOLDER
+from tunebook.common.synthetic import chat, corpus
+from tunebook.common.synthetic.follow_ups import FOLLOW_UPS, RELATIONS, UPPER
+from tunebook.common.tokens import encoding, lengths, templates
 
 SIDES = ("train", "validation", "test")
 
@@ -66,7 +67,7 @@ def test_what_a_held_out_follow_up_is_about_is_in_no_training_row():
     held-out row, and each of its combinations, of its own."""
     import random
 
-    from common.pocket import skills
+    from tunebook.common.synthetic import skills
 
     facts = tuple(f"{name} " for name in skills.FACTS)
     for side in SIDES:
@@ -129,7 +130,7 @@ def test_rows_are_short_and_train_answers_alone(files):
     tokenizer = AutoTokenizer.from_pretrained(FOLDER / "model")
     encodings = []
     for template in ("tokenizer", "chatml"):
-        rows, counts = masking.encode(files["test"], tokenizer, templates.get(template, tokenizer), 200)
+        rows, counts = encoding.encode(files["test"], tokenizer, templates.get(template, tokenizer), 200)
         assert counts.kept == counts.rows
         encodings.append([(row["input_ids"], row["labels"]) for row in rows])
     assert encodings[0] == encodings[1]  # pocket's own template is ChatML
@@ -149,8 +150,7 @@ def test_the_data_set_loads_by_its_name(files):
 
 def test_the_task_of_lm_eval_asks_as_training_did(files):
     from lm_eval.tasks import TaskManager
-
-    from common import rendering
+    from tunebook.common.tokens import rendering
 
     folder = FOLDER.parent.parent / "evals" / "tasks"
     task = TaskManager(include_path=str(folder), include_defaults=False).load(["pocket_chat"])["tasks"]["pocket_chat"]

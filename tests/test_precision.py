@@ -14,8 +14,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from paths import ROOT
-
-from common import device, models
+from tunebook.common import models
+from tunebook.common.models import device
 
 
 def pretend(monkeypatch, capability):
@@ -136,7 +136,8 @@ def tiny(folder, **fields):
 
 def refused(logs, half=False, watchdog=None):
     """Which of its values ends a run that logs them; "" for none."""
-    from common import callbacks, errors
+    from tunebook.common import errors
+    from tunebook.common.training import callbacks
 
     args = SimpleNamespace(fp16=half, learning_rate=1e-3, output_dir="run")
     try:
@@ -157,7 +158,7 @@ def test_a_loss_or_norm_that_is_no_number_ends_a_run():
 
 def test_float16_may_look_for_its_scale_and_not_for_ever():
     """Sixteen halvings take 65,536 to 1; an evaluation between two of them does not begin the count anew."""
-    from common import callbacks
+    from tunebook.common.training import callbacks
 
     watchdog, over = callbacks.Watchdog(), {"loss": 1.0, "grad_norm": float("inf")}
     for _ in range(callbacks.HALVINGS):

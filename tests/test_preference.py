@@ -10,13 +10,17 @@ import pytest
 import torch
 from paths import DATA, ROOT, TOKENIZERS, needs_data
 from transformers import AutoTokenizer, LlamaConfig
-
-from common import alignment, callbacks, data, masking, pairs, preference, templates, workload
-from common.errors import UserError
-from common.lengths import IGNORE_INDEX
-from common.models import locate
-from common.pocket import FOLDER, skills
-from common.pocket import pairs as pocket
+from tunebook.common import data, preference
+from tunebook.common.errors import UserError
+from tunebook.common.estimate import schedule
+from tunebook.common.models import locate
+from tunebook.common.pocket import FOLDER
+from tunebook.common.preference import dpo, pairs
+from tunebook.common.synthetic import pairs as pocket
+from tunebook.common.synthetic import skills
+from tunebook.common.tokens import encoding, templates
+from tunebook.common.tokens.lengths import IGNORE_INDEX
+from tunebook.common.training import callbacks
 
 ASKED = {"role": "user", "content": "What is hot?"}
 GOOD, BAD = ({"role": "assistant", "content": text} for text in ("fire", "ice"))
@@ -155,7 +159,7 @@ def test_a_template_that_writes_the_prompt_by_its_answer_loses_the_pair(tmp_path
 def sequences(rows, tokenizer, template):
     """What masking.encode makes of the better rows and of the others."""
     both = [list(rows), [row["rejected"] for row in rows]]
-    return [masking.encode(some, tokenizer, template, 4096, train_on="last")[0] for some in both]
+    return [encoding.encode(some, tokenizer, template, 4096, train_on="last")[0] for some in both]
 
 
 @pytest.mark.parametrize("name", ["alpaca", "tokenizer"])
@@ -194,10 +198,10 @@ def test_a_batch_is_padded_and_masked(tokenizer):
 
 def test_rewards_by_hand():
     policy, reference = torch.tensor([[-1.0, -4.0, -3.0, -2.0], [-2.0, -3.0, -3.0, -5.0]]).double(), torch.zeros(2, 4)
-    found = alignment.judged(policy, reference.double(), beta=0.5)
+    found = dpo.judged(policy, reference.double(), beta=0.5)
     assert found["reward_chosen"] == -1.25 and found["reward_rejected"] == -1.625 and found["margin"] == 0.375
     assert (found["accuracy"], found["likelier"], found["ties"]) == (0.625, 0.625, 0.25)
-    start = alignment.judged(policy, policy, beta=0.5)
+    start = dpo.judged(policy, policy, beta=0.5)
     assert (start["accuracy"], start["ties"], start["margin"], start["likelier"]) == (0.5, 1.0, 0.0, 0.625)
 
 
@@ -220,14 +224,14 @@ def test_a_held_out_loss_is_a_mean_over_pairs():
             return type("Output", (), {"metrics": {"eval_loss": 3.0}})
 
     trainer = Stub()
-    callbacks.mean_over(trainer, alignment.pairs_of)
+    callbacks.mean_over(trainer, dpo.pairs_of)
     for _ in range(2):
         assert trainer.evaluation_loop().metrics["eval_loss"] == 2.0
 
 
 def test_a_pair_is_two_sequences_to_the_forecast(tmp_path, made):
     trainer, batches = made(tmp_path, adapter=False, max_steps=5, per_device_train_batch_size=6), []
-    expected, fetch = workload.of_trainer(trainer), trainer.get_batch_samples
+    expected, fetch = schedule.of_trainer(trainer), trainer.get_batch_samples
 
     def kept(*words, **named):
         found = fetch(*words, **named)
@@ -245,11 +249,11 @@ def test_what_cannot_be_started_from(tmp_path):
         if text:
             (tmp_path / "adapter_config.json").write_text(text)
         with pytest.raises(UserError, match="PREFIX_TUNING" if text and "PRE" in text else "lora_alpaca"):
-            alignment.check_adapter(str(tmp_path))
+            dpo.check_adapter(str(tmp_path))
     templates.ALPACA.save(tmp_path)
-    assert alignment.template("alpaca", None, None, str(tmp_path)) == templates.ALPACA
+    assert dpo.template("alpaca", None, None, str(tmp_path)) == templates.ALPACA
     with pytest.raises(UserError, match="was tuned with alpaca; --template alpaca"):
-        alignment.template("plain", None, None, str(tmp_path))
+        dpo.template("plain", None, None, str(tmp_path))
 
 
 # --- pocket's pairs
@@ -320,11 +324,11 @@ def made(tokenizer):
                         weight.normal_(std=0.05)
         settings = dict(output_dir=str(folder), report_to="none", max_steps=2, learning_rate=1e-3, logging_steps=1,
                         gradient_checkpointing=False, bf16=False, save_strategy="no", disable_tqdm=True)  # fmt: skip
-        trainer = alignment.taking_ids(DPOTrainer)(
+        trainer = dpo.taking_ids(DPOTrainer)(
             model=model, processing_class=tokenizer, train_dataset=encoded, eval_dataset=encoded,
             data_collator=preference.Collator(0), args=DPOConfig(**{**settings, **values}),
         )  # fmt: skip
-        alignment.hold_reference(trainer, adapter)
+        dpo.hold_reference(trainer, adapter)
         return trainer
 
     return make
@@ -370,7 +374,7 @@ def test_loss_and_gradient_are_the_formula(made, tmp_path, adapter):
     expected.backward()
     ours = torch.cat([weight.grad.flatten() for weight in trained])
     assert (theirs - ours).norm() <= 1e-4 * ours.norm()
-    found = alignment.Rewards(trainer, trainer.train_dataset.select(range(6)))
+    found = dpo.Rewards(trainer, trainer.train_dataset.select(range(6)))
     found.take("after")
     assert found.taken["after"]["margin"] == pytest.approx(margins.mean().item(), abs=1e-4)
 

@@ -113,7 +113,7 @@ def launched(path):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_only_ddp_gets_past_the_command_line(path, monkeypatch, capsys):
     """A model in slices is refused with one sentence, whatever launches it, before anything heavy is imported."""
-    from common import cli
+    from tunebook.common import cli
 
     for name, value in launched(path).items():
         monkeypatch.setenv(name, value)
@@ -132,7 +132,7 @@ def test_only_ddp_gets_past_the_command_line(path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("word", ["deepspeed=zero.json", "fsdp=full_shard", "fsdp_config={}"])
 def test_overrides_that_cut_the_model_are_refused(word, capsys):
-    from common import cli
+    from tunebook.common import cli
 
     with pytest.raises(SystemExit) as ended:
         cli.run(print_done, Args, ["--sft", "warmup_steps=2", word])

@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
-from common import data, json_text, lengths, masking, packing, pairs, sources, split
-from common.errors import RowErrors
-from common.templates import ALPACA
+from tunebook.common import data
+from tunebook.common.batching import packing
+from tunebook.common.data import json_array, readers, splitting
+from tunebook.common.errors import RowErrors
+from tunebook.common.preference import pairs
+from tunebook.common.tokens import encoding, lengths
+from tunebook.common.tokens.templates import ALPACA
 
 some = settings(
     max_examples=50, derandomize=True, deadline=None, database=None,
@@ -40,10 +43,10 @@ def folder():
 )
 def test_a_json_list_is_read_as_by_the_json_module(monkeypatch, folder, rows, ascii, indent, chunk):
     """However its pieces fall: a chunk of the file ends within characters, escapes and numbers."""
-    monkeypatch.setattr(json_text, "CHUNK", chunk)
+    monkeypatch.setattr(json_array, "CHUNK", chunk)
     (folder / "rows.json").write_text(json.dumps(rows, ensure_ascii=ascii, indent=indent), encoding="utf-8")
     problems = RowErrors("rows.json")
-    found = [value for _, value in sources.read(folder / "rows.json").rows(problems)]
+    found = [value for _, value in readers.read(folder / "rows.json").rows(problems)]
     problems.stop()
     assert found == json.loads((folder / "rows.json").read_text(encoding="utf-8")) == rows
 
@@ -131,9 +134,9 @@ def test_packing_is_that_of_trl(limit, data):
 @given(texts=st.lists(st.text("abc ", max_size=12), max_size=40), seed=st.integers(0, 5),
        sizes=st.lists(st.integers(1, 9), min_size=2, max_size=3))  # fmt: skip
 def test_a_split_is_a_partition_without_leaks(texts, seed, sizes):
-    found = split.sides(texts, sizes, seed=seed)
+    found = splitting.sides(texts, sizes, seed=seed)
     assert len(found) == len(texts) and set(found.tolist()) <= set(range(len(sizes)))
-    assert not len(split.leaks(texts, found))
+    assert not len(splitting.leaks(texts, found))
     alike = {}
     for text, side in zip(texts, found.tolist(), strict=True):
         assert alike.setdefault(" ".join(text.casefold().split()), side) == side
@@ -146,7 +149,7 @@ def test_a_split_is_a_partition_without_leaks(texts, seed, sizes):
 @given(rows=st.lists(instructions, min_size=1, max_size=4))
 def test_parts_are_encoded_as_the_whole(tokenizer, rows):
     rows = [row | {"row": place, "source": ""} for place, row in enumerate(rows, 1)]
-    encoded, counts = masking.encode(rows, tokenizer, ALPACA, 100_000)
+    encoded, counts = encoding.encode(rows, tokenizer, ALPACA, 100_000)
     assert counts.kept == len(rows)
     for row, found in zip(rows, encoded, strict=True):
         whole = tokenizer(ALPACA.prompt(row) + ALPACA.completion(row), split_special_tokens=True).input_ids

@@ -1,9 +1,8 @@
 """Problems of a row: each found where it is planted, none found in ordinary rows, among them ones that look odd."""
 
 import pytest
-
-from common import quality
-from common.errors import UserError
+from tunebook.common.data import quality
+from tunebook.common.errors import UserError
 
 
 def _row(instruction="Name a fruit that is red.", output="An apple is red.", text=""):

@@ -19,12 +19,14 @@ import pytest
 from paths import ROOT
 from scipy import stats
 from statsmodels.stats import inter_rater
-
-from common import commands
-from common.errors import UserError
-from evals import agreement, contest, paired, rating, tally
-from evals.contest import Contest, Item
-from evals.votes import Vote, Votes
+from tunebook.common import commands
+from tunebook.common.errors import UserError
+from tunebook.evals import rating
+from tunebook.evals.rating import items as rating_items
+from tunebook.evals.rating import summary
+from tunebook.evals.rating.items import Contest, Item
+from tunebook.evals.rating.votes import Vote, Votes
+from tunebook.evals.stats import agreement, paired
 
 HOSTILE = (
     "<script>window.hit=1</script><img src=x onerror='window.hit=1'>",
@@ -62,7 +64,7 @@ def test_answers_are_joined_on_the_prompt(tmp_path):
     out = io.StringIO()
     csv.writer(out).writerows([["instruction", "input", "output"], ["Question 1?", "", "d"], ["Question 0?", "", "c"]])
     tuned.write_text(out.getvalue(), encoding="utf-8")
-    found = contest.from_answers([base, str(tuned)], seed=0)
+    found = rating_items.from_answers([base, str(tuned)], seed=0)
     assert found.items == (Item("Question 0?", ("a", "c")), Item("Question 1?", ("b", "d")))
     assert found.names == (base, str(tuned))
 
@@ -97,7 +99,7 @@ def test_a_report_and_a_folder(tmp_path, capsys):
     out = tmp_path / "out"
     code, said, _ = rate(capsys, "--report", str(tmp_path), "--output_dir", str(out), "--summary")
     assert code == 0 and "0 of 1 items rated, 0 votes: nobody yet" in said
-    assert contest.load(out).items == (Item("P", ("x", "y")),)
+    assert rating_items.load(out).items == (Item("P", ("x", "y")),)
     base, tuned = rows(tmp_path / "b.jsonl", ["a"]), rows(tmp_path / "t.jsonl", ["b"])
     code, _, err = rate(capsys, "--answers", base, tuned, "--output_dir", str(out), "--summary")
     assert code == 2 and "holds a rating of other answers" in err
@@ -109,7 +111,7 @@ def test_a_report_and_a_folder(tmp_path, capsys):
     }.items():
         (tmp_path / "report.json").write_text(f'{{"samples": {samples}}}', encoding="utf-8")
         with pytest.raises(UserError, match=says):
-            contest.from_report(str(tmp_path), 0)
+            rating_items.from_report(str(tmp_path), 0)
     for words, says in [
         (["--output_dir", str(tmp_path / "no")], "holds no answers.json"),
         (["--answers", base], "takes two files"),
@@ -249,7 +251,7 @@ def test_the_summary_of_one_rater(tmp_path):
     for item, choice, (a, b, c, d) in zip(found.items, better, scores, strict=False):
         votes.add(vote(item, better=choice, helpfulness=(a, b), safety=(c, d), first="tuned"))
     votes.add(Vote("of another", "ann", "tie", "base", (1, 1), (1, 1)))
-    report = tally.summarize(found, votes)
+    report = summary.summarize(found, votes)
     said = report["preference"]
     assert (report["rated"], report["votes"], report["of_other_answers"]) == (30, 30, 1)
     assert (said["won"], said["lost"], said["ties"]) == (18, 6, 6) and said["win_rate"] == pytest.approx(21 / 30)
@@ -264,7 +266,7 @@ def test_the_summary_of_one_rater(tmp_path):
     assert (row["low"], row["high"]) == pytest.approx(tuple(test.confidence_interval()), abs=0.12)
     assert row["p"] == pytest.approx(test.pvalue, abs=0.05)
     assert report["agreement"] is None
-    lines = "\n".join(tally.lines(report))
+    lines = "\n".join(summary.lines(report))
     assert "win rate 70.0 %" in lines and "1 votes are on other answers" in lines and "random part" in lines
 
 
@@ -274,14 +276,14 @@ def test_several_raters_count_an_item_once(tmp_path):
     for who, choices in {"ann": ["tuned", "tuned", "base"], "bob": ["tuned", "base", "base"], "cy": ["tie"]}.items():
         for item, choice in zip(found.items, choices, strict=False):
             votes.add(vote(item, rater=who, better=choice))
-    report = tally.summarize(found, votes)
+    report = summary.summarize(found, votes)
     said = report["preference"]
     assert (said["won"], said["lost"], said["ties"], report["rated"], report["votes"]) == (1, 1, 1, 3, 7)
     assert said["win_rate"] == 0.5 and report["raters"] == {"ann": 3, "bob": 3, "cy": 1}
     agreed = report["agreement"]
     assert (agreed["items"], agreed["pairs"], agreed["same"]) == (3, 5, 2)
     assert report["scores"]["safety"]["p"] is None  # the same on every item
-    assert "alpha" in "\n".join(tally.lines(report)) and "undefined" in "\n".join(tally.lines(report))
+    assert "alpha" in "\n".join(summary.lines(report)) and "undefined" in "\n".join(summary.lines(report))
 
 
 def test_alpha_is_krippendorffs():
@@ -337,7 +339,7 @@ def test_models_that_answer_first(tmp_path, capsys):
     code, said, err = rate(capsys, *words, "--max_new_tokens", "8")
     assert code == 0, err
     assert "1 of 3 conversations have later turns" in said and "1 of 3 questions are left out" in said
-    found = contest.load(out)
+    found = rating_items.load(out)
     assert [item.prompt for item in found.items] == ["Repeat these words: rain sun", "Tell if 4 is even."]
     assert all(item.answers[0] == item.answers[1] != "" for item in found.items)  # the same model twice
     assert found.names == ("pocket", str(copied))

@@ -21,9 +21,8 @@ def test_labels_equal_trl(name, tmp_path):
     from datasets import Dataset
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
     from trl import SFTConfig, SFTTrainer
-
-    from common import masking
-    from common.templates import ALPACA
+    from tunebook.common.tokens import encoding
+    from tunebook.common.tokens.templates import ALPACA
 
     tokenizer = AutoTokenizer.from_pretrained(TOKENIZERS / name)
     rows = json.loads((DATA / "alpaca" / "alpaca_52k_en.json").read_text(encoding="utf-8"))
@@ -31,7 +30,7 @@ def test_labels_equal_trl(name, tmp_path):
     special = [text for text in tokenizer.all_special_tokens if text]
     rows = [row for row in rows if not any(text in "".join(row.values()) for text in special) and row["output"].strip()]
     rows = rows[:: len(rows) // ROWS]
-    kept, counts = masking.encode(rows, tokenizer, ALPACA, 4096)
+    kept, counts = encoding.encode(rows, tokenizer, ALPACA, 4096)
     assert counts.kept == len(rows) >= ROWS
 
     if tokenizer.pad_token is None:

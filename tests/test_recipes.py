@@ -11,11 +11,11 @@ import plain
 import pytest
 from paths import ROOT
 from transformers import AutoTokenizer
-
-from common import generation, templates
-from common.adapted import Adapted
-from common.conversation import Conversation
-from common.decoding import Decoding
+from tunebook.common import generation
+from tunebook.common.generation.chat import Conversation
+from tunebook.common.generation.decoding import Decoding
+from tunebook.common.models.inference import Adapted
+from tunebook.common.tokens import templates
 
 RECIPES = sorted(path.name for path in (ROOT / "recipes").glob("*.py"))
 
@@ -168,9 +168,8 @@ with torch.no_grad():
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
-
-    from common import data
-    from common.models import locate
+    from tunebook.common import data
+    from tunebook.common.models import locate
 
     text = templates.load(folder / "adapter").prompt(data.load("pocket")["test"][0])
     done = forked.run("-c", code, folder, text)

@@ -8,9 +8,8 @@ import few
 import forked
 import pytest
 from paths import ROOT
-
-from common import resuming
-from common.errors import UserError
+from tunebook.common.errors import UserError
+from tunebook.common.training import resuming
 
 RECIPE = ROOT / "recipes" / "lora_alpaca.py"
 # A constant rate: one step too many would move the weights.

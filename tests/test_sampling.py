@@ -12,11 +12,10 @@ import torch
 from accelerate.data_loader import BatchSamplerShard
 from torch.utils.data import BatchSampler
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
-
-from common import sampling
-from common.lengths import lengths_of
-from common.pocket import FOLDER as POCKET
-from common.sampling import Buckets, padding_share
+from tunebook.common.batching import samplers
+from tunebook.common.batching.samplers import Buckets, padding_share
+from tunebook.common.pocket import FOLDER as POCKET
+from tunebook.common.tokens.lengths import lengths_of
 
 SIZES = dict(vocab_size=120, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
 
@@ -176,7 +175,7 @@ def trainer(folder, seen, batch=4, accumulation=2):
         seed=4,
     )
     made = Trainer(model=model, args=args, train_dataset=rows, data_collator=collate)
-    sampling.bucket(made)
+    samplers.bucket(made)
     return made
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 from paths import DATA, LACKING, ROOT
-
-from common.errors import UserError
-from evals import contained, sandbox
+from tunebook.common.errors import UserError
+from tunebook.evals import sandbox
+from tunebook.evals.sandbox import seccomp
 
 if sys.platform != "linux":
     pytest.skip("programs are run on Linux alone", allow_module_level=True)
@@ -35,7 +35,7 @@ def running(place: Path) -> set[str]:
             words = path.read_bytes().split(b"\0")
         except OSError:
             continue
-        if contained.__file__.encode() in words and any(word.startswith(f"{place}/".encode()) for word in words):
+        if seccomp.__file__.encode() in words and any(word.startswith(f"{place}/".encode()) for word in words):
             found.add(path.parent.name)
     return found
 
@@ -160,7 +160,7 @@ def test_a_verdict_cannot_be_guessed():
 
 
 def test_nothing_runs_where_it_cannot_be_contained(monkeypatch):
-    monkeypatch.setattr(contained, "__file__", str(Path(__file__).parent / "nothing.py"))
+    monkeypatch.setattr(seccomp, "__file__", str(Path(__file__).parent / "nothing.py"))
     sandbox.check.cache_clear()
     with pytest.raises(UserError, match="safely"):
         sandbox.run_all(["x = 1"])
@@ -177,8 +177,8 @@ def test_the_numbers_are_the_kernels(machine, header):
         pytest.skip(f"no {header}")
     defined = dict(re.findall(r"#define __NR(?:3264)?_(\w+)\s+(\d+)", Path(header).read_text()))
     defined |= {"newfstatat": defined.get("newfstatat") or defined.get("fstatat", "")}
-    column = contained.MACHINES[machine][0]
-    for name, numbers in (contained.PLAIN | contained.CHECKED).items():
+    column = seccomp.MACHINES[machine][0]
+    for name, numbers in (seccomp.PLAIN | seccomp.CHECKED).items():
         if numbers[column] is not None:
             assert defined[name] == str(numbers[column]), name
 
@@ -224,4 +224,4 @@ def test_every_canonical_solution_passes():
 def test_the_contained_side_needs_the_standard_library_alone():
     """It is a script: the filter is on before anything of a program is imported."""
     code = "import runpy, sys\nrunpy.run_path(sys.argv[1])"  # -S: no site-packages
-    subprocess.run([sys.executable, "-I", "-S", "-c", code, contained.__file__], check=True)
+    subprocess.run([sys.executable, "-I", "-S", "-c", code, seccomp.__file__], check=True)

@@ -40,8 +40,7 @@ def tiny(folder):
     """A random Llama with biases, beside the bundled tokenizer."""
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
-    from common.models import locate
+    from tunebook.common.models import locate
 
     tokenizer = AutoTokenizer.from_pretrained(locate("pocket"))
     ends = dict(bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=1)
@@ -62,9 +61,10 @@ def tiny(folder):
 def trainer(place, lora=None, packed=False, callbacks=(), **changed):
     """A trainer made as the recipes make theirs; `changed` is what --sft would set."""
     from trl import SFTConfig, SFTTrainer
+    from tunebook.common import cli, models
+    from tunebook.common.batching import collator, packing, samplers
+    from tunebook.common.models import attention, device
     from unsloth import FastLanguageModel
-
-    from common import attention, batches, cli, device, models, packing, sampling
 
     overrides = cli.overrides([f"{name}={value}" for name, value in changed.items()], SFTConfig, written=set())
     model, tokenizer = models.load(place, 128, full=lora is None)
@@ -97,7 +97,7 @@ def trainer(place, lora=None, packed=False, callbacks=(), **changed):
         processing_class=tokenizer,
         train_dataset=packing.packed(rows(), 48) if packed else rows(),
         eval_dataset=packing.packed(rows().select(range(8)), 48) if packed else rows().select(range(8)),
-        data_collator=batches.PackedCollator(1) if packed else None,
+        data_collator=collator.PackedCollator(1) if packed else None,
         args=SFTConfig(**{**config, **overrides}),
         callbacks=list(callbacks),
     )
@@ -105,7 +105,7 @@ def trainer(place, lora=None, packed=False, callbacks=(), **changed):
     if packed:
         attention.by_document(made.model)
     else:
-        sampling.bucket(made)
+        samplers.bucket(made)
     return made
 
 
@@ -199,8 +199,7 @@ def smoothed(model, batches, share):
 def seen_smoothing(place):
     """Loss and step of the trainer, and of the formula, for two batches of unlike lengths to a step."""
     import torch
-
-    from common import callbacks
+    from tunebook.common.training import callbacks
 
     found = {}
     plain = dict(optim="sgd", learning_rate=0.1, lr_scheduler_type="constant", warmup_steps=0, max_steps=1)
@@ -241,9 +240,10 @@ def refusal(place):
     """What is said of label smoothing behind virtual tokens."""
     from peft import PrefixTuningConfig, get_peft_model
     from trl import SFTConfig
-
-    from common import callbacks, device, models
-    from common.errors import UserError
+    from tunebook.common import models
+    from tunebook.common.errors import UserError
+    from tunebook.common.models import device
+    from tunebook.common.training import callbacks
 
     virtual = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
     model = get_peft_model(models.load(place, 128, fast=False)[0], virtual)

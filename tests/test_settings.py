@@ -10,8 +10,8 @@ import re
 import forked
 import pytest
 from paths import ROOT
-
-from common import cli, errors, settings
+from tunebook.common import cli, errors
+from tunebook.common.training import config_overrides
 
 pytestmark = pytest.mark.recipe
 # Fields that do something in a recipe; one that TRL or transformers adds has to be put here or in settings.UNHEARD.
@@ -62,18 +62,21 @@ def refusal(pairs, config, **more):
 def test_every_field_is_classified(configs, name, more):
     config = configs[name]
     known = {field.name for field in dataclasses.fields(config)}
-    refused = (settings.UNHEARD | settings.MORE.get(config.__name__, {})).keys()
+    refused = (config_overrides.UNHEARD | config_overrides.MORE.get(config.__name__, {})).keys()
     heard = {*HEARD.split(), *more.split()}
     assert known <= heard | refused, known - heard - refused
-    assert not heard & settings.UNHEARD.keys() and settings.NEEDS.keys() <= {*HEARD.split(), *PREFERENCES.split()}
+    assert not heard & config_overrides.UNHEARD.keys() and config_overrides.NEEDS.keys() <= {
+        *HEARD.split(),
+        *PREFERENCES.split(),
+    }
 
 
 def test_fields_without_effect_are_refused_by_name(configs):
-    for name in settings.UNHEARD.keys() & {field.name for field in dataclasses.fields(configs["SFT"])}:
+    for name in config_overrides.UNHEARD.keys() & {field.name for field in dataclasses.fields(configs["SFT"])}:
         kind = str(configs["SFT"].__dataclass_fields__[name].type)
         text = "true" if "bool" in kind else "3" if "int" in kind else "a"
         said = refusal([f"{name}={text}"], configs["SFT"])
-        assert said and f"{name}: {settings.UNHEARD[name]}" in said, name
+        assert said and f"{name}: {config_overrides.UNHEARD[name]}" in said, name
     said = refusal(["packing=true", "shuffle_dataset=true"], configs["SFT"])
     assert "packing: recipes/packed_alpaca.py" in said and "shuffle_dataset: rows of like length" in said
     assert refusal(["shuffle_dataset=false"], configs["answers"]) is None  # its sampler is TRL's
@@ -84,7 +87,7 @@ def test_fields_without_effect_are_refused_by_name(configs):
 
 def test_a_config_that_is_made_from_trls_is_known(configs):
     made = dataclasses.make_dataclass("UnslothSFTConfig", [], bases=(configs["SFT"],))
-    assert settings.kind(made) == "SFTConfig" and "there is nll, dft" in refusal(["loss_type=foo"], made)
+    assert config_overrides.kind(made) == "SFTConfig" and "there is nll, dft" in refusal(["loss_type=foo"], made)
     other = dataclasses.make_dataclass("Own", [("loss_type", str, "mine")], bases=(configs["SFT"].__mro__[1],))
     assert refusal(["loss_type=foo"], other) is None and refusal(["metric_for_best_model=mine"], other) is None
 
@@ -95,9 +98,8 @@ def test_they_have_no_effect(configs, tmp_path):
     from datasets import Dataset
     from transformers import LlamaConfig, LlamaForCausalLM
     from trl import SFTTrainer
-
-    from common import sampling
-    from common.tokenizers import load
+    from tunebook.common.batching import samplers
+    from tunebook.common.tokens.tokenization import load
 
     tokenizer, sizes = load("pocket")[0], dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1)
     rows = Dataset.from_list(
@@ -113,7 +115,7 @@ def test_they_have_no_effect(configs, tmp_path):
                "per_device_train_batch_size": 3, "max_length": 8, **fixed, **given}
         )  # fmt: skip
         trainer = SFTTrainer(model=model, processing_class=tokenizer, train_dataset=rows, args=args)
-        sampling.bucket(trainer)
+        samplers.bucket(trainer)
         batch = next(iter(trainer.get_train_dataloader()))
         return batch["input_ids"].tolist(), trainer.compute_loss(trainer.model, batch).item()
 
@@ -185,7 +187,7 @@ def test_the_losses_of_preferences_are_those_of_trl(configs):
     from trl import DPOTrainer
 
     named = set(re.findall(r'loss_type == "(\w+)"', inspect.getsource(inspect.getmodule(DPOTrainer))))
-    assert named == set(settings.LOSSES["DPOConfig"])
+    assert named == set(config_overrides.LOSSES["DPOConfig"])
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-
-from common import categories, lengths, statistics
+from tunebook.common.data import categories, statistics
+from tunebook.common.tokens import lengths
 
 
 def row(number, instruction="Name a river.", output="The Elbe.", given=""):

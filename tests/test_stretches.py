@@ -4,10 +4,10 @@ import re
 
 import pytest
 from test_template_matrix import ASK, MORE, NO, TOOL, YES, call, made, sources
-
-from common import generation, lengths, masking, templates, tokenizers
-from common.errors import UserError
-from common.pocket import FOLDER
+from tunebook.common import generation
+from tunebook.common.errors import UserError
+from tunebook.common.pocket import FOLDER
+from tunebook.common.tokens import encoding, lengths, templates, tokenization
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 TURN = "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
@@ -25,13 +25,13 @@ MOVED = (
 
 @pytest.fixture(scope="module")
 def pocket():
-    return tokenizers.load(str(FOLDER / "model"))[0]
+    return tokenization.load(str(FOLDER / "model"))[0]
 
 
 def encode(tokenizer, turns, jinja=None, **named):
     if jinja:
         tokenizer.chat_template = jinja
-    return masking.encode([{"messages": turns}], tokenizer, templates.get("tokenizer", tokenizer), 4096, **named)[0][0]
+    return encoding.encode([{"messages": turns}], tokenizer, templates.get("tokenizer", tokenizer), 4096, **named)[0][0]
 
 
 def trained(example, tokenizer):

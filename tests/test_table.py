@@ -7,10 +7,9 @@ import re
 import browser
 import few
 import pytest
-
-from common import table
-from common.commands import table as command
-from common.errors import UserError
+from tunebook.common.commands import table as command
+from tunebook.common.errors import UserError
+from tunebook.common.report import methods_table
 
 
 def test_a_word_sets_flags():
@@ -45,14 +44,17 @@ def report(loss, trained):
 
 
 def test_rows_and_pages(tmp_path):
-    rows = [table.row("lora_alpaca", "lora_alpaca", report(1.0, 50)), table.row("mine", "mine", report(None, 50))]
+    rows = [
+        methods_table.row("lora_alpaca", "lora_alpaca", report(1.0, 50)),
+        methods_table.row("mine", "mine", report(None, 50)),
+    ]
     assert rows[0]["share"] == 1.0 and rows[0]["task acc"] == 50.0 and rows[0]["quoted_quality"] == "95-98"
     command.write(tmp_path, rows, {}, [])
     text = re.sub(" +", " ", (tmp_path / "table.md").read_text())
     assert "| mine | 1,000 | 1.00 |" in text and "| – |" in text
     read = list(csv.DictReader((tmp_path / "table.csv").read_text().splitlines()))
     assert read[0]["task acc"] == "50.0" and read[1]["loss"] == ""
-    page = table.page(rows, {"lora_alpaca": [[0, 3.0], [5, 1.0]]}, ["a note"], {"flags": "<none>"})
+    page = methods_table.page(rows, {"lora_alpaca": [[0, 3.0], [5, 1.0]]}, ["a note"], {"flags": "<none>"})
     assert page.count("<svg") == 4 and "a note" in page and "&lt;none&gt;" in page and "<script" not in page
     (tmp_path / "table.html").write_text(page, encoding="utf-8")
     browser.look(tmp_path / "table.html")

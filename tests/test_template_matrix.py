@@ -13,11 +13,11 @@ import pytest
 from paths import ROOT, TOKENIZERS, needs_data
 from tokenizers import AddedToken
 from transformers import AutoTokenizer
-
-from common import dialogue, lengths, masking, templates
-from common.errors import UserError
-from common.jinja_templates import JINJA
-from common.pocket import FOLDER
+from tunebook.common.data import conversations
+from tunebook.common.errors import UserError
+from tunebook.common.pocket import FOLDER
+from tunebook.common.tokens import encoding, lengths, templates
+from tunebook.common.tokens.jinja_templates import JINJA
 
 TABLE = ROOT / "docs" / "templates.md"
 CONTROL = re.compile(r"<\|[\w▁]+\|?>|<[\w▁]+\|>|<｜[^｜]+｜>|<(?:start|end)_of_turn>|<\w+_TOKEN>|\[/?[A-Z_]{3,}\]")
@@ -96,12 +96,12 @@ def made(jinja, special=True):
 def encoded(tokenizer, template, turns):
     """(the encoded sequences, None) or (None, why not), as for a row that was read."""
     faults = []
-    row = dialogue.chat({"messages": turns}, COLUMNS, faults)
-    row = dialogue.with_tools(row, [SCHEMA] if "tool_calls" in str(turns) else None, "tools", faults)
+    row = conversations.chat({"messages": turns}, COLUMNS, faults)
+    row = conversations.with_tools(row, [SCHEMA] if "tool_calls" in str(turns) else None, "tools", faults)
     if faults:
         return None, faults[0][1]
     try:
-        return masking.encode([row], tokenizer, template, 100_000)[0], None
+        return encoding.encode([row], tokenizer, template, 100_000)[0], None
     except UserError as error:
         return None, (str(error).partition("row 1: ")[2] or str(error)).splitlines()[0]
 

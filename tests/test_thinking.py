@@ -2,9 +2,8 @@
 
 import pytest
 from test_template_matrix import ASK, MORE, NO, YES, made, sources, texted, theirs, thought
-
-from common import lengths, masking, templates
-from common.errors import UserError
+from tunebook.common.errors import UserError
+from tunebook.common.tokens import encoding, lengths, templates
 
 KEYS = ("reasoning_content", "thinking", "reasoning")
 ANALYSIS = "<|channel|>analysis<|message|>{}<|end|><|start|>assistant"
@@ -20,7 +19,7 @@ def tokenizer():
 
 def encode(tokenizer, turns, name="tokenizer", train_on="answers", options=None, thinking="keep", **row):
     template = templates.get(name, tokenizer, thinking, options)
-    return masking.encode([{"messages": turns, **row}], tokenizer, template, 100_000, train_on=train_on)
+    return encoding.encode([{"messages": turns, **row}], tokenizer, template, 100_000, train_on=train_on)
 
 
 def trained(tokenizer, turns, *words, **named):

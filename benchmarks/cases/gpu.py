@@ -41,8 +41,9 @@ def ours(case: Case, results: str) -> Any:
     """A trainer as the recipes make it."""
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
     from trl import SFTConfig, SFTTrainer
-
-    from common import attention, batches, device, loading, lora, models, packing, sampling
+    from tunebook.common import models
+    from tunebook.common.batching import collator, dataloader, packing, samplers
+    from tunebook.common.models import attention, device, lora
 
     model, tokenizer = models.load(case.folder, WIDTH, four_bit=case.method == "QLoRA", full=case.method == "full")
     if case.method != "full":
@@ -53,7 +54,7 @@ def ours(case: Case, results: str) -> Any:
         model=model,
         processing_class=tokenizer,
         train_dataset=packing.packed(data, WIDTH) if case.packed else data,
-        data_collator=batches.collator(model, tokenizer) if case.packed else None,
+        data_collator=collator.collator(model, tokenizer) if case.packed else None,
         args=SFTConfig(
             output_dir=results,
             max_length=WIDTH,
@@ -69,7 +70,7 @@ def ours(case: Case, results: str) -> Any:
             optim=optimizers[case.method],
             **shared(),
             **device.current().precision,
-            **loading.settings(),
+            **dataloader.settings(),
         ),
     )
     if case.method != "full":
@@ -77,7 +78,7 @@ def ours(case: Case, results: str) -> Any:
     if case.packed:
         attention.by_document(trainer.model)
     else:
-        sampling.bucket(trainer)
+        samplers.bucket(trainer)
     return trainer
 
 
@@ -127,9 +128,9 @@ def prepare(case: Case) -> dict[str, Any]:
 
 
 def train(case: Case) -> dict[str, Any]:
-    from common import checks
-    from common.errors import CheckFailed
-    from common.models import parameters
+    from tunebook.common.errors import CheckFailed
+    from tunebook.common.models import parameters
+    from tunebook.common.training import checks
 
     begun = now()
     with tempfile.TemporaryDirectory() as results:

@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-
-from common import files, output_dir
-from common.errors import UserError
+from tunebook.common import files, output_dir
+from tunebook.common.errors import UserError
 
 
 @dataclass
@@ -47,8 +46,8 @@ class Args:
 
 
 def main(args: Args) -> dict[str, Any]:
-    from common import augment
-    from common.commands import reading
+    from tunebook.common.commands import inputs
+    from tunebook.common.data import augment
 
     args = named(args)
     check(args)
@@ -57,9 +56,9 @@ def main(args: Args) -> dict[str, Any]:
         if folder.resolve() in {Path(word).resolve() for word in args.data}:
             raise UserError(f"--output_dir {args.output_dir} is the data itself; choose another folder")
     needed = [method for method in args.methods if method in augment.NEEDS_MODEL]
-    reading.writable({"--output": args.output, "--json": args.json}, args.data)
-    with reading.plain_names():
-        found = reading.rows(args.data, "augment", only_train=True, bad_rows=args.bad_rows)
+    inputs.writable({"--output": args.output, "--json": args.json}, args.data)
+    with inputs.plain_names():
+        found = inputs.rows(args.data, "augment", only_train=True, bad_rows=args.bad_rows)
         rows = list(found)
     print(*found.columns(), sep="\n")
     model = _model(args) if needed else None
@@ -83,15 +82,15 @@ class LocalModel:
     """
 
     def __init__(self, word: str, max_new_tokens: int):
-        from common.adapted import Adapted
+        from tunebook.common.models.inference import Adapted
 
         self.adapted, self.max_new_tokens = Adapted(word), max_new_tokens
 
     def answers(self, prompts: Sequence[str], temperature: float = 0.0, seed: int = 0) -> list[str | None]:
         """See augment.TextModel. A prompt that leaves no room for an answer has none."""
-        from common import generation
-        from common.conversation import Conversation
-        from common.decoding import Decoding
+        from tunebook.common import generation
+        from tunebook.common.generation.chat import Conversation
+        from tunebook.common.generation.decoding import Decoding
 
         model, tokenizer, template = self.adapted.model, self.adapted.tokenizer, self.adapted.template
         stop = generation.ends(tokenizer, template, model)
@@ -119,7 +118,7 @@ def _model(args: Args) -> Any:
     """The model that `--model` names: an augment.TextModel."""
     if not args.model.startswith(("http://", "https://")):
         return LocalModel(args.model, args.max_new_tokens)
-    from common.endpoint import Endpoint
+    from tunebook.common.generation.endpoint import Endpoint
 
     return Endpoint(args.model, args.model_name, {"max_tokens": args.max_new_tokens})
 
@@ -137,7 +136,7 @@ def named(args: Args) -> Args:
 
 def check(args: Args) -> None:
     """Refuse arguments that cannot work, before anything is read."""
-    from common import augment
+    from tunebook.common.data import augment
 
     augment.check(args.methods, args.share, args.copies, args.model)
     if args.model.startswith("http") and not args.model_name:

@@ -14,7 +14,7 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any
 
-from common.errors import UserError, nearest
+from tunebook.common.errors import UserError, nearest
 
 HELP = {
     "/reset": "forget what was said; the system text stays",
@@ -43,15 +43,15 @@ class Args:
 
 
 def main(args: Args) -> None:
-    from common.decoding import Decoding
+    from tunebook.common.generation.decoding import Decoding
 
     fields = ("max_new_tokens", "temperature", "top_p", "top_k", "num_beams", "seed")
     decoding = Decoding(**{name: getattr(args, name) for name in fields})
     if args.page:
-        from common.commands import chat_page
+        from tunebook.common.commands import chat_page
 
         chat_page.check(decoding)  # before the model is loaded
-    from common.adapted import Adapted
+    from tunebook.common.models.inference import Adapted
 
     adapted = Adapted(args.model, args.adapter, args.template)
     if args.page:
@@ -64,7 +64,7 @@ class Terminal:
     """The loop that reads questions and commands from standard input."""
 
     def __init__(self, adapted: Any, decoding: Any, system: str):
-        from common.conversation import Conversation
+        from tunebook.common.generation.chat import Conversation
 
         self.adapted, self.decoding = adapted, decoding
         self.conversation = Conversation(adapted.tokenizer, adapted.template, system)
@@ -168,7 +168,8 @@ class Terminal:
 
 def line(adapted: Any, decoding: Any) -> str:
     """What is in use, in a line."""
-    from common import device, models
+    from tunebook.common import models
+    from tunebook.common.models import device
 
     millions = models.parameters(adapted.model)[1] / 1e6
     size = f"{millions:.1f} million" if millions < 1000 else f"{millions / 1000:.1f} billion"
@@ -188,7 +189,7 @@ def prompt_within(adapted: Any, conversation: Any, decoding: Any, question: str)
 
 def pieces(adapted: Any, prompt: list[int], decoding: Any) -> Any:
     """The answer's pieces and last the Answer; in one piece where beams are searched."""
-    from common import generation
+    from tunebook.common import generation
 
     stop = generation.ends(adapted.tokenizer, adapted.template, adapted.model)
     if decoding.num_beams == 1:

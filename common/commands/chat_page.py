@@ -7,8 +7,8 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from common.decoding import Decoding
-from common.errors import UserError
+from tunebook.common.errors import UserError
+from tunebook.common.generation.decoding import Decoding
 
 NO_ADAPTER = "none"
 
@@ -28,9 +28,8 @@ def serve(adapted: Any, decoding: Decoding, system: str, port: int) -> None:
 def build(adapted: Any, decoding: Decoding, system: str) -> Any:
     """The page: one model for all visitors, one answer at a time, a conversation of its own for each visitor."""
     import gradio  # pyright: ignore[reportMissingImports]  an extra: rating
-
-    from common.commands import chat
-    from common.conversation import Conversation
+    from tunebook.common.commands import chat
+    from tunebook.common.generation.chat import Conversation
 
     one_at_a_time = threading.Lock()
 

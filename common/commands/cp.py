@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-
-from common import catalog, provenance
-from common.errors import UserError
+from tunebook.common import catalog, provenance
+from tunebook.common.errors import UserError
 
 
 @dataclass

@@ -7,7 +7,7 @@ A recipe is one file that is read from top to bottom.
 
 from dataclasses import dataclass
 
-from common import catalog
+from tunebook.common import catalog
 
 
 @dataclass

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-
-from common import catalog
-from common.errors import CheckFailed, UserError
+from tunebook.common import catalog
+from tunebook.common.errors import CheckFailed, UserError
 
 OURS = ("output_dir", "dry_run", "overwrite", "resume")  # flags of a recipe that a plan sets itself
 
@@ -31,13 +30,14 @@ class Args:
 
 
 def main(args: Args) -> None:
-    from common import cards, files, planning
+    from tunebook.common import files
+    from tunebook.common.estimate import gpus, planning
 
     if not args.recipe or args.recipe.startswith("-"):
         first = next(iter(catalog.recipes()))
         raise UserError(f"name a recipe first: tunebook plan {first} --model ... (tunebook ls shows them)")
     file = catalog.find(args.recipe, "tunebook plan")
-    card = cards.named(args.gpu) if args.gpu else None
+    card = gpus.named(args.gpu) if args.gpu else None
     for word in args.rest:
         name = word.partition("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_")
         if word.startswith("--") and name in OURS:
@@ -57,10 +57,9 @@ def main(args: Args) -> None:
 def show(plan: dict[str, Any]) -> None:
     """Print the parts, the peak, and the table of what would fit."""
     from rich.table import Table
-
-    from common.arithmetic import MOST_ROWS
-    from common.commands.printing import printer
-    from common.format import byte_size
+    from tunebook.common.commands.console import printer
+    from tunebook.common.estimate.arithmetic import MOST_ROWS
+    from tunebook.common.format import byte_size
 
     console, longest = printer(), plan["longest"]
     share = 100 * plan["trainable"] / plan["parameters"]
@@ -109,7 +108,7 @@ def notes(plan: dict[str, Any]) -> list[str]:
 
 def took(plan: dict[str, Any]) -> str:
     """The time in words."""
-    from common.format import byte_size, duration
+    from tunebook.common.format import byte_size, duration
 
     time = plan["time"]
     if "unknown" in time:

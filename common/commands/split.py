@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-
-from common import files
-from common.errors import CheckFailed, UserError
-from common.texts import normalized
+from tunebook.common import files
+from tunebook.common.data.texts import normalized
+from tunebook.common.errors import CheckFailed, UserError
 
 NAMES = ("train", "validation", "test")
 
@@ -41,12 +40,12 @@ class Args:
 
 
 def main(args: Args) -> dict[str, Any]:
-    from common.commands import reading
+    from tunebook.common.commands import inputs
 
     check(args)
-    reading.writable({"--json": args.json}, args.data)
-    with reading.plain_names():
-        rows = reading.rows(args.data, "split", bad_rows=args.bad_rows)
+    inputs.writable({"--json": args.json}, args.data)
+    with inputs.plain_names():
+        rows = inputs.rows(args.data, "split", bad_rows=args.bad_rows)
         if len(rows.tables) > 1:
             print(f"{len(rows.tables)} parts are read as one and split anew")
         report = {**divide(rows, args), "columns": rows.columns(), "dropped": dict(rows.dropped)}
@@ -86,21 +85,21 @@ def targets(args: Args) -> dict[int, dict[str, Path]]:
 
 def divide(rows: Iterable[dict], args: Args) -> dict[str, Any]:
     """Assign, prove, write; what came of it as counts."""
-    from common import split
-    from common.rows import question, system
+    from tunebook.common.data import splitting
+    from tunebook.common.data.rows import question, system
 
     near = {"auto": None, "yes": True, "no": False}[args.near]
     questions = [question(row) for row in rows]
     strata = stratify(rows, questions, args.stratify)
-    texts = split.asked(questions, [system(row) for row in rows])
+    texts = splitting.asked(questions, [system(row) for row in rows])
     if args.folds:
-        found = split.folds(texts, args.folds, args.seed, strata)
-        method = split.method(len(texts))
+        found = splitting.folds(texts, args.folds, args.seed, strata)
+        method = splitting.method(len(texts))
     else:
-        found = split.sides(texts, args.sizes, args.seed, strata, near, args.threshold)
-        method = split.method(len(texts), near)
+        found = splitting.sides(texts, args.sizes, args.seed, strata, near, args.threshold)
+        method = splitting.method(len(texts), near)
     together = "near" if method.startswith("near") else "equal"
-    pairs = split.leaks(texts, found, args.threshold) if together == "near" else across(texts, found)
+    pairs = splitting.leaks(texts, found, args.threshold) if together == "near" else across(texts, found)
     files = write(rows, found, args)
     threshold = args.threshold if together == "near" else None
     return {
@@ -111,7 +110,7 @@ def divide(rows: Iterable[dict], args: Args) -> dict[str, Any]:
         "stratify": args.stratify,
         "checked": together,
         "compared": "questions" if texts is questions else "system texts and questions",
-        "empty": "" if args.folds else split.unfilled(texts, found, args.sizes, threshold),
+        "empty": "" if args.folds else splitting.unfilled(texts, found, args.sizes, threshold),
         "threshold": args.threshold,
         "leaks": len(pairs),
         "first_leaks": [[int(i) + 1, int(j) + 1] for i, j, *_ in pairs[:10]],
@@ -120,12 +119,12 @@ def divide(rows: Iterable[dict], args: Args) -> dict[str, Any]:
 
 def stratify(rows: Iterable[dict], texts: Sequence[str], how: str) -> list[str] | None:
     """A name for each row by --stratify, or None."""
-    from common import categories, split
-    from common.rows import instruction
+    from tunebook.common.data import categories, splitting
+    from tunebook.common.data.rows import instruction
 
     if how == "category":
         return [categories.of(instruction(row)) for row in rows]
-    return split.length_strata(texts) if how == "length" else None
+    return splitting.length_strata(texts) if how == "length" else None
 
 
 def across(texts: Sequence[str], found: Any) -> list[tuple[int, int]]:

@@ -15,8 +15,9 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from common import catalog, files, format, table
-from common.errors import CheckFailed, UserError, nearest
+from tunebook.common import catalog, files, format
+from tunebook.common.errors import CheckFailed, UserError, nearest
+from tunebook.common.report import methods_table
 
 METHODS = ["sft_alpaca", "lora_alpaca", "lora_alpaca:use_dora=True", "qlora_alpaca", "bottleneck_adapters_alpaca",
            "prompt_tuning_alpaca", "prefix_alpaca"]  # fmt: skip
@@ -92,7 +93,7 @@ def place_of(one: Method, folder: Path) -> Path:
 def finished(one: Method, folder: Path, args: Args) -> bool:
     """Run a method unless it is finished; its output goes to a log file and, in short, to the terminal."""
     place = place_of(one, folder)
-    if table.read(place) is not None and not args.overwrite:
+    if methods_table.read(place) is not None and not args.overwrite:
         print("  finished before", flush=True)
         return True
     command = [sys.executable, str(one.file), "--output_dir", str(place), *one.flags, *args.rest]
@@ -116,9 +117,9 @@ def collect(methods: list[Method], folder: Path) -> tuple[list[dict], dict[str, 
     """Rows of the table and held-out curves of the methods that are finished."""
     rows, curves = [], {}
     for one in methods:
-        report = table.read(place_of(one, folder))
+        report = methods_table.read(place_of(one, folder))
         if report is not None:
-            rows.append(table.row(one.name, one.file.stem, report))
+            rows.append(methods_table.row(one.name, one.file.stem, report))
             curves[one.name] = report["train"]["evaluations"]
     return rows, curves
 
@@ -129,12 +130,12 @@ def write(folder: Path, rows: list[dict], curves: dict[str, list], rest: list[st
     notes = []
     if max(seen) > 1.01 * min(seen):
         notes.append(f"The runs did not see the same number of trained tokens: {min(seen):,} to {max(seen):,}.")
-    words = table.words(rows)
+    words = methods_table.words(rows)
     print(words.set_index("method").to_string(line_width=shutil.get_terminal_size().columns))
     for note in notes:
         print(note)
     about = {"flags": " ".join(rest) or "the recipes' own defaults"}
     files.write_atomic(folder / "table.md", format.markdown_table([*words], words.values))
-    files.write_atomic(folder / "table.csv", table.frame(rows).to_csv(index=False))
-    files.write_atomic(folder / "table.html", table.page(rows, curves, notes, about))
+    files.write_atomic(folder / "table.csv", methods_table.frame(rows).to_csv(index=False))
+    files.write_atomic(folder / "table.html", methods_table.page(rows, curves, notes, about))
     print(f"table: {folder / 'table.html'}, table.md, table.csv")

@@ -3,8 +3,8 @@
 import ast
 from dataclasses import dataclass
 
-from common import catalog
-from common.errors import UserError
+from tunebook.common import catalog
+from tunebook.common.errors import UserError
 
 ENCODES = {"run.encode", "masking.encode"}  # what makes ids and labels in a recipe
 

@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-
-from common import files
-from common.errors import CheckFailed, UserError
+from tunebook.common import files
+from tunebook.common.errors import CheckFailed, UserError
 
 
 @dataclass
@@ -35,14 +34,14 @@ class Args:
 
 
 def main(args: Args) -> dict[str, Any]:
-    from common.commands import reading
+    from tunebook.common.commands import inputs
 
     if len(args.folders) == 1 and (Path(args.folders[0]) / "eval" / "before").is_dir():
         place = Path(args.folders[0]) / "eval"
         raise UserError(f"expected two folders; before and after training are {place / 'before'} {place / 'after'}")
     if len(args.folders) != 2:
         raise UserError(f"expected two folders, BASE and TUNED, found {len(args.folders)}: tunebook compare --help")
-    reading.writable({"--html": args.html, "--markdown": args.markdown, "--json": args.json}, args.folders)
+    inputs.writable({"--html": args.html, "--markdown": args.markdown, "--json": args.json}, args.folders)
     chosen = {}
     for word in args.metrics:
         task, equals, metric = word.partition("=")
@@ -50,15 +49,16 @@ def main(args: Args) -> dict[str, Any]:
             raise UserError(f"--metrics {word}: expected TASK=METRIC, as gsm8k=exact_match,flexible-extract")
         chosen[task] = metric
 
-    from evals import comparison, comparison_page
+    from tunebook.evals import compare
+    from tunebook.evals.compare import page
 
     base, tuned = map(Path, args.folders)
-    report = comparison.compare(base, tuned, args.tasks, chosen, args.any_prompt)
+    report = compare.compare(base, tuned, args.tasks, chosen, args.any_prompt)
     show(report)
     if args.html:
-        files.write_atomic(args.html, comparison_page.page(report))
+        files.write_atomic(args.html, page.page(report))
     if args.markdown:
-        files.write_atomic(args.markdown, comparison_page.markdown(report))
+        files.write_atomic(args.markdown, page.markdown(report))
     if args.json:
         files.write_json(args.json, report)
     for name in filter(None, (args.html, args.markdown, args.json)):
@@ -70,9 +70,9 @@ def main(args: Args) -> dict[str, Any]:
 
 def show(report: dict[str, Any]) -> None:
     """A line for each headline, and what the numbers are."""
-    from evals import comparison_page
+    from tunebook.evals.compare import page
 
     for row in report["rows"]:
         if row["headline"]:
-            print(comparison_page.line(row))
-    print("", *report["notes"], *comparison_page.explained(report), sep="\n")
+            print(page.line(row))
+    print("", *report["notes"], *page.explained(report), sep="\n")

@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-
-from common.errors import CheckFailed, UserError
-from common.files import write_atomic, write_json
+from tunebook.common.errors import CheckFailed, UserError
+from tunebook.common.files import write_atomic, write_json
 
 FILE = "judge.json"
 SAME = ("sides", "prompts", "judge", "judge_name")  # arguments that make a report another report
@@ -51,9 +50,10 @@ class Args:
 
 
 def main(args: Args) -> dict[str, Any]:
-    from common.budget import Budget
-    from evals import answering, judge, questions
-    from evals.journal import ResponseCache
+    from tunebook.common.generation.budget import Budget
+    from tunebook.evals import judge
+    from tunebook.evals.responses import generate, questions
+    from tunebook.evals.responses.store import ResponseCache
 
     check(args)
     folder = _folder(args)
@@ -67,7 +67,7 @@ def main(args: Args) -> dict[str, Any]:
     if not found:
         why = next(iter([*base.why.values(), *tuned.why.values()]), "no questions")
         raise CheckFailed(f"there is no pair of answers to judge: {why}")
-    notes += [note] if (note := answering.unlike(base, tuned)) else []
+    notes += [note] if (note := generate.unlike(base, tuned)) else []
     journal = ResponseCache(folder / "verdicts.jsonl")
     notes += (
         [f"{journal.corrupt_lines} lines of {journal.path} cannot be read and are asked again"]
@@ -115,18 +115,18 @@ def check(args: Args) -> None:
 
 def write(folder: Path, report: dict[str, Any]) -> None:
     """The three files, each whole or as it was, and the result on the terminal."""
-    from evals import judge_page
+    from tunebook.evals.judge import page
 
-    write_atomic(folder / "judge.md", judge_page.markdown(report))
-    write_atomic(folder / "judge.html", judge_page.page(report))
+    write_atomic(folder / "judge.md", page.markdown(report))
+    write_atomic(folder / "judge.html", page.page(report))
     write_json(folder / FILE, report)
-    print(*judge_page.lines(report), sep="\n")
+    print(*page.lines(report), sep="\n")
     print(f"report: {folder / 'judge.html'}")
 
 
 def _folder(args: Args) -> Path:
     """The output folder; one with the report of another comparison is refused."""
-    from common.output_dir import prepare
+    from tunebook.common.output_dir import prepare
 
     folder = prepare(args.output_dir, True, FILE)
     if (folder / FILE).exists() and not args.overwrite:
@@ -144,12 +144,11 @@ def _folder(args: Args) -> Path:
 
 def _judge(args: Args, budget: Any) -> Any:
     if not args.judge.startswith(("http://", "https://")):
-        from evals.local_judge import LocalJudge
+        from tunebook.evals.judge.local import LocalJudge
 
         return LocalJudge(args.judge, args.judge_max_new_tokens, budget)
     import yaml
-
-    from common.endpoint import Endpoint
+    from tunebook.common.generation.endpoint import Endpoint
 
     request: dict[str, Any] = {"max_tokens": args.judge_max_new_tokens, "temperature": 0, "seed": 0}
     for word in args.request:
@@ -166,24 +165,24 @@ def _judge(args: Args, budget: Any) -> Any:
 
 def _sides(args: Args, asked: list[Any], files: list[bool], folder: Path) -> list[Any]:
     """Both sides' answers: files first, so that what is wrong with them is told before a model is asked."""
-    from common.decoding import Decoding
-    from evals import answering
-    from evals.journal import ResponseCache
+    from tunebook.common.generation.decoding import Decoding
+    from tunebook.evals.responses import generate
+    from tunebook.evals.responses.store import ResponseCache
 
     flags = ("BASE", "TUNED")
-    found: dict[int, Any] = {n: answering.from_file(args.sides[n], flags[n], asked) for n in range(2) if files[n]}
+    found: dict[int, Any] = {n: generate.from_file(args.sides[n], flags[n], asked) for n in range(2) if files[n]}
     for n in range(2):
         path = folder / f"{flags[n].lower()}.jsonl"
         if not files[n] and any(path.resolve() == Path(side).resolve() for side in args.sides):
             raise UserError(f"{path} is read and would be written; choose another --output_dir")
     decoding = Decoding(max_new_tokens=args.max_new_tokens)
-    template = args.template or ("" if any(files) else answering.shared_template(*args.sides))
-    models = {n: answering.Model(args.sides[n], args.model, template, decoding) for n in range(2) if not files[n]}
+    template = args.template or ("" if any(files) else generate.shared_template(*args.sides))
+    models = {n: generate.Model(args.sides[n], args.model, template, decoding) for n in range(2) if not files[n]}
     for n, model in models.items():
         journal = ResponseCache(folder / "answers.jsonl")
         try:
             found[n] = model.side(asked, journal)
         finally:
             journal.close()
-        answering.save(folder / f"{flags[n].lower()}.jsonl", asked, found[n])
+        generate.save(folder / f"{flags[n].lower()}.jsonl", asked, found[n])
     return [found[0], found[1]]

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-
-from common import files
-from common.errors import UserError
+from tunebook.common import files
+from tunebook.common.errors import UserError
 
 
 @dataclass
@@ -29,17 +28,17 @@ class Args:
 
 
 def main(args: Args) -> None:
-    from common.commands import reading
+    from tunebook.common.commands import inputs
 
     if len(args.folders) not in (1, 2):
         raise UserError(f"expected one folder of scores or two, found {len(args.folders)}: tunebook safety --help")
-    reading.writable({"--markdown": args.markdown}, args.folders)
+    inputs.writable({"--markdown": args.markdown}, args.folders)
     from rich.table import Table
+    from tunebook.common.commands.console import printer
+    from tunebook.evals import safety
+    from tunebook.evals.compare import logs
 
-    from common.commands.printing import printer
-    from evals import safety, samples
-
-    sides = [samples.read(Path(folder)) for folder in args.folders]
+    sides = [logs.read(Path(folder)) for folder in args.folders]
     if not any(safety.lines(side) for side in sides):
         raise UserError(f"{args.folders[0]} has no safety tasks; tunebook eval --suite safety scores them")
     heads, rows = safety.table(sides)

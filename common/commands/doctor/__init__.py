@@ -8,9 +8,9 @@ Ends with 1 where something is wrong.
 import dataclasses
 from dataclasses import dataclass
 
-from common import files
-from common.commands.doctor.finding import GOOD, NOTE, WRONG, Finding
-from common.errors import CheckFailed
+from tunebook.common import files
+from tunebook.common.commands.doctor.finding import GOOD, NOTE, WRONG, Finding
+from tunebook.common.errors import CheckFailed
 
 
 @dataclass
@@ -19,7 +19,7 @@ class Args:
 
 
 def main(args: Args) -> None:
-    from common.commands.doctor import machine, packages
+    from tunebook.common.commands.doctor import machine, packages
 
     found = [*packages.examine(), *machine.examine()]
     show(found)
@@ -35,8 +35,7 @@ def main(args: Args) -> None:
 def show(found: list[Finding]) -> None:
     """Print the findings, one a line, the remedy under those that need one."""
     from rich.text import Text
-
-    from common.commands.printing import printer
+    from tunebook.common.commands.console import printer
 
     console, width = printer(), max(len(finding.topic) for finding in found)
     styles = {GOOD: "green", NOTE: "yellow", WRONG: "bold red"}

@@ -5,7 +5,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from common.commands.doctor.finding import GOOD, NOTE, WRONG, Finding
+from tunebook.common.commands.doctor.finding import GOOD, NOTE, WRONG, Finding
 
 GIB = 2**30
 LOW_MEMORY = 4 * GIB  # a recipe on the bundled model peaks at about half of it
@@ -29,8 +29,7 @@ def examine() -> list[Finding]:
 
 def _device() -> Finding:
     import torch
-
-    from common import device
+    from tunebook.common.models import device
 
     found = f"{device.describe()}; {torch.cuda.device_count()} GPU(s) in all"
     if torch.cuda.is_available() and unreached() is None:
@@ -80,7 +79,7 @@ def require_gpu() -> None:
 
 
 def _precision() -> Finding:
-    from common import device
+    from tunebook.common.models import device
 
     words = {"float32": "float32, no mixed precision", "bfloat16": "bfloat16", "float16": "float16 with a loss scaler"}
     name = str(device.current().dtype).removeprefix("torch.")
@@ -141,7 +140,7 @@ def _compiler() -> list[Finding]:
 
 
 def _pocket() -> Finding:
-    from common.pocket import FOLDER
+    from tunebook.common.pocket import FOLDER
 
     weights = FOLDER / "model" / "model.safetensors"
     missing = [name for name in ("train.jsonl", "validation.jsonl", "test.jsonl") if not (FOLDER / name).exists()]

@@ -5,8 +5,8 @@ import platform
 import re
 from pathlib import Path
 
-from common.commands.doctor.finding import GOOD, NOTE, WRONG, Finding
-from common.provenance import commit, version
+from tunebook.common.commands.doctor.finding import GOOD, NOTE, WRONG, Finding
+from tunebook.common.provenance import commit, version
 
 ROOT = Path(__file__).resolve().parents[3]  # holds the pins in a checkout
 INSTALL = "run `make install` in the checkout"

@@ -3,8 +3,8 @@
 import json
 from functools import cache
 
-from common.chats import ChatTemplate
-from common.pocket import FOLDER
+from tunebook.common.pocket import FOLDER
+from tunebook.common.tokens.chat_templates import ChatTemplate
 
 
 def load(**_):

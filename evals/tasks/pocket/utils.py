@@ -2,8 +2,8 @@
 
 import json
 
-from common.pocket import FOLDER
-from common.templates import ALPACA
+from tunebook.common.pocket import FOLDER
+from tunebook.common.tokens.templates import ALPACA
 
 
 def _read(name: str):
