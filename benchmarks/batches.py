@@ -124,8 +124,9 @@ def load(args: Args) -> tuple[Any, str]:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
     from trl.trainer.utils import add_fused_lm_head
-    from tunebook.common import models
     from unsloth_zoo.cpu.ops import patch_trl_fused_lm_head
+
+    from tunebook.common import models
 
     patch_trl_fused_lm_head()  # TRL's own loss is a kernel for GPUs
 
@@ -152,6 +153,7 @@ def plan(encoded: Any, args: Args) -> dict[str, Way]:
     """Every way's batches of one epoch, each row once."""
     import numpy
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
     from tunebook.common.batching import collator, packing, samplers
     from tunebook.common.tokens.lengths import IGNORE_INDEX
 
@@ -188,6 +190,7 @@ def plan(encoded: Any, args: Args) -> dict[str, Way]:
 def measure(model: Any, ways: dict[str, Way], args: Args) -> dict[str, dict[str, float]]:
     """Seconds of each way's sample, medians over the rounds."""
     import torch
+
     from tunebook.common.models import attention
 
     if not attention.by_document(model):
@@ -213,6 +216,7 @@ def measure(model: Any, ways: dict[str, Way], args: Args) -> dict[str, dict[str,
 
 def step(model: Any, optimizer: Any, way: Way, place: int) -> None:
     import torch
+
     from tunebook.common.tokens.lengths import IGNORE_INDEX
 
     batch = way.collate([way.dataset[row] for row in way.batches[place]])

@@ -42,6 +42,7 @@ class Args:
 
 def main(args: Args) -> dict[str, Any]:
     import torch
+
     from tunebook.common import resources
     from tunebook.common.distillation import losses
 
@@ -100,6 +101,7 @@ def main(args: Args) -> dict[str, Any]:
 def made(args: Args, trains: bool) -> tuple[Any, ...]:
     """Hidden states (T, D) of student and teacher, their heads (V, D), and labels (T,)."""
     import torch
+
     from tunebook.common.tokens.lengths import IGNORE_INDEX
 
     torch.manual_seed(args.seed)
@@ -116,6 +118,7 @@ def ways_of(blend: Any, args: Args) -> dict[str, Callable]:
     import torch
     from torch.nn import functional
     from trl.experimental.gkd import GKDTrainer
+
     from tunebook.common.distillation import losses
     from tunebook.common.models.lm_head import Head
     from tunebook.common.tokens.lengths import IGNORE_INDEX

@@ -95,6 +95,7 @@ class World:
     def __init__(self, args: Args):
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq
+
         from tunebook.common import data, distillation, models
         from tunebook.common.distillation import losses, teacher_cache, teacher_cache_writer
         from tunebook.common.tokens import encoding, templates
@@ -128,6 +129,7 @@ class World:
         import torch
         from peft import LoraConfig, get_peft_model
         from transformers import AutoModelForCausalLM, get_scheduler
+
         from tunebook.common import distillation
         from tunebook.common.batching import samplers
         from tunebook.common.distillation import losses, teacher_cache
@@ -161,6 +163,7 @@ class World:
     def score(self, model: Any) -> dict[str, float]:
         """Exact match by phrasing, and of all rows; the loss of the references."""
         import torch
+
         from tunebook.common import generation
 
         found = generation.answers(model.eval(), self.tokenizer, self.prompts, max_new_tokens=32, batch_size=64)

@@ -79,6 +79,7 @@ def make_model(args: Args, folder: str) -> None:
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
     from transformers.utils import logging
+
     from tunebook.common import models
 
     logging.disable_progress_bar()
@@ -113,11 +114,12 @@ def one(args: Args) -> dict:
     """Forecast and train a method here."""
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
     from trl import SFTConfig, SFTTrainer
+    from unsloth import FastLanguageModel
+
     from tunebook.common import models, resources
     from tunebook.common.batching import samplers
     from tunebook.common.estimate import forecast
     from tunebook.common.models import device
-    from unsloth import FastLanguageModel
 
     bare = resources.held()
     model, tokenizer = models.load(args.model, 512, four_bit=args.one == "qlora", full=args.one == "full")

@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from cases.random_llama import numbers
+
 from tunebook.common import cli, errors
 
 # Dense bfloat16 operations a second by the vendor's data sheets, by a pattern of the card's name.

@@ -31,6 +31,7 @@ class Args:
 def main(args: Args) -> dict:
     from rich.console import Console
     from rich.table import Table
+
     from tunebook.common import data
     from tunebook.common.batching import packing
     from tunebook.common.tokens import tokenization
@@ -95,6 +96,7 @@ def trls(rows, tokenizer, max_length, packing):
     from datasets import Dataset, disable_caching
     from transformers import LlamaConfig, LlamaForCausalLM
     from trl import SFTConfig, SFTTrainer, pack_dataset
+
     from tunebook.common.tokens.templates import ALPACA
 
     disable_caching()

@@ -110,6 +110,7 @@ def parse(args_class: type, argv: list[str], doc: str = "") -> Any:
         UserError: for a config file that is missing, is not YAML, or names a field that does not exist.
     """
     import tyro
+
     from tunebook.common import aliases
 
     config, argv = _take_config(argv)
@@ -137,6 +138,7 @@ def _defaults(args_class: type, config: str | None) -> Any:
     if config is None:
         return args_class()
     import yaml
+
     from tunebook.common import aliases
 
     try:
@@ -183,25 +185,6 @@ def _convert(value: Any, default: Any, annotation: str) -> Any:
     if isinstance(value, (dict, list)):
         raise TypeError
     return str(value)
-
-
-def overrides(
-    pairs: list[str], config_class: type, written: set[str], unheard: dict[str, str] | None = None
-) -> dict[str, Any]:
-    """`NAME=VALUE` words as keyword arguments of `config_class`, for --set.
-
-    Args:
-        pairs, written: as `values`.
-        unheard: more names that would do nothing in this recipe -> why, and what does it.
-
-    Raises:
-        UserError: as `values`; or a name that would do nothing, or a value that TRL or transformers refuse.
-    """
-    from tunebook.common.training import config_overrides
-
-    found = values(pairs, config_class, written)
-    config_overrides.check(found, config_class, unheard or {})
-    return found
 
 
 def values(pairs: list[str], config_class: type, written: set[str]) -> dict[str, Any]:

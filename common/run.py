@@ -66,14 +66,16 @@ class Run:
             unheard: more fields that would do nothing in this recipe -> why, and what does it.
 
         Raises:
-            UserError: as cli.overrides and output_dir.find_checkpoint.
+            UserError: as config_overrides.overrides and resuming.find_checkpoint.
         """
-        from tunebook.common import cli
+        from tunebook.common.training import config_overrides, resuming
 
         flags = vars(self.args)
         if config_class is not None:
-            self.overrides = cli.overrides(flags["set"], config_class, written=set(flags), unheard=dict(unheard or {}))
-        self.checkpoint = output_dir.find_checkpoint(self.dir, flags, self.args.resume, self.args.overwrite)
+            self.overrides = config_overrides.overrides(
+                flags["set"], config_class, written=set(flags), unheard=dict(unheard or {})
+            )
+        self.checkpoint = resuming.find_checkpoint(self.dir, flags, self.args.resume, self.args.overwrite)
 
     def encode(
         self, splits: Any, tokenizer: Any, template: Any, max_length: int, held_out: int = HELD_OUT,

@@ -36,6 +36,7 @@ def main(args: Args) -> dict:
 
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
     from trl import SFTConfig, SFTTrainer
+
     from tunebook.common.models import lora
     from tunebook.common.training import served_tokenizer
 

@@ -44,6 +44,7 @@ def main(args: Args) -> dict:
 
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
     from trl import SFTConfig, SFTTrainer
+
     from tunebook.common import distillation
     from tunebook.common.batching import collator, packing
     from tunebook.common.distillation import losses, teacher_cache_writer

@@ -40,6 +40,7 @@ def main(args: Args) -> dict:
 
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
     from trl import SFTConfig, SFTTrainer
+
     from tunebook.common import distillation
     from tunebook.common.distillation import losses, teacher_cache, teacher_cache_writer
     from tunebook.common.models import lora

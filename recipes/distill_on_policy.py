@@ -44,6 +44,7 @@ def main(args: Args) -> dict:
 
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
     from trl import DistillationConfig, DistillationTrainer
+
     from tunebook.common import distillation
     from tunebook.common.distillation import losses, on_policy, teacher_cache_writer
     from tunebook.common.models import lora

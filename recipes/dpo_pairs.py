@@ -43,6 +43,7 @@ def main(args: Args) -> dict:
 
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
     from trl import DPOConfig, DPOTrainer
+
     from tunebook.common.models import lora
     from tunebook.common.training import served_tokenizer
 

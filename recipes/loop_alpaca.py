@@ -42,6 +42,7 @@ def main(args: Args) -> dict:
     from torch.optim import AdamW
     from transformers import get_scheduler
     from trl.trainer import add_fused_lm_head
+
     from tunebook.common.estimate import trainer_steps
     from tunebook.common.models import device, lora
     from tunebook.common.training import checkpoints, loop, served_tokenizer

@@ -36,6 +36,7 @@ def main(args: Args) -> dict:
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
     from peft import PrefixTuningConfig, get_peft_model
     from trl import SFTConfig, SFTTrainer
+
     from tunebook.common.training import config_overrides, served_tokenizer
 
     run.start(SFTConfig, unheard=config_overrides.PREFIXES)

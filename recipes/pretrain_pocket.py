@@ -33,6 +33,7 @@ class Args:
 def main(args: Args) -> dict:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
+
     from tunebook.common import output_dir
     from tunebook.common.models import device as devices
     from tunebook.common.pocket import tokenizer

@@ -35,6 +35,7 @@ def main(args: Args) -> dict:
 
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
     from trl import SFTConfig, SFTTrainer
+
     from tunebook.common.training import served_tokenizer
 
     run.start(SFTConfig)

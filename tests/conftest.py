@@ -4,6 +4,7 @@ import subprocess
 
 import forked
 import pytest
+
 from tunebook.common.pocket import FOLDER
 
 

@@ -58,8 +58,9 @@ def patches(torch, dtype):
     """Everything that is replaced: (owner, name, stand-in, why)."""
     import accelerate.accelerator
     import bitsandbytes.functional
-    from tunebook.common.models import device
     from unsloth.kernels import rms_layernorm, rope_embedding, utils
+
+    from tunebook.common.models import device
 
     half = dtype == "float16"
     card = SimpleNamespace(

@@ -228,6 +228,7 @@ def load():
 
     cli._environment()
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
+
     from tunebook.common import generation
 
     generation.Samples.max_new_tokens = 8  # half of a short run's time, at 64; what a sample says is another test's

@@ -1,6 +1,7 @@
 """The loss of a student as its formula is written, over all logits; autograd makes the gradient."""
 
 import torch
+
 from tunebook.common.distillation.losses import Blend
 from tunebook.common.tokens.encoding import IGNORE
 

@@ -40,10 +40,11 @@ def train(way, optimizer, per_device, accumulation, folder, by_micro_batch=False
     """
     import torch
     from trl import SFTConfig, SFTTrainer
+    from unsloth import FastLanguageModel
+
     from tunebook.common import models
     from tunebook.common.batching import collator, packing, samplers
     from tunebook.common.models import device
-    from unsloth import FastLanguageModel
 
     model, tokenizer = models.load("pocket", 128, full=way == "full")
     if way != "full":

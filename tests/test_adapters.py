@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainingArguments
+
 from tunebook.common import models
 from tunebook.common.errors import UserError
 from tunebook.common.models import bottleneck_adapters

@@ -15,6 +15,7 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+
 from tunebook.common.batching.collator import PackedCollator
 from tunebook.common.batching.packing import packed
 from tunebook.common.models import attention

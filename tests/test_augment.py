@@ -5,6 +5,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+
 from tunebook.common.commands.augment import LocalModel
 from tunebook.common.data import augment
 from tunebook.common.data.paraphrase import wordings

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from tunebook.common import data
 from tunebook.common.data.rows import kind
 from tunebook.common.errors import UserError

@@ -8,6 +8,7 @@ from collections import Counter
 
 import pytest
 from paths import SHARED
+
 from tunebook.common import data, generation, preference
 from tunebook.common.errors import REMEDY, UserError
 from tunebook.common.preference import pairs

@@ -8,6 +8,7 @@ import torch
 from datasets import Dataset
 from paths import DATA, needs_data
 from transformers import LlamaConfig, LlamaForCausalLM
+
 from tunebook.common.batching.collator import PackedCollator, documents, real
 from tunebook.common.batching.packing import packed
 from tunebook.common.errors import CheckFailed

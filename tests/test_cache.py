@@ -1,6 +1,7 @@
 """The token cache: equal input is read back, changed input never is."""
 
 import pytest
+
 from tunebook.common.tokens import encoding
 from tunebook.common.tokens.templates import ALPACA, PLAIN
 

@@ -12,6 +12,7 @@ import forked
 import pytest
 import torch
 from paths import ROOT
+
 from tunebook.common import commands, generation
 from tunebook.common.commands import chat, chat_page
 from tunebook.common.errors import UserError
@@ -275,6 +276,7 @@ def peft_configs():
 def peft_adapters(tmp_path_factory):
     """Folder and logits of an adapter of each kind, with weights that change answers."""
     import peft
+
     from tunebook.common import models
 
     made = {}

@@ -2,6 +2,7 @@
 
 import pytest
 from paths import LACKING, TOKENIZERS
+
 from tunebook.common.errors import UserError
 from tunebook.common.pocket import FOLDER
 from tunebook.common.tokens import encoding, templates, tokenization

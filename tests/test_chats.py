@@ -3,6 +3,7 @@
 import re
 
 import pytest
+
 from tunebook.common.errors import UserError
 from tunebook.common.tokens import chat_templates, encoding, templates
 from tunebook.common.tokens.jinja_templates import Unstable

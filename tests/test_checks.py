@@ -5,9 +5,10 @@ import json
 import pytest
 import torch
 from safetensors.torch import save_file
-from tunebook.common import output_dir
+
 from tunebook.common.errors import CheckFailed, UserError
 from tunebook.common.tokens.encoding_stats import EncodingStats
+from tunebook.common.training import resuming
 
 ARGS = {"model": "pocket", "learning_rate": 0.1, "report_to": "none"}
 
@@ -39,21 +40,21 @@ def test_gate_lets_pass():
 
 
 def test_goes_on_from_the_last_whole_checkpoint(tmp_path):
-    assert output_dir.find_checkpoint(tmp_path, ARGS, resume=True, overwrite=False) is None
+    assert resuming.find_checkpoint(tmp_path, ARGS, resume=True, overwrite=False) is None
     for step in (9, 100):
         checkpoint(tmp_path, step)
     (tmp_path / "checkpoint-200").mkdir()  # killed while it was written
     free = {**ARGS, "report_to": "wandb"}
-    assert output_dir.find_checkpoint(tmp_path, free, resume=True, overwrite=False) == str(tmp_path / "checkpoint-100")
+    assert resuming.find_checkpoint(tmp_path, free, resume=True, overwrite=False) == str(tmp_path / "checkpoint-100")
     with pytest.raises(UserError, match="holds a run that stopped"):
-        output_dir.find_checkpoint(tmp_path, ARGS, resume=False, overwrite=False)
+        resuming.find_checkpoint(tmp_path, ARGS, resume=False, overwrite=False)
 
 
 def test_another_run_is_not_touched(tmp_path):
-    output_dir.find_checkpoint(tmp_path, ARGS, resume=True, overwrite=False)
+    resuming.find_checkpoint(tmp_path, ARGS, resume=True, overwrite=False)
     checkpoint(tmp_path, 9)
     with pytest.raises(UserError, match=r"learning_rate 0.1 -> 0.2"):
-        output_dir.find_checkpoint(tmp_path, {**ARGS, "learning_rate": 0.2}, resume=True, overwrite=False)
+        resuming.find_checkpoint(tmp_path, {**ARGS, "learning_rate": 0.2}, resume=True, overwrite=False)
     assert json.loads((tmp_path / "run.json").read_text())["learning_rate"] == 0.1
 
 
@@ -61,5 +62,5 @@ def test_overwrite_removes_what_runs_write_and_nothing_else(tmp_path):
     checkpoint(tmp_path, 9)
     (tmp_path / "adapter").mkdir()
     (tmp_path / "mine.txt").write_text("kept")
-    assert output_dir.find_checkpoint(tmp_path, ARGS, resume=True, overwrite=True) is None
+    assert resuming.find_checkpoint(tmp_path, ARGS, resume=True, overwrite=True) is None
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.txt", "run.json"]

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 import pytest
+
 from tunebook.common import cli, errors, output_dir
 
 

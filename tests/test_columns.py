@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from tunebook.common.data import schema
 from tunebook.common.data.conversations import ROLES
 from tunebook.common.data.rows import kind, question

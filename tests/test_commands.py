@@ -10,6 +10,7 @@ import sys
 import browser
 import pytest
 from paths import ROOT
+
 from tunebook.common import catalog, commands
 from tunebook.common.commands import cp, inputs, split
 from tunebook.common.commands.doctor import finding as doctor
@@ -193,7 +194,8 @@ def test_no_data_is_a_plain_message(capsys):
 
 def test_a_reader_that_goes_away_is_no_error(tmp_path):
     data = write(tmp_path / "rows.jsonl", ROWS * 7)
-    line = f"{sys.executable} -m tunebook.common.commands inspect {data} --rows $(seq 1 900) | head -1; exit ${{PIPESTATUS[0]}}"
+    command = f"{sys.executable} -m tunebook.common.commands inspect {data} --rows $(seq 1 900)"
+    line = f"{command} | head -1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == commands.BROKEN_PIPE and "Traceback" not in done.stderr
 

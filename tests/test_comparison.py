@@ -13,6 +13,7 @@ from lm_eval import simple_evaluate
 from lm_eval.api.model import LM
 from lm_eval.loggers import EvaluationTracker
 from lm_eval.tasks import TaskManager
+
 from tunebook.common import commands
 from tunebook.common.errors import UserError
 from tunebook.evals import compare

@@ -5,6 +5,7 @@ import random
 
 import pytest
 from paths import BENCHMARKS, DATA, needs_data
+
 from tunebook.common.data import contamination
 from tunebook.common.data.contamination import Item
 from tunebook.common.errors import UserError

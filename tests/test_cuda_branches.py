@@ -174,6 +174,7 @@ def same_logits(out, base, recipe, dtype):
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
+
     from tunebook.common import models
     from tunebook.common.models import bottleneck_adapters
 

@@ -5,6 +5,7 @@ import random
 import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
 from tunebook.common.pocket import FOLDER
 from tunebook.common.tokens import rendering
 from tunebook.common.tokens.boundaries import Cutter

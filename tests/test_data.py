@@ -5,6 +5,7 @@ import json
 
 import pytest
 from paths import DATA, needs_data
+
 from tunebook.common import data
 from tunebook.common.data import readers, schema, splitting
 from tunebook.common.data.rows import kind as kind_of
@@ -198,6 +199,7 @@ def test_the_name_that_was_meant(tmp_path):
 
 def test_hub_parts_become_sides(monkeypatch):
     import datasets
+
     from tunebook.common.data import hub
 
     parts = {"train": rows(40), "validation": rows(5, 100), "extra": rows(3, 200)}
@@ -225,7 +227,8 @@ def test_importing_is_instant():
     import subprocess
     import sys
 
-    code = "import sys, tunebook.common.data.loading, tunebook.common.data.mixing; print({'numpy', 'pyarrow', 'datasets', 'torch'} & set(sys.modules))"
+    code = "import sys, tunebook.common.data.loading, tunebook.common.data.mixing; "
+    code += "print({'numpy', 'pyarrow', 'datasets', 'torch'} & set(sys.modules))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "set()"
 

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from test_commands import ROOT, ROWS, call, read, write
+
 from tunebook.common import catalog
 from tunebook.common.commands import trained
 from tunebook.common.errors import UserError
@@ -116,7 +117,8 @@ def test_augment_into_a_folder(tmp_path, capsys):
 
 def test_what_cannot_be_read_is_told_before_anything_heavy_is_imported(tmp_path):
     (tmp_path / "empty.jsonl").write_text("")
-    code = "import sys; from tunebook.common.commands import main\ntry: main(['inspect', sys.argv[1]])\nexcept SystemExit: pass\n"
+    code = "import sys; from tunebook.common.commands import main\n"
+    code += "try: main(['inspect', sys.argv[1]])\nexcept SystemExit: pass\n"
     code += "print({'torch', 'transformers', 'datasets', 'tokenizers'} & set(sys.modules))"
     words = [sys.executable, "-c", code, str(tmp_path / "empty.jsonl")]
     done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)

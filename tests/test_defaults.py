@@ -7,6 +7,7 @@ import pytest
 import torch
 from paths import TOKENIZERS, needs_data
 from transformers import LlamaConfig, LlamaForCausalLM
+
 from tunebook.common.pocket import FOLDER
 from tunebook.common.tokens import templates, tokenization
 from tunebook.common.training import defaults

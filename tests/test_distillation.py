@@ -10,6 +10,7 @@ import pytest
 import torch
 from paths import ROOT
 from reference_loss import reference_loss
+
 from tunebook.common import distillation
 from tunebook.common.batching.collator import PackedCollator
 from tunebook.common.distillation import vocabulary
@@ -206,6 +207,7 @@ def test_a_memory_record_does_not_see_the_teacher():
 
 def tokenizers():
     from transformers import AutoTokenizer
+
     from tunebook.common.models import locate
 
     return AutoTokenizer.from_pretrained(locate("pocket")), AutoTokenizer.from_pretrained(locate("pocket"))

@@ -4,6 +4,7 @@ import random
 
 import numpy as np
 import pytest
+
 from tunebook.common.data import dedup, similarity
 from tunebook.common.data.texts import normalized
 

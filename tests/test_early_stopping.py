@@ -5,6 +5,7 @@ import json
 import few
 import forked
 import pytest
+
 from tunebook.common.commands import cp
 
 PLAIN = "callbacks.ShowSamples(samples)],"

@@ -13,6 +13,7 @@ import torch
 from paths import BENCHMARKS, LACKING, ROOT
 from test_suites import arc, encoder
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
 from tunebook.common.errors import UserError
 from tunebook.common.pocket import FOLDER
 from tunebook.evals.commands import eval as command

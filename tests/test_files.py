@@ -6,6 +6,7 @@ import stat
 from pathlib import Path
 
 import pytest
+
 from tunebook.common import files, format
 from tunebook.common.errors import UserError
 from tunebook.common.report import plots

@@ -19,6 +19,7 @@ from paths import ROOT
 from torch.nn.parallel import DistributedDataParallel
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 from transformers.optimization import Adafactor
+
 from tunebook.common import resources
 from tunebook.common.batching import samplers
 from tunebook.common.batching.collator import PackedCollator

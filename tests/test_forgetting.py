@@ -9,6 +9,7 @@ import pytest
 import torch
 from paths import ROOT
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
 from tunebook.common.pocket import FOLDER
 from tunebook.evals import compare, harness
 from tunebook.evals.compare import forgetting

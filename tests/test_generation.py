@@ -7,6 +7,7 @@ import pytest
 import torch
 from paths import LACKING, TOKENIZERS
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
 from tunebook.common import generation
 from tunebook.common.errors import UserError
 from tunebook.common.generation import Answer, Ends, ends, generate, stream

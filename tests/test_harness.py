@@ -8,6 +8,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from peft import PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
 from tunebook.common.pocket import FOLDER
 from tunebook.common.tokens.templates import ALPACA
 from tunebook.evals.harness.lm import in_memory

@@ -14,6 +14,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from test_heldout_tokens import same_tokens, shared
 from test_suites import ROWS
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
 from tunebook.common import commands
 from tunebook.common.errors import UserError
 from tunebook.common.pocket import FOLDER
@@ -350,6 +351,7 @@ def test_dora_reads_four_bit_weights_as_they_lie(tmp_path, monkeypatch):
     """Where a CPU multiplies in bfloat16, bitsandbytes packs a weight anew in its first forward: DoRA's norms would be
     those of another matrix."""
     from bitsandbytes.nn import modules
+
     from tunebook.common import models
     from tunebook.common.models import inference
 

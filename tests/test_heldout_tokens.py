@@ -5,6 +5,7 @@ import json
 import pytest
 from lm_eval.models.huggingface import HFLM
 from paths import DATA, TOKENIZERS, needs_data
+
 from tunebook.common.tokens import templates, tokenization
 from tunebook.evals.harness import heldout
 

@@ -7,6 +7,7 @@ import sys
 import golden
 import pytest
 from paths import ROOT
+
 from tunebook.common import commands
 
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.py"))

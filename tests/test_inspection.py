@@ -6,6 +6,7 @@ import re
 
 import pytest
 from paths import DATA, TOKENIZERS, needs_data
+
 from tunebook.common.data import findings, statistics
 from tunebook.common.report import dataset
 from tunebook.common.tokens import encoding, templates, tokenization

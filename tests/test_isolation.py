@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, FalconConfig
+
 from tunebook.common.batching.collator import PackedCollator, documents
 from tunebook.common.errors import CheckFailed
 from tunebook.common.models import attention

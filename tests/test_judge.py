@@ -16,6 +16,7 @@ import pytest
 from judge_server import ANSWER, Server, better, first, longer
 from paths import BENCHMARKS, ROOT, needs_data
 from scipy import optimize, special, stats
+
 from tunebook.common import commands
 from tunebook.common.errors import UserError
 from tunebook.common.generation import endpoint

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from paths import ROOT
+
 from tunebook.common import catalog
 from tunebook.common.run import RunOptions, TrainerOptions
 

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 from test_columns import HELLO, Rows, canonical, fault, talk
+
 from tunebook.common.data import rows, schema
 from tunebook.common.tokens import encoding, templates, tokenization
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch.utils.data import DataLoader
+
 from tunebook.common.batching import dataloader
 from tunebook.common.batching.dataloader import describe
 

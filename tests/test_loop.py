@@ -16,6 +16,7 @@ def main() -> None:
     from accelerate import Accelerator
     from transformers import LlamaConfig, LlamaForCausalLM
     from trl.trainer import add_fused_lm_head
+
     from tunebook.common.training import loop
 
     spec = importlib.util.spec_from_file_location("loop", ROOT / "recipes" / "loop_alpaca.py")

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy
 import pytest
 import torch
+
 from tunebook.common import data
 from tunebook.common.batching import collator, packing, weight_collator
 from tunebook.common.data import readers, schema
@@ -287,8 +288,8 @@ def test_inspect_shows_them(tokenizer, tmp_path):
     first, second = report["rows"]
     trained = {weight for (*_, trains), weight in zip(first["tokens"], first["weights"], strict=True) if trains}
     assert trained == {2.0} and "weights" not in second
-    page = dataset_report.page({**report, "data": "x", "tokenizer": "t", "template": "t", "too_long": "drop", "seconds": 0,
-                            "warnings": [], "overlaps": []})  # fmt: skip
+    beside = {"data": "x", "tokenizer": "t", "template": "t", "too_long": "drop", "seconds": 0}
+    page = dataset_report.page({**report, **beside, "warnings": [], "overlaps": []})
     assert "trains, weight 2" in page and "×2" in page
     lines = [json.loads(line) for line in inspect._lines(kept)]
     assert lines[0]["loss_weights"] == kept[0]["loss_weights"] and lines[1]["loss_weights"] == []

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from reference_loss import reference_loss
+
 from tunebook.common.distillation.losses import Blend, Online, TopK, blended
 from tunebook.common.errors import UserError
 from tunebook.common.models.lm_head import Head

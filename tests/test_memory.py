@@ -8,6 +8,7 @@ import psutil
 import pytest
 import torch
 from paths import ROOT
+
 from tunebook.common import resources
 
 MIB = 2**20

@@ -25,6 +25,7 @@ def make(folder):
         Gemma3ForConditionalGeneration,
         Qwen3MoeConfig,
     )
+
     from tunebook.common.models import locate
 
     tokenizer = AutoTokenizer.from_pretrained(locate("pocket"))
@@ -49,6 +50,7 @@ def make(folder):
 
 def train(folder):
     import unsloth  # noqa: F401  first: it patches transformers
+
     from tunebook.common import catalog
     from tunebook.common.errors import CheckFailed, UserError
     from tunebook.common.estimate import probe
@@ -81,6 +83,7 @@ def held_out_loss(folder, adapter):
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
     from tunebook.common import data
     from tunebook.common.tokens import templates
 

@@ -28,6 +28,7 @@ def held_out(folder, adapter):
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
     from tunebook.common import data, models
     from tunebook.common.tokens import templates
 

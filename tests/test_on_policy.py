@@ -1,6 +1,7 @@
 """Answers of the student as a batch: what trains is each answer, wherever the padding stands."""
 
 import torch
+
 from tunebook.common.distillation import on_policy
 from tunebook.common.tokens.lengths import IGNORE_INDEX
 

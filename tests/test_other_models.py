@@ -18,6 +18,7 @@ pytestmark = pytest.mark.recipe
 def make(folder):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, OPTConfig
+
     from tunebook.common.models import locate
 
     tokenizer = AutoTokenizer.from_pretrained(locate("pocket"))
@@ -36,6 +37,7 @@ def quantise(folder):
     import torch
     import unsloth  # noqa: F401  first: it patches transformers
     from transformers import AutoModelForCausalLM
+
     from tunebook.common import models
 
     quantised, tokenizer = models.load(str(folder / "gpt2"), 128, four_bit=True)

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from tunebook.common import data
 
 ROWS = [{"instruction": f"Say {number}.", "input": "", "output": str(number)} for number in range(12)]

@@ -3,6 +3,7 @@
 import random
 
 import pytest
+
 from tunebook.common.batching.packing import pack
 
 

@@ -5,6 +5,7 @@ import pytest
 from scipy import optimize, stats
 from statsmodels.stats.contingency_tables import mcnemar as reference_mcnemar
 from statsmodels.stats.multitest import multipletests
+
 from tunebook.evals.stats import paired
 
 SIMULATIONS = 1000

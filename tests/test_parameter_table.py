@@ -11,6 +11,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
 from tunebook.common.errors import CheckFailed
 from tunebook.common.estimate import saved_files, trial
 from tunebook.common.models import bottleneck_adapters, lora, module_kinds, moe, parameter_table

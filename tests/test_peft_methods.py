@@ -6,6 +6,7 @@ import peft
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig, LlamaForCausalLM
+
 from tunebook.common import models
 from tunebook.common.errors import UserError
 from tunebook.common.models import bottleneck_adapters, inference

@@ -13,6 +13,7 @@ import pytest
 import torch
 from paths import ROOT
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
 from tunebook.common import catalog
 from tunebook.common.commands import plan
 from tunebook.common.errors import UserError

@@ -5,6 +5,7 @@ from collections import Counter
 
 import pytest
 from transformers import AutoTokenizer
+
 from tunebook.common.pocket import FOLDER
 from tunebook.common.synthetic import corpus, skills
 from tunebook.common.tokens.templates import ALPACA

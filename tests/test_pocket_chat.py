@@ -5,6 +5,7 @@ from collections import Counter
 
 import pytest
 from transformers import AutoTokenizer
+
 from tunebook.common import data
 from tunebook.common.pocket import FOLDER
 from tunebook.common.synthetic import chat, corpus
@@ -150,6 +151,7 @@ def test_the_data_set_loads_by_its_name(files):
 
 def test_the_task_of_lm_eval_asks_as_training_did(files):
     from lm_eval.tasks import TaskManager
+
     from tunebook.common.tokens import rendering
 
     folder = FOLDER.parent.parent / "evals" / "tasks"

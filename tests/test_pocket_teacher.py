@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+
 from tunebook.common.distillation import vocabulary
 from tunebook.common.pocket import FOLDER
 from tunebook.common.synthetic import corpus, skills, teacher

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from paths import ROOT
+
 from tunebook.common import models
 from tunebook.common.models import device
 

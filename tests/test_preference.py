@@ -10,6 +10,7 @@ import pytest
 import torch
 from paths import DATA, ROOT, TOKENIZERS, needs_data
 from transformers import AutoTokenizer, LlamaConfig
+
 from tunebook.common import data, preference
 from tunebook.common.errors import UserError
 from tunebook.common.estimate import schedule

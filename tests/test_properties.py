@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from tunebook.common import data
 from tunebook.common.batching import packing
 from tunebook.common.data import json_array, readers, splitting

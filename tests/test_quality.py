@@ -1,6 +1,7 @@
 """Problems of a row: each found where it is planted, none found in ordinary rows, among them ones that look odd."""
 
 import pytest
+
 from tunebook.common.data import quality
 from tunebook.common.errors import UserError
 

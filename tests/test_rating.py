@@ -19,6 +19,7 @@ import pytest
 from paths import ROOT
 from scipy import stats
 from statsmodels.stats import inter_rater
+
 from tunebook.common import commands
 from tunebook.common.errors import UserError
 from tunebook.evals import rating

@@ -21,6 +21,7 @@ def test_labels_equal_trl(name, tmp_path):
     from datasets import Dataset
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
     from trl import SFTConfig, SFTTrainer
+
     from tunebook.common.tokens import encoding
     from tunebook.common.tokens.templates import ALPACA
 

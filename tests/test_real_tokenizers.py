@@ -7,6 +7,7 @@ import unicodedata
 
 import pytest
 from paths import DATA, TOKENIZERS, needs_data
+
 from tunebook.common.errors import UserError
 from tunebook.common.tokens import encoding, rendering, templates, tokenization
 from tunebook.common.tokens.templates import ALPACA

@@ -11,6 +11,7 @@ import plain
 import pytest
 from paths import ROOT
 from transformers import AutoTokenizer
+
 from tunebook.common import generation
 from tunebook.common.generation.chat import Conversation
 from tunebook.common.generation.decoding import Decoding
@@ -168,6 +169,7 @@ with torch.no_grad():
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
+
     from tunebook.common import data
     from tunebook.common.models import locate
 

@@ -8,6 +8,7 @@ import few
 import forked
 import pytest
 from paths import ROOT
+
 from tunebook.common.errors import UserError
 from tunebook.common.training import resuming
 

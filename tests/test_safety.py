@@ -14,6 +14,7 @@ from lm_eval.loggers import EvaluationTracker
 from lm_eval.tasks import TaskManager
 from paths import BENCHMARKS, DATA, ROOT, needs_data
 from statsmodels.stats.proportion import proportion_confint
+
 from tunebook.common import commands
 from tunebook.common.errors import UserError
 from tunebook.evals import safety
@@ -340,6 +341,7 @@ def test_the_published_files():
 def test_log_likelihoods_are_those_of_plain_transformers(tmp_path, monkeypatch):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
     from tunebook.evals import harness
 
     place = ROOT / "common" / "pocket" / "model"

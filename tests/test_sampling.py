@@ -12,6 +12,7 @@ import torch
 from accelerate.data_loader import BatchSamplerShard
 from torch.utils.data import BatchSampler
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+
 from tunebook.common.batching import samplers
 from tunebook.common.batching.samplers import Buckets, padding_share
 from tunebook.common.pocket import FOLDER as POCKET

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from paths import DATA, LACKING, ROOT
+
 from tunebook.common.errors import UserError
 from tunebook.evals import sandbox
 from tunebook.evals.sandbox import seccomp

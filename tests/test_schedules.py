@@ -40,6 +40,7 @@ def tiny(folder):
     """A random Llama with biases, beside the bundled tokenizer."""
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
     from tunebook.common.models import locate
 
     tokenizer = AutoTokenizer.from_pretrained(locate("pocket"))
@@ -61,12 +62,15 @@ def tiny(folder):
 def trainer(place, lora=None, packed=False, callbacks=(), **changed):
     """A trainer made as the recipes make theirs; `changed` is what --sft would set."""
     from trl import SFTConfig, SFTTrainer
-    from tunebook.common import cli, models
-    from tunebook.common.batching import collator, packing, samplers
-    from tunebook.common.models import attention, device
     from unsloth import FastLanguageModel
 
-    overrides = cli.overrides([f"{name}={value}" for name, value in changed.items()], SFTConfig, written=set())
+    from tunebook.common import models
+    from tunebook.common.batching import collator, packing, samplers
+    from tunebook.common.models import attention, device
+    from tunebook.common.training import config_overrides
+
+    pairs = [f"{name}={value}" for name, value in changed.items()]
+    overrides = config_overrides.overrides(pairs, SFTConfig, written=set())
     model, tokenizer = models.load(place, 128, full=lora is None)
     if lora is not None:
         lora = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.0, "target_modules": "all-linear", "random_state": 0} | lora
@@ -199,6 +203,7 @@ def smoothed(model, batches, share):
 def seen_smoothing(place):
     """Loss and step of the trainer, and of the formula, for two batches of unlike lengths to a step."""
     import torch
+
     from tunebook.common.training import callbacks
 
     found = {}
@@ -240,6 +245,7 @@ def refusal(place):
     """What is said of label smoothing behind virtual tokens."""
     from peft import PrefixTuningConfig, get_peft_model
     from trl import SFTConfig
+
     from tunebook.common import models
     from tunebook.common.errors import UserError
     from tunebook.common.models import device

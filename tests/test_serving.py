@@ -8,6 +8,7 @@ import pytest
 import torch
 from paths import TOKENIZERS, needs_data
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
+
 from tunebook.common import generation
 from tunebook.common.errors import UserError
 from tunebook.common.generation.chat import Conversation

@@ -10,6 +10,7 @@ import re
 import forked
 import pytest
 from paths import ROOT
+
 from tunebook.common import cli, errors
 from tunebook.common.training import config_overrides
 
@@ -52,7 +53,7 @@ def configs():
 def refusal(pairs, config, **more):
     """What `--sft` says to them; None where it takes them."""
     try:
-        cli.overrides(pairs, config, written={"learning_rate"}, **more)
+        config_overrides.overrides(pairs, config, written={"learning_rate"}, **more)
     except errors.UserError as error:
         return str(error)
     return None
@@ -98,6 +99,7 @@ def test_they_have_no_effect(configs, tmp_path):
     from datasets import Dataset
     from transformers import LlamaConfig, LlamaForCausalLM
     from trl import SFTTrainer
+
     from tunebook.common.batching import samplers
     from tunebook.common.tokens.tokenization import load
 
@@ -178,7 +180,7 @@ def test_what_would_fail_later_is_refused_in_one_message(configs, name, pairs, s
 def test_nested_numbers_are_numbers_and_words_are_words(configs):
     pairs = ["lr_scheduler_type=cosine_with_min_lr", "lr_scheduler_kwargs={min_lr: 1e-4}", "run_name=1e5"]
     pairs += ["optim=adamw_torch", "weight_decay=1e-2", "eval_strategy=no", "load_best_model_at_end=false"]
-    found = cli.overrides(pairs, configs["SFT"], set())
+    found = config_overrides.overrides(pairs, configs["SFT"], set())
     assert found["lr_scheduler_kwargs"] == {"min_lr": 1e-4} and found["weight_decay"] == 0.01
     assert found["run_name"] == "1e5" and found["eval_strategy"] == "no" and found["load_best_model_at_end"] is False
 

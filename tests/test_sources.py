@@ -6,6 +6,7 @@ import json
 import random
 
 import pytest
+
 from tunebook.common.data import json_array, readers
 from tunebook.common.errors import UserError
 

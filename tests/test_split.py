@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 from paths import DATA, needs_data
+
 from tunebook.common.data import dedup, splitting
 from tunebook.common.data.texts import normalized
 from tunebook.common.errors import UserError

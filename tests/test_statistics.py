@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from tunebook.common.data import categories, statistics
 from tunebook.common.tokens import lengths
 

@@ -10,6 +10,7 @@ import datasets
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
 from tunebook.common.errors import UserError
 from tunebook.common.pocket import FOLDER
 from tunebook.common.tokens import encoding, lengths, templates
@@ -301,6 +302,7 @@ def encoder(folder: Path) -> str:
 def test_bertscore_is_the_papers(tmp_path):
     """Against loops over the definition. By hand: within 2e-7 of bert-score 0.3.13 on such an encoder, two layers."""
     from transformers import AutoModel
+
     from tunebook.evals.harness.bertscore import BertScore
 
     folder = encoder(tmp_path)

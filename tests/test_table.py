@@ -7,6 +7,7 @@ import re
 import browser
 import few
 import pytest
+
 from tunebook.common.commands import table as command
 from tunebook.common.errors import UserError
 from tunebook.common.report import methods_table

@@ -4,6 +4,7 @@ import numpy
 import pytest
 import torch
 from test_distillation import Stub, bins, model, padded, rows
+
 from tunebook.common import distillation
 from tunebook.common.distillation import teacher_cache, teacher_cache_writer
 from tunebook.common.distillation.losses import Blend

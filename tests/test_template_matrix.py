@@ -13,6 +13,7 @@ import pytest
 from paths import ROOT, TOKENIZERS, needs_data
 from tokenizers import AddedToken
 from transformers import AutoTokenizer
+
 from tunebook.common.data import conversations
 from tunebook.common.errors import UserError
 from tunebook.common.pocket import FOLDER

@@ -2,6 +2,7 @@
 
 import pytest
 from test_template_matrix import ASK, MORE, NO, YES, made, sources, texted, theirs, thought
+
 from tunebook.common.errors import UserError
 from tunebook.common.tokens import encoding, lengths, templates
 

@@ -6,6 +6,7 @@ import shutil
 import pytest
 from tokenizers import processors
 from transformers import AutoTokenizer
+
 from tunebook.common.errors import UserError
 from tunebook.common.pocket import FOLDER
 from tunebook.common.tokens import encoding, tokenization

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from paths import DATA, TOKENIZERS, needs_data
 from transformers import AutoTokenizer
+
 from tunebook.common.data import schema
 from tunebook.common.errors import UserError
 from tunebook.common.pocket import FOLDER
@@ -304,6 +305,7 @@ def test_a_call_is_an_answer(pocket, chatml):
 def test_padding_of_parquet_is_not_trained(pocket, chatml, tmp_path):
     """`datasets` gives every call and schema the keys of all others."""
     import datasets
+
     from tunebook.common import data
 
     integers = {"type": "object", "properties": {"a": {"type": "integer"}}}

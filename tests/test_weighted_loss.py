@@ -64,6 +64,7 @@ def trainer_of(way, folder):
     """An SFTTrainer as recipes make it, on all rows in each step."""
     from transformers import AutoTokenizer
     from trl import SFTConfig, SFTTrainer
+
     from tunebook.common import distillation
     from tunebook.common.batching import collator, packing
     from tunebook.common.distillation.losses import Blend
@@ -106,6 +107,7 @@ def loop():
     from accelerate import Accelerator
     from transformers import AutoTokenizer
     from trl.trainer import add_fused_lm_head
+
     from tunebook.common.batching import dataloader
     from tunebook.common.pocket import FOLDER
     from tunebook.common.training import loop
@@ -132,6 +134,7 @@ def loop():
 def learn(way, out):
     """Train, and write losses, weights and the held-out loss before training."""
     import torch
+
     from tunebook.common.training import callbacks
 
     if way == "loop":

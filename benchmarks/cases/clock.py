@@ -8,6 +8,7 @@ from typing import Any
 def measure(trainer: Any, quick: bool) -> dict[str, Any]:
     """Train for a few seconds after a few steps of warming up (kernels are compiled then), and count."""
     from transformers import TrainerCallback
+
     from tunebook.common.batching.collator import real
     from tunebook.common.resources import Peak
 

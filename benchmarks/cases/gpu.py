@@ -41,6 +41,7 @@ def ours(case: Case, results: str) -> Any:
     """A trainer as the recipes make it."""
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
     from trl import SFTConfig, SFTTrainer
+
     from tunebook.common import models
     from tunebook.common.batching import collator, dataloader, packing, samplers
     from tunebook.common.models import attention, device, lora

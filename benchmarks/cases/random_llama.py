@@ -23,6 +23,7 @@ def make(size: str, folder: str) -> None:
     """Write a random Llama, with pocket's tokenizer, to the folder: bfloat16 where there is a GPU."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
+
     from tunebook.common.pocket import FOLDER
 
     gpu = torch.cuda.is_available()

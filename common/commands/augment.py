@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
+
 from tunebook.common import files, output_dir
 from tunebook.common.errors import UserError
 

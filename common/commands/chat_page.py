@@ -28,8 +28,8 @@ def serve(adapted: Any, decoding: Decoding, system: str, port: int) -> None:
 def build(adapted: Any, decoding: Decoding, system: str) -> Any:
     """The page: one model for all visitors, one answer at a time, a conversation of its own for each visitor."""
     import gradio  # pyright: ignore[reportMissingImports]  an extra: rating
-    from tunebook.common.commands import chat
-    from tunebook.common.generation.chat import Conversation
+
+    from tunebook.common.generation import chat
 
     one_at_a_time = threading.Lock()
 
@@ -51,7 +51,7 @@ def build(adapted: Any, decoding: Decoding, system: str) -> Any:
         with one_at_a_time:
             try:
                 put_on(name)
-                conversation = Conversation(adapted.tokenizer, adapted.template, system.strip())
+                conversation = chat.Conversation(adapted.tokenizer, adapted.template, system.strip())
                 conversation.turns = said(history)
                 prompt, left_out = chat.prompt_within(adapted, conversation, decoding, question.strip())
                 if left_out:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
+
 from tunebook.common import catalog, provenance
 from tunebook.common.errors import UserError
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import tyro
+
 from tunebook.common import files
 from tunebook.common.errors import CheckFailed, UserError
 from tunebook.common.tokens.lengths import LOSS_WEIGHTS

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
+
 from tunebook.common import catalog
 from tunebook.common.errors import CheckFailed, UserError
 
@@ -57,6 +58,7 @@ def main(args: Args) -> None:
 def show(plan: dict[str, Any]) -> None:
     """Print the parts, the peak, and the table of what would fit."""
     from rich.table import Table
+
     from tunebook.common.commands.console import printer
     from tunebook.common.estimate.arithmetic import MOST_ROWS
     from tunebook.common.format import byte_size

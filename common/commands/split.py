@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
+
 from tunebook.common import files
 from tunebook.common.data.texts import normalized
 from tunebook.common.errors import CheckFailed, UserError

@@ -1,4 +1,4 @@
-"""Rows to train on: read, understood, checked, cleaned, mixed and split. Knows files and rows, no tokenizer and no model.
+"""Rows to train on: read, checked, cleaned, mixed and split. Knows files and rows; no tokenizer and no model.
 
 May import the ground modules alone."""
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from tunebook.common.data.rows import Row
 
 Grams = dict[int, tuple[np.ndarray, np.ndarray]]  # length: (hashes, sorted; the pieces that they are of)

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+
 from tunebook.common.data import similarity
 from tunebook.common.data.texts import digest, normalized
 

@@ -269,6 +269,7 @@ def _key(text: str) -> str:
 def _split(tables: list[_Checked], sizes: tuple[int, ...], seed: int, parts: dict[str, list], notes: list[str]) -> None:
     """Adds the rows of the tables to `parts`. They are split together, so that no question is on two sides."""
     import numpy as np
+
     from tunebook.common.data import splitting
 
     asked = [splitting.asked(table.texts, table.systems) for table in tables]

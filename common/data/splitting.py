@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 
 import numpy as np
+
 from tunebook.common.data import dedup, similarity
 from tunebook.common.data.texts import normalized
 from tunebook.common.errors import UserError

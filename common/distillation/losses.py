@@ -13,6 +13,7 @@ Shapes: N positions that train, D width, V vocabulary, C positions of a chunk, K
 from dataclasses import dataclass
 
 import torch
+
 from tunebook.common.errors import UserError
 from tunebook.common.models.lm_head import Head, compute_dtype, wide
 

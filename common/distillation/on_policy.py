@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from tunebook.common import models
 from tunebook.common.batching import dataloader, samplers
 from tunebook.common.distillation import losses, student

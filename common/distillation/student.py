@@ -5,6 +5,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+
 from tunebook.common import models
 from tunebook.common.distillation import losses, vocabulary
 from tunebook.common.distillation.losses import Blend, Online

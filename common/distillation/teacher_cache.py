@@ -21,6 +21,7 @@ from typing import Any
 import numpy
 import torch
 from safetensors import safe_open
+
 from tunebook.common.distillation import student
 from tunebook.common.distillation.losses import TopK
 from tunebook.common.errors import UserError

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy
 import torch
+
 from tunebook.common import files
 from tunebook.common.distillation import losses, student, teacher_cache
 from tunebook.common.distillation.student import Teacher

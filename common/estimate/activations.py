@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
 from tunebook.common.models.model_bytes import trainable
 from tunebook.common.tokens.lengths import LOSS_WEIGHTS
 

@@ -199,6 +199,7 @@ def measure(run: StepFunctions, schedule: BatchSchedule, optimizer: str) -> arit
         OutOfMemory: not even they fit.
     """
     import torch
+
     from tunebook.common.estimate import activations
 
     model, batch = trainer_steps.unwrapped(run.model), run.collate(schedule.longest)

@@ -99,6 +99,7 @@ def meta_model(place: str, dtype: Any, four_bit: bool, full: bool, max_length: i
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
+
     from tunebook.common import models
     from tunebook.common.tokens import tokenization
 
@@ -217,6 +218,7 @@ def truncated_copy(place: str, layers: int, folder: Path) -> None:
     """Save a model of fewer layers with random weights, and the tokenizer, in a folder."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
+
     from tunebook.common import models
 
     logging.disable_progress_bar()

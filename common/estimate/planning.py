@@ -108,9 +108,7 @@ def run(module: Any, args: Any, folder: Path, planned: Device, load_in_4bit: boo
             module.main(args)
     except PlanReady as ready:
         return ready
-    raise UserError(
-        f"tunebook plan: {module.__file__} ends without asking tunebook.common.estimate.forecast, so it cannot be planned"
-    )
+    raise UserError(f"tunebook plan: {module.__file__} ends without a forecast, so it cannot be planned")
 
 
 def _method(model: Any) -> str:

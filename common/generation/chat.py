@@ -75,3 +75,37 @@ class Conversation:
     def reset(self) -> None:
         """Forget what was said; the system text stays."""
         self.turns, self.input = [], ""
+
+
+def line(adapted: Any, decoding: Any) -> str:
+    """What is in use, in a line."""
+    from tunebook.common import models
+    from tunebook.common.models import device
+
+    millions = models.parameters(adapted.model)[1] / 1e6
+    size = f"{millions:.1f} million" if millions < 1000 else f"{millions / 1000:.1f} billion"
+    parts = (
+        f"model {adapted.name} ({size} parameters)", f"adapter {adapted.current or 'none'}",
+        f"template {adapted.template.name}", device.describe(), decoding.line(),
+    )  # fmt: skip
+    return " · ".join(parts)
+
+
+def prompt_within(adapted: Any, conversation: Any, decoding: Any, question: str) -> tuple[list[int], int]:
+    """The prompt that leaves room for an answer, and how many questions it leaves out."""
+    positions = getattr(adapted.model.config.get_text_config(), "max_position_embeddings", None)
+    limit = positions and positions - min(decoding.max_new_tokens, positions // 4)
+    return conversation.prompt(question, limit)
+
+
+def pieces(adapted: Any, prompt: list[int], decoding: Any) -> Any:
+    """The answer's pieces and last the Answer; in one piece where beams are searched."""
+    from tunebook.common import generation
+
+    stop = generation.ends(adapted.tokenizer, adapted.template, adapted.model)
+    if decoding.num_beams == 1:
+        yield from generation.stream(adapted.model, adapted.tokenizer, prompt, decoding, stop)
+        return
+    answer = generation.generate(adapted.model, adapted.tokenizer, [prompt], decoding, stop)[0]
+    yield answer.text
+    yield answer

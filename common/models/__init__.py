@@ -3,28 +3,24 @@
 May import tokens, data and the ground modules."""
 
 from tunebook.common.models.loading import (
-    checkpointing,
     decoder_layers,
     flags_kept,
     load,
     load_plain,
     locate,
     parameters,
-    precision,
     save,
     train_in_float32,
     unwrapped,
 )
 
 __all__ = [
-    "checkpointing",
     "decoder_layers",
     "flags_kept",
     "load",
     "load_plain",
     "locate",
     "parameters",
-    "precision",
     "save",
     "train_in_float32",
     "unwrapped",

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+
 from tunebook.common.errors import UserError
 
 ATTENTION = ("self_attn", "attn", "attention", "self_attention")  # names of the parts in the models of transformers

@@ -18,6 +18,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
+
 from tunebook.common import files
 from tunebook.common.errors import UserError, nearest
 from tunebook.common.models.bottleneck import ACTIVATIONS, ATTENTION, MLP, Attached, Bottleneck, parts

@@ -13,7 +13,7 @@ from tunebook.common.tokens import templates, tokenization
 PEFT, OURS = (
     "adapter_config.json",
     "bottleneck.json",
-)  # what tells an adapter of PEFT, and one of models/bottleneck_adapters.py
+)  # what tells an adapter of PEFT, and one of bottleneck_adapters.py
 NONE = "none"  # the name of no adapter
 
 

@@ -22,7 +22,7 @@ PARTS = ("prompt_ids", "chosen_ids", "rejected_ids")  # as TRL calls them
 
 
 def encode(pairs: Iterable[Row], tokenizer: Any, template: AnyTemplate, max_length: int) -> tuple[Any, EncodingStats]:
-    """Ids of each pair (preference/pairs.py) that fits: both rows as masking.encode makes them, their last answer trains.
+    """Ids of each pair (preference/pairs.py) that fits: both rows as encoding.encode makes them; last answers train.
 
     The prompt ends where the first of the two answers begins; what a template writes after an answer's end is left off.
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
 from tunebook.common.files import json_line, write_atomic
 from tunebook.common.pocket import FOLDER
 from tunebook.common.synthetic import facts as _facts  # noqa: F401  registers its skills

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import yaml
+
 from tunebook.common.synthetic.world import World, load
 
 Slots = dict[str, str]

@@ -133,6 +133,7 @@ def deepened(model: Any) -> Any:
 def answer_batches(drawn: list[dict[str, str]], tokenizer: Any, args: Args) -> Any:
     """Padded batches of rows in the Alpaca template, without end; labels are the answers."""
     from transformers import DataCollatorForSeq2Seq
+
     from tunebook.common.tokens import encoding, templates
 
     encoded, _ = encoding.encode(drawn, tokenizer, templates.ALPACA, 512)

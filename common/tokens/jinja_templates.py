@@ -1,7 +1,7 @@
 """Jinja chat templates: our own, and what any of them writes of a conversation.
 
-What a row's thinking, calls and tools have to look like for a template is found out with these; tokens/chat_templates.py has
-the template that does so.
+What a row's thinking, calls and tools have to look like for a template is found out with these;
+tokens/chat_templates.py has the template that does so.
 """
 
 import json

@@ -1,6 +1,6 @@
 """Which characters of a rendered conversation the model is to write: proved for each kind of conversation and each row.
 
-A conversation is rendered with marks in place of its texts (tokens/placeholders.py). What a turn trains is then read off the
+A conversation is rendered with marks in place of its texts (placeholders.py). What a turn trains is then read off the
 template's own text around its marks: it begins where the header ends that the template opens a turn with, and ends
 with the token that ends the turn, as where the turn is the last. The real rendering must be the marked one with the
 texts in it. A turn that is written in another way once the conversation goes on (Qwen3 and gpt-oss drop its thinking)

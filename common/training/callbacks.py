@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer_pt_utils import LabelSmoother
+
 from tunebook.common import models
 from tunebook.common.errors import CheckFailed, UserError
 from tunebook.common.generation import Samples

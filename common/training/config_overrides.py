@@ -4,6 +4,7 @@ transformers would refuse after the model is loaded."""
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from tunebook.common import cli
 from tunebook.common.errors import UserError
 
 # When runs evaluate and save (run.Run.config), which transformers holds against what a user gives.
@@ -119,6 +120,23 @@ LOSSES = {  # of TRL's trainers
 }  # fmt: skip
 # What evaluations tell beside the loss, by the config's name (training/callbacks.py makes them means over tokens).
 METRICS = {"SFTConfig": ("mean_token_accuracy", "entropy"), "DPOConfig": ("rewards/accuracies", "rewards/margins")}
+
+
+def overrides(
+    pairs: list[str], config_class: type, written: set[str], unheard: dict[str, str] | None = None
+) -> dict[str, Any]:
+    """`NAME=VALUE` words as keyword arguments of `config_class`, for --set.
+
+    Args:
+        pairs, written: as `cli.values`.
+        unheard: more names that would do nothing in this recipe -> why, and what does it.
+
+    Raises:
+        UserError: as `cli.values`; or a name that would do nothing, or a value that TRL or transformers refuse.
+    """
+    found = cli.values(pairs, config_class, written)
+    check(found, config_class, unheard or {})
+    return found
 
 
 def check(values: dict[str, Any], config_class: type, unheard: Mapping[str, str]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
 from tunebook.common.batching.collator import real
 from tunebook.common.distributed import is_main_process
 from tunebook.common.resources import Peak

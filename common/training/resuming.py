@@ -2,12 +2,15 @@
 
 import json
 import re
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from transformers import TrainerCallback
+
+from tunebook.common import output_dir
 from tunebook.common.distributed import is_main_process
 from tunebook.common.errors import UserError
 from tunebook.common.training.checkpoints import STATE
@@ -29,6 +32,42 @@ class _NoStepFurther(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         if self.stopped or state.global_step >= state.max_steps:
             raise _Ended
+
+
+def find_checkpoint(folder: Path, args: dict[str, Any], resume: bool, overwrite: bool) -> str | None:
+    """The checkpoint to resume from, or None for a fresh start. Writes what the run is, so that it can be told later.
+
+    With `overwrite`, what an earlier run wrote is removed first, and nothing else in the folder.
+
+    Raises:
+        UserError: the folder holds a run of other arguments, an unfinished one while --no-resume was given, or one
+            whose checkpoints are all damaged.
+    """
+    path = folder / output_dir.RUN_FILE
+    if overwrite and is_main_process():
+        for old in [*folder.glob("checkpoint-*"), *(folder / name for name in output_dir.WRITTEN)]:
+            if old.is_dir():
+                shutil.rmtree(old)
+            else:
+                old.unlink(missing_ok=True)
+    mine = {name: value for name, value in json.loads(json.dumps(args)).items() if name not in output_dir.FREE}
+    if path.exists() and not overwrite:
+        theirs = json.loads(path.read_text(encoding="utf-8"))
+        other = [name for name in mine if mine[name] != theirs.get(name)]
+        if other:
+            changes = ", ".join(f"{name} {theirs.get(name)!r} -> {mine[name]!r}" for name in other)
+            raise UserError(
+                f"--output_dir {folder} holds a run with other arguments ({changes}); "
+                "choose another folder or add --overwrite"
+            )
+    found = None if overwrite else newest(folder)
+    if found and not resume:
+        raise UserError(f"--output_dir {folder} holds a run that stopped; resume it, choose another, or --overwrite")
+    path.write_text(json.dumps(mine, indent=1) + "\n", encoding="utf-8")
+    if found:
+        print(f"going on from {found}")
+        return str(found)
+    return None
 
 
 def train(trainer: Any, checkpoint: str | None) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
+
 from tunebook.common import files
 from tunebook.common.errors import CheckFailed, UserError
 

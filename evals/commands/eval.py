@@ -130,6 +130,7 @@ def command(plan: Any, kept: str, folder: Path, data: Path | None) -> str | None
 def show(report: dict[str, Any], plan: Any, folder: Path) -> None:
     """The scores as a table, what was cut, and the command."""
     from rich.table import Table
+
     from tunebook.common.commands.console import printer
 
     table = Table("task", "items", "metric", "score", "±", "scale")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
+
 from tunebook.common.errors import CheckFailed, UserError
 from tunebook.common.files import write_atomic, write_json
 
@@ -148,6 +149,7 @@ def _judge(args: Args, budget: Any) -> Any:
 
         return LocalJudge(args.judge, args.judge_max_new_tokens, budget)
     import yaml
+
     from tunebook.common.generation.endpoint import Endpoint
 
     request: dict[str, Any] = {"max_tokens": args.judge_max_new_tokens, "temperature": 0, "seed": 0}

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
+
 from tunebook.common import files
 from tunebook.common.errors import UserError
 
@@ -34,6 +35,7 @@ def main(args: Args) -> None:
         raise UserError(f"expected one folder of scores or two, found {len(args.folders)}: tunebook safety --help")
     inputs.writable({"--markdown": args.markdown}, args.folders)
     from rich.table import Table
+
     from tunebook.common.commands.console import printer
     from tunebook.evals import safety
     from tunebook.evals.compare import logs

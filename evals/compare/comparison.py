@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from tunebook.common.errors import UserError
 from tunebook.evals.compare import aggregates, examples, logs, matching
 from tunebook.evals.compare.logs import ModelOutputs

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
 from tunebook.common.errors import UserError
 from tunebook.evals import sandbox
 from tunebook.evals.harness.catalog import TASKS, Benchmarks

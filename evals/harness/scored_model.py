@@ -15,7 +15,7 @@ class Loaded:
     Args:
         model: what `models.locate` takes, a run's folder with `model/`, or "": the base that the adapter names, or
             pocket.
-        adapter: a folder or Hub name of PEFT's or of models/bottleneck_adapters.py, or a run's folder with one; "": none.
+        adapter: a folder or Hub name of PEFT's or of bottleneck adapters, or a run's folder with one; "": none.
         four_bit: quantise to NF4 with double quantisation while loading.
         base: leave the adapter off; its template and tokenizer are those in use all the same.
 

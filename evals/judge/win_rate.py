@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from scipy import optimize, special, stats
+
 from tunebook.evals.judge.prompt import OUTCOMES, SCORES, Pair
 from tunebook.evals.stats import paired
 

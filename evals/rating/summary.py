@@ -5,6 +5,7 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
+
 from tunebook.common.format import interval, p_value, percent
 from tunebook.evals.rating.items import SIDES, Contest
 from tunebook.evals.rating.votes import SCORES, Vote, Votes

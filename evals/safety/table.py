@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from scipy import stats
+
 from tunebook.common import format
 from tunebook.evals.compare import prompting
 from tunebook.evals.compare.logs import ModelOutputs, Task

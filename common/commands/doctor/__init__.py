@@ -35,6 +35,7 @@ def main(args: Args) -> None:
 def show(found: list[Finding]) -> None:
     """Print the findings, one a line, the remedy under those that need one."""
     from rich.text import Text
+
     from tunebook.common.commands.console import printer
 
     console, width = printer(), max(len(finding.topic) for finding in found)

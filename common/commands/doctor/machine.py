@@ -29,6 +29,7 @@ def examine() -> list[Finding]:
 
 def _device() -> Finding:
     import torch
+
     from tunebook.common.models import device
 
     found = f"{device.describe()}; {torch.cuda.device_count()} GPU(s) in all"
