@@ -41,7 +41,7 @@ def asked(side):
 @pytest.fixture
 def small(monkeypatch):
     """Every source counts as too large for the memory."""
-    monkeypatch.setattr(data, "HELD", 0)
+    monkeypatch.setattr(loading, "HELD", 0)
 
 
 def test_pocket_has_its_own_sides():
@@ -69,7 +69,7 @@ def test_formats_agree(tmp_path):
 def test_streamed_rows_are_those_held(tmp_path, monkeypatch):
     name = write(tmp_path / "a.jsonl", lines(rows(200)))
     held = data.load(name)
-    monkeypatch.setattr(data, "HELD", 0)
+    monkeypatch.setattr(loading, "HELD", 0)
     streamed = data.load(name)
     for side in held:
         once, again = list(streamed[side]), list(streamed[side])
@@ -107,7 +107,7 @@ def test_one_question_is_on_one_side_across_files(tmp_path):
 
 def test_very_many_rows_are_split_by_equal_questions(tmp_path, small, monkeypatch):
     assert data.TEXTS == splitting.MOST_NEAR
-    monkeypatch.setattr(data, "TEXTS", 50)
+    monkeypatch.setattr(loading, "TEXTS", 50)
     wanted = [
         {"instruction": f"  Say {n % 90} ".upper() if n % 2 else f"say {n % 90}", "output": ""} for n in range(270)
     ]

@@ -13,7 +13,7 @@ from reference_loss import reference_loss
 
 from tunebook.common import distillation
 from tunebook.common.batching.collator import PackedCollator
-from tunebook.common.distillation import vocabulary
+from tunebook.common.distillation import student, vocabulary
 from tunebook.common.distillation.losses import Blend
 from tunebook.common.errors import UserError
 from tunebook.common.models import lm_head
@@ -285,6 +285,6 @@ def test_a_teacher_leaves_what_unsloth_noted_of_the_student(monkeypatch):
     monkeypatch.setenv("UNSLOTH_ENABLE_FULL_FINETUNING", "1")
     monkeypatch.setattr(models, "load", load)
     monkeypatch.setattr(vocabulary, "require_same", lambda *_: None)
-    monkeypatch.setattr(distillation, "Teacher", lambda model, name: (model, name))
+    monkeypatch.setattr(student, "Teacher", lambda model, name: (model, name))
     assert distillation.teacher("pocket_teacher", 64, False, None) == ("model", "pocket_teacher")
     assert "UNSLOTH_USE_NEW_MODEL" not in os.environ and os.environ["UNSLOTH_ENABLE_FULL_FINETUNING"] == "1"

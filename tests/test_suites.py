@@ -15,7 +15,7 @@ from tunebook.common.errors import UserError
 from tunebook.common.pocket import FOLDER
 from tunebook.common.tokens import encoding, lengths, templates
 from tunebook.evals import sandbox
-from tunebook.evals.harness import catalog, heldout, preflight, suites
+from tunebook.evals.harness import catalog, heldout, preflight, scoring, suites
 
 TOKENIZER = AutoTokenizer.from_pretrained(FOLDER / "model", padding_side="left")
 TASKS = Path(catalog.TASKS)
@@ -250,7 +250,6 @@ def test_which_rows_and_which_template(tmp_path, capsys):
 
 
 def test_metrics_of_several_filters_and_lists_are_kept():
-    from tunebook.evals import harness
 
     results = {
         "results": {
@@ -267,7 +266,7 @@ def test_metrics_of_several_filters_and_lists_are_kept():
             for name, value in (("strict", 0.0), ("loose", 1.0))
         ],
     }
-    found = harness._account(results, samples, {"a": {0}})
+    found = scoring._account(results, samples, {"a": {0}})
     assert found["metrics"] == {"a": {"x": 0.5}, "b": {"x,strict": 0.0, "x,loose": 1.0}}
     assert found["errors"] == {"a": {"x": 0.1}, "b": {"x,loose": 0.2}}
     assert found["items"]["b"][0] == {"skill": None, "x,strict": 0.0, "x,loose": 1.0}

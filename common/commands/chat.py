@@ -65,7 +65,6 @@ class Terminal:
     """The loop that reads questions and commands from standard input."""
 
     def __init__(self, adapted: Any, decoding: Any, system: str):
-
         self.adapted, self.decoding = adapted, decoding
         self.conversation = session.Conversation(adapted.tokenizer, adapted.template, system)
         self.typed = sys.stdin.isatty()
