@@ -7,7 +7,7 @@ import pytest
 from paths import DATA, needs_data
 
 from tunebook.common import data
-from tunebook.common.data import readers, schema, splitting
+from tunebook.common.data import loading, readers, schema, splitting
 from tunebook.common.data.rows import kind as kind_of
 from tunebook.common.errors import UserError
 
