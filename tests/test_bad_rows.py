@@ -47,7 +47,7 @@ def write(path, rows, broken=()):
 @pytest.mark.parametrize("held", [True, False])
 def test_they_are_dropped_and_counted_to_the_report(tmp_path, monkeypatch, pocket, held):
     if not held:
-        monkeypatch.setattr(loading, "HELD", 0)
+        monkeypatch.setattr(loading, "IN_MEMORY_BYTES", 0)
     broken = ((3, '{"messages": '), (9, "\ufeff{}"))
     name = write(tmp_path / "a.jsonl", [*GOOD, LATE, FIRST, {"images": [1], **GOOD[0]}], broken)
     with pytest.raises(UserError) as error:

@@ -23,7 +23,7 @@ def told(*words):
 
 @pytest.mark.parametrize("held", [0, 64 << 20])  # bytes that are kept in memory: none, or all of it
 def test_equal_rows_are_counted_by_side(tmp_path, monkeypatch, held):
-    monkeypatch.setattr(loading, "HELD", held)
+    monkeypatch.setattr(loading, "IN_MEMORY_BYTES", held)
     other = [
         {**ROWS[3], "output": "three"},
         {"id": 7, "instruction": "Say 4.", "output": "4"},

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import datasets
 import pytest
 import torch
+from benchmark_files import ROWS, arc, encoder
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from tunebook.common.errors import UserError
@@ -26,23 +27,6 @@ def utils(folder: str):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def arc(folder: Path, items: int = 3) -> Path:
-    """A folder of data sets with a small ARC in it, laid out as the Hub's."""
-    place = folder / "allenai" / "ai2_arc"
-    place.mkdir(parents=True)
-    rows = [
-        {
-            "id": str(number), "question": f"Which is number {number}?", "answerKey": "B",
-            "choices": {"text": ["the first", "the second"], "label": ["A", "B"]},
-        }
-        for number in range(items)
-    ]  # fmt: skip
-    (place / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    parts = "".join(f"  - split: {split}\n    path: rows.jsonl\n" for split in ("train", "validation", "test"))
-    (place / "README.md").write_text(f"---\nconfigs:\n- config_name: ARC-Challenge\n  data_files:\n{parts}---\n")
-    return folder
 
 
 def test_names_of_suites_and_tasks():
@@ -156,9 +140,6 @@ def test_prompts_that_do_not_fit_are_counted(tmp_path):
     (task,), _ = found.build(shorter)
     (note,) = preflight.cut(found, [task], TOKENIZER, max(lengths) + 4, False, None, 0)
     assert "1 of 8 of arc_challenge" in note
-
-
-ROWS = [json.loads(line) for line in (FOLDER / "test.jsonl").read_text(encoding="utf-8").splitlines()][::40]
 
 
 @pytest.mark.parametrize("name", ["alpaca", "chatml"])
@@ -282,20 +263,6 @@ def test_items_reach_lm_eval_as_a_data_set(tmp_path):
     assert isinstance(found["test"], datasets.Dataset) and found["test"][0]["answer"] == "b"
     with pytest.raises(UserError, match="--metadata"):
         utils("heldout").load(version=1.0)
-
-
-def encoder(folder: Path) -> str:
-    """A small encoder with random weights, and a tokenizer of letters and a few words."""
-    from transformers import BertConfig, BertModel, BertTokenizerFast
-
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters), "cat", "."]
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "max_position_embeddings": 64}
-    BertModel(BertConfig(vocab_size=len(words), num_hidden_layers=3, **sizes)).save_pretrained(folder)
-    tokenizer = BertTokenizerFast(vocab={word: place for place, word in enumerate(words)}, model_max_length=64)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
 
 
 def test_bertscore_is_the_papers(tmp_path):

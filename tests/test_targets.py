@@ -3,7 +3,7 @@
 import numpy
 import pytest
 import torch
-from test_distillation import Stub, bins, model, padded, rows
+from students import Stub, bins, model, padded, rows
 
 from tunebook.common import distillation
 from tunebook.common.distillation import student, teacher_cache, teacher_cache_writer
