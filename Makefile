@@ -9,7 +9,7 @@ RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 EXTRA := $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
 
-.PHONY: demo test unit lint clean install install-dev
+.PHONY: demo test unit lint docs clean install install-dev
 
 demo: install
 	$(RUN) accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
@@ -26,6 +26,11 @@ lint: install-dev
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 	$(RUN) pyright
+
+# The documentation as a site, in build/site; links and anchors that lead nowhere end it.
+docs: install
+	$(PIP) -e ".[docs]"
+	$(RUN) mkdocs build --strict
 
 install: .venv/installed
 install-dev: .venv/installed-dev
