@@ -30,7 +30,7 @@ lint: install-dev
 # The documentation as a site, in build/site; links and anchors that lead nowhere end it.
 docs: install
 	$(PIP) -e ".[docs]"
-	$(RUN) mkdocs build --strict
+	$(RUN) NO_MKDOCS_2_WARNING=1 mkdocs build --strict
 
 install: .venv/installed
 install-dev: .venv/installed-dev

@@ -1,5 +1,6 @@
 """MkDocs hooks: the packages under their import names, and an API page for each of them, from the tree as it is."""
 
+import shutil
 from pathlib import Path
 
 from mkdocs.structure.files import File, Files
@@ -10,14 +11,19 @@ TOPS = ("common", "evals")
 INTERNAL = {"commands", "synthetic"}  # described by --help, and of no use to a recipe
 
 
-def on_config(config):
-    """Lay common/ and evals/ out as tunebook.common and tunebook.evals, and add their pages to the navigation."""
-    TREE.mkdir(parents=True, exist_ok=True)
-    (TREE / "__init__.py").touch()
+def on_startup(command, dirty):
+    """Lay common/ and evals/ out as tunebook.common and tunebook.evals, before mkdocstrings looks for its paths."""
+    shutil.rmtree(TREE, ignore_errors=True)
     for top in TOPS:
-        link = TREE / top
-        if not link.is_symlink():
-            link.symlink_to(ROOT / top, target_is_directory=True)
+        for file in (ROOT / top).rglob("*.py"):  # copies: what reads them follows no links
+            copy = TREE / file.relative_to(ROOT)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copy)
+    (TREE / "__init__.py").touch()
+
+
+def on_config(config):
+    """Add the pages of the packages to the navigation."""
     pages = [{name: path_of(name)} for name in packages()]
     config.nav = [{"API": [{"Overview": "api.md"}, *pages]} if "API" in entry else entry for entry in config.nav]
     return config
