@@ -28,8 +28,7 @@ lint: install-dev
 	$(RUN) pyright
 
 # The documentation as a site, in build/site; links and anchors that lead nowhere end it.
-docs: install
-	$(PIP) -e ".[docs]"
+docs: install-dev
 	$(RUN) NO_MKDOCS_2_WARNING=1 mkdocs build --strict
 
 install: .venv/installed
@@ -49,7 +48,7 @@ install-dev: .venv/installed-dev
 	@touch $@
 
 .venv/installed-dev: .venv/installed
-	$(PIP) -e ".[dev]"
+	$(PIP) -e ".[dev,docs]"
 	@touch $@
 
 # runs/ stays: it holds what people have trained.

@@ -1,4 +1,7 @@
-"""Prints what becomes of one real row, stage by stage: python docs/journey.py (docs/architecture.md shows the output)."""
+"""Prints what becomes of one real row, stage by stage; docs/architecture.md shows the output.
+
+python docs/journey.py
+"""
 
 import torch
 from peft import LoraConfig, get_peft_model
