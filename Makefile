@@ -1,4 +1,4 @@
-# make demo: install, then run the main recipe.  make test: install, then lint and all tests.
+# make demo: install, then run the main recipe.  make test: install, then lint and tests.  make test-all: the slow ones, too.
 PYTHON ?= python3
 PIP_FLAGS ?=
 # Without it `accelerate launch` gives a process on the CPU one thread, however many cores there are.
@@ -9,7 +9,7 @@ RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 EXTRA := $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
 
-.PHONY: demo test unit lint docs clean install install-dev
+.PHONY: demo test test-all unit lint docs clean install install-dev
 
 demo: install
 	$(RUN) accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
@@ -17,15 +17,23 @@ demo: install
 
 # A worker a core, each with one thread: most of a test's time is spent on one core anyway.
 test: install-dev lint
-	OMP_NUM_THREADS=1 $(RUN) python -m pytest --numprocesses auto --dist worksteal
+	OMP_NUM_THREADS=1 $(RUN) python -m pytest --numprocesses auto --dist loadgroup
+
+# With those that are long by nature.
+test-all: install-dev lint
+	OMP_NUM_THREADS=1 $(RUN) python -m pytest --numprocesses auto --dist loadgroup -m "slow or not slow"
 
 unit: install-dev
-	$(RUN) python -m pytest -m "not recipe and not real_data and not gpu"
+	$(RUN) python -m pytest -m "not recipe and not real_data and not gpu and not slow"
 
 lint: install-dev
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
+	mkdir -p build/typing/tunebook
+	ln -sfn ../../../common build/typing/tunebook/common
+	ln -sfn ../../../evals build/typing/tunebook/evals
 	$(RUN) pyright
+	$(RUN) lint-imports
 
 # The documentation as a site, in build/site; links and anchors that lead nowhere end it.
 docs: install-dev
@@ -42,7 +50,8 @@ install-dev: .venv/installed-dev
 .venv/installed: .venv/bin/python pyproject.toml constraints.txt requirements-unsloth.txt
 	@echo "installing the pinned set into .venv (some minutes the first time)"
 	$(PIP) torch==2.13.0
-	$(if $(EXTRA),@$(BIN)/python -c 'from common.commands import machine; machine.require_gpu()')
+	$(PIP) --no-deps -e .
+	$(if $(EXTRA),@$(BIN)/python -c 'from tunebook.common.commands.doctor import machine; machine.require_gpu()')
 	$(PIP) -e ".$(if $(EXTRA),[gpu])"
 	$(PIP) --no-deps -r requirements-unsloth.txt
 	@touch $@

@@ -6,9 +6,9 @@
 
 naive       every row padded to max_length
 TRL         its default: rows in random order, padded to the longest of their batch
-bucketed    rows of like length in a batch (common/sampling.py)
-packed      rows together in bins of max_length (common/packing.py), attention inside each document
-            (common/attention.py), with about as many tokens to a step as the other ways have
+bucketed    rows of like length in a batch (batching/samplers.py)
+packed      rows together in bins of max_length (batching/packing.py), attention inside each document
+            (models/attention.py), with about as many tokens to a step as the other ways have
 dense mask  the same bins with sdpa's own mask, which computes all products in a bin and throws most of them away
 
 Everything else is one: LoRA of rank 16 on every linear layer, as the recipes do (--full: all weights), TRL's loss,
@@ -31,7 +31,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from common import cli
+from tunebook.common import cli, errors
+from tunebook.common.tokens.lengths import lengths_of
 
 ASKED = {"packed / naive": 4.0, "packed / TRL": 1.6, "bucketed / TRL": 1.5}  # least ratios of speeds
 
@@ -77,13 +78,14 @@ def main(args: Args) -> dict:
     import unsloth  # noqa: F401, I001  first: on a CPU its torch code stands in for TRL's kernel
     import torch
 
-    from common import data, masking, templates, tokenizers
+    from tunebook.common import data
+    from tunebook.common.tokens import encoding, templates, tokenization
 
     if args.quick:
         args.model, args.max_length, args.classes, args.rounds = "pocket", 128, 2, 1
-    tokenizer, _ = tokenizers.load(args.tokenizer)
+    tokenizer, _ = tokenization.load(args.tokenizer)
     rows = [row for side in data.load(args.dataset).values() for row in side]
-    encoded, counts = masking.encode(rows, tokenizer, templates.ALPACA, args.max_length)
+    encoded, counts = encoding.encode(rows, tokenizer, templates.ALPACA, args.max_length)
     model, words = load(args)
     ways = plan(encoded, args)
     seconds = measure(model, ways, args)
@@ -94,7 +96,7 @@ def main(args: Args) -> dict:
         for name, way in ways.items()
     }
     result = {
-        "rows": counts.line(),
+        "rows": counts.summary(),
         "model": words,
         "padding": {name: float(1 - counts.tokens / way.positions.sum()) for name, way in ways.items()},
         "tokens_per_step": {name: counts.tokens / len(way.batches) for name, way in ways.items()},
@@ -124,7 +126,7 @@ def load(args: Args) -> tuple[Any, str]:
     from trl.trainer.utils import add_fused_lm_head
     from unsloth_zoo.cpu.ops import patch_trl_fused_lm_head
 
-    from common import models
+    from tunebook.common import models
 
     patch_trl_fused_lm_head()  # TRL's own loss is a kernel for GPUs
 
@@ -152,17 +154,17 @@ def plan(encoded: Any, args: Args) -> dict[str, Way]:
     import numpy
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-    from common import batches, packing, sampling
-    from common.masking import IGNORE
+    from tunebook.common.batching import collator, packing, samplers
+    from tunebook.common.tokens.lengths import IGNORE_INDEX
 
     def trained(dataset: Any) -> Any:
         labels = dataset.with_format("arrow")[:]["labels"].combine_chunks()
-        trains = numpy.concatenate([[0], numpy.cumsum(labels.flatten().to_numpy() != IGNORE)])
+        trains = numpy.concatenate([[0], numpy.cumsum(labels.flatten().to_numpy() != IGNORE_INDEX)])
         ends = numpy.concatenate([[0], numpy.cumsum(labels.value_lengths().to_numpy())])
         return numpy.diff(trains[ends])
 
     def way(dataset: Any, order: Any, size: int, collate: Callable, width: int = 0, attention: str = "sdpa") -> Way:
-        lengths, labelled, starts = sampling.lengths_of(dataset), trained(dataset), numpy.arange(0, len(order), size)
+        lengths, labelled, starts = lengths_of(dataset), trained(dataset), numpy.arange(0, len(order), size)
         widths = numpy.maximum.reduceat(numpy.maximum(lengths, width)[order], starts)
         positions = widths * numpy.diff(starts, append=len(order))
         parts = [order[start : start + size].tolist() for start in starts]
@@ -171,15 +173,15 @@ def plan(encoded: Any, args: Args) -> dict[str, Way]:
     def shuffled(count: int) -> Any:
         return numpy.random.default_rng(args.seed).permutation(count)
 
-    lengths, size, most = sampling.lengths_of(encoded), args.batch_size, args.max_length
+    lengths, size, most = lengths_of(encoded), args.batch_size, args.max_length
     bins = packing.packed(encoded, most)
     each = max(1, round(size * lengths.mean() / most))  # bins with about as many tokens as `size` rows
     pad, pad_all = DataCollatorForLanguageModeling(0), DataCollatorForLanguageModeling(0, pad_to_multiple_of=most)
-    together = batches.PackedCollator(0)
+    together = collator.PackedCollator(0)
     return {
         "naive": way(encoded, shuffled(len(encoded)), size, pad_all, width=most),
         "TRL": way(encoded, shuffled(len(encoded)), size, pad),
-        "bucketed": way(encoded, sampling.Buckets(lengths, size, args.seed).order(0), size, pad),
+        "bucketed": way(encoded, samplers.Buckets(lengths, size, args.seed).order(0), size, pad),
         "packed": way(bins, shuffled(len(bins)), each, together, attention="documents"),
         "dense mask": way(bins, shuffled(len(bins)), each, together),
     }
@@ -189,10 +191,10 @@ def measure(model: Any, ways: dict[str, Way], args: Args) -> dict[str, dict[str,
     """Seconds of each way's sample, medians over the rounds."""
     import torch
 
-    from common import attention
+    from tunebook.common.models import attention
 
     if not attention.by_document(model):
-        raise cli.Refused(f"{args.model} cannot attend by document")
+        raise errors.CheckFailed(f"{args.model} cannot attend by document")
     optimizer = torch.optim.AdamW(
         [weight for weight in model.parameters() if weight.requires_grad], lr=1e-4, fused=True
     )
@@ -215,13 +217,13 @@ def measure(model: Any, ways: dict[str, Way], args: Args) -> dict[str, dict[str,
 def step(model: Any, optimizer: Any, way: Way, place: int) -> None:
     import torch
 
-    from common.masking import IGNORE
+    from tunebook.common.tokens.lengths import IGNORE_INDEX
 
     batch = way.collate([way.dataset[row] for row in way.batches[place]])
     vocabulary = model.config.vocab_size
     batch["input_ids"] %= vocabulary
-    batch["labels"] = torch.where(batch["labels"] == IGNORE, IGNORE, batch["labels"] % vocabulary)
-    count = int((batch["labels"][:, 1:] != IGNORE).sum())
+    batch["labels"] = torch.where(batch["labels"] == IGNORE_INDEX, IGNORE_INDEX, batch["labels"] % vocabulary)
+    count = int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
     assert count == way.trained[place]  # all ways train the same labels
     (-model(**batch, fused_lm_head=True).log_probs.sum() / count).backward()
     optimizer.step()

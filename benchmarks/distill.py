@@ -6,7 +6,7 @@
 naive    all logits of both models, log_softmax, kl_div and cross_entropy, then the mask: what the formula reads like
 TRL GKD  the same logits through GKDTrainer.generalized_jsd_loss (beta 0), to which the cross entropy is added, as it
          has none; its temperature is given and T² is put before it
-chunks   common/losses.py: the positions that train, some at a time
+chunks   distillation/losses.py: the positions that train, some at a time
 
 The student's head is frozen (as with LoRA) or trains; its own gradient then counts in all. Peaks are of the process,
 over what it held before. The three losses must be equal. Rounds alternate; medians are shown.
@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from common import cli
+from tunebook.common import cli
 
 ASKED = {"peak": 1 / 8, "seconds": 1.1}  # of chunks to naive
 
@@ -43,7 +43,8 @@ class Args:
 def main(args: Args) -> dict[str, Any]:
     import torch
 
-    from common import losses, memory
+    from tunebook.common import resources
+    from tunebook.common.distillation import losses
 
     if args.quick:
         args.positions, args.vocabulary, args.width, args.rounds = 256, 16_000, 128, 1
@@ -54,8 +55,8 @@ def main(args: Args) -> dict[str, Any]:
         found = results[kind] = {name: {"peak_bytes": [], "seconds": [], "loss": []} for name in ways}
         for number in range(args.rounds + 1):  # the first one warms up
             for name, way in ways.items():
-                memory.release()
-                held, peak, begun = memory.held(), memory.Peak(), time.perf_counter()
+                resources.release()
+                held, peak, begun = resources.held(), resources.Peak(), time.perf_counter()
                 loss = way(*inputs)
                 loss.backward()
                 if torch.cuda.is_available():
@@ -101,7 +102,7 @@ def made(args: Args, trains: bool) -> tuple[Any, ...]:
     """Hidden states (T, D) of student and teacher, their heads (V, D), and labels (T,)."""
     import torch
 
-    from common.masking import IGNORE
+    from tunebook.common.tokens.lengths import IGNORE_INDEX
 
     torch.manual_seed(args.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -109,7 +110,7 @@ def made(args: Args, trains: bool) -> tuple[Any, ...]:
     student, teacher = (torch.randn(shape, device=device) for _ in range(2))
     weight, other = (torch.randn(head, device=device).mul_(2 / args.width**0.5) for _ in range(2))
     labels = torch.randint(0, args.vocabulary, (args.positions,), device=device)
-    labels[int(args.supervised * args.positions) :] = IGNORE
+    labels[int(args.supervised * args.positions) :] = IGNORE_INDEX
     return student.requires_grad_(), weight.requires_grad_(trains), teacher, other, labels
 
 
@@ -118,9 +119,9 @@ def ways_of(blend: Any, args: Args) -> dict[str, Callable]:
     from torch.nn import functional
     from trl.experimental.gkd import GKDTrainer
 
-    from common import losses
-    from common.heads import Head
-    from common.masking import IGNORE
+    from tunebook.common.distillation import losses
+    from tunebook.common.models.lm_head import Head
+    from tunebook.common.tokens.lengths import IGNORE_INDEX
 
     count, factor = int(args.supervised * args.positions), blend.alpha * blend.temperature**2
 
@@ -130,8 +131,8 @@ def ways_of(blend: Any, args: Args) -> dict[str, Callable]:
             wanted = torch.log_softmax(teacher @ other.t() / blend.temperature, -1)
         mine = torch.log_softmax(logits / blend.temperature, -1)
         apart = functional.kl_div(mine, wanted, reduction="none", log_target=True).sum(-1)
-        cross = functional.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
-        return (factor * (apart * (labels != IGNORE)).sum() + (1 - blend.alpha) * cross) / count
+        cross = functional.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum")
+        return (factor * (apart * (labels != IGNORE_INDEX)).sum() + (1 - blend.alpha) * cross) / count
 
     def gkd(student, weight, teacher, other, labels):
         logits = student @ weight.t()
@@ -140,11 +141,11 @@ def ways_of(blend: Any, args: Args) -> dict[str, Callable]:
         apart = GKDTrainer.generalized_jsd_loss(
             logits[None], wanted[None], labels[None], beta=0, temperature=blend.temperature, num_items_in_batch=count
         )
-        cross = functional.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
+        cross = functional.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum")
         return factor * apart + (1 - blend.alpha) * cross / count
 
     def chunks(student, weight, teacher, other, labels):
-        keep = labels != IGNORE
+        keep = labels != IGNORE_INDEX
         online = losses.Online(teacher[keep], Head(other))
         return losses.blended(student[keep], Head(weight), labels[keep], online, blend)[0] / count
 

@@ -28,7 +28,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import cli
+from tunebook.common import cli
+from tunebook.common.tokens.lengths import IGNORE_INDEX, lengths_of
 
 T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}  # by freedoms
 
@@ -95,18 +96,20 @@ class World:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq
 
-        from common import data, distillation, losses, masking, models, targets, teaching, templates
+        from tunebook.common import data, distillation, models
+        from tunebook.common.distillation import losses, teacher_cache, teacher_cache_writer
+        from tunebook.common.tokens import encoding, templates
 
         self.args, self.blend = args, losses.Blend(args.alpha, args.temperature, args.beta)
         self.place = models.locate(args.model)
         self.tokenizer = AutoTokenizer.from_pretrained(self.place)
         sides = data.load("pocket")
         rows = confused(sides["train"][: args.rows], args.noise)
-        self.train, _ = masking.encode(rows, self.tokenizer, templates.ALPACA, 512)
+        self.train, _ = encoding.encode(rows, self.tokenizer, templates.ALPACA, 512)
         self.asked = sides[args.side][: 40 if args.quick else None]
-        self.encoded, _ = masking.encode(self.asked, self.tokenizer, templates.ALPACA, 512)
+        self.encoded, _ = encoding.encode(self.asked, self.tokenizer, templates.ALPACA, 512)
         self.prompts = [
-            [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label == masking.IGNORE]
+            [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label == IGNORE_INDEX]
             for row in self.encoded
         ]
         found = AutoModelForCausalLM.from_pretrained(distillation.locate(args.teacher), dtype=torch.float32)
@@ -114,9 +117,9 @@ class World:
         with tempfile.TemporaryDirectory() as folder:
             path, begun = Path(folder) / "targets.safetensors", time.perf_counter()
             said = (self.tokenizer, templates.ALPACA, args.teacher, args.temperature, args.top_k)
-            teaching.make(path, self.train, self.teacher, targets.described(*said))
+            teacher_cache_writer.make(path, self.train, self.teacher, teacher_cache.described(*said))
             self.teacher_seconds = time.perf_counter() - begun
-            self.cached = targets.Targets(path)  # it stays open
+            self.cached = teacher_cache.Targets(path)  # it stays open
             self.bytes_per_token = path.stat().st_size / len(self.cached.log_rest)
         pad = DataCollatorForSeq2Seq(self.tokenizer)
         self.collate = lambda rows: pad([{name: row[name] for name in ("input_ids", "labels")} for row in rows])
@@ -127,7 +130,9 @@ class World:
         from peft import LoraConfig, get_peft_model
         from transformers import AutoModelForCausalLM, get_scheduler
 
-        from common import distillation, losses, sampling, targets
+        from tunebook.common import distillation
+        from tunebook.common.batching import samplers
+        from tunebook.common.distillation import losses, teacher_cache
 
         args, blend = self.args, self.blend if way != "labels" else losses.Blend(alpha=0.0)
         torch.manual_seed(seed)
@@ -135,8 +140,8 @@ class World:
         model = get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear")).train()
         distillation.prepare(model, args.model)
         teacher = self.cached if way == "cached" else self.teacher
-        collate = targets.Placed(self.collate, self.cached) if way == "cached" else self.collate
-        order = sampling.Buckets(sampling.lengths_of(self.train), args.batch_size, seed)
+        collate = teacher_cache.Placed(self.collate, self.cached) if way == "cached" else self.collate
+        order = samplers.Buckets(lengths_of(self.train), args.batch_size, seed)
         steps = args.epochs * math.ceil(len(order) / args.batch_size)
         optimizer = torch.optim.AdamW(
             [p for p in model.parameters() if p.requires_grad], lr=args.learning_rate, weight_decay=0.0, fused=True
@@ -159,7 +164,7 @@ class World:
         """Exact match by phrasing, and of all rows; the loss of the references."""
         import torch
 
-        from common import generation, masking
+        from tunebook.common import generation
 
         found = generation.answers(model.eval(), self.tokenizer, self.prompts, max_new_tokens=32, batch_size=64)
         right = {"all": [a == row["output"] for a, row in zip(found, self.asked, strict=True)]}
@@ -174,7 +179,7 @@ class World:
                 logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
             labels = batch["labels"][:, 1:]
             losses += torch.nn.functional.cross_entropy(logits.mT.float(), labels, reduction="sum").item()
-            tokens += int((labels != masking.IGNORE).sum())
+            tokens += int((labels != IGNORE_INDEX).sum())
         return {name: statistics.fmean(values) for name, values in right.items() if values} | {"loss": losses / tokens}
 
 

@@ -20,7 +20,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from common import cli
+from tunebook.common import cli
+from tunebook.common.errors import CheckFailed
 
 METHODS = ("full", "lora", "qlora")
 QUOTED = "quoted for checkpointing: 60 % less memory, 20 % slower"
@@ -69,7 +70,7 @@ def main(args: Args) -> dict:
     off = [run for run in runs if abs(run["peak_error"]) > PEAK or abs(run["seconds_error"]) > SECONDS]
     if off and not args.quick:
         names = ", ".join(name(run) for run in off)
-        raise cli.Refused(f"over {PEAK:.0%} of memory or {SECONDS:.0%} of time: {names}")
+        raise CheckFailed(f"over {PEAK:.0%} of memory or {SECONDS:.0%} of time: {names}")
     return result
 
 
@@ -79,7 +80,7 @@ def make_model(args: Args, folder: str) -> None:
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
     from transformers.utils import logging
 
-    from common import models
+    from tunebook.common import models
 
     logging.disable_progress_bar()
     torch.manual_seed(0)
@@ -115,9 +116,12 @@ def one(args: Args) -> dict:
     from trl import SFTConfig, SFTTrainer
     from unsloth import FastLanguageModel
 
-    from common import forecast, memory, models, sampling
+    from tunebook.common import models, resources
+    from tunebook.common.batching import samplers
+    from tunebook.common.estimate import forecast
+    from tunebook.common.models import device
 
-    bare = memory.held()
+    bare = resources.held()
     model, tokenizer = models.load(args.model, 512, four_bit=args.one == "qlora", full=args.one == "full")
     if args.one != "full":
         settings = dict(r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear", random_state=0)
@@ -135,15 +139,15 @@ def one(args: Args) -> dict:
             save_strategy="no",
             report_to="none",
             logging_steps=1000,
-            **models.precision(),
+            **device.current().precision,
         )
         rows = make_rows(args, len(tokenizer))
         trainer = SFTTrainer(model=model, processing_class=tokenizer, train_dataset=rows, args=config)
         models.train_in_float32(trainer.model)
-        sampling.bucket(trainer)
-        expected = forecast.rehearse(trainer)
-        memory.release()
-        peak, begun, cpu = memory.Peak(), time.monotonic(), time.process_time()
+        samplers.bucket(trainer)
+        expected = forecast.forecast(trainer)
+        resources.release()
+        peak, begun, cpu = resources.Peak(), time.monotonic(), time.process_time()
         trainer.train()
         seconds, cpu = time.monotonic() - begun, time.process_time() - cpu
     return {

@@ -34,7 +34,7 @@ from typing import Any
 
 from cases.random_llama import numbers
 
-from common import cli
+from tunebook.common import cli, errors
 
 # Dense bfloat16 operations a second by the vendor's data sheets, by a pattern of the card's name.
 PEAKS = {"B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "A100": 312e12,
@@ -59,7 +59,7 @@ def main(args: Args) -> dict:
 
     begun, gpu = time.monotonic(), torch.cuda.is_available()
     if not gpu and not args.quick:
-        raise cli.UserError("benchmarks/gpu.py needs a CUDA GPU; --quick runs its code without one, on a tiny shape")
+        raise errors.UserError("benchmarks/gpu.py needs a CUDA GPU; --quick runs its code without one, on a tiny shape")
     machine = f"{platform.machine()}, {os.cpu_count()} cores"
     total = 0
     if gpu:
@@ -83,7 +83,7 @@ def main(args: Args) -> dict:
         Path(args.json).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     failed = [case for case in cases if case["status"] in ("failed", "not run")]
     if failed:
-        raise cli.Refused(f"{len(failed)} of {len(cases)} cases did not end well; the table says which")
+        raise errors.CheckFailed(f"{len(failed)} of {len(cases)} cases did not end well; the table says which")
     return result
 
 

@@ -15,7 +15,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 
-from common import cli
+from tunebook.common import cli
 
 
 @dataclass
@@ -32,9 +32,11 @@ def main(args: Args) -> dict:
     from rich.console import Console
     from rich.table import Table
 
-    from common import data, packing, tokenizers
+    from tunebook.common import data
+    from tunebook.common.batching import packing
+    from tunebook.common.tokens import tokenization
 
-    tokenizer, _ = tokenizers.load(args.tokenizer)
+    tokenizer, _ = tokenization.load(args.tokenizer)
     rows = [row for side in data.load(args.dataset).values() for row in side if row["output"].strip()]
     # TRL reads special-token text as control; such rows have no common answer.
     special = [text for text in tokenizer.all_special_tokens if text]
@@ -49,7 +51,7 @@ def main(args: Args) -> dict:
         way(rows[:20], tokenizer, args.max_length, packing)
     for _ in range(1 if args.quick else args.repeats):
         for name, way in ways.items():
-            tokenizer, _ = tokenizers.load(args.tokenizer)  # a new one, so that no way has words from before
+            tokenizer, _ = tokenization.load(args.tokenizer)  # a new one, so that no way has words from before
             wall, cpu = time.perf_counter(), cpu_seconds()
             labels[name] = way(rows, tokenizer, args.max_length, packing)
             times[name].append((time.perf_counter() - wall, cpu_seconds() - cpu))
@@ -81,9 +83,9 @@ def cpu_seconds() -> float:
 
 
 def ours(rows, tokenizer, max_length, packing):
-    from common import masking, templates
+    from tunebook.common.tokens import encoding, templates
 
-    encoded, _ = masking.encode(rows, tokenizer, templates.ALPACA, max_length)
+    encoded, _ = encoding.encode(rows, tokenizer, templates.ALPACA, max_length)
     lengths = encoded.data["input_ids"].combine_chunks().value_lengths()
     packing.pack(lengths.to_numpy(), max_length)
     return encoded["labels"]
@@ -95,7 +97,7 @@ def trls(rows, tokenizer, max_length, packing):
     from transformers import LlamaConfig, LlamaForCausalLM
     from trl import SFTConfig, SFTTrainer, pack_dataset
 
-    from common.templates import ALPACA
+    from tunebook.common.tokens.templates import ALPACA
 
     disable_caching()
     if tokenizer.pad_token is None:
@@ -115,7 +117,7 @@ def trls(rows, tokenizer, max_length, packing):
 
 
 def bare(rows, tokenizer, max_length, packing):
-    from common.templates import ALPACA
+    from tunebook.common.tokens.templates import ALPACA
 
     texts = [ALPACA.prompt(row) + ALPACA.completion(row) for row in rows]
     encoded = tokenizer.backend_tokenizer.encode_batch_fast(texts)

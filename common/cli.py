@@ -1,7 +1,6 @@
 """The command line of a recipe: flags from a dataclass, a YAML file under them, errors that are one plain message."""
 
 import dataclasses
-import difflib
 import logging
 import os
 import re
@@ -11,6 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tunebook.common.distributed import is_main_process
+from tunebook.common.errors import CheckFailed, UserError, nearest
+
 # Ways to cut a model over GPUs: name, variable of `accelerate launch`, fields of TrainingArguments.
 SHARDING = (
     ("FSDP", "ACCELERATE_USE_FSDP", ("fsdp", "fsdp_config")),
@@ -18,12 +20,7 @@ SHARDING = (
 )
 
 
-class UserError(Exception):
-    """Bad input: the message names the place and the remedy. The command ends with exit code 2."""
-
-
-class Refused(Exception):
-    """The command ran and the answer is no. The command ends with exit code 1."""
+_NUMBERS = {"float | None": 0.0, "int | None": 0}
 
 
 def run(main: Callable[[Any], Any], args_class: type, argv: list[str] | None = None) -> None:
@@ -33,7 +30,7 @@ def run(main: Callable[[Any], Any], args_class: type, argv: list[str] | None = N
     A launch that cuts the model over several GPUs is refused here, before anything heavy is imported.
     """
     _environment()
-    if not first_process():
+    if not is_main_process():
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  one account of a run; errors are on stderr
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
@@ -43,10 +40,10 @@ def run(main: Callable[[Any], Any], args_class: type, argv: list[str] | None = N
         _refuse_sharding(vars(args))
         _refuse_parting(vars(args))
         main(args)
-    except (UserError, Refused) as error:
+    except (UserError, CheckFailed) as error:
         if debug:
             traceback.print_exc()
-        print(f"{'error' if isinstance(error, UserError) else 'refused'}: {error}", file=sys.stderr)
+        print(f"{'error' if isinstance(error, UserError) else 'check failed'}: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UserError) else 1)
     except KeyboardInterrupt:
         print("stopped by the user; checkpoints that were written are kept", file=sys.stderr)
@@ -61,9 +58,9 @@ def _refuse_sharding(args: dict[str, Any]) -> None:
     Raises:
         UserError: the launch or an override asks for one of them.
     """
-    words = [str(word).partition("=")[0] for word in args.get("sft", [])]
+    words = [str(word).partition("=")[0] for word in args.get("set", [])]
     for name, variable, fields in SHARDING:
-        asked = [f"--sft {word}" for word in words if word in fields]
+        asked = [f"--set {word}" for word in words if word in fields]
         if os.environ.get(variable, "false").lower() in ("1", "true"):
             asked.insert(0, f"{variable}={os.environ[variable]}, as accelerate launch sets it")
         if asked:
@@ -79,19 +76,14 @@ def _refuse_parting(args: dict[str, Any]) -> None:
     Raises:
         UserError: an override asks for one of them.
     """
-    for word in (word for flag in ("sft", "set") for word in args.get(flag, [])):
+    for word in args.get("set", []):
         name = str(word).partition("=")[0]
         if name in ("eos_token", "chat_template_path"):
             raise UserError(
-                f"--sft {name}: it would change what is saved, after the rows have been made for what trains. The end "
+                f"--set {name}: it would change what is saved, after the rows have been made for what trains. The end "
                 "of a turn is the template's own, and is saved as the end token; the template is chosen in the recipe "
                 "(tunebook cp makes a copy)"
             )
-
-
-def first_process() -> bool:
-    """Whether this is the process of a run that prints and writes; the only one, where there is one."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def _environment() -> None:
@@ -119,13 +111,14 @@ def parse(args_class: type, argv: list[str], doc: str = "") -> Any:
     """
     import tyro
 
+    from tunebook.common import aliases
+
     config, argv = _take_config(argv)
-    if "sft" in {field.name for field in dataclasses.fields(args_class)}:
-        argv = [re.sub(r"^--set(?==|$)", "--sft", word) for word in argv]  # its other spelling
+    argv = aliases.words(argv, {field.name for field in dataclasses.fields(args_class)})
     description = doc + "\n\n--config FILE.yaml sets any of these; flags win over it. --debug shows tracebacks."
     default = _defaults(args_class, config)
     if not hasattr(default, "rest"):
-        return tyro.cli(args_class, args=argv, description=description, default=default)
+        return aliases.nothing(tyro.cli(args_class, args=argv, description=description, default=default))
     found, rest = tyro.cli(args_class, args=argv, description=description, default=default, return_unknown_args=True)
     return dataclasses.replace(found, rest=rest)
 
@@ -146,6 +139,8 @@ def _defaults(args_class: type, config: str | None) -> Any:
         return args_class()
     import yaml
 
+    from tunebook.common import aliases
+
     try:
         values = yaml.safe_load(Path(config).read_text(encoding="utf-8")) or {}
     except OSError as error:
@@ -157,8 +152,7 @@ def _defaults(args_class: type, config: str | None) -> Any:
     fields = {field.name: field for field in dataclasses.fields(args_class)}
     default, problems = args_class(), []
     values = {str(name).replace("-", "_"): value for name, value in values.items()}
-    if "set" in values and "sft" in fields:
-        values["sft"] = values.pop("set")
+    values = aliases.values(values, fields)
     for name, value in values.items():
         if name not in fields:
             problems.append(f"{name}: there is no such flag{nearest(name, fields)}")
@@ -177,7 +171,7 @@ def _convert(value: Any, default: Any, annotation: str) -> Any:
     """`value` as the type of `default`; YAML reads 2e-4 as text, so numbers in text are accepted. A default of None
     stands for a value that is chosen later."""
     if default is None:
-        return None if value is None else _convert(value, 0.0 if "float" in annotation else "", annotation)
+        return None if value is None else _convert(value, _NUMBERS.get(annotation, ""), annotation)
     if isinstance(default, bool):
         if not isinstance(value, bool):
             raise TypeError
@@ -191,31 +185,6 @@ def _convert(value: Any, default: Any, annotation: str) -> Any:
     if isinstance(value, (dict, list)):
         raise TypeError
     return str(value)
-
-
-def nearest(name: str, known: Any) -> str:
-    """', nearest is X' for a message, or nothing."""
-    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; the nearest is {found[0]}" if found else ""
-
-
-def overrides(
-    pairs: list[str], config_class: type, written: set[str], unheard: dict[str, str] | None = None
-) -> dict[str, Any]:
-    """`NAME=VALUE` words as keyword arguments of `config_class`, for --sft.
-
-    Args:
-        pairs, written: as `values`.
-        unheard: more names that would do nothing in this recipe -> why, and what does it.
-
-    Raises:
-        UserError: as `values`; or a name that would do nothing, or a value that TRL or transformers refuse.
-    """
-    from common import settings
-
-    found = values(pairs, config_class, written)
-    settings.check(found, config_class, unheard or {})
-    return found
 
 
 def values(pairs: list[str], config_class: type, written: set[str]) -> dict[str, Any]:
@@ -246,7 +215,7 @@ def values(pairs: list[str], config_class: type, written: set[str]) -> dict[str,
             except ValueError as error:
                 problems.append(f"{name}: {text!r} is {error}")
     if problems:
-        raise UserError("--sft:\n  " + "\n  ".join(problems))
+        raise UserError("--set:\n  " + "\n  ".join(problems))
     return found
 
 
@@ -290,25 +259,3 @@ def _numbers(value: Any) -> Any:
     if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value):
         return float(value)
     return value
-
-
-def fresh_folder(path: str, overwrite: bool, marker: str) -> Path:
-    """The output folder, made if needed.
-
-    Raises:
-        UserError: it is a file, cannot be written, or holds `marker` (a finished run) and `overwrite` is off.
-    """
-    folder = Path(path)
-    if folder.is_file():
-        raise UserError(f"--output_dir {path} is a file; name a folder")
-    if (folder / marker).exists() and not overwrite:
-        raise UserError(
-            f"--output_dir {path} holds a finished run ({marker}); choose another folder or add --overwrite"
-        )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output_dir {path}: {error.strerror}") from None
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"--output_dir {path} cannot be written")
-    return folder

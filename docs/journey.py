@@ -7,9 +7,12 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from common import data, masking, packing, sampling, templates
-from common.batches import PackedCollator
-from common.pocket import FOLDER
+from tunebook.common import data
+from tunebook.common.batching import packing
+from tunebook.common.batching.collator import PackedCollator
+from tunebook.common.pocket import FOLDER
+from tunebook.common.tokens import encoding, templates
+from tunebook.common.tokens.lengths import lengths_of
 
 MODEL, ROWS, STEPS = str(FOLDER / "model"), 8, 20
 
@@ -25,14 +28,14 @@ def main() -> None:
 
     print("\n2. tokens: the template writes the prompt; labels of -100 do not train")
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
-    encoded, counts = masking.encode(rows, tokenizer, templates.ALPACA, max_length=512)
+    encoded, counts = encoding.encode(rows, tokenizer, templates.ALPACA, max_length=512)
     ids, labels = encoded[7]["input_ids"], encoded[7]["labels"]
     print(f"   {len(ids)} tokens; the last six:")
     for token, label in list(zip(ids, labels, strict=True))[-6:]:
         print(f"     {token:5} {tokenizer.decode([token])!r:18} label {label}")
 
     print("\n3. batching: two ways to put eight rows together")
-    lengths = sampling.lengths_of(encoded).tolist()
+    lengths = lengths_of(encoded).tolist()
     width = max(lengths)
     print(f"   lengths {lengths}")
     print(f"   padded: {ROWS} x {width}, {1 - sum(lengths) / (ROWS * width):.0%} padding")

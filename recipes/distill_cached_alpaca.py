@@ -6,111 +6,64 @@ accelerate launch recipes/distill_cached_alpaca.py --targets runs/targets.safete
 
 from dataclasses import dataclass, field
 
-from common import cli
+from tunebook.common import cli
+from tunebook.common.run import Run, TrainerOptions
 
 
 @dataclass
-class Args:
+class Args(TrainerOptions):
     model: str = "pocket"  # Hub name, folder, or the bundled model
     teacher: str = "pocket_teacher"  # the same; with the student's tokenizer
     alpha: float = 0.5  # weight of the teacher; the answers have the rest
     temperature: float = 2.0  # of both models' probabilities
     beta: float = 0.0  # 0: KL(teacher‖student), 1: KL(student‖teacher), between: Jensen-Shannon
     top_k: int = 64  # tokens of which the teacher's probability is kept; all others are one outcome
-    targets: str = ""  # the file, made where it is not there; default: targets.safetensors in output_dir
-    lora_r: int = 16  # rank of the student's adapters; 0: all its weights train
-    four_bit: bool = False  # the weights of the student's base are in 4 bits
-    packing: bool = False  # rows together in full sequences of max_length, in which none sees another
+    targets: str | None = None  # the file, made where it is not there; default: targets.safetensors in output_dir
+    load_in_4bit: bool = False  # the student's base in NF4
     dataset: list[str] = field(default_factory=lambda: ["pocket"])  # files or Hub names; a.json:0.7 b.csv:0.3 mixes
-    bad_rows: str = "refuse"  # what becomes of rows that cannot be trained on; drop: left out, counted by reason
-    output_dir: str = "runs/distill_cached_alpaca"  # what the run leaves behind
     max_length: int = 512  # tokens of prompt and answer; longer rows are dropped, and counted
-    learning_rate: float | None = None  # None: 2e-3 below 50 M parameters, else 2e-4, or 2e-5 for all weights
-    per_device_train_batch_size: int = 16  # rows a device takes at once
-    gradient_accumulation_steps: int = 1  # batches to one step of the optimiser
-    num_train_epochs: float | None = None  # times over the training rows; None: 5 below 50 M parameters, else 3
-    max_steps: int = -1  # stop after so many steps; -1: after the epochs
-    eval_suite: str = "auto"  # lm-eval suite before and after; auto: pocket's own; none: skip
-    report_to: str = "none"  # none, tensorboard, wandb or trackio
-    seed: int = 0
-    resume: bool = True  # go on with a run that stopped in output_dir
-    overwrite: bool = False  # start anew over a run that is already in output_dir
-    sft: list[str] = field(default_factory=list)  # any other SFTConfig field: --sft warmup_steps=20 optim=adafactor
-    dry_run: bool = False  # prepare the data, show what trains, forecast memory and time, and stop
+    lora_r: int = 16  # rank of the student's adapters
+    learning_rate: float | None = None  # default: 2e-3 below 50 M parameters, else 2e-4
+    per_device_train_batch_size: int = 16  # per-device batch size
+    num_train_epochs: float | None = None  # passes over the training set; default: 5 below 50 M parameters, else 3
 
 
 def main(args: Args) -> dict:
-    from common import batches, checks, data, forecast, loading, masking, mix, models, packing, report, templates
-    from evals import harness
+    from tunebook.common import data, models
+    from tunebook.common.tokens import templates
+    from tunebook.common.training import defaults
+    from tunebook.evals.harness.before_after import BeforeAfter
 
-    models.locate(args.model, args.max_length)
-    tasks = harness.suite_for(args.eval_suite, args.dataset)
-    folder = cli.fresh_folder(args.output_dir, args.overwrite, marker="report.json")
-    sides = data.load(args.dataset, seed=args.seed, bad_rows=args.bad_rows)
+    base, run = models.locate(args.model, args.max_length), Run(__file__, args)
+    evaluation = BeforeAfter(run)
+    splits = data.load(args.dataset, seed=args.seed, bad_rows=args.bad_rows)
 
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
     from trl import SFTConfig, SFTTrainer
 
-    from common import callbacks, defaults, distillation, generation, lora, losses, resuming, serving, targets, teaching
+    from tunebook.common import distillation
+    from tunebook.common.distillation import losses, teacher_cache, teacher_cache_writer
+    from tunebook.common.models import lora
+    from tunebook.common.training import served_tokenizer, weighted_loss
 
     blend = losses.Blend(args.alpha, args.temperature, args.beta)
-    overrides = cli.overrides(args.sft, SFTConfig, written=set(vars(args)), unheard=distillation.UNHEARD)
-    checkpoint = checks.continues(folder, vars(args), args.resume, args.overwrite)
+    run.start(SFTConfig, unheard=distillation.UNHEARD)
+    model, tokenizer = models.load(args.model, args.max_length, args.load_in_4bit)
 
-    model, tokenizer = models.load(args.model, args.max_length, args.four_bit, full=args.lora_r == 0)
-
-    # Data: rows -> ids and labels, with every row that is lost counted.
     template = templates.ALPACA
-    defaults.choose(args, model, tokenizer, template, rate=(2e-3, 2e-4 if args.lora_r else 2e-5), epochs=(5, 3))
-    train, counts = masking.encode(sides["train"], tokenizer, template, args.max_length, folder=folder / "tokens")
-    held_out, _ = masking.encode(sides["validation"][:300], tokenizer, template, args.max_length)
-    print(f"{' '.join(args.dataset)}: {counts.line()}; {len(held_out)} held-out rows", *sides.notes, sep="\n")
-    checks.gate(counts, args.max_length)
-    train, counts.sources = mix.mix(train, sides.shares, sides.by, args.seed)
+    defaults.choose(args, model, tokenizer, template, rate=(2e-3, 2e-4), epochs=(5, 3))
+    train, held_out = run.encode(splits, tokenizer, template, args.max_length)
+
     # Teacher: what it says at its temperature; it is loaded only where its file is not there.
     said = (args.teacher, args.temperature, args.top_k, args.max_length, held_out)
-    teacher = teaching.open_or_make(args.targets or folder / "targets.safetensors", train, tokenizer, template, *said)
-    if args.packing:
-        train, held_out = (packing.packed(r, args.max_length) if len(r) else r for r in (train, held_out))
-    samples = generation.Samples(tokenizer, template, sides["test"] or sides["validation"], count=4)
-    scores = harness.Scores(tasks, folder / "eval")
-    if not args.dry_run:
-        samples.take("before", model)
-        scores.take("before", model, tokenizer)
-
-    if args.lora_r:
-        rank = dict(r=args.lora_r, lora_alpha=2 * args.lora_r)
-        model = lora.add(model, **rank, target_modules="all-linear", random_state=args.seed)
-    distillation.prepare(model, args.model)
-    config = dict(
-        output_dir=str(folder),
-        max_length=args.max_length,
-        packing=False,  # rows that are to be packed are packed already
-        padding_free=False,
-        dataset_kwargs={"skip_prepare_dataset": True},  # ids and labels are there already
-        per_device_train_batch_size=args.per_device_train_batch_size,
-        per_device_eval_batch_size=args.per_device_train_batch_size,
-        gradient_accumulation_steps=args.gradient_accumulation_steps,
-        gradient_checkpointing=bool(models.checkpointing()),
-        num_train_epochs=args.num_train_epochs,
-        max_steps=args.max_steps,
-        learning_rate=args.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=0.03,  # a share of the steps
-        weight_decay=0.0,
-        optim="adamw_torch_fused",
-        router_aux_loss_coef=0.0,  # a mixture of experts learns from teacher and labels alone
-        logging_steps=0.01,
-        eval_strategy="steps" if len(held_out) else "no",
-        eval_steps=0.2,
-        save_steps=0.2,
-        save_total_limit=2,
-        load_best_model_at_end=len(held_out) > 0,
-        report_to=args.report_to,
-        seed=args.seed,
-        **models.precision(),
-        **loading.settings(),
+    teacher = teacher_cache_writer.open_or_make(
+        args.targets or run.dir / "targets.safetensors", train, tokenizer, template, *said
     )
+    evaluation.before(model, tokenizer, template, splits)
+
+    ranks = dict(r=args.lora_r, lora_alpha=2 * args.lora_r)
+    model = lora.add(model, **ranks, target_modules="all-linear", random_state=args.seed)
+    distillation.prepare(model, args.model)
 
     class Distiller(SFTTrainer):
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -118,32 +71,31 @@ def main(args: Args) -> dict:
 
     trainer = Distiller(
         model=model,
-        processing_class=serving.dressed(tokenizer, template, model),
+        processing_class=served_tokenizer.dressed(tokenizer, template, model),
         train_dataset=train,
-        eval_dataset=held_out if len(held_out) else None,
-        data_collator=batches.collator(model, tokenizer) if args.packing else None,
-        args=SFTConfig(**{**config, **overrides}),
-        callbacks=[callbacks.Watchdog(), callbacks.ShowSamples(samples)],
+        eval_dataset=held_out,
+        callbacks=run.callbacks(evaluation.samples),
+        args=run.config(  # adds what run and device decide: folders, checkpoints, precision, data loader, --set
+            SFTConfig,
+            held_out,
+            max_length=args.max_length,
+            learning_rate=args.learning_rate,
+            lr_scheduler_type="cosine",
+            warmup_steps=0.03,  # fraction of total steps
+            weight_decay=0.0,
+            optim="adamw_torch_fused",
+            router_aux_loss_coef=0.0,  # a mixture of experts learns from teacher and labels alone
+        ),
     )
-    models.train_in_float32(trainer.model)
-    distillation.arrange(trainer, args.packing)
-    mask_view = checks.first_batch(trainer.get_train_dataloader(), tokenizer)
-    trainer.data_collator = targets.Placed(trainer.data_collator, teacher)
-    expected = forecast.rehearse(trainer).as_dict()
+    trainer.data_collator = teacher_cache.Placed(trainer.data_collator, teacher)
+    run.prepare(trainer, weigh=weighted_loss.carry)  # one batch previewed; memory and time estimated
     if args.dry_run:
-        return expected
+        return run.forecast
 
-    meter = callbacks.measure(trainer, folder / "log.jsonl")
-    callbacks.evaluate(trainer)
-    resuming.train(trainer, checkpoint)
-    callbacks.evaluate(trainer)
-
-    base, result = (models.locate(args.model), folder / "adapter") if args.lora_r else (None, folder / "model")
-    trainer.save_model(str(result))
-    samples.take("after", model)
-    scores.take("after", model, tokenizer)
-    account = teaching.join(scores.account(base or result, result if base else None), teacher, held_out, blend)
-    return report.write(__file__, folder, vars(args), model, counts, mask_view, expected, meter, samples.rows, account)
+    run.train(trainer)
+    trainer.save_model(str(run.dir / "adapter"))
+    scores = evaluation.after(model, base, run.dir / "adapter")
+    return run.finish(model, evaluation.samples, teacher_cache_writer.join(scores, teacher, held_out, blend))
 
 
 if __name__ == "__main__":

@@ -10,38 +10,32 @@ import math
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
-from common import cli, loss_weights
+from tunebook.common import cli
+from tunebook.common.batching import weight_collator
+from tunebook.common.run import Run, RunOptions
 
 
 @dataclass
-class Args:
+class Args(RunOptions):
     model: str = "pocket"  # Hub name, folder, or the bundled model
     dataset: list[str] = field(default_factory=lambda: ["pocket"])  # files or Hub names; a.json:0.7 b.csv:0.3 mixes
-    bad_rows: str = "refuse"  # what becomes of rows that cannot be trained on; drop: left out, counted by reason
-    output_dir: str = "runs/loop_alpaca"  # what the run leaves behind
     max_length: int = 512  # tokens of prompt and answer; longer rows are dropped, and counted
-    learning_rate: float | None = None  # None: 2e-3 below 50 M parameters, else 2e-4
-    per_device_train_batch_size: int = 16  # rows a device takes at once
-    gradient_accumulation_steps: int = 1  # batches to one step of the optimiser
-    num_train_epochs: float | None = None  # times over the training rows; None: 5 below 50 M parameters, else 3
-    max_steps: int = -1  # stop after so many steps; -1: after the epochs
-    eval_suite: str = "auto"  # lm-eval suite before and after; auto: pocket's own; none: skip
-    report_to: str = "none"  # none, tensorboard, wandb or trackio
-    seed: int = 0
-    resume: bool = True  # go on with a run that stopped in output_dir
-    overwrite: bool = False  # start anew over a run that is already in output_dir
-    dry_run: bool = False  # prepare the data, show what trains, forecast memory and time, and stop
-    debug_batches: int = 0  # print shapes, dtypes, bytes and NaN of so many batches
+    lora_r: int = 16  # rank of the adapters
+    learning_rate: float | None = None  # default: 2e-3 below 50 M parameters, else 2e-4
+    per_device_train_batch_size: int = 16  # per-device batch size
+    num_train_epochs: float | None = None  # passes over the training set; default: 5 below 50 M parameters, else 3
 
 
 def main(args: Args) -> dict:
-    from common import checks, data, forecast, loading, masking, mix, models, report, sampling, steps, templates
-    from evals import harness
+    from tunebook.common import data, models
+    from tunebook.common.batching import dataloader, samplers
+    from tunebook.common.tokens import lengths, templates
+    from tunebook.common.training import defaults
+    from tunebook.evals.harness.before_after import BeforeAfter
 
-    models.locate(args.model, args.max_length)
-    tasks = harness.suite_for(args.eval_suite, args.dataset)
-    folder = cli.fresh_folder(args.output_dir, args.overwrite, marker="report.json")
-    sides = data.load(args.dataset, seed=args.seed, bad_rows=args.bad_rows)
+    base, run = models.locate(args.model, args.max_length), Run(__file__, args)
+    evaluation = BeforeAfter(run)
+    splits = data.load(args.dataset, seed=args.seed, bad_rows=args.bad_rows)
 
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
     from accelerate import Accelerator
@@ -49,88 +43,68 @@ def main(args: Args) -> dict:
     from transformers import get_scheduler
     from trl.trainer import add_fused_lm_head
 
-    from common import checkpoints, defaults, generation, lora, serving
-    from common.meter import Meter
+    from tunebook.common.estimate import trainer_steps
+    from tunebook.common.models import device, lora
+    from tunebook.common.training import checkpoints, loop, served_tokenizer
 
-    checkpoint = checks.continues(folder, vars(args), args.resume, args.overwrite)
-
-    # Model: the base in the precision of the device, with TRL's head that never makes full logits.
+    run.start()
     model, tokenizer = models.load(args.model, args.max_length)
-    add_fused_lm_head(model)
-
-    # Data: rows -> ids and labels, with every row that is lost counted.
+    add_fused_lm_head(model)  # never makes full logits
     template = templates.ALPACA
     defaults.choose(args, model, tokenizer, template, rate=(2e-3, 2e-4), epochs=(5, 3))
-    train, counts = masking.encode(sides["train"], tokenizer, template, args.max_length, folder=folder / "tokens")
-    held_out, _ = masking.encode(sides["validation"][:300], tokenizer, template, args.max_length)
-    print(f"{' '.join(args.dataset)}: {counts.line()}; {len(held_out)} held-out rows", *sides.notes, sep="\n")
-    checks.gate(counts, args.max_length)
-    train, counts.sources = mix.mix(train, sides.shares, sides.by, args.seed)
-
-    # What the base answers and scores.
-    samples = generation.Samples(tokenizer, template, sides["test"] or sides["validation"], count=4)
-    scores = harness.Scores(tasks, folder / "eval")
-    if not args.dry_run:
-        samples.take("before", model)
-        scores.take("before", model, tokenizer)
-
-    model = lora.add(model, r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear", random_state=args.seed)
+    train, held_out = run.encode(splits, tokenizer, template, args.max_length)
+    evaluation.before(model, tokenizer, template, splits)
+    ranks = dict(r=args.lora_r, lora_alpha=2 * args.lora_r)
+    model = lora.add(model, **ranks, target_modules="all-linear", random_state=args.seed)
     models.train_in_float32(model)
-    tracked = dict(log_with=None if args.report_to == "none" else args.report_to, project_dir=folder)
-    accelerator = Accelerator(mixed_precision=models.mixed_precision(), **tracked)
+
+    precision = device.current().mixed_precision
+    accelerator = Accelerator(mixed_precision=precision, log_with=run.tracker, project_dir=run.dir)
     accelerator.init_trackers("tunebook")
-    # One step of the optimiser takes `group` rows, over all processes and batches.
-    accumulation, size = args.gradient_accumulation_steps, args.per_device_train_batch_size
-    group = size * accumulation * accelerator.num_processes
-    order = sampling.Buckets(sampling.lengths_of(train), group, args.seed)
-    loader, evaluation = loading.loader(train, tokenizer, size, order), loading.loader(held_out, tokenizer, size)
-    max_steps = steps.count(len(train), group, args.num_train_epochs, args.max_steps)
+    size, accumulation = args.per_device_train_batch_size, args.gradient_accumulation_steps
+    group = size * accumulation * accelerator.num_processes  # rows of an optimizer step
+    order = samplers.Buckets(lengths.lengths_of(train), group, args.seed)
+    loader, eval_loader = dataloader.loader(train, tokenizer, size, order), dataloader.loader(held_out, tokenizer, size)
+    max_steps = loop.count(len(train), group, args.num_train_epochs, args.max_steps)
     optimizer = AdamW(model.parameters(), lr=args.learning_rate, weight_decay=0.0, fused=True)
     schedule = get_scheduler("cosine", optimizer, math.ceil(0.03 * max_steps), max_steps)
-    ahead = [None, None, False, False]  # batches are copied while the one before computes (loading.Prefetcher)
-    prepared = accelerator.prepare(model, optimizer, loader, evaluation, device_placement=ahead)
-    model, optimizer, loader, evaluation = prepared
-    mask_view = checks.first_batch(loader, tokenizer, args.debug_batches)
-    actor = steps.actor(accelerator, model, loader, loss_of, accumulation)
-    expected = forecast.rehearse_loop(actor, loader, optimizer.optimizer, max_steps).as_dict()
+    prepared = accelerator.prepare(model, optimizer, loader, eval_loader, device_placement=[None, None, False, False])
+    model, optimizer, loader, eval_loader = prepared
+    actor = trainer_steps.loop_step_functions(accelerator, model, loader, loss_of, accumulation)
+    run.prepare_loop(actor, loader, "adamw_torch_fused", max_steps)
     if args.dry_run:
-        return expected
+        return run.forecast
 
-    meter = Meter(folder / "log.jsonl")
-    meter.evaluated(0, steps.mean_loss(accelerator, model, evaluation, loss_of))
-    served = serving.dressed(tokenizer, template, accelerator.unwrap_model(model))
-    kept = checkpoints.Checkpoints(accelerator, folder, schedule, meter, tokenizer=served)
-    meter.begin(done := kept.load(checkpoint), max_steps)
-    for step, batches, tokens in steps.batches(accelerator, loader, order, accumulation, done, max_steps, meter):
+    metrics = run.metrics
+    metrics.evaluated(0, loop.mean_loss(accelerator, model, eval_loader, loss_of))
+    dressed = served_tokenizer.dressed(tokenizer, template, accelerator.unwrap_model(model))
+    saved = checkpoints.Checkpoints(accelerator, run.dir, schedule, metrics, tokenizer=dressed)
+    metrics.begin(done := saved.load(run.checkpoint), max_steps)
+    for step, batches, tokens in loop.batches(accelerator, loader, order, accumulation, done, max_steps, metrics):
         values = train_step(accelerator, model, optimizer, schedule, batches, tokens)
-        meter.step(step, accelerator.optimizer_step_was_skipped)
+        metrics.step(step, accelerator.optimizer_step_was_skipped)
         if step % math.ceil(max_steps / 100) == 0:
-            meter.log(step, values)
+            metrics.log(step, values)
             accelerator.log(values, step)
         if step % math.ceil(max_steps / 5) == 0 or step == max_steps:
-            value = steps.mean_loss(accelerator, model, evaluation, loss_of)
-            meter.evaluated(step, value)
-            kept.save(model, step, value)
-    meter.end()
-    kept.load_best(model)
-    meter.evaluated(max_steps, steps.mean_loss(accelerator, model, evaluation, loss_of))
-    model = accelerator.unwrap_model(model)
-    model.save_pretrained(folder / "adapter")
-    served.save_pretrained(folder / "adapter")
-    samples.take("after", model)
-    scores.take("after", model, tokenizer)
-    account = scores.account(models.locate(args.model), folder / "adapter")
-    return report.write(__file__, folder, vars(args), model, counts, mask_view, expected, meter, samples.rows, account)
+            loss = loop.mean_loss(accelerator, model, eval_loader, loss_of)
+            metrics.evaluated(step, loss)
+            saved.save(model, step, loss)
+    metrics.end()
+    saved.load_best(model)
+    metrics.evaluated(max_steps, loop.mean_loss(accelerator, model, eval_loader, loss_of))
+    model = saved.finish(model, run.dir / "adapter")
+    return run.finish(model, evaluation.samples, evaluation.after(model, base, run.dir / "adapter"))
 
 
 def loss_of(model, batch):
     """Sum over the labels of a batch that train, by their weights; without the balancing loss of a mixture's router."""
-    log_probs_BT = model(**loss_weights.without(batch), use_cache=False, fused_lm_head=True).log_probs
-    return -loss_weights.weighed(log_probs_BT, batch).sum()
+    log_probs_BT = model(**weight_collator.without(batch), use_cache=False, fused_lm_head=True).log_probs
+    return -weight_collator.weighed(log_probs_BT, batch).sum()
 
 
 def train_step(accelerator, model, optimizer, schedule, batches, tokens) -> dict[str, float]:
-    """One step of the optimiser: the loss is the mean over all tokens of the step, however they are split."""
+    """One optimizer step: the loss is the mean over all tokens of the step, however they are split."""
     loss = 0.0
     for place, batch in enumerate(batches, 1):
         with nullcontext() if place == len(batches) else accelerator.no_sync(model):

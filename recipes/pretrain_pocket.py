@@ -10,20 +10,12 @@ import json
 import time
 from dataclasses import dataclass
 
-from common import cli
-
-SPECIAL = ["<|endoftext|>", "<|pad|>", "<|im_start|>", "<|im_end|>"]
-CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' }}{% if message['role'] == 'assistant' %}"
-    "{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{{ '\\n' }}"
-    "{% else %}{{ message['content'] + '<|im_end|>\\n' }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
+from tunebook.common import cli
 
 
 @dataclass
 class Args:
-    output_dir: str = "runs/pretrain_pocket"  # gets model/ and pretraining.json
+    output_dir: str = "runs/pretrain_pocket"  # output folder; gets model/ and pretraining.json
     max_steps: int = 3000  # of per_device_train_batch_size x max_length tokens
     learning_rate: float = 5e-3  # peak; the linear decay to zero takes the last 40 % of the steps
     per_device_train_batch_size: int = 16  # sequences a step
@@ -42,46 +34,37 @@ def main(args: Args) -> dict:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from common import models
-    from common.muon import Muon
-    from common.pocket import corpus
+    from tunebook.common import output_dir
+    from tunebook.common.models import device as devices
+    from tunebook.common.pocket import tokenizer
+    from tunebook.common.synthetic import corpus
+    from tunebook.common.training import muon
 
-    folder = cli.fresh_folder(args.output_dir, args.overwrite, marker="model/model.safetensors")
+    folder = output_dir.prepare(args.output_dir, args.overwrite, marker="model/model.safetensors")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(args.seed)
 
     # Tokenizer: byte-level BPE in which every common word is one token.
-    tokenizer = train_tokenizer(corpus.documents(6000, args.seed), args.vocab_size)
-    tokenizer.save_pretrained(folder / "model")
+    bpe = tokenizer.train(corpus.documents(6000, args.seed), args.vocab_size)
+    bpe.save_pretrained(folder / "model")
 
     # Data: as many documents as the steps need, one after the other, cut into sequences.
     per_step = args.per_device_train_batch_size * args.max_length
-    ids = corpus.token_ids(tokenizer, args.max_steps * per_step, args.seed)
-    held_out = corpus.token_ids(tokenizer, 8 * per_step, args.seed + 1)[: 8 * per_step].view(-1, args.max_length)
+    ids = corpus.token_ids(bpe, args.max_steps * per_step, args.seed)
+    held_out = corpus.token_ids(bpe, 8 * per_step, args.seed + 1)[: 8 * per_step].view(-1, args.max_length)
 
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=args.vocab_size,
-            hidden_size=args.hidden_size,
-            num_hidden_layers=args.num_hidden_layers,
-            num_attention_heads=args.num_attention_heads,
-            num_key_value_heads=args.num_attention_heads,
-            intermediate_size=args.intermediate_size,
-            max_position_embeddings=args.long_length,
-            tie_word_embeddings=True,
-            bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    ).to(device)
-    # Muon for the matrices inside, AdamW for embeddings and norms.
-    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
-    others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
-    optimizers = [
-        Muon(matrices, lr=args.learning_rate),
-        torch.optim.AdamW(others, lr=args.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
-    ]
-
+    names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    config = LlamaConfig(
+        **{name: getattr(args, name) for name in names},
+        num_key_value_heads=args.num_attention_heads,
+        max_position_embeddings=args.long_length,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=bpe.eos_token_id,
+        pad_token_id=bpe.pad_token_id,
+    )
+    model = LlamaForCausalLM(config).to(device)
+    optimizers = muon.optimizers(model, args.learning_rate)  # AdamW for embeddings and norms
     curve, started, cpu = [], time.time(), time.process_time()
     for step in range(args.max_steps):
         rate = args.learning_rate * min((step + 1) / 100, 1, (args.max_steps - step) / (0.4 * args.max_steps))
@@ -89,7 +72,7 @@ def main(args: Args) -> dict:
             optimizer.param_groups[0]["lr"] = rate
         length = args.max_length if step < 0.9 * args.max_steps else args.long_length
         batch_BT = ids[step * per_step : (step + 1) * per_step].view(-1, length).to(device)
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=models.dtype() == torch.bfloat16):
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=devices.current().dtype == torch.bfloat16):
             loss = model(input_ids=batch_BT, labels=batch_BT, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -107,38 +90,13 @@ def main(args: Args) -> dict:
     with torch.no_grad():
         losses = [model(input_ids=b, labels=b, use_cache=False).loss.item() for b in held_out.to(device).split(16)]
     model.save_pretrained(folder / "model")
-    record = {
-        "command": "python recipes/pretrain_pocket.py",
-        "args": vars(args),
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "tokens": args.max_steps * per_step,
-        "seconds": round(time.time() - started, 1),
-        "cpu_seconds": round(time.process_time() - cpu, 1),
-        "device": device,
-        "held_out_loss": round(sum(losses) / len(losses), 4),
-        "loss": curve,
-    }
+    record = dict(command="python recipes/pretrain_pocket.py", args=vars(args), parameters=model.num_parameters())
+    record |= dict(tokens=args.max_steps * per_step, seconds=round(time.time() - started, 1), device=device)
+    record |= dict(cpu_seconds=round(time.process_time() - cpu, 1), loss=curve)
+    record["held_out_loss"] = round(sum(losses) / len(losses), 4)
     (folder / "pretraining.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(f"held-out loss {record['held_out_loss']} · {folder / 'model'}")
     return record
-
-
-def train_tokenizer(documents, vocab_size: int):
-    """A byte-level BPE tokenizer (nothing is unknown to it) with end, padding and chat tokens."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
-    )
-    bpe.train_from_iterator(documents, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=bpe, eos_token=SPECIAL[0], pad_token=SPECIAL[1], chat_template=CHAT_TEMPLATE
-    )
 
 
 if __name__ == "__main__":

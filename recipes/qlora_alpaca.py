@@ -9,130 +9,84 @@ Measured, 2 CPU cores: 3 min, 0.9 GiB; exact match 0 -> 87 % (new phrasings 0 ->
 
 from dataclasses import dataclass, field
 
-from common import cli
+from tunebook.common import cli
+from tunebook.common.run import Run, TrainerOptions
 
 
 @dataclass
-class Args:
+class Args(TrainerOptions):
     model: str = "pocket"  # Hub name, folder, or the bundled model
     dataset: list[str] = field(default_factory=lambda: ["pocket"])  # files or Hub names; a.json:0.7 b.csv:0.3 mixes
-    bad_rows: str = "refuse"  # what becomes of rows that cannot be trained on; drop: left out, counted by reason
-    output_dir: str = "runs/qlora_alpaca"  # what the run leaves behind
     max_length: int = 512  # tokens of prompt and answer; longer rows are dropped, and counted
-    learning_rate: float | None = None  # None: 2e-3 below 50 M parameters, else 2e-4
-    per_device_train_batch_size: int = 16  # rows a device takes at once
-    gradient_accumulation_steps: int = 1  # batches to one step of the optimiser
-    find_batch_size: bool = False  # halve the batch and double the accumulation until it fits
-    num_train_epochs: float | None = None  # times over the training rows; None: 5 below 50 M parameters, else 3
-    max_steps: int = -1  # stop after so many steps; -1: after the epochs
-    eval_suite: str = "auto"  # lm-eval suite before and after; auto: pocket's own; none: skip
-    report_to: str = "none"  # none, tensorboard, wandb or trackio
-    seed: int = 0
-    resume: bool = True  # go on with a run that stopped in output_dir
-    overwrite: bool = False  # start anew over a run that is already in output_dir
-    sft: list[str] = field(default_factory=list)  # any other SFTConfig field: --sft warmup_steps=20 optim=adafactor
-    dry_run: bool = False  # prepare the data, show what trains, forecast memory and time, and stop
-    debug_batches: int = 0  # print shapes, dtypes, bytes and NaN of so many batches
+    lora_r: int = 16  # rank of the adapters
+    lora_alpha: int | None = None  # their scale is lora_alpha / lora_r; default: 2 * lora_r
+    learning_rate: float | None = None  # default: 2e-3 below 50 M parameters, else 2e-4
+    per_device_train_batch_size: int = 16  # per-device batch size
+    num_train_epochs: float | None = None  # passes over the training set; default: 5 below 50 M parameters, else 3
 
 
 def main(args: Args) -> dict:
-    from common import checks, data, forecast, loading, masking, mix, models, report, sampling, templates
-    from evals import harness
+    from tunebook.common import data, models
+    from tunebook.common.tokens import templates
+    from tunebook.common.training import defaults
+    from tunebook.evals.harness.before_after import BeforeAfter
 
     models.locate(args.model, args.max_length)
-    tasks = harness.suite_for(args.eval_suite, args.dataset)
-    folder = cli.fresh_folder(args.output_dir, args.overwrite, marker="report.json")
-    sides = data.load(args.dataset, seed=args.seed, bad_rows=args.bad_rows)
+    run = Run(__file__, args)
+    evaluation = BeforeAfter(run)
+    splits = data.load(args.dataset, seed=args.seed, bad_rows=args.bad_rows)
 
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
     from trl import SFTConfig, SFTTrainer
 
-    from common import callbacks, defaults, generation, lora, loss_weights, resuming, serving
+    from tunebook.common.models import lora
+    from tunebook.common.training import served_tokenizer
 
-    overrides = cli.overrides(args.sft, SFTConfig, written=set(vars(args)))
-    checkpoint = checks.continues(folder, vars(args), args.resume, args.overwrite)
+    run.start(SFTConfig)
 
-    # Model: the base in NF4 with double quantisation.
+    # Model: the base in NF4 with double quantization.
     model, tokenizer = models.load(args.model, args.max_length, four_bit=True)
 
-    # Data: rows -> ids and labels, with every row that is lost counted.
+    # Data: prompts are masked, answers and their end tokens train; every dropped row is counted in the report.
     template = templates.ALPACA
     defaults.choose(args, model, tokenizer, template, rate=(2e-3, 2e-4), epochs=(5, 3))
-    train, counts = masking.encode(sides["train"], tokenizer, template, args.max_length, folder=folder / "tokens")
-    held_out, _ = masking.encode(sides["validation"][:300], tokenizer, template, args.max_length)
-    print(f"{' '.join(args.dataset)}: {counts.line()}; {len(held_out)} held-out rows", *sides.notes, sep="\n")
-    checks.gate(counts, args.max_length)
-    train, counts.sources = mix.mix(train, sides.shares, sides.by, args.seed)
+    train, held_out = run.encode(splits, tokenizer, template, args.max_length)
 
-    # What the base answers and scores; it is kept, so that lm-eval's own command can score the very same weights.
-    samples = generation.Samples(tokenizer, template, sides["test"] or sides["validation"], count=4)
-    scores = harness.Scores(tasks, folder / "eval")
-    if not args.dry_run:
-        samples.take("before", model)
-        scores.take("before", model, tokenizer, keep=folder / "base")
+    # Before: what the base answers and scores; its weights are kept, so that lm-eval alone can score the very same.
+    evaluation.before(model, tokenizer, template, splits, save_to=run.dir / "base")
 
     model = lora.add(
         model,
-        r=16,
-        lora_alpha=32,
+        r=args.lora_r,
+        lora_alpha=args.lora_alpha or 2 * args.lora_r,
         lora_dropout=0.0,
         target_modules="all-linear",
         random_state=args.seed,
     )
-    config = dict(
-        output_dir=str(folder),
-        max_length=args.max_length,
-        packing=False,
-        padding_free=False,
-        dataset_kwargs={"skip_prepare_dataset": True},  # ids and labels are there already
-        per_device_train_batch_size=args.per_device_train_batch_size,
-        per_device_eval_batch_size=args.per_device_train_batch_size,
-        gradient_accumulation_steps=args.gradient_accumulation_steps,
-        gradient_checkpointing=bool(models.checkpointing()),
-        num_train_epochs=args.num_train_epochs,
-        max_steps=args.max_steps,
-        learning_rate=args.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=0.03,  # a share of the steps
-        weight_decay=0.0,
-        optim="paged_adamw_8bit",  # without a GPU: fused AdamW
-        logging_steps=0.01,
-        eval_strategy="steps" if len(held_out) else "no",
-        eval_steps=0.2,
-        save_steps=0.2,
-        save_total_limit=2,
-        load_best_model_at_end=len(held_out) > 0,
-        report_to=args.report_to,
-        seed=args.seed,
-        **models.precision(),
-        **loading.settings(),
-    )
     trainer = SFTTrainer(
         model=model,
-        processing_class=serving.dressed(tokenizer, template, model),
+        processing_class=served_tokenizer.dressed(tokenizer, template, model),
         train_dataset=train,
-        eval_dataset=held_out if len(held_out) else None,
-        args=SFTConfig(**{**config, **overrides}),
-        callbacks=[callbacks.Watchdog(), callbacks.ShowSamples(samples)],
+        eval_dataset=held_out,
+        callbacks=run.callbacks(evaluation.samples),
+        args=run.config(  # adds what run and device decide: folders, checkpoints, precision, data loader, --set
+            SFTConfig,
+            held_out,
+            max_length=args.max_length,
+            learning_rate=args.learning_rate,
+            lr_scheduler_type="cosine",
+            warmup_steps=0.03,  # fraction of total steps
+            weight_decay=0.0,
+            optim="paged_adamw_8bit",  # without a GPU: fused AdamW
+        ),
     )
-    models.train_in_float32(trainer.model)
-    sampling.bucket(trainer)
-    loss_weights.heed(trainer)
-    mask_view = checks.first_batch(trainer.get_train_dataloader(), tokenizer, args.debug_batches)
-    expected = forecast.rehearse(trainer, args.find_batch_size).as_dict()
+    run.prepare(trainer)  # length-grouped batches, one of them previewed; memory and time estimated
     if args.dry_run:
-        return expected
+        return run.forecast
 
-    meter = callbacks.measure(trainer, folder / "log.jsonl")
-    callbacks.evaluate(trainer)
-    resuming.train(trainer, checkpoint)
-    callbacks.evaluate(trainer)
-
-    trainer.save_model(str(folder / "adapter"))
-    samples.take("after", model)
-    scores.take("after", model, tokenizer)
-    account = scores.account(folder / "base", folder / "adapter")
-    return report.write(__file__, folder, vars(args), model, counts, mask_view, expected, meter, samples.rows, account)
+    run.train(trainer)
+    trainer.save_model(str(run.dir / "adapter"))
+    return run.finish(model, evaluation.samples, evaluation.after(model, run.dir / "base", run.dir / "adapter"))
 
 
 if __name__ == "__main__":

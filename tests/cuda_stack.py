@@ -60,7 +60,7 @@ def patches(torch, dtype):
     import bitsandbytes.functional
     from unsloth.kernels import rms_layernorm, rope_embedding, utils
 
-    from common import models
+    from tunebook.common.models import device
 
     half = dtype == "float16"
     card = SimpleNamespace(
@@ -105,7 +105,8 @@ def patches(torch, dtype):
         (torch, "get_autocast_dtype", on_cpu_function(torch.get_autocast_dtype), "the same, where it is asked for"),
         (accelerate.accelerator, "get_grad_scaler", lambda *args, **kwargs: torch.amp.GradScaler("cpu", 256.0),
          "a scaler of losses that scales on a CPU, with a scale that five steps can use"),
-        (models, "dtype", lambda: getattr(torch, dtype), "float32 for bfloat16, which numpy has not"),
+        (device, "here", lambda: device.Device(True, getattr(torch, dtype)),
+         "float32 for bfloat16, which numpy has not"),
         (rms_layernorm, "_rms_forward", normalized(torch), SLOW),
         (rms_layernorm, "_rms_backward", normalized_backward(torch), SLOW),
         (rope_embedding, "_rope_launch", rotated(torch), SLOW),

@@ -4,9 +4,9 @@ import ast
 import re
 import shlex
 from dataclasses import dataclass
-from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from paths import ROOT
+
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 CODE = [path for folder in ("recipes", "common/commands", "evals/commands") for path in (ROOT / folder).rglob("*.py")]
 FENCE = re.compile(

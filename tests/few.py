@@ -3,10 +3,10 @@
 from itertools import islice
 from pathlib import Path
 
-from common.pocket import FOLDER
+from tunebook.common.pocket import FOLDER
 
 
-def rows(folder: Path, kind: str = "", train: int = 1000, others: int = 40) -> Path:
+def rows(folder: Path, kind: str = "", train: int = 200, others: int = 16) -> Path:
     """The first rows of each side in `folder`, whose name is that of the data in messages.
 
     Args:

@@ -8,6 +8,7 @@ order of the recipes, and the seed of str hashes is that of all forks. So a test
 import atexit
 import functools
 import gc
+import io
 import json
 import os
 import random
@@ -21,7 +22,8 @@ import time
 import types
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from paths import ROOT, TESTS
+
 STARTED = dict(os.environ)
 
 
@@ -36,13 +38,14 @@ class Server:
         )  # fmt: skip
         atexit.register(self.close)
 
-    def run(self, *words, cwd=None, env=None, timeout=600, **more):
+    def run(self, *words, cwd=None, env=None, timeout=600, input="", **more):
         """What `python words` gives: its exit code, standard output and error, as a CompletedProcess.
 
         Args:
             env: all variables of the command, by default those of this process, as they are now. What a library reads
                 when it is imported was read before.
             timeout: seconds.
+            input: what it reads from standard input.
             more: for the server's script.
 
         Raises:
@@ -50,6 +53,7 @@ class Server:
         """
         with tempfile.TemporaryDirectory() as out:
             words = list(map(str, words))
+            (Path(out) / "stdin").write_text(input, encoding="utf-8")
             job = {"words": words, "cwd": str(cwd or Path.cwd()), "env": dict(os.environ if env is None else env)}
             self.process.stdin.write(json.dumps({**job, "out": out, "timeout": timeout, **more}) + "\n")
             self.process.stdin.flush()
@@ -111,8 +115,9 @@ def become(job):
     import numpy
     import torch
 
-    for number, name in ((1, "stdout"), (2, "stderr")):
-        os.dup2(os.open(Path(job["out"]) / name, os.O_WRONLY | os.O_CREAT), number)
+    for number, name, how in ((0, "stdin", os.O_RDONLY), (1, "stdout", os.O_WRONLY), (2, "stderr", os.O_WRONLY)):
+        os.dup2(os.open(Path(job["out"]) / name, how | os.O_CREAT), number)
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115  as long as the process
     os.chdir(job["cwd"])
     for name in STARTED.keys() - job["env"].keys():
         os.environ.pop(name, None)
@@ -132,8 +137,55 @@ def execute(words):
         sys.argv, sys.path[0] = words[1:], os.getcwd()
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)
     else:
-        sys.argv, sys.path[0] = words, os.path.dirname(os.path.abspath(words[0]))
+        folder = os.path.dirname(os.path.abspath(words[0]))
+        helpers = [str(TESTS)] if Path(folder).is_relative_to(TESTS) else []
+        sys.argv, sys.path[:1] = words, [folder, *helpers]
         runpy.run_path(words[0], run_name="__main__")
+
+
+class Popen:
+    """As much of subprocess.Popen as its callers here ask of a Python: a fork, which runs when it is waited for."""
+
+    def __init__(self, command, cwd=None, env=None, stdin=None, stdout=None, stderr=None, text=True, **_):
+        assert command[0] == sys.executable, command
+        self.args, self.how, self.returncode = command, {"cwd": cwd, "env": env}, None
+        self.stdin, self.to = io.StringIO(), (stdout, stderr)
+        self.stdin.close = lambda: None
+        self.stderr = None
+
+    @functools.cached_property
+    def stdout(self):
+        self.wait()
+        return io.StringIO(self.said[0])
+
+    def wait(self, timeout=None):
+        if self.returncode is None:
+            done = run(*self.args[1:], input=self.stdin.getvalue(), timeout=timeout or 600, **self.how)
+            self.returncode, self.said = done.returncode, (done.stdout, done.stderr)
+            if self.to[1] == subprocess.STDOUT:
+                self.said = (done.stdout + done.stderr, "")
+            for place, text in zip(self.to, self.said, strict=True):
+                if hasattr(place, "write"):  # the caller may have closed it
+                    with open(place.name, "a", encoding="utf-8") as file:
+                        file.write(text)
+        return self.returncode
+
+    def communicate(self, input=None, timeout=None):
+        self.stdin.write(input or "")
+        self.wait(timeout)
+        return self.said
+
+    def poll(self):
+        return self.returncode
+
+    def kill(self):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
 
 
 @functools.cache
@@ -146,14 +198,38 @@ def run(*words, **how):
     return server().run(*words, **how)
 
 
+SEVERAL = """
+import os, runpy, socket, sys
+count, *sys.argv = sys.argv[1:]
+with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+children = []
+for rank in range(int(count)):
+    children.append(os.fork())
+    if children[-1] == 0:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        sys.path[0] = os.path.dirname(sys.argv[0])
+        runpy.run_path(sys.argv[0], run_name="__main__")
+        sys.exit()
+sys.exit(any([os.waitpid(child, 0)[1] for child in children]))
+"""
+
+
+def launch(count, *words, **how):
+    """What `torchrun --nproc_per_node count words` starts, as forks: one run of several processes on this machine."""
+    return run("-c", SEVERAL, count, *words, **how)
+
+
 def load():
     """Import what a recipe imports, in its order."""
-    from common import cli
+    from tunebook.common import cli
 
     cli._environment()
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
 
-    from common import generation
+    from tunebook.common import generation
 
     generation.Samples.max_new_tokens = 8  # half of a short run's time, at 64; what a sample says is another test's
 

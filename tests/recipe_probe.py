@@ -100,22 +100,25 @@ def checkpointing(model):
 
 def watch(file):
     """Watch the recipe that this process is about to run."""
-    from common import callbacks, forecast, generation, on_policy, report
-    from evals import harness
+    from tunebook.common import generation, report
+    from tunebook.common.distillation import on_policy
+    from tunebook.common.estimate import forecast
+    from tunebook.common.training import callbacks
+    from tunebook.evals import harness
 
     probe = Probe(file)
-    rehearse, rehearse_loop, whole, write = (
-        forecast.rehearse, forecast.rehearse_loop, on_policy.rehearse, report.write,
+    forecast_run, forecast_loop, whole, write = (
+        forecast.forecast, forecast.forecast_loop, on_policy.rehearse, report.write,
     )  # fmt: skip
 
     def of_trainer(trainer, *args, **kwargs):
-        expected = rehearse(trainer, *args, **kwargs)
+        expected = forecast_run(trainer, *args, **kwargs)
         probe.begins(trainer.model, trainer)
         return expected
 
-    def of_loop(actor, *args, **kwargs):
-        expected = rehearse_loop(actor, *args, **kwargs)
-        probe.begins(actor.model)
+    def of_loop(run, *args, **kwargs):
+        expected = forecast_loop(run, *args, **kwargs)
+        probe.begins(run.model)
         return expected
 
     def of_answers(trainer, *args, **kwargs):
@@ -128,7 +131,7 @@ def watch(file):
         probe.ends(model)
         return result
 
-    forecast.rehearse, forecast.rehearse_loop, report.write = of_trainer, of_loop, written
+    forecast.forecast, forecast.forecast_loop, report.write = of_trainer, of_loop, written
     on_policy.rehearse = of_answers
     generation.Samples.max_new_tokens = 8
     probe.around(generation, "generate", lambda model, *args, **kwargs: model)

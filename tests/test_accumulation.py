@@ -10,8 +10,8 @@ from pathlib import Path
 import few
 import forked
 import pytest
+from paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 SPLITS = ((4, 1), (1, 4), (2, 2))
 
 
@@ -31,7 +31,7 @@ def rows():
 
 
 def train(way, optimizer, per_device, accumulation, folder, by_micro_batch=False):
-    """Ten steps; returns the trained weights before and after.
+    """Six steps; returns the trained weights before and after.
 
     Args:
         way: lora, full or packed (LoRA on packed rows).
@@ -42,7 +42,9 @@ def train(way, optimizer, per_device, accumulation, folder, by_micro_batch=False
     from trl import SFTConfig, SFTTrainer
     from unsloth import FastLanguageModel
 
-    from common import batches, models, packing, sampling
+    from tunebook.common import models
+    from tunebook.common.batching import collator, packing, samplers
+    from tunebook.common.models import device
 
     model, tokenizer = models.load("pocket", 128, full=way == "full")
     if way != "full":
@@ -54,7 +56,7 @@ def train(way, optimizer, per_device, accumulation, folder, by_micro_batch=False
         model=model,
         processing_class=tokenizer,
         train_dataset=packing.packed(rows(), 128) if way == "packed" else rows(),
-        data_collator=batches.PackedCollator(0) if way == "packed" else None,
+        data_collator=collator.PackedCollator(0) if way == "packed" else None,
         args=SFTConfig(
             output_dir=str(folder),
             max_length=128,
@@ -64,15 +66,15 @@ def train(way, optimizer, per_device, accumulation, folder, by_micro_batch=False
             per_device_train_batch_size=per_device,
             gradient_accumulation_steps=accumulation,
             gradient_checkpointing=False,
-            max_steps=10,
+            max_steps=6,
             lr_scheduler_type="constant",
             report_to="none",
             save_strategy="no",
             **optimizer,
-            **models.precision(),
+            **device.current().precision,
         ),
     )
-    sampling.bucket(trainer)
+    samplers.bucket(trainer)
     if by_micro_batch:
         fetch = trainer.get_batch_samples
         trainer.get_batch_samples = lambda *words, **named: (fetch(*words, **named)[0], None)
@@ -139,14 +141,14 @@ def test_splits_by_the_flags_of_the_loop(tmp_path):
     for per_device, steps in SPLITS:
         folder = tmp_path / f"{per_device}x{steps}"
         sizes = ["--per_device_train_batch_size", str(per_device), "--gradient_accumulation_steps", str(steps)]
-        words = [*sizes, "--max_steps", "10", "--learning_rate", "1e-3", "--eval_suite", "none"]
+        words = [*sizes, "--max_steps", "6", "--learning_rate", "1e-3", "--eval_suite", "none"]
         words += ["--dataset", str(few.rows(tmp_path / "few"))]
         done = forked.run(ROOT / "recipes" / "loop_alpaca.py", "--output_dir", folder, *words)
         assert done.returncode == 0, done.stderr[-3000:]
         lines = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
         losses.append([line["loss"] for line in lines if "loss" in line])
         adapters.append(load_file(folder / "adapter" / "adapter_model.safetensors"))
-    assert len(losses[0]) == 10 and len(set(map(len, losses))) == 1
+    assert len(losses[0]) == 6 and len(set(map(len, losses))) == 1
     for mine, adapter in zip(losses[1:], adapters[1:], strict=True):
         assert mine == pytest.approx(losses[0], rel=1e-5)
         for name, value in adapters[0].items():

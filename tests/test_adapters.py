@@ -6,12 +6,12 @@ import json
 import forked
 import pytest
 import torch
-import transformers
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainingArguments
 
-from common import adapters, models
-from common.cli import UserError
+from tunebook.common import models
+from tunebook.common.errors import UserError
+from tunebook.common.models import bottleneck_adapters
 
 SIZES = {
     "hidden_size": 32,
@@ -59,7 +59,7 @@ def logits(model):
 def trained(model, name, seed=1, **more):
     """The model with an adapter that changes what it computes."""
     torch.manual_seed(seed)
-    for weight in adapters.attach(model, name, bottleneck=8, **more):
+    for weight in bottleneck_adapters.attach(model, name, bottleneck=8, **more):
         weight.data += 0.2 * torch.randn_like(weight)
     return model
 
@@ -73,20 +73,20 @@ def test_every_family(family, tmp_path):
     """Nothing changes at first, much after training, with a cache as without; taken off, it leaves nothing."""
     model = small(family)
     before, weights, kind = logits(model), everything(model), type(model)
-    assert sum(weight.numel() for weight in adapters.attach(model, "fresh", bottleneck=8)) == COUNT
+    assert sum(weight.numel() for weight in bottleneck_adapters.attach(model, "fresh", bottleneck=8)) == COUNT
     assert models.parameters(model)[0] == COUNT
     assert torch.equal(logits(model), before)
-    adapters.remove(model)
+    bottleneck_adapters.remove(model)
 
     after = logits(trained(model, "one"))
     assert (after - before).abs().max() > 0.02
     ids = torch.arange(3, 23).view(2, 10)
     cached, whole = (model.generate(ids, max_new_tokens=8, do_sample=False, use_cache=use) for use in (True, False))
     assert torch.equal(cached, whole)
-    adapters.save(model, tmp_path, "one")
-    adapters.remove(model)
+    bottleneck_adapters.save(model, tmp_path, "one")
+    bottleneck_adapters.remove(model)
     nothing_left(model, before, weights, kind)
-    adapters.load(model, tmp_path)
+    bottleneck_adapters.load(model, tmp_path)
     assert torch.equal(logits(model), after)
 
 
@@ -118,7 +118,7 @@ def test_a_layer_by_hand(activation):
         )
         return hidden + inner @ found.up.weight.T + found.up.bias
 
-    adapters.use(model, None)
+    bottleneck_adapters.use(model, None)
     with torch.no_grad():
         attended = layer.self_attn(hidden_states=layer.input_layernorm(kept["into"]), **kept["kwargs"])[0]
         hidden = kept["into"] + adapted(layer.self_attn, attended)
@@ -139,28 +139,28 @@ def test_switching_between_several(tmp_path):
     before = logits(model)
     one = logits(trained(model, "one", seed=1))
     two = logits(trained(model, "two", seed=2, layers=[1, 2]))  # its third alone has other places
-    assert adapters.names(model) == ["one", "two"] and not torch.equal(one, two)
+    assert bottleneck_adapters.names(model) == ["one", "two"] and not torch.equal(one, two)
     for name, expected in (("one", one), (None, before), ("two", two), ("one", one)):
-        adapters.use(model, name)
+        bottleneck_adapters.use(model, name)
         assert torch.equal(logits(model), expected)
     assert models.parameters(model)[0] == COUNT * 2 // 3  # «two» trains still, though «one» computes
-    adapters.train(model, "one")
+    bottleneck_adapters.train(model, "one")
     assert models.parameters(model)[0] == COUNT
     with pytest.raises(UserError, match="no three; on the model: one, two"):
-        adapters.use(model, "three")
+        bottleneck_adapters.use(model, "three")
 
     for name in ("one", "two"):
-        adapters.save(model, tmp_path / name, name)
+        bottleneck_adapters.save(model, tmp_path / name, name)
     twin = copy.deepcopy(model)
-    adapters.use(twin, "two")
+    bottleneck_adapters.use(twin, "two")
     assert torch.equal(logits(twin), two) and torch.equal(logits(model), one)
-    adapters.remove(twin)
+    bottleneck_adapters.remove(twin)
     assert torch.equal(logits(twin), before) and torch.equal(logits(model), one)
-    assert adapters.load(twin, tmp_path / "two") == "two"
-    assert adapters.load(twin, tmp_path / "one", name="other") == "other"
+    assert bottleneck_adapters.load(twin, tmp_path / "two") == "two"
+    assert bottleneck_adapters.load(twin, tmp_path / "one", name="other") == "other"
     assert models.parameters(twin)[0] == 0  # what is loaded is frozen
     for name, expected in (("two", two), ("other", one)):
-        adapters.use(twin, name)
+        bottleneck_adapters.use(twin, name)
         assert torch.equal(logits(twin), expected)
 
 
@@ -169,7 +169,7 @@ def test_same_seed_same_start_and_no_random_number_is_taken():
     for seed in (3, 3, 4):
         model = small()
         torch.manual_seed(0)
-        starts.append([weight.clone() for weight in adapters.attach(model, "one", seed=seed)])
+        starts.append([weight.clone() for weight in bottleneck_adapters.attach(model, "one", seed=seed)])
         states.append(torch.get_rng_state())
     torch.manual_seed(0)
     assert all(torch.equal(state, torch.get_rng_state()) for state in states)
@@ -180,7 +180,7 @@ def test_same_seed_same_start_and_no_random_number_is_taken():
 def test_bfloat16_base_float32_adapter():
     model = small().to(torch.bfloat16)
     before = logits(model)
-    assert {weight.dtype for weight in adapters.attach(model, "one", bottleneck=8)} == {torch.float32}
+    assert {weight.dtype for weight in bottleneck_adapters.attach(model, "one", bottleneck=8)} == {torch.float32}
     assert torch.equal(logits(model), before) and before.dtype == torch.bfloat16
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(logits(model), before)
@@ -210,8 +210,8 @@ def test_bad_arguments(arguments, says):
     model = trained(small(), "one")
     before = logits(model)
     with pytest.raises(UserError, match=says):
-        adapters.attach(model, **{"name": "two", **arguments})
-    assert adapters.names(model) == ["one"] and torch.equal(logits(model), before)
+        bottleneck_adapters.attach(model, **{"name": "two", **arguments})
+    assert bottleneck_adapters.names(model) == ["one"] and torch.equal(logits(model), before)
 
 
 def test_names_of_parts_can_be_given():
@@ -220,13 +220,13 @@ def test_names_of_parts_can_be_given():
     sizes = {"hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 60}
     opt = AutoModelForCausalLM.from_config(AutoConfig.for_model("opt", **sizes, word_embed_proj_dim=32)).eval()
     with pytest.raises(UserError, match="OPTDecoderLayer, has no mlp under the names mlp, feed_forward; its parts are"):
-        adapters.attach(opt, "one")
+        bottleneck_adapters.attach(opt, "one")
     before = logits(opt)
-    adapters.attach(opt, "one", bottleneck=8, mlp="fc2")
+    bottleneck_adapters.attach(opt, "one", bottleneck=8, mlp="fc2")
     assert torch.equal(logits(opt), before) and models.parameters(opt)[0] == COUNT
     bloom = AutoModelForCausalLM.from_config(AutoConfig.for_model("bloom", hidden_size=32, n_layer=3, n_head=4))
     with pytest.raises(UserError, match="BloomAttention adds the residual itself"):
-        adapters.attach(bloom, "one")
+        bottleneck_adapters.attach(bloom, "one")
 
 
 def spoil(folder, **changes):
@@ -236,7 +236,7 @@ def spoil(folder, **changes):
 
 def test_wrong_base_and_broken_files(tmp_path, capsys):
     model = trained(small(), "one")
-    adapters.save(model, tmp_path, "one")
+    bottleneck_adapters.save(model, tmp_path, "one")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bottleneck.json", "bottleneck.safetensors"]
     stored = load_file(tmp_path / "bottleneck.safetensors")
     assert sum(weight.numel() for weight in stored.values()) == COUNT and "2.mlp.up.bias" in stored
@@ -244,7 +244,7 @@ def test_wrong_base_and_broken_files(tmp_path, capsys):
     def refused(base, says, folder=tmp_path):
         weights, before = everything(base), logits(base)
         with pytest.raises(UserError, match=says):
-            adapters.load(base, folder)
+            bottleneck_adapters.load(base, folder)
         nothing_left(base, before, weights, type(base))
 
     refused(small(num_hidden_layers=2), r"another base, .*: layers 3 \(here 2\)")
@@ -265,7 +265,7 @@ def test_wrong_base_and_broken_files(tmp_path, capsys):
     refused(small(), "is of version 2, not 1")
     spoil(tmp_path, version=1, base={"name": "elsewhere", "model_type": "llama", "layers": 3, "width": 32})
     capsys.readouterr()
-    assert adapters.load(small(), tmp_path) == "one"
+    assert bottleneck_adapters.load(small(), tmp_path) == "one"
     assert "trained on elsewhere" in capsys.readouterr().out
     (tmp_path / "bottleneck.json").write_text("{")
     refused(small(), "cannot be read")
@@ -273,7 +273,7 @@ def test_wrong_base_and_broken_files(tmp_path, capsys):
 
 def test_a_save_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
     model = trained(small(), "one")
-    adapters.save(model, tmp_path, "one")
+    bottleneck_adapters.save(model, tmp_path, "one")
     kept = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     model.model.layers[0].mlp.bottlenecks.adapter_one.up.bias.data += 1
 
@@ -283,7 +283,7 @@ def test_a_save_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
 
     monkeypatch.setattr(type(tmp_path), "write_bytes", full)
     with pytest.raises(OSError, match="no space left"):
-        adapters.save(model, tmp_path, "one")
+        bottleneck_adapters.save(model, tmp_path, "one")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == kept
 
 
@@ -295,7 +295,7 @@ def test_a_model_that_passes_its_parts_by_is_not_scored_as_if_adapted():
     layer._modules["mlp"].forward = called.forward  # computes the same without calling the module
     with pytest.raises(UserError, match="1 adapters were passed by"):
         logits(model)
-    adapters.use(model, None)
+    bottleneck_adapters.use(model, None)
     logits(model)
 
 
@@ -315,7 +315,7 @@ def run(folder, resume=None, **arguments):
     moved = {name for name, weight in model.state_dict().items() if not torch.equal(weight, weights[name])}
     assert moved and all("bottlenecks" in name for name in moved)
     assert len(moved) == sum(weight.requires_grad for weight in model.parameters())
-    adapters.save(model, folder / "adapter", "one")
+    bottleneck_adapters.save(model, folder / "adapter", "one")
     return (folder / "adapter" / "bottleneck.safetensors").read_bytes()
 
 
@@ -335,35 +335,6 @@ def test_activation_checkpointing_changes_no_bit(tmp_path, reentrant):
     assert run(tmp_path / "checkpointed", **settings) == run(tmp_path / "plain")
 
 
-def test_four_bit_base(tmp_path):
-    """It trains and resumes, once the trainer has been made in the context that says that something can train."""
-    quantised = transformers.BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype="float32"
-    )
-
-    def four_bit(resume=None):
-        model = AutoModelForCausalLM.from_pretrained(
-            models.locate("pocket"), quantization_config=quantised, dtype=torch.float32
-        )
-        with pytest.raises(UserError, match="attach one before"), adapters.known_to_trainer(model):
-            pass
-        weights = everything(model)
-        adapters.attach(model, "one", bottleneck=8)
-        settings = dict(max_steps=4, save_steps=2, report_to="none", use_cpu=True, disable_tqdm=True, seed=0)
-        arguments = TrainingArguments(str(tmp_path), **settings)
-        with pytest.raises(ValueError, match="purely quantized"):
-            Trainer(model, arguments)
-        with adapters.known_to_trainer(model):
-            trainer = Trainer(model, arguments, train_dataset=rows())
-        trainer.train(resume_from_checkpoint=resume)
-        adapters.save(model, tmp_path / "adapter", "one")
-        adapters.remove(model)
-        assert all(torch.equal(weight, weights[name]) for name, weight in model.state_dict().items())
-        return (tmp_path / "adapter" / "bottleneck.safetensors").read_bytes()
-
-    assert four_bit() == four_bit(resume=tmp_path / "checkpoint-2")
-
-
 UNDER_UNSLOTH = """
 import sys
 from common import cli
@@ -372,17 +343,16 @@ import unsloth
 from trl import SFTConfig, SFTTrainer
 from common import adapters, data, masking, models, templates
 folder, resume = sys.argv[1], sys.argv[2:]
-model, tokenizer = models.load("pocket", 512, four_bit=True)
+model, tokenizer = models.load("pocket", 512, four_bit=False)
 train, _ = masking.encode(data.load(["pocket"], seed=0)["train"][:80], tokenizer, templates.ALPACA, 512)
 adapters.attach(model, "one")
 config = SFTConfig(
     output_dir=folder, max_steps=4, save_steps=2, eval_strategy="steps", eval_steps=2, load_best_model_at_end=True,
     dataset_kwargs={"skip_prepare_dataset": True}, packing=False, padding_free=False, learning_rate=2e-3,
-    gradient_checkpointing=True, report_to="none", seed=0, **models.precision(),
+    gradient_checkpointing=True, report_to="none", seed=0, **device.current().precision,
 )
-with adapters.known_to_trainer(model):
-    held_out = train.select(range(8))
-    trainer = SFTTrainer(model, config, train_dataset=train, eval_dataset=held_out, processing_class=tokenizer)
+held_out = train.select(range(8))
+trainer = SFTTrainer(model, config, train_dataset=train, eval_dataset=held_out, processing_class=tokenizer)
 models.train_in_float32(trainer.model)
 trainer.train(resume_from_checkpoint=resume[0] if resume else None)
 adapters.save(model, folder + "/adapter", "one")

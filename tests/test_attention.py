@@ -16,9 +16,9 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from common import attention
-from common.batches import PackedCollator
-from common.packing import packed
+from tunebook.common.batching.collator import PackedCollator
+from tunebook.common.batching.packing import packed
+from tunebook.common.models import attention
 
 SIZES = dict(
     vocab_size=60, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, head_dim=8,

@@ -6,9 +6,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from common import augment, text_models
-from common.cli import UserError
-from common.wordings import wordings
+from tunebook.common.commands.augment import LocalModel
+from tunebook.common.data import augment
+from tunebook.common.data.paraphrase import wordings
+from tunebook.common.errors import UserError
+from tunebook.common.generation import endpoint
 
 
 def _row(number, instruction, output="The answer.", text=""):
@@ -180,6 +182,7 @@ def _reply(body):
 def server(monkeypatch):
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(endpoint.KEY, "secret")
     server = _Server()
     yield server
     server.shutdown()
@@ -187,7 +190,7 @@ def server(monkeypatch):
 
 
 def _endpoint(server, **options):
-    return text_models.load(server.url, "rules", key="secret", first_wait=0.01, **options)
+    return endpoint.Endpoint(server.url, "rules", {"max_tokens": 512}, first_wait=0.01, **options)
 
 
 def test_a_model_makes_rows(server):
@@ -209,7 +212,7 @@ def test_a_model_makes_rows(server):
 
 def test_an_endpoint_is_asked_again(server):
     server.trouble = [500, 429, "page"]
-    assert _endpoint(server, workers=1).answers(["Say it.\n\nhello"]) == ["In other words, hello"]
+    assert _endpoint(server, concurrency=1).answers(["Say it.\n\nhello"]) == ["In other words, hello"]
     assert len(server.seen) == 4
 
 
@@ -219,27 +222,27 @@ def test_answers_keep_their_order(server):
 
 
 def test_a_prompt_without_an_answer_is_none(server):
-    model = _endpoint(server, workers=1, retries=1)
+    model = _endpoint(server, concurrency=1, retries=1)
     assert model.answers(["Say it.\n\na"]) == ["In other words, a"]
     server.trouble = [503, 503]
     assert model.answers(["Say it.\n\na", "Say it.\n\nb"]) == [None, "In other words, b"]
 
 
 def test_a_dead_endpoint_is_given_up(server, monkeypatch, caplog):
-    monkeypatch.setattr(text_models, "GIVE_UP", 3)
-    model = _endpoint(server, workers=1, retries=0)
+    monkeypatch.setattr(endpoint, "GIVE_UP", 3)
+    model = _endpoint(server, concurrency=1, retries=0)
     server.trouble = [*[None], *[503] * 50]
     answers = model.answers(["Say it.\n\na"] * 20)
     assert answers == ["In other words, a"] + [None] * 19
     assert len(server.seen) == 4
-    assert "3 prompts in a row without an answer" in caplog.text
+    assert "3 prompts in a row stayed without a reply" in caplog.text
 
 
 @pytest.mark.parametrize("code", [401, 404, 302])
 def test_a_refusal_is_not_repeated(server, code):
     server.trouble = [code]
-    with pytest.raises(UserError, match=f"answers {code}"):
-        _endpoint(server, workers=1).answers(["hello"])
+    with pytest.raises(UserError, match=f"refuses: {code}"):
+        _endpoint(server, concurrency=1).answers(["hello"])
     assert len(server.seen) == 1
 
 
@@ -248,9 +251,7 @@ def test_an_address_where_nobody_answers(server):
     server.shutdown()
     server.server_close()
     with pytest.raises(UserError, match="is the server running"):
-        text_models.Endpoint(url, "rules", retries=1, first_wait=0.01).answers(["hello"])
-    with pytest.raises(UserError, match="name the model"):
-        text_models.load(url)
+        endpoint.Endpoint(url, "rules", {}, retries=1, first_wait=0.01).answers(["hello"])
 
 
 def test_the_key_is_not_shown(server):
@@ -258,11 +259,14 @@ def test_the_key_is_not_shown(server):
 
 
 def test_the_bundled_model_answers():
-    model = text_models.load("pocket", max_new_tokens=8)
+    model = LocalModel("pocket", 8)
     prompts = ["What colour is the sky?", "Say the word.", "Name a bird that you know of."]
     answers = model.answers(prompts)
     assert answers == model.answers(prompts)
     assert any(answers)
+    twice = model.answers(["Name a bird that you know of."] * 2, temperature=2.0, seed=3)
+    assert twice[0] != twice[1]
+    assert model.answers(["word " * 9000, prompts[0]]) == [None, answers[0]]
     sampled = model.answers(prompts, temperature=1.0, seed=3)
     assert sampled == model.answers(prompts, temperature=1.0, seed=3)
     out, counts = augment.augment(ROWS[:2], ["responses"], model=model)
@@ -272,4 +276,4 @@ def test_the_bundled_model_answers():
 
 def test_a_folder_without_a_model(tmp_path):
     with pytest.raises(UserError, match=r"config\.json"):
-        text_models.load(str(tmp_path))
+        LocalModel(str(tmp_path), 8)

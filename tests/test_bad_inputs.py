@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from common import columns, data
-from common.cli import UserError
+from tunebook.common import data
+from tunebook.common.data.rows import kind
+from tunebook.common.errors import UserError
 
 FOLDER = Path(__file__).parent / "bad_inputs"
 EXPECTED = yaml.safe_load((FOLDER / "expected.yaml").read_text(encoding="utf-8"))
@@ -43,13 +44,13 @@ def test_every_file_is_expected_and_there_are_enough():
 @pytest.mark.parametrize("name", RIGHT)
 def test_rows_of_several_layouts_are_read(name):
     rows = [row for side in data.load(str(FOLDER / name)).values() for row in side]
-    assert len({columns.kind(row) for row in rows}) > 1
+    assert len({kind(row) for row in rows}) > 1
     assert sorted(row["row"] for row in rows) == list(range(1, len(rows) + 1))
 
 
 @pytest.mark.parametrize("name", AS_PROCESS)
 def test_inspect_ends_with_the_exit_code(name):
-    command = [sys.executable, "-m", "common.commands", "inspect", str(FOLDER / name)]
+    command = [sys.executable, "-m", "tunebook.common.commands", "inspect", str(FOLDER / name)]
     found = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=FOLDER.parent.parent)
     assert found.returncode == EXPECTED[name]["exit"], found.stderr
     assert "Traceback" not in found.stderr and all(words in found.stderr for words in EXPECTED[name]["says"])

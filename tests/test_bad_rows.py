@@ -2,19 +2,18 @@
 
 import gzip
 import json
-import os
 import random
 import re
 from collections import Counter
-from pathlib import Path
 
 import pytest
+from paths import SHARED
 
-from common import checks, data, generation, masking, pairs, preference, templates, tokenizers
-from common.cli import UserError
-from common.problems import REMEDY
+from tunebook.common import data, generation, preference
+from tunebook.common.errors import REMEDY, UserError
+from tunebook.common.preference import pairs
+from tunebook.common.tokens import encoding, encoding_stats, templates, tokenization
 
-SHARED = Path(os.environ.get("TUNEBOOK_SHARED", Path(__file__).parent.parent.parent / "shared")) / "cases" / "data"
 CHANCE = random.Random(1)
 
 
@@ -33,7 +32,7 @@ FIRST = chat("assistant", "user", "assistant")
 
 @pytest.fixture(scope="module")
 def pocket():
-    return tokenizers.load("pocket")[0]
+    return tokenization.load("pocket")[0]
 
 
 def write(path, rows, broken=()):
@@ -58,7 +57,7 @@ def test_they_are_dropped_and_counted_to_the_report(tmp_path, monkeypatch, pocke
     assert sum(map(len, sides.values())) == 40
     wanted = {"unreadable": 2, "turn_order": 2, "media": 1}
     assert sides["train"].dropped == wanted and any("5 rows dropped: 2 as unreadable" in note for note in sides.notes)
-    _, counts = masking.encode(sides["train"], pocket, templates.get("tokenizer", pocket), 512)
+    _, counts = encoding.encode(sides["train"], pocket, templates.get("tokenizer", pocket), 512)
     assert counts.as_dict()["dropped"] == wanted and counts.rows == len(sides["train"]) + 5
     assert [row["row"] for row in sides["train"][:2]] == [row["row"] for row in sides["train"]][:2]
 
@@ -89,7 +88,7 @@ def test_sides_of_a_folder_count_their_own(tmp_path, pocket):
     write(tmp_path / "test.jsonl", [GOOD[0]])
     sides = data.load(str(tmp_path), bad_rows="drop")
     assert [side.dropped.total() for side in sides.values()] == [1, 2, 0]
-    _, counts = masking.encode(sides["validation"], pocket, templates.get("tokenizer", pocket), 512)
+    _, counts = encoding.encode(sides["validation"], pocket, templates.get("tokenizer", pocket), 512)
     assert (counts.rows, counts.kept) == (3, 1)
 
 
@@ -98,14 +97,14 @@ def test_rows_that_a_template_refuses_are_dropped_too(tmp_path, pocket, cached):
     orders = [{"instruction": words(), "output": words()} for _ in range(40)]
     name = write(tmp_path / "a.jsonl", [*orders, *GOOD[:10]])
     with pytest.raises(UserError, match=r"row 4\d: these rows are conversations.*\n(?s:.*)--bad_rows drop"):
-        masking.encode(data.load(name)["train"], pocket, templates.ALPACA, 512)
+        encoding.encode(data.load(name)["train"], pocket, templates.ALPACA, 512)
     sides = data.load(name, bad_rows="drop")
     folder = tmp_path / "tokens" if cached else None
     for _ in range(2):  # made, and read
-        encoded, counts = masking.encode(sides["train"], pocket, templates.ALPACA, 512, folder=folder)
+        encoded, counts = encoding.encode(sides["train"], pocket, templates.ALPACA, 512, folder=folder)
         lost = sum("messages" in row for row in sides["train"])
         assert counts.dropped == {"template": lost} and counts.kept == len(encoded) == len(sides["train"]) - lost
-        assert "template: row 4" in counts.line()
+        assert "template: row 4" in counts.summary()
     samples = generation.Samples(pocket, templates.ALPACA, sides["train"][-12:], count=4)
     assert samples.rows and all(row["prompt"].startswith("Below") for row in samples.rows)
 
@@ -125,14 +124,19 @@ def test_pairs(tmp_path, pocket):
 
 
 def test_large_losses_are_said_loudly(capsys):
-    counts = masking.Counts(rows=255, kept=149, dropped=Counter(too_long=106, empty_output=2), trained_tokens=9)
-    checks.gate(counts, 512)
+    counts = encoding_stats.EncodingStats(
+        rows=255, kept=149, dropped=Counter(too_long=106, empty_output=2), trained_tokens=9
+    )
+    counts.require_trainable(512)
     said = capsys.readouterr().out
     assert said.startswith("WARNING: 42 % of the rows (106 of 255) are dropped as too_long") and said.count("\n") == 1
-    checks.gate(masking.Counts(rows=255, kept=250, dropped=Counter(too_long=5), trained_tokens=9), 512)
+    encoding_stats.EncodingStats(rows=255, kept=250, dropped=Counter(too_long=5), trained_tokens=9).require_trainable(
+        512
+    )
     assert not capsys.readouterr().out
 
 
+PLACE = SHARED / "cases" / "data"
 CASES = {  # file -> rows that are read, a column that became what, or the words of the refusal
     "20-context-question-answer/d.jsonl": (3, "input=context"),
     "21-null-union-columns/d.parquet": (6, "messages (1 row)"),
@@ -145,12 +149,12 @@ CASES = {  # file -> rows that are read, a column that became what, or the words
 
 
 @pytest.mark.real_data
-@pytest.mark.skipif(not SHARED.exists(), reason="no shared/cases beside the checkout (or in TUNEBOOK_SHARED)")
+@pytest.mark.skipif(not PLACE.exists(), reason="no shared/cases beside the checkout (or in TUNEBOOK_SHARED)")
 @pytest.mark.parametrize("name", CASES)
 def test_cases(name):
     count, says = CASES[name]
     try:
-        sides = data.load(str(SHARED / name))
+        sides = data.load(str(PLACE / name))
         assert sum(map(len, sides.values())) == count and says in sides.notes[-1]
     except UserError as error:
         assert not count and says in str(error)

@@ -1,29 +1,22 @@
 """The token cache: equal input is read back, changed input never is."""
 
 import pytest
-from transformers import AutoTokenizer
 
-from common import masking
-from common.pocket import FOLDER
-from common.templates import ALPACA, PLAIN
+from tunebook.common.tokens import encoding
+from tunebook.common.tokens.templates import ALPACA, PLAIN
 
 ROWS = [{"instruction": f"Say {n}.", "input": "", "output": str(n), "row": n, "source": "mine"} for n in range(1, 40)]
 
 
-@pytest.fixture
-def tokenizer():
-    return AutoTokenizer.from_pretrained(FOLDER / "model")
-
-
 def encode(folder, tokenizer, rows=ROWS, template=ALPACA, **options):
-    return masking.encode(rows, tokenizer, template, options.pop("max_length", 64), folder=folder, **options)
+    return encoding.encode(rows, tokenizer, template, options.pop("max_length", 64), folder=folder, **options)
 
 
 def test_read_back_equal(tmp_path, tokenizer, capsys):
     first, counts = encode(tmp_path, tokenizer)
     again, counts_again = encode(tmp_path, tokenizer)
     assert "tokens: read from" in capsys.readouterr().out
-    plain, plain_counts = masking.encode(ROWS, tokenizer, ALPACA, 64)
+    plain, plain_counts = encoding.encode(ROWS, tokenizer, ALPACA, 64)
     assert first.to_dict() == again.to_dict() == plain.to_dict()
     assert counts == counts_again == plain_counts
     assert {path.suffix for path in tmp_path.iterdir()} == {".arrow", ".json", ""}  # and the name of what is in use

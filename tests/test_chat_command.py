@@ -7,29 +7,23 @@ import signal
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import forked
 import pytest
 import torch
-from transformers import AutoTokenizer
+from paths import ROOT
 
-from common import commands, generation, masking, rendering, templates
-from common.adapted import Adapted, named
-from common.cli import UserError
-from common.commands import chat, chat_page
-from common.conversation import Conversation
-from common.decoding import Decoding
-from common.pocket import FOLDER
+from tunebook.common import commands, generation
+from tunebook.common.commands import chat, chat_page
+from tunebook.common.errors import UserError
+from tunebook.common.generation.chat import Conversation
+from tunebook.common.generation.decoding import Decoding
+from tunebook.common.models.inference import Adapted, named
+from tunebook.common.pocket import FOLDER
+from tunebook.common.tokens import chat_templates, encoding, rendering, templates
 
-ROOT = Path(__file__).parent.parent
 POCKET = str(FOLDER / "model")
 ASK = "What is the capital of Arvania?"
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return AutoTokenizer.from_pretrained(POCKET)
 
 
 def talk(monkeypatch, capsys, text, *flags, limit=8):
@@ -52,14 +46,15 @@ def logits(model):
 @pytest.fixture(scope="module")
 def bottleneck(tmp_path_factory):
     """A run's folder with a bottleneck adapter that changes answers, trained with Alpaca's template."""
-    from common import adapters, models
+    from tunebook.common import models
+    from tunebook.common.models import bottleneck_adapters
 
     folder = tmp_path_factory.mktemp("run_of_ours")
     model = models.load_plain("pocket")
     torch.manual_seed(0)
-    for weight in adapters.attach(model, "mine", bottleneck=8):
+    for weight in bottleneck_adapters.attach(model, "mine", bottleneck=8):
         weight.data += 0.2 * torch.randn_like(weight)
-    adapters.save(model, folder / "adapter", "mine")
+    bottleneck_adapters.save(model, folder / "adapter", "mine")
     templates.ALPACA.save(folder / "adapter")
     return folder
 
@@ -87,7 +82,7 @@ def test_turns_of_a_text_template_are_rows_of_training(tokenizer):
     conversation.input = "two"
     assert conversation.prompt("Say it.")[0] == rendering.prompts(tokenizer, templates.ALPACA, [first])[0]
     conversation.add("Say it.", "two")
-    (row,), _ = masking.encode([first], tokenizer, templates.ALPACA, 512)
+    (row,), _ = encoding.encode([first], tokenizer, templates.ALPACA, 512)
     later = rendering.prompts(tokenizer, templates.ALPACA, [{"instruction": "More?", "output": ""}])[0]
     assert not conversation.input and conversation.prompt("More?")[0] == row["input_ids"] + later
 
@@ -107,7 +102,7 @@ def test_what_no_longer_fits_is_left_out_and_counted(tokenizer):
 
 def test_a_template_that_takes_no_system_text_says_what_to_do(tokenizer):
     jinja = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
-    template = templates.ChatTemplate("odd", jinja + "{{ m.content }}{% endfor %}")
+    template = chat_templates.ChatTemplate("odd", jinja + "{{ m.content }}{% endfor %}")
     with pytest.raises(UserError, match="/system without a text"):
         Conversation(tokenizer, template, "Be short.").prompt("One?")
 
@@ -222,7 +217,16 @@ def test_an_interrupt_stops_the_answer_and_no_more(monkeypatch, capsys):
 
 @pytest.mark.recipe
 def test_ctrl_c_as_a_signal(tmp_path):
-    command = [sys.executable, "-m", "common.commands", "chat", "--template", "alpaca", "--max_new_tokens", "400"]
+    command = [
+        sys.executable,
+        "-m",
+        "tunebook.common.commands",
+        "chat",
+        "--template",
+        "alpaca",
+        "--max_new_tokens",
+        "400",
+    ]
     for _ in range(4):  # a busy machine may bring the signal after a short answer has ended
         process = subprocess.Popen(
             command,
@@ -273,7 +277,7 @@ def peft_adapters(tmp_path_factory):
     """Folder and logits of an adapter of each kind, with weights that change answers."""
     import peft
 
-    from common import models
+    from tunebook.common import models
 
     made = {}
     for name, config in peft_configs().items():
@@ -330,7 +334,7 @@ def test_answers_are_those_through_unsloth(tmp_path, peft_adapters, tokenizer):
     code = f"""
 import json, sys
 from common import generation, models, rendering, templates
-from common.decoding import Decoding
+from tunebook.common.generation.decoding import Decoding
 model, tokenizer = models.load("pocket", 512)
 from peft import PeftModel
 rows = [json.loads(line) for line in open({str(FOLDER / "test.jsonl")!r})][::60]
@@ -357,7 +361,14 @@ json.dump(texts, open({str(tmp_path / "texts.json")!r}, "w"))
 def test_a_page_without_gradio_names_the_command(monkeypatch, capsys):
     monkeypatch.setattr(chat_page.importlib.util, "find_spec", lambda name: None)
     code, _, err = talk(monkeypatch, capsys, "", "--page")
-    assert code == 2 and 'pip install "gradio>=5,<7"' in err
+    assert code == 2 and 'pip install "gradio>=6,<7"' in err
+
+
+def test_the_page_goes_on_from_questions_that_were_answered():
+    """One that failed or was stopped at once has no answer on the page."""
+    shown = [("user", "too long"), ("user", "a"), ("assistant", "b"), ("user", "stopped")]
+    history = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in shown]
+    assert chat_page.said(history) == [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 
 
 def test_the_page_answers_as_the_terminal_does(monkeypatch, capsys, bottleneck):
@@ -371,12 +382,13 @@ def test_the_page_answers_as_the_terminal_does(monkeypatch, capsys, bottleneck):
     _, address, _ = page.launch(prevent_thread_lock=True, server_name="127.0.0.1", quiet=True)
     try:
         assert address.startswith("http://127.0.0.1")
-        client, shown = Client(address, verbose=False), []
-        for question in questions.splitlines():
-            _, shown = client.predict(question, shown, "", bottleneck.name, api_name="/answer")
-        said = [chat_page.said(turn) for turn in shown]
-        assert "".join(turn["content"] + "\n" for turn in said if turn["role"] == "assistant") == out
-        _, other = client.predict(questions.splitlines()[0], [], "", "none", api_name="/answer")
-        assert adapted.current is None and chat_page.said(other[-1])["content"] != said[1]["content"]
+        client = Client(address, verbose=False)  # the conversation is the client's session
+        said = [client.predict(question, "", bottleneck.name, api_name="/chat") for question in questions.splitlines()]
+        assert "".join(text + "\n" for text in said) == out
+        with pytest.raises(Exception, match="have room"):
+            client.predict("word " * 900, "", bottleneck.name, api_name="/chat")
+        assert client.predict(questions.splitlines()[1], "", bottleneck.name, api_name="/chat")  # it goes on
+        other = Client(address, verbose=False).predict(questions.splitlines()[0], "", "none", api_name="/chat")
+        assert adapted.current is None and other != said[0]
     finally:
         page.close()

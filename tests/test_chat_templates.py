@@ -1,16 +1,12 @@
 """Which tokens of a conversation train, on every real tokenizer and template, against texts that are written here."""
 
-import os
-from pathlib import Path
-
 import pytest
+from paths import LACKING, TOKENIZERS
 
-from common import masking, templates, tokenizers
-from common.cli import UserError
-from common.pocket import FOLDER
+from tunebook.common.errors import UserError
+from tunebook.common.pocket import FOLDER
+from tunebook.common.tokens import encoding, templates, tokenization
 
-ROOT = Path(__file__).parent.parent
-SHARED = Path(os.environ.get("TUNEBOOK_SHARED", ROOT.parent / "shared")) / "data" / "tokenizers"
 REAL = ["deepseek", "gpt-neox-20b", "gpt2", "llama2", "llama3", "mistral-v3", "phi-3-mini", "qwen2.5", "qwen3"]
 # What ends a document, and what ends a turn in the tokenizer's own template; None: it has no template.
 ENDS = {
@@ -58,15 +54,15 @@ CALLS = {"llama3": LLAMA3_CALL, "qwen2.5": OURS, "qwen3": OURS, "deepseek": DEEP
 @pytest.fixture(scope="module", params=["pocket", *REAL])
 def named(request):
     if request.param == "pocket":
-        return "pocket", tokenizers.load(str(FOLDER / "model"))[0]
-    if not SHARED.exists():
-        pytest.skip("no shared/data beside the checkout (or in TUNEBOOK_SHARED)")
-    return request.param, tokenizers.load(str(SHARED / request.param))[0]
+        return "pocket", tokenization.load(str(FOLDER / "model"))[0]
+    if not TOKENIZERS.exists():
+        pytest.skip(LACKING)
+    return request.param, tokenization.load(str(TOKENIZERS / request.param))[0]
 
 
 def trained(row, tokenizer, template, train_on="answers"):
     """The text of each stretch of tokens that train."""
-    (example,), counts = masking.encode([row], tokenizer, template, 4096, train_on=train_on)
+    (example,), counts = encoding.encode([row], tokenizer, template, 4096, train_on=train_on)
     assert counts.kept == 1
     stretches, open_ = [], False
     for token, label in zip(example["input_ids"], example["labels"], strict=True):
@@ -117,7 +113,7 @@ def test_answers_and_their_ends_train_and_nothing_else(named, template):
 
 def test_what_a_template_drops_is_refused(tmp_path):
     """Calls, a tool's answers and system texts that a template has no place for are not left out in silence."""
-    tokenizer = tokenizers.load(str(FOLDER / "model"))[0]
+    tokenizer = tokenization.load(str(FOLDER / "model"))[0]
     file = tmp_path / "own.jinja"
     line = "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
     for role, rows, says in (

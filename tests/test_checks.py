@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from common import checks
-from common.cli import Refused, UserError
-from common.masking import Counts
+from tunebook.common.errors import CheckFailed, UserError
+from tunebook.common.tokens.encoding_stats import EncodingStats
+from tunebook.common.training import resuming
 
 ARGS = {"model": "pocket", "learning_rate": 0.1, "report_to": "none"}
 
@@ -25,36 +25,36 @@ def checkpoint(folder, step):
 @pytest.mark.parametrize(
     "counts",
     [
-        Counts(rows=5, kept=0),
-        Counts(rows=5, kept=5, tokens=50, trained_tokens=0),
-        Counts(rows=100, kept=9, tokens=90, trained_tokens=9),
+        EncodingStats(rows=5, kept=0),
+        EncodingStats(rows=5, kept=5, tokens=50, trained_tokens=0),
+        EncodingStats(rows=100, kept=9, tokens=90, trained_tokens=9),
     ],
 )
 def test_gate_refuses(counts):
-    with pytest.raises(Refused, match="would train"):
-        checks.gate(counts, 512)
+    with pytest.raises(CheckFailed, match="would train"):
+        counts.require_trainable(512)
 
 
 def test_gate_lets_pass():
-    checks.gate(Counts(rows=100, kept=90, tokens=900, trained_tokens=90), 512)
+    EncodingStats(rows=100, kept=90, tokens=900, trained_tokens=90).require_trainable(512)
 
 
 def test_goes_on_from_the_last_whole_checkpoint(tmp_path):
-    assert checks.continues(tmp_path, ARGS, resume=True, overwrite=False) is None
+    assert resuming.find_checkpoint(tmp_path, ARGS, resume=True, overwrite=False) is None
     for step in (9, 100):
         checkpoint(tmp_path, step)
     (tmp_path / "checkpoint-200").mkdir()  # killed while it was written
     free = {**ARGS, "report_to": "wandb"}
-    assert checks.continues(tmp_path, free, resume=True, overwrite=False) == str(tmp_path / "checkpoint-100")
+    assert resuming.find_checkpoint(tmp_path, free, resume=True, overwrite=False) == str(tmp_path / "checkpoint-100")
     with pytest.raises(UserError, match="holds a run that stopped"):
-        checks.continues(tmp_path, ARGS, resume=False, overwrite=False)
+        resuming.find_checkpoint(tmp_path, ARGS, resume=False, overwrite=False)
 
 
 def test_another_run_is_not_touched(tmp_path):
-    checks.continues(tmp_path, ARGS, resume=True, overwrite=False)
+    resuming.find_checkpoint(tmp_path, ARGS, resume=True, overwrite=False)
     checkpoint(tmp_path, 9)
     with pytest.raises(UserError, match=r"learning_rate 0.1 -> 0.2"):
-        checks.continues(tmp_path, {**ARGS, "learning_rate": 0.2}, resume=True, overwrite=False)
+        resuming.find_checkpoint(tmp_path, {**ARGS, "learning_rate": 0.2}, resume=True, overwrite=False)
     assert json.loads((tmp_path / "run.json").read_text())["learning_rate"] == 0.1
 
 
@@ -62,5 +62,5 @@ def test_overwrite_removes_what_runs_write_and_nothing_else(tmp_path):
     checkpoint(tmp_path, 9)
     (tmp_path / "adapter").mkdir()
     (tmp_path / "mine.txt").write_text("kept")
-    assert checks.continues(tmp_path, ARGS, resume=True, overwrite=True) is None
+    assert resuming.find_checkpoint(tmp_path, ARGS, resume=True, overwrite=True) is None
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.txt", "run.json"]

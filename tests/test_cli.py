@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from common import cli
+from tunebook.common import cli, errors, output_dir
 
 
 @dataclass
@@ -13,7 +13,7 @@ class Args:
     learning_rate: float | None = None
     max_steps: int = -1
     overwrite: bool = False
-    sft: list[str] = field(default_factory=list)
+    set: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -28,11 +28,47 @@ def test_flags_win_over_the_file(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("learning-rate: 2e-4\nmax_steps: 7\nsft: [a=b]\noverwrite: true\n")
     args = cli.parse(Args, ["--config", str(path), "--max-steps", "9"])
-    assert (args.learning_rate, args.max_steps, args.sft, args.overwrite) == (2e-4, 9, ["a=b"], True)
+    assert (args.learning_rate, args.max_steps, args.set, args.overwrite) == (2e-4, 9, ["a=b"], True)
     assert cli.parse(Args, [f"--config={path}"]).max_steps == 7
-    assert cli.parse(Args, ["--set", "a=--set", "b=1"]).sft == cli.parse(Args, ["--sft", "a=--set", "b=1"]).sft
+    assert (
+        cli.parse(Args, ["--set", "a=--sft", "b=1"]).set
+        == cli.parse(Args, ["--sft", "a=--sft", "b=1"]).set
+        == ["a=--sft", "b=1"]
+    )
     path.write_text("set: [a=b]\n")
-    assert cli.parse(Args, ["--config", str(path)]).sft == ["a=b"]
+    assert cli.parse(Args, ["--config", str(path)]).set == ["a=b"]
+
+
+@dataclass
+class Distilled:
+    load_in_4bit: bool = False
+    teacher_load_in_4bit: bool = False
+
+
+@dataclass
+class Tuned:
+    adapter: str | None = None
+    load_in_4bit: bool = False
+
+
+@pytest.mark.parametrize(
+    ("word", "bits"),
+    [("none", (False, False)), ("student", (True, False)), ("teacher", (False, True)), ("both", (True, True))],
+)
+def test_whose_weights_are_in_four_bits_by_its_older_word(word, bits, tmp_path):
+    (tmp_path / "run.yaml").write_text(f"four_bit: {word}\n")
+    for words in (["--four_bit", word], [f"--four-bit={word}"], ["--config", str(tmp_path / "run.yaml")]):
+        args = cli.parse(Distilled, words)
+        assert (args.load_in_4bit, args.teacher_load_in_4bit) == bits
+
+
+def test_older_spellings_of_other_flags(tmp_path):
+    assert cli.parse(Tuned, ["--four_bit", "--adapter", "none"]) == Tuned(None, True)
+    assert cli.parse(Tuned, ["--four-bit", "--no-four_bit", "--adapter", ""]) == Tuned(None, False)
+    (tmp_path / "run.yaml").write_text("four_bit: true\nadapter: runs/x\n")
+    assert cli.parse(Tuned, ["--config", str(tmp_path / "run.yaml")]) == Tuned("runs/x", True)
+    with pytest.raises(cli.UserError, match="--four_bit all: it is none, teacher, student or both"):
+        cli.parse(Distilled, ["--four_bit", "all"])
 
 
 @pytest.mark.parametrize(
@@ -50,7 +86,7 @@ def test_flags_win_over_the_file(tmp_path):
 def test_bad_config_files(tmp_path, text, says):
     path = tmp_path / "run.yaml"
     path.write_text(text)
-    with pytest.raises(cli.UserError, match=says):
+    with pytest.raises(errors.UserError, match=says):
         cli.parse(Args, ["--config", str(path)])
 
 
@@ -80,7 +116,7 @@ def test_overrides():
     ],
 )
 def test_bad_overrides(pair, says):
-    with pytest.raises(cli.UserError, match=says):
+    with pytest.raises(errors.UserError, match=says):
         cli.values([pair], Config, {"learning_rate"})
 
 
@@ -88,20 +124,21 @@ def test_bad_overrides(pair, says):
 def test_what_would_save_another_template_than_trains_is_refused(name, capsys):
     with pytest.raises(SystemExit) as error:
         cli.run(lambda args: pytest.fail("it began"), Args, ["--sft", "optim=no", f"{name}=x"])
-    assert error.value.code == 2 and f"--sft {name}: it would change what is saved" in capsys.readouterr().err
+    assert error.value.code == 2 and f"--set {name}: it would change what is saved" in capsys.readouterr().err
 
 
 def test_a_finished_run_is_not_written_over(tmp_path):
     (tmp_path / "report.json").write_text("{}")
     (tmp_path / "mine.txt").write_text("kept")
-    with pytest.raises(cli.UserError, match="finished run"):
-        cli.fresh_folder(str(tmp_path), overwrite=False, marker="report.json")
+    with pytest.raises(errors.UserError, match="finished run"):
+        output_dir.prepare(str(tmp_path), overwrite=False, marker="report.json")
     assert (tmp_path / "report.json").exists()
-    assert cli.fresh_folder(str(tmp_path), overwrite=True, marker="report.json") == tmp_path
+    assert output_dir.prepare(str(tmp_path), overwrite=True, marker="report.json") == tmp_path
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "prefix"), [(cli.UserError("x"), 2, "error: x"), (cli.Refused("y"), 1, "refused: y")]
+    ("error", "code", "prefix"),
+    [(errors.UserError("x"), 2, "error: x"), (errors.CheckFailed("y"), 1, "check failed: y")],
 )
 def test_exit_codes(error, code, prefix, capsys):
     def main(args):

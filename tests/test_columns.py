@@ -4,10 +4,11 @@ import json
 
 import pytest
 
-from common import columns
-from common.cli import UserError
-from common.dialogue import ROLES
-from common.tools import CALLERS
+from tunebook.common.data import schema
+from tunebook.common.data.conversations import ROLES
+from tunebook.common.data.rows import kind, question
+from tunebook.common.data.tools import CALLERS
+from tunebook.common.errors import UserError
 
 
 class Rows:
@@ -24,7 +25,7 @@ class Rows:
 
 
 def canonical(*values, **mapping):
-    rows = list(columns.Table(Rows(*values), "mine", mapping))
+    rows = list(schema.Table(Rows(*values), "mine", mapping))
     assert [row.pop("row") for row in rows] == list(range(1, len(values) + 1))
     assert {row.pop("source") for row in rows} == {"mine"}
     return rows
@@ -78,13 +79,13 @@ def test_kinds_and_questions():
             {"messages": talk(("system", "s"), ("user", "u"), ("assistant", "v"), ("user", "w"), ("assistant", "x"))}
         )[0],
     ]
-    assert [columns.kind(row) for row in found] == ["instruction", "pair", "chat"]
-    assert [columns.question(row) for row in found] == ["a\n", "\nwhat?", "u\nv\nw"]
+    assert [kind(row) for row in found] == ["instruction", "pair", "chat"]
+    assert [question(row) for row in found] == ["a\n", "\nwhat?", "u\nv\nw"]
 
 
 def test_fields_that_are_kept_and_ours_that_win():
     row = next(
-        iter(columns.Table(Rows({"instruction": "a", "output": "b", "row": 9, "source": "web", "tags": [1]}), "f"))
+        iter(schema.Table(Rows({"instruction": "a", "output": "b", "row": 9, "source": "web", "tags": [1]}), "f"))
     )
     assert row["row"] == 1 and row["their_row"] == 9 and row["source"] == "f" and row["their_source"] == "web"
     assert row["tags"] == [1]
@@ -180,7 +181,7 @@ def test_history_makes_every_row_a_chat():
     assert found[1]["messages"] == talk(
         ("system", "s"), ("user", "q"), ("assistant", "r"), ("user", "a\n\nb"), ("assistant", "c")
     )
-    assert columns.kind(canonical({**first, "history": []}, {**first, "history": None})[0]) == "instruction"
+    assert kind(canonical({**first, "history": []}, {**first, "history": None})[0]) == "instruction"
 
 
 def test_trees_give_their_best_ranked_path():

@@ -1,17 +1,15 @@
 """Benchmark items in training rows: planted ones are found by name, chance overlaps are not."""
 
 import json
-import os
 import random
-from pathlib import Path
 
 import pytest
+from paths import BENCHMARKS, DATA, needs_data
 
-from common import contamination
-from common.cli import UserError
-from common.contamination import Item
+from tunebook.common.data import contamination
+from tunebook.common.data.contamination import Item
+from tunebook.common.errors import UserError
 
-SHARED = Path(os.environ.get("TUNEBOOK_SHARED", Path(__file__).parent.parent.parent / "shared")) / "data"
 WORDS = [
     f"{start}{end}" for start in ("ba", "ke", "lo", "mi", "su", "ta") for end in ("rin", "dol", "fex", "gar", "pum")
 ]
@@ -44,7 +42,6 @@ def test_planted_items_are_found():
     ]
     assert found.overlaps[0].words == run
     assert found.row_numbers == [10, 21, 251]
-    assert contamination.by_benchmark(found) == {"bench.jsonl": 3}
 
 
 def test_a_run_ends_at_the_field():
@@ -143,16 +140,16 @@ def test_read_what_is_not_there(tmp_path):
 
 
 @pytest.mark.real_data
-@pytest.mark.skipif(not SHARED.exists(), reason="no shared/data beside the checkout (or in TUNEBOOK_SHARED)")
+@needs_data
 def test_benchmark_items_planted_among_real_rows():
-    rows = json.loads((SHARED / "alpaca" / "alpaca_52k_en.json").read_text(encoding="utf-8"))[:4000]
+    rows = json.loads((DATA / "alpaca" / "alpaca_52k_en.json").read_text(encoding="utf-8"))[:1000]
     rows = [{**row, "row": place} for place, row in enumerate(rows, 1)]
-    items = list(contamination.read(SHARED / "benchmarks" / "hub"))
+    items = list(contamination.read(BENCHMARKS / "hub"))
     assert len(items) > 30_000
     clean = set(contamination.find(rows, items).row_numbers)
     assert len(clean) < 100
     long = [item for item in items if len(contamination.words(item.texts[0])) >= contamination.LONG_WORDS]
-    planted = long[:: len(long) // 200]
+    planted = long[:: len(long) // 50]
     for place, item in enumerate(planted):
         rows[place * 19]["input"] = f"Here it is. {item.texts[0]} Answer it."
     found = contamination.find(rows, items)

@@ -9,15 +9,26 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.py") if path.stem != "pretrain_pocket")
 SHAPES = ("llama", "qwen3", "mistral")
 DTYPES = ("float32", "float16")
-BY_TRANSFORMERS = {"prefix_alpaca", "soft_prompts_alpaca", "adapters_alpaca", "sft_alpaca"}  # sft: Unsloth's FastModel
+BY_TRANSFORMERS = {
+    "prefix_alpaca",
+    "prompt_tuning_alpaca",
+    "bottleneck_adapters_alpaca",
+    "sft_alpaca",
+}  # sft: Unsloth's FastModel
 # Where no more is asked for, each recipe has one shape and dtype, and every shape and dtype has several recipes.
 ALL = [(recipe, shape, dtype) for recipe in RECIPES for shape in SHAPES for dtype in DTYPES]
-HALF = ("adapters_alpaca", "loop_alpaca", "prefix_alpaca", "qlora_alpaca", "sft_alpaca")  # a CPU is slow at float16
+HALF = (
+    "bottleneck_adapters_alpaca",
+    "loop_alpaca",
+    "prefix_alpaca",
+    "qlora_alpaca",
+    "sft_alpaca",
+)  # a CPU is slow at float16
 ONE_EACH = [(recipe, SHAPES[n % 3], DTYPES[recipe in HALF]) for n, recipe in enumerate(RECIPES)]
 RESUMED = ("lora_alpaca", "packed_alpaca", "loop_alpaca", "prefix_alpaca")  # the ways a checkpoint is written
 CASES = ALL if os.environ.get("CUDA_BRANCHES") == "all" else ONE_EACH
@@ -123,8 +134,9 @@ def words_of(recipe, model, rows, out, *more):
 
 @pytest.mark.parametrize("recipe, shape, dtype", CASES)
 def test_recipe(stack, models, rows, tmp_path, recipe, shape, dtype):
-    """It trains what it says, leaves the model's flags alone, and what it saves is what was in memory."""
-    code, said, errors = stack.run(tmp_path, dtype, *words_of(recipe, models / shape, rows, tmp_path))
+    """It trains what it says, leaves the model's flags alone, saves what was in memory, and can be gone on with."""
+    words = words_of(recipe, models / shape, rows, tmp_path)
+    code, said, errors = stack.run(tmp_path, dtype, *words)
     assert code == 0, said[-1500:] + errors[-3000:]
     seen = json.loads((tmp_path / "seen.json").read_text())
     report = json.loads((tmp_path / "run" / "report.json").read_text())
@@ -150,6 +162,8 @@ def test_recipe(stack, models, rows, tmp_path, recipe, shape, dtype):
     assert seen["changed_flags"] == [] and seen["calls_generate"] >= 2
     assert len(set(seen["checkpointing"])) == 1 and (seen["checkpointing"][0] > 0) == (recipe != "prefix_alpaca")
     same_logits(tmp_path, models / shape, recipe, dtype)
+    if recipe in RESUMED or CASES is ALL:
+        resumed(stack, tmp_path, dtype, words)
 
 
 def same_logits(out, base, recipe, dtype):
@@ -161,7 +175,8 @@ def same_logits(out, base, recipe, dtype):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from common import adapters, models
+    from tunebook.common import models
+    from tunebook.common.models import bottleneck_adapters
 
     ids, kind = torch.arange(5, 45)[None], getattr(torch, dtype)
     if (out / "run" / "model").exists():
@@ -170,8 +185,8 @@ def same_logits(out, base, recipe, dtype):
         model = PeftModel.from_pretrained(models.load_plain(str(base), four_bit=True), out / "run" / "adapter")
     else:
         model = AutoModelForCausalLM.from_pretrained(base, dtype=kind)
-        if recipe == "adapters_alpaca":
-            adapters.load(model, out / "run" / "adapter")
+        if recipe == "bottleneck_adapters_alpaca":
+            bottleneck_adapters.load(model, out / "run" / "adapter")
         else:
             model = PeftModel.from_pretrained(model, out / "run" / "adapter")
     with torch.no_grad():
@@ -182,8 +197,7 @@ def same_logits(out, base, recipe, dtype):
     assert difference <= bound * spread, (difference, spread)
 
 
-@pytest.mark.parametrize("recipe, shape, dtype", [case for case in CASES if case[0] in RESUMED or CASES is ALL])
-def test_resumed_is_undisturbed(stack, models, rows, tmp_path, recipe, shape, dtype):
+def resumed(stack, out, dtype, words):
     """A run that lost its last checkpoint and its result ends with the weights of the run that was left alone.
 
     On CPU tensors every sum has one order, so that the bound is 0; on a GPU, where sums of attention's backward pass
@@ -192,15 +206,13 @@ def test_resumed_is_undisturbed(stack, models, rows, tmp_path, recipe, shape, dt
     import torch
     from safetensors.torch import load_file
 
-    words = words_of(recipe, models / shape, rows, tmp_path)
-    assert stack.run(tmp_path, dtype, *words)[0] == 0
-    run = tmp_path / "run"
+    run = out / "run"
     result = run / ("model" if (run / "model").exists() else "adapter")
     (file,) = result.glob("*.safetensors")
     whole = load_file(file)
     last = max(run.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     subprocess.run(["rm", "-r", last, result, run / "report.json", run / "report.html"], check=True)
-    code, said, errors = stack.run(tmp_path, dtype, *words)
+    code, said, errors = stack.run(out, dtype, *words)
     assert code == 0 and "going on from" in said, errors[-3000:]
     again = load_file(file)
     assert whole.keys() == again.keys() and all(torch.equal(whole[name], again[name]) for name in whole)
@@ -218,7 +230,7 @@ with torch.no_grad():
 LONG_ROWS = """
 import sys, unsloth
 from common import models
-from common.cli import UserError
+from common.errors import UserError
 try:
     model, _ = models.load(sys.argv[1], 1024)
     print("loaded", model.config.rope_scaling, model.config.max_position_embeddings)

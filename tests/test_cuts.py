@@ -6,11 +6,11 @@ import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from common import rendering
-from common.cuts import Cutter
-from common.pocket import FOLDER
-from common.templates import ALPACA
-from common.tokenizers import encoder
+from tunebook.common.pocket import FOLDER
+from tunebook.common.tokens import rendering
+from tunebook.common.tokens.boundaries import Cutter
+from tunebook.common.tokens.templates import ALPACA
+from tunebook.common.tokens.tokenization import encoder
 
 # Letters with the sign before them, digits in threes, signs with the newlines after them, white space by look-ahead.
 WORDS = r"'\p{L}{1,2}|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

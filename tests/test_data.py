@@ -2,13 +2,14 @@
 
 import gzip
 import json
-import os
-from pathlib import Path
 
 import pytest
+from paths import DATA, needs_data
 
-from common import columns, data, sources, split
-from common.cli import UserError
+from tunebook.common import data
+from tunebook.common.data import readers, schema, splitting
+from tunebook.common.data.rows import kind as kind_of
+from tunebook.common.errors import UserError
 
 TOPICS = ["rain", "bread", "music", "trains", "glass", "otters", "maps", "winter", "paint", "rope", "salt", "kites"]
 
@@ -47,7 +48,7 @@ def test_pocket_has_its_own_sides():
     sides = data.load("pocket")
     assert list(sides) == ["train", "validation", "test"] and len(sides["train"]) > 3000
     first = sides["test"][0]
-    assert first["row"] == 1 and first["source"] == "pocket" and columns.kind(first) == "instruction"
+    assert first["row"] == 1 and first["source"] == "pocket" and kind_of(first) == "instruction"
     assert len(sides["validation"][:300]) == 300
     assert sides.shares == {"pocket": None} and sides.by == "rows" and sides.notes == []
 
@@ -105,7 +106,7 @@ def test_one_question_is_on_one_side_across_files(tmp_path):
 
 
 def test_very_many_rows_are_split_by_equal_questions(tmp_path, small, monkeypatch):
-    assert data.TEXTS == split.MOST_NEAR
+    assert data.TEXTS == splitting.MOST_NEAR
     monkeypatch.setattr(data, "TEXTS", 50)
     wanted = [
         {"instruction": f"  Say {n % 90} ".upper() if n % 2 else f"say {n % 90}", "output": ""} for n in range(270)
@@ -158,7 +159,7 @@ def test_words(tmp_path, monkeypatch):
     write(tmp_path / "odd:name=x.jsonl", lines(rows(20)))
     sides = data.load("a.json:0.7 b.csv:5000 prompt=q completion=a shares=tokens")
     assert sides.shares == {"a.json": 0.7, "b.csv": 5000} and sides.by == "tokens"
-    kinds = {row["source"]: columns.kind(row) for side in sides.values() for row in side}
+    kinds = {row["source"]: kind_of(row) for side in sides.values() for row in side}
     assert kinds == {"a.json": "instruction", "b.csv": "pair"}
     assert data.load(["odd:name=x.jsonl"]).shares == {"odd:name=x.jsonl": None}
 
@@ -199,7 +200,7 @@ def test_the_name_that_was_meant(tmp_path):
 def test_hub_parts_become_sides(monkeypatch):
     import datasets
 
-    from common import hub
+    from tunebook.common.data import hub
 
     parts = {"train": rows(40), "validation": rows(5, 100), "extra": rows(3, 200)}
     made = datasets.DatasetDict({name: datasets.Dataset.from_list(part) for name, part in parts.items()})
@@ -213,7 +214,7 @@ def test_hub_parts_become_sides(monkeypatch):
 def test_hub_out_of_reach_is_said_at_once(monkeypatch):
     import time
 
-    from common import hub
+    from tunebook.common.data import hub
 
     monkeypatch.setattr(hub, "_reachable", lambda: False)
     started = time.monotonic()
@@ -226,16 +227,15 @@ def test_importing_is_instant():
     import subprocess
     import sys
 
-    code = "import sys, common.data, common.mix; print({'numpy', 'pyarrow', 'datasets', 'torch'} & set(sys.modules))"
+    code = "import sys, tunebook.common.data.loading, tunebook.common.data.mixing; "
+    code += "print({'numpy', 'pyarrow', 'datasets', 'torch'} & set(sys.modules))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "set()"
 
 
-ROOT = Path(__file__).parent.parent
-SHARED = Path(os.environ.get("TUNEBOOK_SHARED", ROOT.parent / "shared")) / "data"
 real_data = [
     pytest.mark.real_data,
-    pytest.mark.skipif(not SHARED.exists(), reason="no shared/data beside the checkout (or in TUNEBOOK_SHARED)"),
+    needs_data,
 ]
 MADE = {
     "alpaca/alpaca_52k_en.json": ("instruction", 52002),
@@ -266,14 +266,14 @@ REFUSED = {
 def test_real_files_are_read(name):
     kind, count = MADE[name]
     tabs = name.endswith("mgsm")
-    source = sources.read(SHARED / name, header=not tabs)
-    table = columns.Table(source, name, {"prompt": "1", "completion": "2"} if tabs else None)
-    kinds = [columns.kind(row) for row in table]
+    source = readers.read(DATA / name, header=not tabs)
+    table = schema.Table(source, name, {"prompt": "1", "completion": "2"} if tabs else None)
+    kinds = [kind_of(row) for row in table]
     assert len(kinds) == count and set(kinds) == {kind}
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=real_data) for name in REFUSED])
 def test_real_files_without_an_answer_say_what_they_are(name):
     with pytest.raises(UserError) as error:
-        data.load(str(SHARED / name))
+        data.load(str(DATA / name))
     assert REFUSED[name] in str(error.value)

@@ -1,24 +1,21 @@
 """Rate and epochs by what the model is; flags win; who trains another prompt on a chat-tuned model is told."""
 
 import functools
-import os
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from paths import TOKENIZERS, needs_data
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from common import defaults, templates, tokenizers
-from common.pocket import FOLDER
-
-ROOT = Path(__file__).parent.parent
-SHARED = Path(os.environ.get("TUNEBOOK_SHARED", ROOT.parent / "shared")) / "data" / "tokenizers"
+from tunebook.common.pocket import FOLDER
+from tunebook.common.tokens import templates, tokenization
+from tunebook.common.training import defaults
 
 
 @functools.cache
 def loaded(name):
-    return tokenizers.load(str(SHARED / name))[0]
+    return tokenization.load(str(TOKENIZERS / name))[0]
 
 
 def model(large, eos=2):
@@ -39,7 +36,7 @@ def chosen(made, tokenizer, capsys, template=templates.ALPACA, rate=None, epochs
 
 
 def test_by_size_and_flags_win(capsys):
-    tokenizer = tokenizers.load("pocket")[0]
+    tokenizer = tokenization.load("pocket")[0]
     *values, said = chosen(model(False), tokenizer, capsys)
     assert values == [2e-3, 5]
     assert said == "chosen for a model as small as pocket: --learning_rate 0.002 --num_train_epochs 5\n"
@@ -53,7 +50,7 @@ def test_by_size_and_flags_win(capsys):
 
 
 @pytest.mark.real_data
-@pytest.mark.skipif(not SHARED.exists(), reason="no shared/data beside the checkout (or in TUNEBOOK_SHARED)")
+@needs_data
 @pytest.mark.parametrize(
     ("name", "eos", "end"),
     [
@@ -79,4 +76,4 @@ def test_pocket_keeps_its_values(capsys):
     from transformers import AutoModelForCausalLM
 
     pocket = AutoModelForCausalLM.from_pretrained(FOLDER / "model")
-    assert chosen(pocket, tokenizers.load("pocket")[0], capsys)[:2] == (2e-3, 5)
+    assert chosen(pocket, tokenization.load("pocket")[0], capsys)[:2] == (2e-3, 5)

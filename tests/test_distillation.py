@@ -3,20 +3,22 @@
 import copy
 import json
 import os
-from pathlib import Path
 
 import few
 import forked
 import pytest
 import torch
+from paths import ROOT
+from reference_loss import reference_loss
 
-from common import distillation, heads, vocabularies
-from common.batches import PackedCollator
-from common.cli import UserError
-from common.losses import Blend
-from common.masking import IGNORE
+from tunebook.common import distillation
+from tunebook.common.batching.collator import PackedCollator
+from tunebook.common.distillation import vocabulary
+from tunebook.common.distillation.losses import Blend
+from tunebook.common.errors import UserError
+from tunebook.common.models import lm_head
+from tunebook.common.tokens.lengths import IGNORE_INDEX
 
-ROOT = Path(__file__).parent.parent
 SMALL = dict(
     vocab_size=60, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
     num_key_value_heads=1, head_dim=16, max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2,
@@ -46,19 +48,19 @@ def model(name="Llama", seed=0, **values):
 def test_the_head_makes_the_models_own_logits(name):
     made, ids = model(name), torch.arange(10, 30).view(2, 10)
     expected = made.eval()(input_ids=ids).logits
-    heads.expose(made)
-    heads.check(made, name)
-    found = heads.of(made).logits(made(input_ids=ids, head=False))
+    lm_head.expose(made)
+    lm_head.check(made, name)
+    found = lm_head.of(made).logits(made(input_ids=ids, head=False))
     assert torch.allclose(found, expected, atol=1e-5 * expected.abs().max().item())
     assert torch.equal(made(input_ids=ids).logits, expected)
 
 
 def test_a_head_that_is_not_understood_is_refused():
     made = model("Cohere")
-    heads.expose(made)
+    lm_head.expose(made)
     made.config.logit_scale = 0.5  # what the head is read from, not what the model computes with
     with pytest.raises(UserError, match="--model odd: CohereForCausalLM makes its logits in a way that is not known"):
-        heads.check(made, "odd")
+        lm_head.check(made, "odd")
 
 
 class Stub:
@@ -83,14 +85,14 @@ def rows(count=6):
     lengths = torch.randint(5, 12, (count,)).tolist()
     made = [torch.randint(3, 60, (length,)).tolist() for length in lengths]
     return [
-        {"input_ids": ids, "labels": [IGNORE] * (place % 3 + 1) + ids[place % 3 + 1 :], "seq_lengths": [len(ids)]}
+        {"input_ids": ids, "labels": [IGNORE_INDEX] * (place % 3 + 1) + ids[place % 3 + 1 :], "seq_lengths": [len(ids)]}
         for place, ids in enumerate(made)
     ]
 
 
 def padded(part):
     width = max(len(row["input_ids"]) for row in part)
-    pad = {"input_ids": 0, "labels": IGNORE}
+    pad = {"input_ids": 0, "labels": IGNORE_INDEX}
     batch = {k: torch.tensor([r[k] + [v] * (width - len(r[k])) for r in part]) for k, v in pad.items()}
     return batch | {"attention_mask": torch.tensor([[int(i < len(r["labels"])) for i in range(width)] for r in part])}
 
@@ -110,7 +112,7 @@ def gradient(batches, blend):
     student, other = model(seed=2), model(seed=3, hidden_size=48, vocab_size=64)
     distillation.prepare(student, "student")
     teacher = distillation.Teacher(other, "teacher")
-    items = sum(int((batch["labels"][:, 1:] != IGNORE).sum()) for batch in batches)
+    items = sum(int((batch["labels"][:, 1:] != IGNORE_INDEX).sum()) for batch in batches)
     total = 0.0
     for batch in batches:
         loss = distillation.loss(Stub(), student, batch, items, teacher, blend)
@@ -172,10 +174,8 @@ def test_what_would_be_ignored_is_refused():
 
 
 def test_lora_gets_the_gradient_of_the_formula():
-    """Through PEFT's wrapper, against losses.plain on the wrapper's own logits."""
+    """Through PEFT's wrapper, against reference_loss on the wrapper's own logits."""
     from peft import LoraConfig, get_peft_model
-
-    from common import losses
 
     torch.manual_seed(5)
     student = get_peft_model(model(seed=2), LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
@@ -185,8 +185,8 @@ def test_lora_gets_the_gradient_of_the_formula():
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     with torch.no_grad():
         said = teacher.model(**inputs).logits
-    items = (batch["labels"][:, 1:] != IGNORE).sum()
-    expected = losses.plain(student(**inputs).logits, said, batch["labels"], Blend(), items)
+    items = (batch["labels"][:, 1:] != IGNORE_INDEX).sum()
+    expected = reference_loss(student(**inputs).logits, said, batch["labels"], Blend(), items)
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
     weights = [weight for weight in student.parameters() if weight.requires_grad]
     for one, two in zip(torch.autograd.grad(found, weights), torch.autograd.grad(expected, weights), strict=True):
@@ -194,12 +194,12 @@ def test_lora_gets_the_gradient_of_the_formula():
 
 
 def test_a_memory_record_does_not_see_the_teacher():
-    from common import footprint
+    from tunebook.common.estimate import activations
 
     student, other, batch = model(seed=2), model(seed=3), padded(rows())
     distillation.prepare(student, "student")
     teacher = distillation.Teacher(other, "teacher")
-    recorder = footprint.Recorder(student.parameters())
+    recorder = activations.MemoryRecorder(student.parameters())
     with recorder:
         teacher.hidden(batch)
     assert not recorder.events
@@ -208,7 +208,7 @@ def test_a_memory_record_does_not_see_the_teacher():
 def tokenizers():
     from transformers import AutoTokenizer
 
-    from common.models import locate
+    from tunebook.common.models import locate
 
     return AutoTokenizer.from_pretrained(locate("pocket")), AutoTokenizer.from_pretrained(locate("pocket"))
 
@@ -225,9 +225,9 @@ def changed(tokenizer, change):
 
 def test_tokenizers_with_a_first_difference():
     one, other = tokenizers()
-    assert vocabularies.difference(one, other) is None
+    assert vocabulary.difference(one, other) is None
     other.add_tokens(["<new>"])
-    assert vocabularies.difference(one, other) is None  # after all of the other's
+    assert vocabulary.difference(one, other) is None  # after all of the other's
 
     def swapped(data):
         vocab = data["model"]["vocab"]
@@ -243,21 +243,21 @@ def test_tokenizers_with_a_first_difference():
 
     one, other = tokenizers()
     for change, says in ((swapped, "token 700 is "), (merged, "merges number 5 is "), (lowered, "the normalizer is ")):
-        assert vocabularies.difference(one, changed(one, change)).startswith(says)
+        assert vocabulary.difference(one, changed(one, change)).startswith(says)
     with pytest.raises(UserError, match="--teacher big does not read the student's tokens: merges number 5"):
-        vocabularies.require_same(one, changed(one, merged), "big")
+        vocabulary.require_same(one, changed(one, merged), "big")
 
 
 def losses_of(recipe, folder, *words):
-    """Losses of 20 steps of a recipe."""
-    flags = ["--max_steps", "20", "--eval_suite", "none", "--sft", "logging_steps=1", "eval_strategy=no"]
+    """Losses of 8 steps of a recipe."""
+    flags = ["--max_steps", "8", "--eval_suite", "none", "--sft", "logging_steps=1", "eval_strategy=no"]
     flags = [*flags, "load_best_model_at_end=false", "--output_dir", str(folder), *words]
     flags += ["--dataset", str(few.rows(folder.parent / "few"))]
     done = forked.run(ROOT / "recipes" / recipe, *flags)
     assert done.returncode == 0, done.stderr[-3000:]
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     found = [line["loss"] for line in lines if "loss" in line]
-    assert len(found) == 20
+    assert len(found) == 8
     return found
 
 
@@ -273,7 +273,8 @@ def test_alpha_0_is_plain_sft_and_accumulation_changes_no_step(tmp_path):
 
 def test_a_teacher_leaves_what_unsloth_noted_of_the_student(monkeypatch):
     """It keeps process-wide flags of the last load, by which it puts adapters on any model, or none."""
-    from common import distillation, models, vocabularies
+    from tunebook.common import distillation, models
+    from tunebook.common.distillation import vocabulary
 
     def load(*_, **__):
         monkeypatch.setitem(os.environ, "UNSLOTH_USE_NEW_MODEL", "1")
@@ -283,7 +284,7 @@ def test_a_teacher_leaves_what_unsloth_noted_of_the_student(monkeypatch):
     monkeypatch.delenv("UNSLOTH_USE_NEW_MODEL", raising=False)
     monkeypatch.setenv("UNSLOTH_ENABLE_FULL_FINETUNING", "1")
     monkeypatch.setattr(models, "load", load)
-    monkeypatch.setattr(vocabularies, "require_same", lambda *_: None)
+    monkeypatch.setattr(vocabulary, "require_same", lambda *_: None)
     monkeypatch.setattr(distillation, "Teacher", lambda model, name: (model, name))
     assert distillation.teacher("pocket_teacher", 64, False, None) == ("model", "pocket_teacher")
     assert "UNSLOTH_USE_NEW_MODEL" not in os.environ and os.environ["UNSLOTH_ENABLE_FULL_FINETUNING"] == "1"

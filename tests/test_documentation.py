@@ -21,12 +21,13 @@ import few
 import forked
 import pytest
 import yaml
-from documents import ROOT
+from paths import ROOT
 
-from common import cli, commands, data, pairs
-from common.pocket import FOLDER
+from tunebook.common import cli, commands, data
+from tunebook.common.pocket import FOLDER
+from tunebook.common.preference import pairs
 
-TUNEBOOK = ("-c", "from common.commands import main; main()")
+TUNEBOOK = ("-c", "from tunebook.common.commands import main; main()")
 SMALL = ("--max_steps", "1", "--eval_suite", "none", "--per_device_train_batch_size", "2")
 PARSED = {  # beginnings of commands that are not run, each with its reason
     "tunebook table": "minutes: every recipe in a process of its own",
@@ -44,6 +45,7 @@ TRUE = (  # run although they begin so
     "tunebook eval --adapter runs/lora_alpaca",
     "tunebook compare scores/base scores/tuned --html",
 )
+NOT_OURS = ("runs/", "adapter/", "model/", "checkpoint", "eval/before/", "base/", "tests/golden/", "evals/tasks/NAME")  # what runs write
 ANYWHERE = {"--config", "--debug", "--help", "--version", "--sft", "--shm-size", "--config_file", "--num_processes"}
 
 
@@ -65,7 +67,8 @@ def test_excerpts_are_lines_of_their_files_in_order():
     found = [block for block in documents.blocks() if block.mark.startswith("excerpt: ")]
     assert found
     for block in found:
-        lines = iter((ROOT / block.mark.removeprefix("excerpt: ")).read_text().splitlines())
+        text = (ROOT / block.mark.removeprefix("excerpt: ")).read_text()
+        lines = iter([line.partition("  # ")[0] for line in text.splitlines()])
         for line in block.text.splitlines():
             assert line.strip() in ("", "...") or line in lines, f"{block.place}: {line!r} is not there, or not here"
 
@@ -77,6 +80,14 @@ def test_messages_of_troubleshooting_are_those_of_the_code():
     for row in rows:
         parts = re.findall(r"`([^`]+)`", row)
         assert any(all(part in text for part in parts) for text in texts), f"no message holds {parts}"
+
+
+def test_files_that_pages_name_exist():
+    roots = [ROOT, ROOT / "common", ROOT / "docs"]
+    for page in [*documents.PAGES, ROOT / "CONTRIBUTING.md"]:
+        for name in re.findall(r"`((?:[\w.]+/)+(?:[\w*.]+\.(?:py|yaml|json|md|toml))?)`", page.read_text()):
+            if not name.startswith(NOT_OURS):
+                assert any([*root.glob(name)] for root in roots), f"{page.name}: there is no {name}"
 
 
 def args_of(words):
@@ -209,8 +220,6 @@ def runs(command):
 def test_python_example_runs(block, workplace):
     if "runs/lora_alpaca" in block.text and not (workplace / "runs" / "lora_alpaca" / "report.json").exists():
         pytest.skip("test_commands_run makes the report")
-    if "tunebook" in block.text and importlib.util.find_spec("tunebook") is None:
-        pytest.skip("the modules are not yet where they will be")  # until the move
     done = forked.run("-c", block.text, cwd=workplace)
     assert done.returncode == 0, done.stderr
 

@@ -5,7 +5,8 @@ import random
 import numpy as np
 import pytest
 
-from common import duplicates, similarity
+from tunebook.common.data import dedup, similarity
+from tunebook.common.data.texts import normalized
 
 WORDS = [
     "river",
@@ -27,7 +28,7 @@ WORDS = [
 
 
 def _grams(text):
-    text = duplicates.normal(text)
+    text = normalized(text)
     return {text[i : i + 5] for i in range(max(len(text) - 4, 1))}
 
 
@@ -56,7 +57,7 @@ def _mutated(count, seed, alphabet="abcdeфщ漢字🙂"):
                 if chance.random() < 0.5:
                     letters.pop(chance.randrange(len(letters)))
             text = "".join(letters)
-        if duplicates.normal(text) not in {duplicates.normal(other) for other in texts}:
+        if normalized(text) not in {normalized(other) for other in texts}:
             texts.append(text)
     return texts
 
@@ -66,7 +67,7 @@ def _mutated(count, seed, alphabet="abcdeфщ漢字🙂"):
 def test_near_equals_brute_force(threshold, seed):
     texts = _mutated(350, seed)
     expected = _brute(texts, threshold)
-    found = duplicates.near(texts, threshold)
+    found = dedup.near(texts, threshold)
     assert [(i, j) for i, j, _ in found] == sorted(expected)
     assert all(abs(similarity - expected[i, j]) < 1e-12 for i, j, similarity in found)
     assert threshold == 1.0 or len(found) > 5
@@ -74,13 +75,13 @@ def test_near_equals_brute_force(threshold, seed):
 
 def test_near_in_small_blocks_and_parts(monkeypatch):
     texts = _mutated(250, 2)
-    whole = duplicates.near(texts, 0.6)
+    whole = dedup.near(texts, 0.6)
     monkeypatch.setattr(similarity, "BLOCK", 7)
     monkeypatch.setattr(similarity, "ENTRIES", 50)
     monkeypatch.setattr(similarity, "PART_TEXTS", 3)
     monkeypatch.setattr(similarity, "PART_CHARACTERS", 100)
-    assert duplicates.near(texts, 0.6) == whole
-    assert len(set(duplicates.groups(texts, 0.6).tolist())) == len(set(_components(texts, 0.6)))
+    assert dedup.near(texts, 0.6) == whole
+    assert len(set(dedup.groups(texts, 0.6).tolist())) == len(set(_components(texts, 0.6)))
 
 
 def _components(texts, threshold):
@@ -101,7 +102,7 @@ def test_groups_are_the_connected_components(threshold):
     texts = _mutated(300, 3)
     texts += [texts[7].upper(), texts[7] + "  ", texts[100]]
     root = _components(texts, threshold)
-    found = duplicates.groups(texts, threshold).tolist()
+    found = dedup.groups(texts, threshold).tolist()
     assert len(set(zip(root, found, strict=True))) == len(set(root)) == len(set(found))
 
 
@@ -123,37 +124,30 @@ def test_near_agrees_with_minhash():
         for j in index.query(sketch)
         if i < j and len(sets[i] & sets[j]) / len(sets[i] | sets[j]) >= 0.8
     }
-    ours = {(i, j) for i, j, _ in duplicates.near(texts, 0.8)}
+    ours = {(i, j) for i, j, _ in dedup.near(texts, 0.8)}
     assert theirs <= ours
     assert len(theirs) >= 0.9 * len(ours) > 20
 
 
 def test_repeats_are_paired_with_the_first():
     texts = ["Name a red fruit.", "something else", "name a  red FRUIT.", "Name a red fruit."]
-    assert duplicates.near(texts) == [(0, 2, 1.0), (0, 3, 1.0)]
-    assert duplicates.groups(texts).tolist() == [0, 1, 0, 0]
-    assert duplicates.groups(texts, None).tolist() == [0, 1, 0, 0]
-
-
-def test_exact():
-    texts = ["a", "b", "A", "a", "c", "b", "a"]
-    assert duplicates.exact(texts) == [[0, 3, 6], [1, 5]]
-    assert duplicates.exact(texts, normalized=True) == [[0, 2, 3, 6], [1, 5]]
-    assert duplicates.exact([]) == []
+    assert dedup.near(texts) == [(0, 2, 1.0), (0, 3, 1.0)]
+    assert dedup.groups(texts).tolist() == [0, 1, 0, 0]
+    assert dedup.groups(texts, None).tolist() == [0, 1, 0, 0]
 
 
 @pytest.mark.parametrize("texts", [[], ["one"], ["", ""], ["\ud800 lone", "\ud800  lone"]])
 def test_small_sets(texts):
-    assert duplicates.near(texts) == [(0, 1, 1.0)][: len(texts) - 1 if texts else 0]
-    assert len(duplicates.groups(texts)) == len(texts)
+    assert dedup.near(texts) == [(0, 1, 1.0)][: len(texts) - 1 if texts else 0]
+    assert len(dedup.groups(texts)) == len(texts)
 
 
 def test_a_dense_set_is_one_group():
     texts = [f"Please add the two numbers {n} and {n + 1} and write the sum." for n in range(3000)]
-    assert np.bincount(duplicates.groups(texts, 0.6)).max() == 3000
+    assert np.bincount(dedup.groups(texts, 0.6)).max() == 3000
 
 
 @pytest.mark.parametrize("threshold", [0, -1, 1.5])
 def test_a_wrong_threshold(threshold):
     with pytest.raises(ValueError, match="similarity"):
-        duplicates.near(["a", "b"], threshold)
+        dedup.near(["a", "b"], threshold)

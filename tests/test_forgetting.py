@@ -2,18 +2,17 @@
 
 import json
 import random
-from pathlib import Path
 
 import browser
 import forked
 import pytest
 import torch
+from paths import ROOT
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from common.pocket import FOLDER
-from evals import comparison, forgetting, harness
-
-ROOT = Path(__file__).parent.parent
+from tunebook.common.pocket import FOLDER
+from tunebook.evals import compare, harness
+from tunebook.evals.compare import forgetting
 
 
 def scoring(**tasks):
@@ -36,13 +35,13 @@ def shares(right, of=300):
 @pytest.mark.parametrize(
     ("after", "says"),
     [
-        (297, "kept"),  # nothing changed
-        (300, "kept"),  # more is no loss
-        (296, "kept"),  # one item lost, none won
-        (294, "not decided"),  # three lost, none won: p = 0.25
-        (288, "lost some"),  # nine lost: 1.6 to 5.6 points
-        (280, "forgot"),
-        (150, "forgot"),
+        (297, "retained"),  # nothing changed
+        (300, "retained"),  # more is no loss
+        (296, "retained"),  # one item lost, none won
+        (294, "inconclusive"),  # three lost, none won: p = 0.25
+        (288, "degraded"),  # nine lost: 1.6 to 5.6 points
+        (280, "regressed"),
+        (150, "regressed"),
     ],
 )
 def test_the_rule_on_a_task(after, says):
@@ -50,25 +49,25 @@ def test_the_rule_on_a_task(after, says):
     assert found["verdict"] == says, found["words"]
     one = found["tasks"]["facts"]
     assert one["loss_low"] <= (297 - after) / 300 <= one["loss_high"]
-    assert (says == "kept") == (one["loss_high"] <= 0.02)
+    assert (says == "retained") == (one["loss_high"] <= 0.02)
 
 
 def test_few_items_decide_little():
-    assert forgetting.verdict(scoring(a=shares(20, 20)), scoring(a=shares(18, 20)))["verdict"] == "not decided"
-    assert forgetting.verdict(scoring(a=shares(20, 20)), scoring(a=shares(20, 20)))["verdict"] == "not decided"
-    assert forgetting.verdict(scoring(a=shares(20, 20)), scoring(a=shares(5, 20)))["verdict"] == "forgot"
+    assert forgetting.verdict(scoring(a=shares(20, 20)), scoring(a=shares(18, 20)))["verdict"] == "inconclusive"
+    assert forgetting.verdict(scoring(a=shares(20, 20)), scoring(a=shares(20, 20)))["verdict"] == "inconclusive"
+    assert forgetting.verdict(scoring(a=shares(20, 20)), scoring(a=shares(5, 20)))["verdict"] == "regressed"
 
 
 @pytest.mark.parametrize(
     ("factor", "says"),
     [
-        (1.0, "kept"),
-        (0.7, "kept"),
-        (1.005, "kept"),
-        (1.06, "lost some"),
-        (1.2, "forgot"),
-        (1.41, "forgot"),
-        (3, "forgot"),
+        (1.0, "retained"),
+        (0.7, "retained"),
+        (1.005, "retained"),
+        (1.06, "degraded"),
+        (1.2, "regressed"),
+        (1.41, "regressed"),
+        (3, "regressed"),
     ],
 )
 def test_the_rule_on_texts(factor, says):
@@ -78,15 +77,15 @@ def test_the_rule_on_texts(factor, says):
     found = forgetting.verdict(scoring(text=before), scoring(text=after))
     assert found["verdict"].startswith(says), found["words"]
     if factor == 3:
-        assert "%, forgot)" in found["words"] and found["tasks"]["text"]["loss_low"] == pytest.approx(2, abs=0.2)
+        assert "%, regressed)" in found["words"] and found["tasks"]["text"]["loss_low"] == pytest.approx(2, abs=0.2)
 
 
 def test_what_is_taught_does_not_count_and_one_loss_is_enough():
     before = scoring(pocket_seen=shares(150), facts=shares(297), other=shares(290))
     after = scoring(pocket_seen=shares(0), facts=shares(297), other=shares(200))
     found = forgetting.verdict(before, after)
-    assert list(found["tasks"]) == ["facts", "other"] and found["verdict"] == "forgot"
-    assert found["tasks"]["facts"]["verdict"] == "kept" and "99.0 % → 99.0 %" in found["words"]
+    assert list(found["tasks"]) == ["facts", "other"] and found["verdict"] == "regressed"
+    assert found["tasks"]["facts"]["verdict"] == "retained" and "99.0 % → 99.0 %" in found["words"]
     assert forgetting.verdict(scoring(pocket_seen=shares(1)), scoring(pocket_seen=shares(1))) == {}
     assert forgetting.verdict({"metrics": {}, "items": {}}, {"metrics": {}, "items": {}}) == {}
 
@@ -99,7 +98,7 @@ def test_pocket_and_pocket_with_noise(tmp_path):
     scores.take("before", model, tokenizer)
     scores.take("after", model, tokenizer)
     account = scores.account(None, None)
-    assert account["forgetting"]["verdict"] == "kept", account["forgetting"]["words"]
+    assert account["forgetting"]["verdict"] == "retained", account["forgetting"]["words"]
     assert list(account["before"]) == list(account["comparison"]) == account["by_skill"]["columns"] == ["pocket_facts"]
     torch.manual_seed(0)
     with torch.no_grad():
@@ -107,7 +106,7 @@ def test_pocket_and_pocket_with_noise(tmp_path):
             weight.add_(torch.randn_like(weight) * 0.5 * weight.std())
     scores.take("after", model, tokenizer)
     found = scores.account(None, None)["forgetting"]
-    assert {task["verdict"] for task in found["tasks"].values()} == {"forgot"}, found["words"]
+    assert {task["verdict"] for task in found["tasks"].values()} == {"regressed"}, found["words"]
     json.dumps(found, allow_nan=False)
 
 
@@ -122,7 +121,7 @@ def test_a_good_run_and_one_with_twenty_times_the_learning_rate(tmp_path):
             "--learning_rate",
             rate,
             "--max_steps",
-            40,
+            12,
             "--eval_suite",
             "pocket_chat",
         ]
@@ -134,14 +133,14 @@ def test_a_good_run_and_one_with_twenty_times_the_learning_rate(tmp_path):
         agrees_with_compare(tmp_path / name / "eval", found[name])
     browser.look(tmp_path / "good" / "report.html")
     good, over_trained = (found[name]["tasks"]["pocket_facts"] for name in ("good", "over-trained"))
-    assert good["verdict"] != "forgot", found["good"]["words"]
-    assert over_trained["verdict"] == "forgot" and over_trained["loss_low"] > 0.02, found["over-trained"]["words"]
+    assert good["verdict"] != "regressed", found["good"]["words"]
+    assert over_trained["verdict"] == "regressed" and over_trained["loss_low"] > 0.02, found["over-trained"]["words"]
 
 
 def agrees_with_compare(folder, found):
     """tunebook compare, on the files that the run has left, finds the same losses."""
-    for row in comparison.compare(folder / "before", folder / "after")["rows"]:
+    for row in compare.compare(folder / "before", folder / "after")["rows"]:
         if row["headline"] and row["task"] in found["tasks"]:
             mine = found["tasks"][row["task"]]
             assert row["p_holm"] == pytest.approx(mine["p_holm"])
-            assert (row["verdict"] == "worse") == (mine["verdict"] in ("forgot", "lost some")), (row, mine)
+            assert (row["verdict"] == "worse") == (mine["verdict"] in ("regressed", "degraded")), (row, mine)

@@ -5,22 +5,19 @@ import threading
 
 import pytest
 import torch
+from paths import LACKING, TOKENIZERS
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from common import generation, rendering, templates
-from common.cli import UserError
-from common.decoding import Decoding, Noise
-from common.generation import Answer, Ends, ends, generate, stream
-from common.pocket import FOLDER
-from common.streaming import Pieces, before_stop
-from common.templates import ALPACA, PLAIN, Template
+from tunebook.common import generation
+from tunebook.common.errors import UserError
+from tunebook.common.generation import Answer, Ends, ends, generate, stream
+from tunebook.common.generation.decoding import Decoding, Noise
+from tunebook.common.generation.streaming import Pieces, before_stop
+from tunebook.common.pocket import FOLDER
+from tunebook.common.tokens import rendering, templates
+from tunebook.common.tokens.templates import ALPACA, PLAIN, Template
 
 SAMPLED = Decoding(max_new_tokens=16, temperature=0.9, top_p=0.95, top_k=40, seed=3)
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return AutoTokenizer.from_pretrained(FOLDER / "model")
 
 
 @pytest.fixture(scope="module")
@@ -229,11 +226,10 @@ def test_nothing_of_a_stop_text_is_shown(tokenizer):
 
 @pytest.mark.real_data
 def test_pieces_and_ends_on_real_tokenizers():
-    from pathlib import Path
 
-    folder = Path(__file__).parent.parent.parent / "shared" / "data" / "tokenizers"
+    folder = TOKENIZERS
     if not folder.exists():
-        pytest.skip("no shared/data beside the checkout")
+        pytest.skip(LACKING)
     names = [path for path in sorted(folder.iterdir()) if (path / "tokenizer.json").exists()]
     seen = 0
     for path in names:

@@ -9,9 +9,9 @@ from lm_eval.models.huggingface import HFLM
 from peft import PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from common.pocket import FOLDER
-from common.templates import ALPACA
-from evals.in_memory import in_memory
+from tunebook.common.pocket import FOLDER
+from tunebook.common.tokens.templates import ALPACA
+from tunebook.evals.harness.lm import in_memory
 
 
 @pytest.mark.parametrize("kind", [PromptTuningConfig, PrefixTuningConfig])

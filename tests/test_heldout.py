@@ -15,13 +15,16 @@ from test_heldout_tokens import same_tokens, shared
 from test_suites import ROWS
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from common import commands, masking, templates
-from common.cli import UserError
-from common.pocket import FOLDER
-from common.templates import ALPACA
-from evals import harness, heldout, loading, runs
-from evals.commands import eval as command
-from evals.in_memory import in_memory
+from tunebook.common import commands
+from tunebook.common.errors import UserError
+from tunebook.common.pocket import FOLDER
+from tunebook.common.tokens import encoding, templates
+from tunebook.common.tokens.templates import ALPACA
+from tunebook.evals import harness
+from tunebook.evals.commands import eval as command
+from tunebook.evals.compare import runs
+from tunebook.evals.harness import heldout, scored_model
+from tunebook.evals.harness.lm import in_memory
 
 POCKET = AutoTokenizer.from_pretrained(FOLDER / "model")
 WORDS = len(POCKET)
@@ -140,7 +143,7 @@ def test_embeddings_and_head_that_an_adapter_has_trained_apart(kept, tmp_path):
     ((found, _),) = in_memory(model, POCKET, 2).loglikelihood(asked, disable_tqdm=True)
     assert found == pytest.approx(float(logs[start - 1 :].sum()), abs=1e-5)
     assert "tie_weights" not in vars(model)
-    assert "trained apart" in loading.beside_peft(model, POCKET, tmp_path)[1]
+    assert "trained apart" in scored_model.beside_peft(model, POCKET, tmp_path)[1]
 
 
 @pytest.mark.parametrize("kind", ["padded", "added", "full"])
@@ -197,7 +200,7 @@ def trained(tmp_path_factory) -> Path:
     base = saved(tiny(), folder.parent / "base")
     saved(with_lora(AutoModelForCausalLM.from_pretrained(base)), folder / "adapter")
     ALPACA.save(folder / "adapter")
-    _, counts = masking.encode(ROWS[:2], POCKET, ALPACA, 512, folder=folder / "tokens")
+    _, counts = encoding.encode(ROWS[:2], POCKET, ALPACA, 512, folder=folder / "tokens")
     report = {"data": counts.as_dict(), "train": {"parameters": [{"kind": "attention", "bits": [4, 32]}]}}
     (folder / "report.json").write_text(json.dumps(report))
     return folder
@@ -285,39 +288,39 @@ def test_compare_of_runs(scores, trained, tmp_path, capsys):
 
 
 def test_templates_are_those_of_the_tuned_model_where_the_base_has_none(trained, tmp_path):
-    from evals import answering
+    from tunebook.evals.responses import generate
 
-    assert answering.shared_template("pocket", str(trained)) == str(trained / "adapter")
-    assert answering.shared_template(str(trained), "pocket") == ""
+    assert generate.shared_template("pocket", str(trained)) == str(trained / "adapter")
+    assert generate.shared_template(str(trained), "pocket") == ""
     assert templates.get(str(trained / "adapter")) == ALPACA
-    sides = [answering.Side("a", [], template=name) for name in ("alpaca", "chatml")]
-    assert "BASE was asked in the template alpaca, TUNED in chatml" in answering.unlike(*sides)
-    assert answering.unlike(sides[0], sides[0]) == answering.unlike(sides[0], answering.Side("file", [])) == ""
+    sides = [generate.ModelOutputs("a", [], template=name) for name in ("alpaca", "chatml")]
+    assert "BASE was asked in the template alpaca, TUNED in chatml" in generate.unlike(*sides)
+    assert generate.unlike(sides[0], sides[0]) == generate.unlike(sides[0], generate.ModelOutputs("file", [])) == ""
 
 
 def test_models_that_are_rated_answer_in_one_template(trained, tmp_path):
     """The base has a chat template of its own, and the adapter was trained in Alpaca's."""
-    from evals import contest
+    from tunebook.evals.rating import items
 
     (tmp_path / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS[:2]))
     words = [str(trained.parent / "base"), str(trained)]
-    contest.from_models(words, str(tmp_path / "asked.jsonl"), 0, 4, tmp_path, 0)
+    items.from_models(words, str(tmp_path / "asked.jsonl"), 0, 4, tmp_path, 0)
     records = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
     asked = {(record["model"], record["template"]) for record in records}
     assert asked == {(word, "alpaca") for word in words}
 
 
 def test_a_judge_is_given_answers_in_one_template(trained, tmp_path, monkeypatch):
-    from evals import answering
-    from evals.commands import judge
+    from tunebook.evals.commands import judge
+    from tunebook.evals.responses import generate
 
     asked = {}
 
     def model(word, base, template, decoding):
         asked[word] = template
-        return SimpleNamespace(side=lambda *_: answering.Side(word, []))
+        return SimpleNamespace(side=lambda *_: generate.ModelOutputs(word, []))
 
-    monkeypatch.setattr(answering, "Model", model)
+    monkeypatch.setattr(generate, "Model", model)
     judge._sides(judge.Args(sides=["pocket", str(trained)]), [], [False, False], tmp_path)
     assert asked == dict.fromkeys(("pocket", str(trained)), str(trained / "adapter"))
     judge._sides(judge.Args(sides=["pocket", str(trained)], template="chatml"), [], [False, False], tmp_path)
@@ -349,13 +352,14 @@ def test_dora_reads_four_bit_weights_as_they_lie(tmp_path, monkeypatch):
     those of another matrix."""
     from bitsandbytes.nn import modules
 
-    from common import adapted, models
+    from tunebook.common import models
+    from tunebook.common.models import inference
 
     monkeypatch.setattr(modules, "has_avx512bf16", lambda: True)
     pocket = str(FOLDER / "model")
     for dora in (False, True):
         plain = AutoModelForCausalLM.from_pretrained(pocket)
         with_lora(plain, use_dora=dora).save_pretrained(tmp_path / str(dora))
-        model = adapted.put_on(models.load_plain(pocket, four_bit=True), str(tmp_path / str(dora)))
+        model = inference.put_on(models.load_plain(pocket, four_bit=True), str(tmp_path / str(dora)))
         packs = {part.support_avx512bf16_for_cpu for part in model.modules() if isinstance(part, modules.Linear4bit)}
         assert packs == {not dora}

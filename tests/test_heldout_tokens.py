@@ -1,34 +1,31 @@
 """Own rows on every real tokenizer: what lm-eval makes of a request is what TRL trains."""
 
 import json
-import os
-from pathlib import Path
 
 import pytest
 from lm_eval.models.huggingface import HFLM
+from paths import DATA, TOKENIZERS, needs_data
 
-from common import templates, tokenizers
-from evals import heldout
+from tunebook.common.tokens import templates, tokenization
+from tunebook.evals.harness import heldout
 
-ROOT = Path(__file__).parent.parent
-SHARED = Path(os.environ.get("TUNEBOOK_SHARED", ROOT.parent / "shared")) / "data"
 pytestmark = [
     pytest.mark.real_data,
-    pytest.mark.skipif(not SHARED.exists(), reason="no shared/data beside the checkout (or in TUNEBOOK_SHARED)"),
+    needs_data,
 ]
 NAMES = ["deepseek", "gpt-neox-20b", "gpt2", "llama2", "llama3", "mistral-v3", "phi-3-mini", "qwen2.5", "qwen3"]
 ANSWERS = ["Blue.", "\nBlue", " blue", "\n\n blue", "12", "\tblue", "blue \n", "\u00e9", "\U0001f600 !", "\u65e5\u672c"]
 
 
 def rows() -> list[dict]:
-    found = json.loads((SHARED / "alpaca" / "alpaca_52k_en.json").read_text(encoding="utf-8"))
+    found = json.loads((DATA / "alpaca" / "alpaca_52k_en.json").read_text(encoding="utf-8"))
     odd = [{"instruction": "Which color is it?", "input": "", "output": answer} for answer in ANSWERS]
     return [*[row for row in found if row["output"].strip()][::8000], *odd]
 
 
 @pytest.fixture(scope="module", params=NAMES)
 def tokenizer(request):
-    return tokenizers.load(str(SHARED / "tokenizers" / request.param))[0]
+    return tokenization.load(str(TOKENIZERS / request.param))[0]
 
 
 def of_lm_eval(tokenizer, bare: bool = False):

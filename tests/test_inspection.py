@@ -2,21 +2,14 @@
 
 import html.parser
 import json
-import os
 import re
-from pathlib import Path
 
 import pytest
+from paths import DATA, TOKENIZERS, needs_data
 
-from common import findings, inspection, masking, statistics, templates, tokenizers
-
-ROOT = Path(__file__).parent.parent
-SHARED = Path(os.environ.get("TUNEBOOK_SHARED", ROOT.parent / "shared")) / "data"
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return tokenizers.load("pocket")[0]
+from tunebook.common.data import findings, statistics
+from tunebook.common.report import dataset
+from tunebook.common.tokens import encoding, templates, tokenization
 
 
 def rows(count=6):
@@ -31,8 +24,8 @@ ALPACA = templates.get("alpaca")
 
 
 def test_figures_are_those_of_the_encoder(tokenizer):
-    report, kept = inspection.look(rows(), tokenizer, ALPACA)
-    encoded, counts = masking.encode(rows(), tokenizer, ALPACA, inspection.NO_LIMIT)
+    report, kept = dataset.look(rows(), tokenizer, ALPACA)
+    encoded, counts = encoding.encode(rows(), tokenizer, ALPACA, dataset.NO_LIMIT)
     assert report["counts"] == counts.as_dict()
     assert report["tokens"]["tokens"] == counts.tokens == sum(map(len, encoded["input_ids"]))
     assert report["tokens"]["trained_tokens"] == counts.trained_tokens
@@ -46,10 +39,10 @@ def test_figures_are_those_of_the_encoder(tokenizer):
 
 @pytest.mark.parametrize("too_long", ["drop", "truncate"])
 def test_a_limit_gives_what_the_encoder_gives(tokenizer, too_long):
-    lengths = sorted(map(len, masking.encode(rows(), tokenizer, ALPACA, 10_000)[0]["input_ids"]))
+    lengths = sorted(map(len, encoding.encode(rows(), tokenizer, ALPACA, 10_000)[0]["input_ids"]))
     limit = lengths[2]
-    report, kept = inspection.look(rows(), tokenizer, ALPACA, limit, too_long)
-    encoded, counts = masking.encode(rows(), tokenizer, ALPACA, limit, too_long=too_long)
+    report, kept = dataset.look(rows(), tokenizer, ALPACA, limit, too_long)
+    encoded, counts = encoding.encode(rows(), tokenizer, ALPACA, limit, too_long=too_long)
     assert report["counts"] == counts.as_dict()
     assert kept["labels"] == encoded["labels"] and kept["row"] == encoded["row"]
     assert report["tokens"]["rows"] == 6  # statistics are over rows of every length
@@ -57,20 +50,20 @@ def test_a_limit_gives_what_the_encoder_gives(tokenizer, too_long):
 
 def test_rows_that_are_asked_for(tokenizer):
     mixed = [*rows(3), {**rows(1)[0], "row": 2, "source": "b.json"}]
-    report, _ = inspection.look(mixed, tokenizer, ALPACA, chosen=[2, 3])
+    report, _ = dataset.look(mixed, tokenizer, ALPACA, chosen=[2, 3])
     assert [(view["source"], view["row"]) for view in report["rows"]] == [("a.json", 2), ("b.json", 2), ("a.json", 3)]
     assert report["absent"] == ["row 3 of b.json is not among the rows that are kept"]
     empty = [*rows(2), {**rows(1)[0], "row": 3, "output": ""}]
-    report, _ = inspection.look(empty, tokenizer, ALPACA, chosen=[3])
+    report, _ = dataset.look(empty, tokenizer, ALPACA, chosen=[3])
     assert report["absent"] == ["row 3 of a.json was dropped as empty_output"]
 
 
 def test_a_set_whose_labels_all_vanish_is_refused(tokenizer):
     silent = [{**row, "output": " "} for row in rows()]
-    report, kept = inspection.look(silent, tokenizer, ALPACA)
-    assert "nothing would train" in report["refused"] and str(inspection.NO_LIMIT) not in report["refused"]
+    report, kept = dataset.look(silent, tokenizer, ALPACA)
+    assert "nothing would train" in report["refused"] and str(dataset.NO_LIMIT) not in report["refused"]
     assert len(kept) == 0
-    report, _ = inspection.look(rows(), tokenizer, ALPACA, 3)
+    report, _ = dataset.look(rows(), tokenizer, ALPACA, 3)
     assert "Raise --max_length (now 3)" in report["refused"]
     Page().feed(page(report))
 
@@ -105,14 +98,14 @@ def page(report):
         "warnings": ["odd"],
         "overlaps": [],
     }
-    return inspection.page({**words, **report})
+    return dataset.page({**words, **report})
 
 
 def test_the_page_needs_nothing_else_and_escapes_what_rows_say(tokenizer):
     # Tokens cut a tag into pieces, so the names of files carry it, too.
     tag = "<script>alert(1)</script>"
     wild = [{**row, "output": f'{tag} & "quotes" {{{{ 7 * 7 }}}}', "source": f"{tag}{row['row']}"} for row in rows(2)]
-    text = page({**inspection.look(wild, tokenizer, ALPACA)[0], "data": tag})
+    text = page({**dataset.look(wild, tokenizer, ALPACA)[0], "data": tag})
     parsed = Page()
     parsed.feed(text)
     assert parsed.open == [] and parsed.fetched == []
@@ -122,7 +115,7 @@ def test_the_page_needs_nothing_else_and_escapes_what_rows_say(tokenizer):
 
 
 def test_every_token_is_on_the_page_with_its_id(tokenizer):
-    report, _ = inspection.look(rows(1), tokenizer, ALPACA)
+    report, _ = dataset.look(rows(1), tokenizer, ALPACA)
     text = page(report)
     shown = re.findall(r'<span class="t( y)?" title="token \d+: id (\d+),', text)
     assert [(int(number), bool(trains)) for trains, number in shown] == [
@@ -131,24 +124,24 @@ def test_every_token_is_on_the_page_with_its_id(tokenizer):
 
 
 def test_packed(tokenizer):
-    from common.cli import UserError
+    from tunebook.common.errors import UserError
 
     with pytest.raises(UserError, match="--max_length"):
-        inspection.look(rows(), tokenizer, ALPACA, packed=True)
-    report, kept = inspection.look(rows(), tokenizer, ALPACA, 200, packed=True)
+        dataset.look(rows(), tokenizer, ALPACA, packed=True)
+    report, kept = dataset.look(rows(), tokenizer, ALPACA, 200, packed=True)
     packed = report["packed"]
     assert packed["rows"] == len(kept) == 6 and 1 <= packed["packs"] < 6
     assert sum(len(view["tokens"]) for view in packed["shown"]) <= 200
     assert 0 < packed["fill_share"] <= 1 and 0 <= packed["padded_share"] < 1
     assert "Packed" in page(report)
-    report, _ = inspection.look(rows(), tokenizer, ALPACA, 200, packed=True, chosen=[5])
+    report, _ = dataset.look(rows(), tokenizer, ALPACA, 200, packed=True, chosen=[5])
     assert 5 in [view["row"] for view in report["packed"]["shown"]]
 
 
 def test_chats_and_short_names(tokenizer):
     talk = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi there"}]
     chats = [{"messages": talk, "row": 1, "source": "x/a.json"}, {"messages": talk, "row": 1, "source": "y/a.json"}]
-    report, _ = inspection.look(chats, tokenizer, templates.get("chatml", tokenizer))
+    report, _ = dataset.look(chats, tokenizer, templates.get("chatml", tokenizer))
     assert report["statistics"]["exact_duplicates"] == 1
     assert statistics.short_names(["x/a.json", "y/a.json", "y/b.json"])["x/a.json"] == "x/a.json"
     assert statistics.short_names(["x/a.json", "y/b.json"]) == {"x/a.json": "a.json", "y/b.json": "b.json"}
@@ -170,30 +163,20 @@ def test_what_is_looked_for_on_request(tokenizer, tmp_path):
         "not_en": [3], "near_duplicate": [2], "benchmark_overlap": [4]
     }  # fmt: skip
     assert overlaps[0]["item"] == "bench.jsonl:1" and overlaps[0]["row"] == "4 of a.json"
-    report, _ = inspection.look(asked, tokenizer, ALPACA, more=more)
+    report, _ = dataset.look(asked, tokenizer, ALPACA, more=more)
     text = page({**report, "overlaps": overlaps})
     assert "Not en" in text and "bench.jsonl:1" in text
     assert findings.search(asked) == ({}, [])
 
 
-def test_what_cannot_be_seen_is_written_out():
-    assert inspection.visible(" a\n\t") == "·a⏎⇥"
-    assert inspection.visible("\x1b[31m\u202e\u00a0é中") == "\\x1b[31m\\u202e\\xa0é中"
-    assert (inspection.percent(0.5432), inspection.percent(0.00079), inspection.percent(0.00002)) == (
-        "54.3 %",
-        "0.079 %",
-        "<0.01 %",
-    )
-
-
 @pytest.mark.real_data
-@pytest.mark.skipif(not SHARED.exists(), reason="no shared/data beside the checkout (or in TUNEBOOK_SHARED)")
+@needs_data
 def test_alpaca_in_full():
-    from common.commands import reading
+    from tunebook.common.commands import inputs
 
-    found = reading.rows([str(SHARED / "alpaca" / "alpaca_52k_en.json")], "inspect")
-    llama = tokenizers.load(str(SHARED / "tokenizers" / "llama3"))[0]
-    report, _ = inspection.look(found, llama, ALPACA, 512)
+    found = inputs.rows([str(DATA / "alpaca" / "alpaca_52k_en.json")], "inspect")
+    llama = tokenization.load(str(TOKENIZERS / "llama3"))[0]
+    report, _ = dataset.look(found, llama, ALPACA, 512)
     # The figures count a beginning and an end token; this tokenizer leaves the first to whoever uses it.
     counted, tokens = report["statistics"], report["tokens_with_begin"] or report["tokens"]
     spread = tokens["spread"]

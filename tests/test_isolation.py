@@ -10,9 +10,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, FalconConfig
 
-from common import attention, checks, isolation
-from common.batches import PackedCollator, documents
-from common.cli import Refused
+from tunebook.common.batching.collator import PackedCollator, documents
+from tunebook.common.errors import CheckFailed
+from tunebook.common.models import attention
+from tunebook.common.training import checks, isolation
 
 COMMON = dict(
     vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4,
@@ -124,22 +125,24 @@ def test_apart(kind, joined, capsys):
 def test_models_that_leak_are_refused(kind, joined):
     model = made(kind, **LEAKING[kind])
     says = rf"see each other with \w+ attention of a {kind} model.* by 0?\.?\d.* of their spread .* recipes/lora_alpaca"
-    with pytest.raises(Refused, match=says):
+    with pytest.raises(CheckFailed, match=says):
         checks.isolation(trainer(model, batch(joined)))
     attention.by_document(model)  # full attention alone is mended by it
-    with pytest.raises(Refused, match="see each other"):
+    with pytest.raises(CheckFailed, match="see each other"):
         checks.isolation(trainer(model, batch(joined)))
 
 
 def test_layers_are_named():
-    with pytest.raises(Refused, match="layers of linear_attention and full_attention: a document's logits differ by"):
+    with pytest.raises(
+        CheckFailed, match="layers of linear_attention and full_attention: a document's logits differ by"
+    ):
         checks.isolation(trainer(made("qwen3_next", **LEAKING["qwen3_next"]), batch(False)))
 
 
 def test_chunks_that_are_counted_over_the_row():
     """No document of Llama 4 sees another, but where its chunks end depends on what stands before it."""
     model = made("llama4_text", attention_chunk_size=16, intermediate_size_mlp=48, num_local_experts=2)
-    with pytest.raises(Refused, match="are not computed as each alone with sdpa attention of a llama4_text"):
+    with pytest.raises(CheckFailed, match="are not computed as each alone with sdpa attention of a llama4_text"):
         checks.isolation(trainer(model, batch(True)))
     assert not attention.by_document(model)  # it makes masks of its positions, but does not pass them on
 
@@ -183,7 +186,7 @@ def test_a_recurrent_state_that_crosses_documents(monkeypatch):
         return torch.cat([scan(*part, **named)[0] for part in parts], 1), None
 
     monkeypatch.setattr(source, "causal_conv1d_fn", apart)
-    with pytest.raises(Refused, match="see each other"):  # the state of the scan alone
+    with pytest.raises(CheckFailed, match="see each other"):  # the state of the scan alone
         checks.isolation(trainer(model, packed))
     monkeypatch.setattr(source, "torch_chunk_gated_delta_rule", anew)
     assert max(largest()) < 1e-5
@@ -202,7 +205,7 @@ def test_precisions(dtype):
     assert largest > 0.1 * spread if dtype == torch.bfloat16 else largest < 0.1 * spread
     for change in LEAKS.values():
         hook = leaking(model, change)
-        with pytest.raises(Refused, match=r"see each other.* by \d"):
+        with pytest.raises(CheckFailed, match=r"see each other.* by \d"):
             checks.isolation(trainer(model, packed))
         hook.remove()
 
@@ -239,7 +242,7 @@ def test_every_direction(into, out_of, strength):
         return states_BTD
 
     add(model, change)
-    with pytest.raises(Refused, match="see each other"):
+    with pytest.raises(CheckFailed, match="see each other"):
         checks.isolation(trainer(model, batch(False)))
 
 
@@ -257,7 +260,7 @@ def test_a_faint_leak_in_half_precision():
         found = model(**packed, use_cache=False).logits[0, 30:42].float()
         alone = model(input_ids=packed["input_ids"][:1, 30:42], use_cache=False).logits[0].float()
     assert (found - alone).square().mean().sqrt() < isolation.ALONE * alone.std()
-    with pytest.raises(Refused, match="see each other"):
+    with pytest.raises(CheckFailed, match="see each other"):
         checks.isolation(trainer(model, packed))
 
 
@@ -267,7 +270,7 @@ def test_logits_that_are_not_finite(value, dtype):
     model = made("llama").to(dtype)
     with torch.no_grad():
         model.lm_head.weight[5] = value
-    with pytest.raises(Refused, match="differ by nan"):
+    with pytest.raises(CheckFailed, match="differ by nan"):
         checks.isolation(trainer(model, batch(False)))
 
 
@@ -277,7 +280,7 @@ def test_the_batch_that_is_looked_at(capsys):
     assert checks.isolation(trainer(model, alone, alone)) == 0.0
     assert "no row holds two documents" in capsys.readouterr().out
     leaking(model, LEAKS["no positions"])
-    with pytest.raises(Refused):  # the first with anything to see
+    with pytest.raises(CheckFailed):  # the first with anything to see
         checks.isolation(trainer(model, alone, batch(False)))
 
 
@@ -334,6 +337,6 @@ def test_a_real_model(smollm2, dtype):
     checks.isolation(trainer(model, packed))
     for change in LEAKS.values():
         hook = leaking(model, change)
-        with pytest.raises(Refused, match=r"see each other.* by \d"):
+        with pytest.raises(CheckFailed, match=r"see each other.* by \d"):
             checks.isolation(trainer(model, packed))
         hook.remove()

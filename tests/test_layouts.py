@@ -5,7 +5,8 @@ import itertools
 import pytest
 from test_columns import HELLO, Rows, canonical, fault, talk
 
-from common import chats, columns, masking, templates, tokenizers
+from tunebook.common.data import rows, schema
+from tunebook.common.tokens import encoding, templates, tokenization
 
 CHAT = {"messages": HELLO}
 ORDER = {"instruction": "a", "output": "b"}
@@ -13,13 +14,13 @@ PAIR = {"question": "q", "answer": "r"}
 
 
 def table(*values, **options):
-    found = columns.Table(Rows(*values), "mine", **options)
+    found = schema.Table(Rows(*values), "mine", **options)
     return list(found), found
 
 
 @pytest.fixture(scope="module")
 def pocket():
-    return tokenizers.load("pocket")[0]
+    return tokenization.load("pocket")[0]
 
 
 @pytest.mark.parametrize("rows", itertools.permutations([CHAT, ORDER, PAIR], 2))
@@ -39,7 +40,7 @@ def test_a_union_trains_as_apply_chat_template_renders_it(pocket):
 
     parts = [datasets.Dataset.from_list([row]) for row in (CHAT, ORDER, {"prompt": "p", "completion": "c"})]
     union = datasets.concatenate_datasets(parts)
-    encoded, counts = masking.encode(canonical(*union), pocket, templates.get("tokenizer", pocket), 99)
+    encoded, counts = encoding.encode(canonical(*union), pocket, templates.get("tokenizer", pocket), 99)
     turns = [HELLO, talk(("user", "a"), ("assistant", "b")), talk(("user", "p"), ("assistant", "c"))]
     assert counts.kept == 3
     assert encoded["input_ids"] == [pocket.apply_chat_template(chat)["input_ids"] for chat in turns]
@@ -65,7 +66,7 @@ def test_what_stands_beside_a_pair_is_used():
     assert found["messages"] == talk(("user", "x"), ("assistant", "y"), ("user", "q"), ("assistant", "r"))
     found = canonical({"prompt": HELLO[:1], "completion": "hi", "system": "s"})[0]
     assert found["messages"] == [*talk(("system", "s")), *HELLO]
-    late = [PAIR] * columns.PEEKED + [{**PAIR, "context": "c"}]
+    late = [PAIR] * schema.PEEKED + [{**PAIR, "context": "c"}]
     assert canonical(*late)[-1] == {"instruction": "q", "input": "c", "output": "r"}
     assert canonical({**PAIR, "passage": "c"}, input="passage")[0]["input"] == "c"
     assert canonical({"q": "a", "a": "b", "c": "d"}, prompt="q", completion="a", input="c")[0]["input"] == "d"
@@ -76,7 +77,7 @@ def test_an_input_stands_alike_with_and_without_history(history):
     """One join of question and input, whatever other rows of the file have: the chat template's."""
     row = {"instruction": "Add", "input": "1 2", "output": "3", "history": history}
     found = canonical(row, {**row, "history": [["q", "r"]]})[0]
-    assert chats.messages(found)[-2:] == talk(("user", "Add\n\n1 2"), ("assistant", "3"))
+    assert rows.messages(found)[-2:] == talk(("user", "Add\n\n1 2"), ("assistant", "3"))
 
 
 def test_turns_with_two_key_styles_and_by_column():
@@ -122,7 +123,7 @@ def test_what_is_no_fault():
 
 def test_names_of_earlier_files_are_kept():
     once = canonical({**ORDER, "source": "web", "row": 9})[0]
-    again = next(iter(columns.Table(Rows({**once, "row": 1, "source": "first.jsonl"}), "second.jsonl")))
+    again = next(iter(schema.Table(Rows({**once, "row": 1, "source": "first.jsonl"}), "second.jsonl")))
     assert (again["their_source"], again["their_their_source"], again["source"]) == (
         "web",
         "first.jsonl",
@@ -148,7 +149,7 @@ def test_what_columns_became_is_one_line(rows, mapping, line):
 
 
 def test_a_source_of_which_nothing_is_left_is_refused():
-    from common.cli import UserError
+    from tunebook.common.errors import UserError
 
     with pytest.raises(
         UserError, match=r"no row is left; 2 rows dropped: 1 as incomplete, 1 as turn_order; such as row 1"

@@ -1,13 +1,11 @@
 """Loader settings, what a batch is said to hold, and batches copied ahead."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from common import loading
-from common.loading import Prefetcher, describe
+from tunebook.common.batching import dataloader
+from tunebook.common.batching.dataloader import describe
 
 
 def padded(**more):
@@ -39,7 +37,7 @@ def test_a_packed_batch_and_one_with_neither_mask_nor_positions():
 
 def pretend(monkeypatch, gpu, cores, processes=1):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-    monkeypatch.setattr(loading, "cores", lambda: cores)
+    monkeypatch.setattr(dataloader, "cores", lambda: cores)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
 
 
@@ -50,97 +48,11 @@ def pretend(monkeypatch, gpu, cores, processes=1):
 )
 def test_settings(monkeypatch, gpu, cores, processes, workers):
     pretend(monkeypatch, gpu, cores, processes)
-    given = loading.workers()
+    given = dataloader.workers()
     assert given["num_workers"] == workers and given["pin_memory"] == gpu
-    assert loading.settings() == {f"dataloader_{name}": value for name, value in given.items()}
+    assert dataloader.settings() == {f"dataloader_{name}": value for name, value in given.items()}
     assert len(DataLoader([1, 2, 3], **given)) == 3  # torch refuses settings that do not go together
 
 
 def test_cores_are_at_least_one():
-    assert 1 <= loading.cores() <= 4096
-
-
-def test_a_cpu_gets_the_batches_themselves():
-    batches = [padded(), padded()]
-    ahead = Prefetcher(batches, torch.device("cpu"))
-    assert len(ahead) == 2
-    for _ in range(2):  # an epoch after the other
-        assert [id(batch) for batch in ahead] == [id(batch) for batch in batches]
-    assert list(Prefetcher(iter([1, 2]), "cpu")) == [1, 2]
-
-
-class Watched(torch.Tensor):
-    """A tensor that tells what is done with it, and stays where it is."""
-
-    events = None
-
-    def tell(self, word):
-        self.events.append((word, int(self[0])))
-        return self
-
-    def is_pinned(self):
-        return False
-
-    def pin_memory(self):
-        return self.tell("pin")
-
-    def to(self, device, non_blocking):
-        assert non_blocking and device.type == "cuda"
-        return self.tell("copy")
-
-    def record_stream(self, stream):
-        assert stream.name == "computes"
-        self.tell("record")
-
-
-def test_the_next_copy_starts_before_a_batch_is_computed(monkeypatch):
-    """The order of the calls, with streams that only tell of it: what CUDA does with them is a test with a GPU."""
-    events = []
-    computes = SimpleNamespace(name="computes", wait_stream=lambda stream: events.append(("wait", stream.name)))
-
-    class Entered:
-        def __enter__(self):
-            events.append(("on", "copies"))
-
-        def __exit__(self, *error):
-            events.append(("off", "copies"))
-
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: SimpleNamespace(name="copies"))
-    monkeypatch.setattr(torch.cuda, "stream", lambda stream: Entered())
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: computes)
-    batches = []
-    for number in range(3):
-        value = torch.tensor([number]).as_subclass(Watched)
-        value.events = events
-        batches.append({"input_ids": value, "count": number})
-    for batch in Prefetcher(batches, "cuda"):
-        assert batch["count"] == int(batch["input_ids"][0])
-        events.append(("compute", batch["count"]))
-
-    def copied(number):
-        return [("on", "copies"), ("pin", number), ("copy", number), ("off", "copies")]
-
-    assert events == [
-        *copied(0), ("wait", "copies"), ("record", 0), *copied(1), ("compute", 0),
-        ("wait", "copies"), ("record", 1), *copied(2), ("compute", 1),
-        ("wait", "copies"), ("record", 2), ("compute", 2),
-    ]  # fmt: skip
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
-def test_values_are_the_same_on_a_gpu():
-    """Large batches, and work that outlasts a copy: a copy that is read or overwritten too early shows."""
-    torch.manual_seed(0)
-    batches = [{"input_ids": torch.randint(0, 1000, (64, 65536)), "count": number} for number in range(20)]
-    square = torch.randn(4096, 4096, device="cuda")
-    for _ in range(2):
-        sums = []
-        for batch in Prefetcher(batches, "cuda"):
-            assert batch["input_ids"].is_cuda
-            for _ in range(10):
-                square = (square @ square).tanh()
-            sums.append((batch["input_ids"].sum(), batch["input_ids"][:, -1].clone(), batch["count"]))
-        assert [number for _, _, number in sums] == list(range(20))
-        for batch, (total, last, _) in zip(batches, sums, strict=True):
-            assert int(total) == int(batch["input_ids"].sum()) and torch.equal(last.cpu(), batch["input_ids"][:, -1])
+    assert 1 <= dataloader.cores() <= 4096

@@ -1,12 +1,10 @@
 """The plain loop's own step: however the rows of a step are split into batches, the weights are the same."""
 
 import sys
-from pathlib import Path
 
 import forked
 import pytest
-
-ROOT = Path(__file__).parent.parent
+from paths import ROOT
 
 
 def main() -> None:
@@ -19,7 +17,7 @@ def main() -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
     from trl.trainer import add_fused_lm_head
 
-    from common import steps
+    from tunebook.common.training import loop
 
     spec = importlib.util.spec_from_file_location("loop", ROOT / "recipes" / "loop_alpaca.py")
     recipe = importlib.util.module_from_spec(spec)
@@ -47,7 +45,7 @@ def main() -> None:
             batches = [
                 {"input_ids": part, "labels": some, "attention_mask": torch.ones_like(part)} for part, some in parts
             ]
-            recipe.train_step(accelerator, model, optimizer, schedule, batches, sum(map(steps.total, batches)))
+            recipe.train_step(accelerator, model, optimizer, schedule, batches, sum(map(loop.total, batches)))
         weights[tuple(split)] = [parameter.detach() for parameter in model.parameters()]
     moved = max((a - b).abs().max().item() for a, b in zip(first, weights[(4,)], strict=True))
     for split, mine in weights.items():

@@ -7,14 +7,20 @@ from types import SimpleNamespace
 import numpy
 import pytest
 import torch
-from transformers import AutoTokenizer
 
-from common import batches, checks, columns, data, inspection, loss_weights, masking, packing, pairs, sources, templates
-from common.cli import UserError
-from common.heads import Head
-from common.losses import Blend, Online, blended
-from common.pocket import FOLDER
-from common.templates import ALPACA
+from tunebook.common import data
+from tunebook.common.batching import collator, packing, weight_collator
+from tunebook.common.data import readers, schema
+from tunebook.common.data.rows import answer_weights, refuse_weights
+from tunebook.common.data.rows import weight as weight_of
+from tunebook.common.distillation.losses import Blend, Online, blended
+from tunebook.common.errors import UserError
+from tunebook.common.models.lm_head import Head
+from tunebook.common.preference import pairs
+from tunebook.common.report import dataset as dataset_report
+from tunebook.common.tokens import encoding, lengths, templates
+from tunebook.common.tokens.templates import ALPACA
+from tunebook.common.training import weighted_loss
 
 ROW = {"instruction": "Add.", "input": "1 2", "output": "3"}
 TURNS = [
@@ -24,11 +30,6 @@ TURNS = [
     {"role": "user", "content": "And a tool?"},
     {"role": "assistant", "content": "hammer"},
 ]
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return AutoTokenizer.from_pretrained(FOLDER / "model")
 
 
 def chat(first=None, last=None, **more):
@@ -57,7 +58,7 @@ def stretches(row, tokenizer):
 )  # fmt: skip
 def test_a_turn_trains_by_its_weight_times_its_rows(row, expected, tokenizer):
     template = templates.get("tokenizer", tokenizer)
-    (example,), counts = masking.encode([row], tokenizer, template, 512)
+    (example,), counts = encoding.encode([row], tokenizer, template, 512)
     ids, turns = stretches(row, tokenizer)
     weights = numpy.zeros(len(ids))
     for (start, end), weight in zip(turns, expected, strict=True):
@@ -65,9 +66,9 @@ def test_a_turn_trains_by_its_weight_times_its_rows(row, expected, tokenizer):
     assert example["input_ids"] == ids
     assert example["labels"] == [token if weight else -100 for token, weight in zip(ids, weights, strict=True)]
     odd = set(expected) - {0, 1}
-    assert counts.weighted == bool(odd) and (loss_weights.COLUMN in example) == bool(odd)
+    assert counts.weighted == bool(odd) and (lengths.LOSS_WEIGHTS in example) == bool(odd)
     if odd:
-        assert numpy.allclose(example[loss_weights.COLUMN], weights)
+        assert numpy.allclose(example[lengths.LOSS_WEIGHTS], weights)
     assert counts.trained_tokens == (weights > 0).sum()
 
 
@@ -75,43 +76,45 @@ def test_a_template_without_marks_has_them_in_the_same_places(tokenizer, tmp_pat
     own, (ids, turns) = tokenizer.chat_template, stretches(chat(), tokenizer)
     (tmp_path / "unmarked.jinja").write_text(re.sub(r"{%-? (end)?generation -?%}", "", own))
     template = templates.get(str(tmp_path / "unmarked.jinja"), tokenizer)
-    (example,), _ = masking.encode([chat(0.5, 2)], tokenizer, template, 512)
+    (example,), _ = encoding.encode([chat(0.5, 2)], tokenizer, template, 512)
     weights = numpy.zeros(len(ids))
     for (start, end), weight in zip(turns, (0.5, 2), strict=True):
         weights[start:end] = weight
-    assert "generation %" not in template.jinja and example[loss_weights.COLUMN] == weights.tolist()
+    assert "generation %" not in template.jinja and example[lengths.LOSS_WEIGHTS] == weights.tolist()
 
 
 def test_rows_of_weight_0_are_absent(tokenizer):
     template = templates.get("tokenizer", tokenizer)
-    kept, counts = masking.encode([chat(weight=0), chat(), chat(0, 0)], tokenizer, template, 512)
-    assert kept["row"] == [2] and dict(counts.dropped) == {"weight_0": 2} and "2 dropped as weight_0" in counts.line()
-    _, counts = masking.encode([chat(1, 0)], tokenizer, template, 512, train_on="last")
+    kept, counts = encoding.encode([chat(weight=0), chat(), chat(0, 0)], tokenizer, template, 512)
+    assert (
+        kept["row"] == [2] and dict(counts.dropped) == {"weight_0": 2} and "2 dropped as weight_0" in counts.summary()
+    )
+    _, counts = encoding.encode([chat(1, 0)], tokenizer, template, 512, train_on="last")
     assert dict(counts.dropped) == {"weight_0": 1}
-    _, counts = masking.encode([{**ROW, "weight": 0}] * 99 + [ROW], tokenizer, ALPACA, 512)
-    checks.gate(counts, 512)  # nothing was lost that was to train
+    _, counts = encoding.encode([{**ROW, "weight": 0}] * 99 + [ROW], tokenizer, ALPACA, 512)
+    counts.require_trainable(512)  # nothing was lost that was to train
 
 
 def test_weights_of_turns_with_several_stretches_and_without_a_place(tokenizer, tmp_path):
     with pytest.raises(UserError, match="row 1: single turns have a `weight`, which is lost where the prompt trains"):
-        masking.encode([chat(0, 1)], tokenizer, templates.get("tokenizer", tokenizer), 512, train_on="all")
+        encoding.encode([chat(0, 1)], tokenizer, templates.get("tokenizer", tokenizer), 512, train_on="all")
     twice = (
         "{% for m in messages %}{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }}{% endgeneration %}"
         "{{ '|' }}{% generation %}<|im_end|>{% endgeneration %}{% else %}{{ m['content'] }}{% endif %}{% endfor %}"
     )  # fmt: skip
     (tmp_path / "twice.jinja").write_text(twice)
     template = templates.get(str(tmp_path / "twice.jinja"), tokenizer)
-    (example,), _ = masking.encode([chat(0, 2)], tokenizer, template, 512)
+    (example,), _ = encoding.encode([chat(0, 2)], tokenizer, template, 512)
     said = [token for token, label in zip(example["input_ids"], example["labels"], strict=True) if label != -100]
     assert tokenizer.decode(said).startswith("hammer")
-    assert sum(example[loss_weights.COLUMN]) == 2 * len(said)
+    assert sum(example[lengths.LOSS_WEIGHTS]) == 2 * len(said)
 
 
-def read(tmp_path, rows, name="rows.jsonl", reads=columns.Table):
+def read(tmp_path, rows, name="rows.jsonl", reads=schema.Table):
     path = tmp_path / name
     text = rows if isinstance(rows, str) else "".join(json.dumps(row) + "\n" for row in rows)
     path.write_text(text, encoding="utf-8")
-    return list(reads(sources.read(path), name))
+    return list(reads(readers.read(path), name))
 
 
 @pytest.mark.parametrize(
@@ -135,7 +138,7 @@ def test_what_is_no_weight_is_refused_with_its_place(weight, said, tmp_path):
 
 def test_weights_of_a_table_are_numbers_in_text(tmp_path):
     rows = read(tmp_path, "instruction,output,weight\na,b,2\nc,d,\ne,f,0.5\n", "rows.csv")
-    assert [loss_weights.of(row) for row in rows] == [2, 1, 0.5]
+    assert [weight_of(row) for row in rows] == [2, 1, 0.5]
     with pytest.raises(UserError, match="row 1: `weight` is text, expected a number from 0; rename the column"):
         read(tmp_path, "instruction,output,weight\na,b,heavy\n", "rows.csv")
     with pytest.raises(UserError, match="row 1: `weight` is nan"):
@@ -145,7 +148,7 @@ def test_weights_of_a_table_are_numbers_in_text(tmp_path):
 def test_turns_that_do_not_train_have_0_or_1(tmp_path):
     turns = [{"from": "human", "value": "Hi", "weight": 0.0}, {"from": "gpt", "value": "Yes?", "weight": 2}]
     (row,) = read(tmp_path, [{"conversations": [{"from": "system", "value": "x", "weight": None}, *turns]}])
-    assert loss_weights.of_turns(row) == [2] and row["messages"][1]["weight"] == 0  # kept for what writes rows
+    assert answer_weights(row) == [2] and row["messages"][1]["weight"] == 0  # kept for what writes rows
     turns[0]["weight"] = 2
     with pytest.raises(UserError, match="turn 1: `weight` is 2, expected 0 or 1: a turn of the user does not train"):
         read(tmp_path, [{"conversations": turns}])
@@ -160,7 +163,7 @@ def test_losses_without_a_place_for_weights_refuse_them(tmp_path):
     with pytest.raises(UserError, match="row 1: `weight` is not 1: preference pairs"):
         read(tmp_path, [{"prompt": [TURNS[1]], "chosen": said, "rejected": TURNS[2:3]}], reads=pairs.Table)
     with pytest.raises(UserError, match="distill_on_policy takes no weights, and row 2 has `weight` 2"):
-        loss_weights.refuse([{**ROW, "row": 1}, {**ROW, "row": 2, "weight": 2}], "distill_on_policy", "Leave")
+        refuse_weights([{**ROW, "row": 1}, {**ROW, "row": 2, "weight": 2}], "distill_on_policy", "Leave")
 
 
 def trainer(train, head=None, **args):
@@ -180,12 +183,12 @@ def test_other_losses_and_heads_are_refused(tokenizer, capsys):
         trainer(weighted, head=SimpleNamespace(base_layer=None)),
     ):  # fmt: skip
         with pytest.raises(UserError, match="rows with a `weight`"):
-            loss_weights.heed(odd)
+            weighted_loss.heed(odd)
     plain = trainer(weighted.remove_columns("loss_weights"), label_smoothing_factor=0.1)
     before = dict(vars(plain))
-    loss_weights.heed(plain)
+    weighted_loss.heed(plain)
     assert vars(plain) == before  # and a run without weights is as it was
-    loss_weights.heed(found := trainer(weighted))
+    weighted_loss.heed(found := trainer(weighted))
     assert found._signature_columns == ["input_ids", "loss_weights"] and "weights:" in capsys.readouterr().out
 
 
@@ -194,7 +197,7 @@ def encoded(tokenizer, folder=None):
     rows = [
         {**ROW, "output": "3 " * n, "weight": weight} for n, weight in ((9, 2), (1, None), (4, 0.5), (2, 1), (7, 3))
     ]
-    return masking.encode(rows, tokenizer, ALPACA, 512, folder=folder)
+    return encoding.encode(rows, tokenizer, ALPACA, 512, folder=folder)
 
 
 def test_batches_hold_the_weight_of_each_label(tokenizer):
@@ -213,18 +216,18 @@ def test_batches_hold_the_weight_of_each_label(tokenizer):
     bins = packing.packed(dataset, 128)
     assert 1 < len(bins) < len(dataset)
     for rows, collate in (
-        (dataset, right_padded), (bins, batches.PackedCollator(0)), (bins, batches.PackedCollator(0, one_row=True)),
+        (dataset, right_padded), (bins, collator.PackedCollator(0)), (bins, collator.PackedCollator(0, one_row=True)),
     ):  # fmt: skip
-        made = loss_weights.collator(rows, collate)
+        made = weight_collator.collator(rows, collate)
         assert made.one_row == getattr(collate, "one_row", False)
         batch = made([rows[place] for place in range(len(rows))])
         assert batch["loss_weights"].shape == batch["labels"].shape
         assert torch.equal(batch["loss_weights"] > 0, batch["labels"] != -100)
-        assert loss_weights.total(batch).item() == wanted
+        assert weight_collator.total(batch).item() == wanted
         by_token = {(t, w) for t, w in zip(batch["labels"].flatten().tolist(), batch["loss_weights"].flatten().tolist(),
                                            strict=True) if t != -100}  # fmt: skip
         assert {weight for _, weight in by_token} == {2, 1, 0.5, 3}
-    assert loss_weights.collator(dataset.remove_columns("loss_weights"), right_padded) is right_padded
+    assert weight_collator.collator(dataset.remove_columns("loss_weights"), right_padded) is right_padded
 
 
 def test_the_cache_keeps_weights_and_knows_them(tokenizer, tmp_path, capsys):
@@ -232,15 +235,15 @@ def test_the_cache_keeps_weights_and_knows_them(tokenizer, tmp_path, capsys):
     again, same = encoded(tokenizer, tmp_path)
     assert "tokens: read from" in capsys.readouterr().out and same.weighted == counts.weighted == 3
     assert first["loss_weights"] == again["loss_weights"] == encoded(tokenizer)[0]["loss_weights"]
-    other, counts = masking.encode([{**ROW, "output": "3 " * 9}], tokenizer, ALPACA, 512, folder=tmp_path)
+    other, counts = encoding.encode([{**ROW, "output": "3 " * 9}], tokenizer, ALPACA, 512, folder=tmp_path)
     assert counts.weighted == 0 and "loss_weights" not in other.column_names
 
 
 def test_labels_of_virtual_tokens_have_no_weight():
     batch = {"labels": torch.tensor([[-100, 5, 6]]), "loss_weights": torch.tensor([[0.0, 2.0, 0.5]])}
-    assert loss_weights.weighed(torch.ones(1, 2), batch).tolist() == [[2.0, 0.5]]
-    assert loss_weights.weighed(torch.ones(1, 4), batch).tolist() == [[0.0, 0.0, 2.0, 0.5]]
-    assert loss_weights.weighed(torch.ones(1, 2), {"labels": batch["labels"]}).tolist() == [[1.0, 1.0]]
+    assert weight_collator.weighed(torch.ones(1, 2), batch).tolist() == [[2.0, 0.5]]
+    assert weight_collator.weighed(torch.ones(1, 4), batch).tolist() == [[0.0, 0.0, 2.0, 0.5]]
+    assert weight_collator.weighed(torch.ones(1, 2), {"labels": batch["labels"]}).tolist() == [[1.0, 1.0]]
 
 
 def test_closed_form_on_a_model_of_8_tokens():
@@ -278,22 +281,22 @@ def test_a_students_positions_of_weight_2_are_there_twice(beta):
 
 
 def test_inspect_shows_them(tokenizer, tmp_path):
-    from common.commands import inspect, listing
+    from tunebook.common.commands import inspect, inspect_view
 
     rows = [{**chat(2, 0), "row": 1, "source": "x"}, {**chat(), "row": 2, "source": "x"}]
-    report, kept = inspection.look(rows, tokenizer, templates.get("tokenizer", tokenizer))
+    report, kept = dataset_report.look(rows, tokenizer, templates.get("tokenizer", tokenizer))
     first, second = report["rows"]
     trained = {weight for (*_, trains), weight in zip(first["tokens"], first["weights"], strict=True) if trains}
     assert trained == {2.0} and "weights" not in second
-    page = inspection.page({**report, "data": "x", "tokenizer": "t", "template": "t", "too_long": "drop", "seconds": 0,
-                            "warnings": [], "overlaps": []})  # fmt: skip
+    beside = {"data": "x", "tokenizer": "t", "template": "t", "too_long": "drop", "seconds": 0}
+    page = dataset_report.page({**report, **beside, "warnings": [], "overlaps": []})
     assert "trains, weight 2" in page and "×2" in page
     lines = [json.loads(line) for line in inspect._lines(kept)]
     assert lines[0]["loss_weights"] == kept[0]["loss_weights"] and lines[1]["loss_weights"] == []
     from rich.console import Console
 
     console = Console(file=(tmp_path / "said").open("w"), width=400)
-    listing._tokens(console, first)
+    inspect_view._tokens(console, first)
     console.file.close()
     assert "apple x2]" in (tmp_path / "said").read_text() and "1 rows have weights" in report["line"]
 

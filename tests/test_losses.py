@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from reference_loss import reference_loss
 
-from common.cli import UserError
-from common.heads import Head
-from common.losses import Blend, Online, TopK, blended, plain
-from common.masking import IGNORE
+from tunebook.common.distillation.losses import Blend, Online, TopK, blended
+from tunebook.common.errors import UserError
+from tunebook.common.models.lm_head import Head
+from tunebook.common.tokens.lengths import IGNORE_INDEX
 
 BLENDS = [
     Blend(alpha, temperature, beta)
@@ -27,13 +28,13 @@ def case(seed, share, student_size=97, teacher_size=97, dtype=torch.float64, bia
     other = torch.randn(3, 11, 12, dtype=dtype)
     other_head = Head(torch.randn(teacher_size, 12, dtype=dtype) * 0.7)
     labels = torch.randint(0, min(student_size, teacher_size), (3, 11))
-    labels[torch.rand(3, 11) >= share] = IGNORE
+    labels[torch.rand(3, 11) >= share] = IGNORE_INDEX
     return hidden, Head(weight, offset), other, other_head, labels
 
 
 def run(hidden, head, other, other_head, labels, blend, items=7.0, chunk=300):
     """The loss that runs, of whole batches."""
-    keep = labels[:, 1:] != IGNORE
+    keep = labels[:, 1:] != IGNORE_INDEX
     teacher = Online(other[:, :-1][keep], other_head)
     return blended(hidden[:, :-1][keep], head, labels[:, 1:][keep], teacher, blend, chunk)[0] / items
 
@@ -54,7 +55,7 @@ def close(one, two, tolerance):
 def test_value_and_gradient_are_those_of_float64(blend, mask):
     for seed, bias in ((0, False), (1, True)):
         hidden, head, other, other_head, labels = case(seed, MASKS[mask], bias=bias)
-        loss = plain(head.logits(hidden), other_head.logits(other), labels, blend, 7.0)
+        loss = reference_loss(head.logits(hidden), other_head.logits(other), labels, blend, 7.0)
         expected = gradients(loss, hidden, head)
         single = [None if v is None else v.detach().float().requires_grad_() for v in (hidden, head.weight_VD)]
         offset = None if head.bias_V is None else head.bias_V.detach().float().requires_grad_()
@@ -69,7 +70,7 @@ def test_value_and_gradient_are_those_of_float64(blend, mask):
 @pytest.mark.parametrize("blend", BLENDS, ids=str)
 def test_padded_vocabularies_of_two_sizes(blend, sizes):
     hidden, head, other, other_head, labels = case(2, 0.5, *sizes)
-    expected = plain(head.logits(hidden), other_head.logits(other), labels, blend, 3.0)
+    expected = reference_loss(head.logits(hidden), other_head.logits(other), labels, blend, 3.0)
     found = run(hidden, head, other, other_head, labels, blend, 3.0)
     close(found, expected, 1e-12)
     for one, two in zip(gradients(found, hidden, head), gradients(expected, hidden, head), strict=True):
@@ -80,7 +81,7 @@ def test_padded_vocabularies_of_two_sizes(blend, sizes):
 def test_scale_and_cap_of_logits(blend):
     hidden, head, other, other_head, labels = case(3, 0.5)
     head.scale, head.cap, other_head.scale, other_head.cap = 0.25, 3.0, 2.0, 5.0
-    expected = plain(head.logits(hidden), other_head.logits(other), labels, blend, 3.0)
+    expected = reference_loss(head.logits(hidden), other_head.logits(other), labels, blend, 3.0)
     found = run(hidden, head, other, other_head, labels, blend, 3.0)
     close(found, expected, 1e-12)
     for one, two in zip(gradients(found, hidden, head), gradients(expected, hidden, head), strict=True):
@@ -98,7 +99,7 @@ def test_a_frozen_head_gets_no_gradient():
 @pytest.mark.parametrize("beta", [0, 0.5, 1])
 def test_teacher_that_is_the_student_gives_nothing(beta):
     hidden, head, _, _, labels = case(5, 0.5, dtype=torch.float32)
-    keep = labels[:, 1:] != IGNORE
+    keep = labels[:, 1:] != IGNORE_INDEX
     teacher = Online(hidden.detach()[:, :-1][keep], Head(head.weight_VD.detach()))
     total, apart, _ = blended(hidden[:, :-1][keep], head, labels[:, 1:][keep], teacher, Blend(1.0, 2.0, beta))
     (gradient,) = torch.autograd.grad(total, [hidden])
@@ -112,7 +113,7 @@ def test_alpha_0_is_the_cross_entropy_of_transformers():
     from transformers.loss.loss_utils import ForCausalLMLoss
 
     expected = ForCausalLMLoss(head.logits(hidden), labels, 97)
-    found = run(hidden, head, other, other_head, labels, Blend(alpha=0), items=(labels[:, 1:] != IGNORE).sum())
+    found = run(hidden, head, other, other_head, labels, Blend(alpha=0), items=(labels[:, 1:] != IGNORE_INDEX).sum())
     assert found.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
@@ -124,7 +125,7 @@ def test_squared_temperature_keeps_the_gradients_size(beta):
     labels, sizes = torch.zeros(1, 40, dtype=torch.long), []
     for temperature in (1, 2, 4, 8):
         logits = student.clone().requires_grad_()
-        plain(logits, teacher, labels, Blend(1, temperature, beta), 39).backward()
+        reference_loss(logits, teacher, labels, Blend(1, temperature, beta), 39).backward()
         sizes.append(logits.grad.norm().item())
     assert max(sizes) <= 1.2 * min(sizes), sizes
 
@@ -133,7 +134,7 @@ def test_squared_temperature_keeps_the_gradients_size(beta):
 @pytest.mark.parametrize("kept", [1, 5, 96])
 def test_top_k_is_the_divergence_of_k_tokens_and_the_rest(kept, beta):
     hidden, head, other, other_head, labels = case(7, 0.6)
-    blend, keep = Blend(0.6, 2.0, beta), labels[:, 1:] != IGNORE
+    blend, keep = Blend(0.6, 2.0, beta), labels[:, 1:] != IGNORE_INDEX
     log_t = torch.log_softmax(other_head.logits(other[:, :-1][keep]) / 2, -1)
     top = log_t.topk(kept)
     others = torch.ones_like(log_t).scatter_(1, top.indices, 0.0)

@@ -1,11 +1,8 @@
 """Labels: exact at the boundary, one end token, text that looks like control stays text."""
 
-import pytest
-from transformers import AutoTokenizer
-
-from common import masking
-from common.pocket import FOLDER
-from common.templates import ALPACA
+from tunebook.common.tokens import encoding, lengths
+from tunebook.common.tokens.templates import ALPACA
+from tunebook.common.tokens.view import label_preview
 
 ROWS = [
     {"instruction": "Reverse the words.", "input": "cat dog", "output": "dog cat"},
@@ -19,24 +16,19 @@ ROWS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    return AutoTokenizer.from_pretrained(FOLDER / "model")
-
-
 def test_only_the_answer_and_one_end_token_train(tokenizer):
-    kept, counts = masking.encode(ROWS, tokenizer, ALPACA, 512)
+    kept, counts = encoding.encode(ROWS, tokenizer, ALPACA, 512)
     assert counts.kept == len(ROWS) and not counts.dropped
     for example in kept:
         row = ROWS[example["row"] - 1]
-        trained = [label for label in example["labels"] if label != masking.IGNORE]
+        trained = [label for label in example["labels"] if label != lengths.IGNORE_INDEX]
         assert tokenizer.decode(trained[:-1]) == row["output"]
         assert trained[-1] == tokenizer.eos_token_id
         assert example["input_ids"].count(tokenizer.eos_token_id) == 1  # special-token text in data is not control
         assert tokenizer.decode(example["input_ids"][:-1]) == ALPACA.prompt(row) + row["output"]
         pairs = zip(example["input_ids"], example["labels"], strict=True)
-        assert all(label in (masking.IGNORE, token) for token, label in pairs)
-    assert counts.trained_tokens == sum(label != masking.IGNORE for e in kept for label in e["labels"])
+        assert all(label in (lengths.IGNORE_INDEX, token) for token, label in pairs)
+    assert counts.trained_tokens == sum(label != lengths.IGNORE_INDEX for e in kept for label in e["labels"])
 
 
 def test_fields_are_not_scanned_again():
@@ -46,15 +38,15 @@ def test_fields_are_not_scanned_again():
 
 def test_losses_of_rows_are_counted(tokenizer):
     rows = [*ROWS, {"instruction": "x", "input": "", "output": "  "}, {"instruction": "long " * 600, "output": "y"}]
-    kept, counts = masking.encode(rows, tokenizer, ALPACA, 512)
+    kept, counts = encoding.encode(rows, tokenizer, ALPACA, 512)
     assert counts.dropped == {"empty_output": 1, "too_long": 1}
     assert counts.rows == len(rows) and counts.kept == len(kept) == len(ROWS)
 
 
 def test_show_joins_to_the_text(tokenizer):
-    kept, _ = masking.encode(ROWS, tokenizer, ALPACA, 512)
+    kept, _ = encoding.encode(ROWS, tokenizer, ALPACA, 512)
     for example in kept:
-        view = masking.show(example, tokenizer)
+        view = label_preview(example, tokenizer)
         assert "".join(text for text, _ in view) == tokenizer.decode(example["input_ids"])
         assert view[-1] == ("<|endoftext|>", True)
         assert not view[0][1]

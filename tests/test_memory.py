@@ -2,22 +2,21 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy
 import psutil
 import pytest
 import torch
+from paths import ROOT
 
-from common import memory
+from tunebook.common import resources
 
-ROOT = Path(__file__).parent.parent
 MIB = 2**20
 
 
 @pytest.fixture
 def peak():
-    made = memory.Peak()
+    made = resources.Peak()
     yield made
     made.stop()
 
@@ -37,7 +36,7 @@ def test_a_short_peak_is_seen_and_forgotten(peak):
 def test_a_reset_leaves_other_peaks(peak):
     before = peak.bytes
     touch(200)
-    other = memory.Peak()
+    other = resources.Peak()
     assert other.bytes - before < 50 * MIB
     other.reset()
     assert peak.bytes - before > 190 * MIB
@@ -72,10 +71,10 @@ def test_peaks_of_a_card(monkeypatch):
     card, pages = Card(monkeypatch), []
     monkeypatch.setattr(functional.GlobalPageManager.get_instance(), "paged_tensors", pages)
     card.take(10 * MIB)
-    peak = memory.Peak()
+    peak = resources.Peak()
     card.take(700 * MIB)
     card.take(100 * MIB)
-    other = memory.Peak()
+    other = resources.Peak()
     assert (peak.bytes, other.bytes) == (700 * MIB, 100 * MIB)
     card.take(900 * MIB)
     other.stop()
@@ -83,17 +82,17 @@ def test_peaks_of_a_card(monkeypatch):
     peak.reset()
     assert (peak.bytes, other.bytes) == (50 * MIB, 900 * MIB)
     pages.append(torch.zeros(4 * MIB, dtype=torch.uint8))
-    assert memory.held() == 54 * MIB and peak.bytes == 54 * MIB and other.bytes == 900 * MIB
+    assert resources.held() == 54 * MIB and peak.bytes == 54 * MIB and other.bytes == 900 * MIB
     peak.stop()
 
 
 def test_without_the_kernels_peak_a_thread_looks(monkeypatch, tmp_path):
-    monkeypatch.setattr(memory, "RESET_PEAK", tmp_path / "no" / "such")
-    monkeypatch.setattr(memory.Peak, "_kernel", True)
+    monkeypatch.setattr(resources, "RESET_PEAK", tmp_path / "no" / "such")
+    monkeypatch.setattr(resources.Peak, "_kernel", True)
     touch(400)  # the kernel still remembers this; it must not be taken for ours
-    peak = memory.Peak(interval=0.001)
+    peak = resources.Peak(interval=0.001)
     before = psutil.Process().memory_info().rss
-    assert not memory.Peak._kernel and peak.bytes - before < 50 * MIB
+    assert not resources.Peak._kernel and peak.bytes - before < 50 * MIB
     held = numpy.ones(200 * MIB, dtype=numpy.uint8)
     assert peak.stop() - before > 190 * MIB
     del held
@@ -118,7 +117,7 @@ def test_limit_of_control_groups(tmp_path, version):
     inner.mkdir(parents=True)
     own = tmp_path / "cgroup"
     own.write_text("3:cpu:/elsewhere\n" + ("9:memory:/pod/job\n" if version == 1 else "0::/pod/job\n"))
-    assert memory._control_groups(tmp_path, own) == []
+    assert resources._control_groups(tmp_path, own) == []
 
     def group(folder, most, used, cache):
         (folder / names[0]).write_text(f"{most}\n")
@@ -128,14 +127,14 @@ def test_limit_of_control_groups(tmp_path, version):
     group(inner, 1000 * MIB, 400 * MIB, 100 * MIB)
     group(top / "pod", 2000 * MIB, 1900 * MIB, 50 * MIB)
     group(top, "max" if version == 2 else 2**63 - 4096, 1, 0)
-    assert sorted(memory._control_groups(tmp_path, own)) == [150 * MIB, 700 * MIB]
+    assert sorted(resources._control_groups(tmp_path, own)) == [150 * MIB, 700 * MIB]
 
 
 def test_release_gives_memory_back():
     """Small blocks of a list: glibc keeps them until it is told."""
     blocks = [bytes(1000) for _ in range(200_000)]
     last = bytes(2000)  # on top of the heap, so that what is under it is not given back by itself
-    full = memory.held()
+    full = resources.held()
     del blocks
-    memory.release()
-    assert full - memory.held() > 100 * MIB and last
+    resources.release()
+    assert full - resources.held() > 100 * MIB and last

@@ -4,8 +4,8 @@ import datasets
 import numpy as np
 import pytest
 
-from common import mix
-from common.cli import UserError
+from tunebook.common.data import mixing
+from tunebook.common.errors import UserError
 
 
 def encoded(**sources):
@@ -39,21 +39,21 @@ def check(before, after, report):
 
 def test_one_source_without_a_share_is_unchanged():
     rows = encoded(a=(20, 5))
-    same, report = mix.mix(rows, {"a": None})
+    same, report = mixing.mix(rows, {"a": None})
     assert same is rows and report["a"]["rows"] == report["a"]["of_rows"] == 20
     check(rows, same, report)
 
 
 def test_shares_by_rows():
     rows = encoded(a=(1000, 10), b=(1000, 40))
-    found = check(rows, *mix.mix(rows, {"a": 0.7, "b": 0.3}))
+    found = check(rows, *mixing.mix(rows, {"a": 0.7, "b": 0.3}))
     assert found["a"][0] == 1000  # the scarcest gives all it has
     assert abs(found["b"][0] - 1000 * 0.3 / 0.7) <= 1
 
 
 def test_shares_by_tokens():
     rows = encoded(a=(800, 10), b=(500, 40), c=(900, 25))
-    found = check(rows, *mix.mix(rows, {"a": 0.2, "b": 0.5, "c": 0.3}, by="tokens"))
+    found = check(rows, *mixing.mix(rows, {"a": 0.2, "b": 0.5, "c": 0.3}, by="tokens"))
     total = sum(tokens for _, tokens in found.values())
     for source, share in {"a": 0.2, "b": 0.5, "c": 0.3}.items():
         assert abs(found[source][1] - share * total) < 80  # a row
@@ -62,45 +62,45 @@ def test_shares_by_tokens():
 
 def test_counts_are_rows_and_too_few_is_reported():
     rows = encoded(a=(100, 5), b=(30, 5))
-    after, report = mix.mix(rows, {"a": 40, "b": 50})
+    after, report = mixing.mix(rows, {"a": 40, "b": 50})
     assert check(rows, after, report)["a"][0] == 40 and report["b"] | {"tokens": 0} == {
         "rows": 30, "tokens": 0, "of_rows": 30, "asked": 50}  # fmt: skip
-    assert "30 of 30 rows, 50 were asked for" in mix.line(report)
+    assert "30 of 30 rows, 50 were asked for" in mixing.line(report)
 
 
 def test_counts_beside_shares_and_sources_without():
     rows = encoded(a=(200, 5), b=(100, 5), c=(300, 5))
-    assert [n for n, _ in check(rows, *mix.mix(rows, {"a": 10, "b": 0.5, "c": 0.5})).values()] == [10, 100, 100]
-    assert [n for n, _ in check(rows, *mix.mix(rows, {"a": 10, "b": 0.5, "c": 20})).values()] == [10, 50, 20]
-    assert [n for n, _ in check(rows, *mix.mix(rows, {"a": 10, "b": None, "c": None})).values()] == [10, 100, 300]
-    assert [n for n, _ in check(rows, *mix.mix(rows, {"a": 0.5, "b": None, "c": None})).values()] == [200, 100, 100]
+    assert [n for n, _ in check(rows, *mixing.mix(rows, {"a": 10, "b": 0.5, "c": 0.5})).values()] == [10, 100, 100]
+    assert [n for n, _ in check(rows, *mixing.mix(rows, {"a": 10, "b": 0.5, "c": 20})).values()] == [10, 50, 20]
+    assert [n for n, _ in check(rows, *mixing.mix(rows, {"a": 10, "b": None, "c": None})).values()] == [10, 100, 300]
+    assert [n for n, _ in check(rows, *mixing.mix(rows, {"a": 0.5, "b": None, "c": None})).values()] == [200, 100, 100]
 
 
 def test_a_share_of_one_source():
     rows = encoded(a=(200, 5))
-    assert check(rows, *mix.mix(rows, {"a": 0.25}))["a"][0] == 50
-    assert check(rows, *mix.mix(rows, {"a": 1.0}))["a"][0] == 200
+    assert check(rows, *mixing.mix(rows, {"a": 0.25}))["a"][0] == 50
+    assert check(rows, *mixing.mix(rows, {"a": 1.0}))["a"][0] == 200
 
 
 def test_seeded():
     rows = encoded(a=(200, 5), b=(200, 5))
-    first, again, other = (mix.mix(rows, {"a": 0.5, "b": 0.1}, seed=seed)[0]["input_ids"][:] for seed in (1, 1, 2))
+    first, again, other = (mixing.mix(rows, {"a": 0.5, "b": 0.1}, seed=seed)[0]["input_ids"][:] for seed in (1, 1, 2))
     assert first == again != other
-    assert len({row["source"] for row in mix.mix(rows, {"a": 0.5, "b": 0.5})[0].select(range(20))}) == 2  # shuffled
+    assert len({row["source"] for row in mixing.mix(rows, {"a": 0.5, "b": 0.5})[0].select(range(20))}) == 2  # shuffled
 
 
 def test_rows_that_were_selected_before_are_counted_right():
     rows = encoded(a=(50, 5), b=(50, 9)).select(range(10, 90, 2))
-    check(rows, *mix.mix(rows, {"a": 0.5, "b": 0.5}, by="tokens"))
+    check(rows, *mixing.mix(rows, {"a": 0.5, "b": 0.5}, by="tokens"))
 
 
 def test_what_cannot_be_mixed():
     rows = encoded(a=(20, 5))
     with pytest.raises(UserError, match="b: no row is left"):
-        mix.mix(rows, {"a": 0.5, "b": 0.5})
+        mixing.mix(rows, {"a": 0.5, "b": 0.5})
     with pytest.raises(UserError, match="leave nothing for b"):
-        mix.mix(encoded(a=(5, 5), b=(5, 5)), {"a": 1.0, "b": None})
+        mixing.mix(encoded(a=(5, 5), b=(5, 5)), {"a": 1.0, "b": None})
     with pytest.raises(UserError, match="rows or tokens"):
-        mix.mix(rows, {"a": 0.5}, by="bytes")
+        mixing.mix(rows, {"a": 0.5}, by="bytes")
     with pytest.raises(ValueError, match="rows of a"):
-        mix.mix(rows, {"b": None})
+        mixing.mix(rows, {"b": None})

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import few
 import pytest
+from paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.recipe
 
 
@@ -26,7 +26,7 @@ def make(folder):
         Qwen3MoeConfig,
     )
 
-    from common.models import locate
+    from tunebook.common.models import locate
 
     tokenizer = AutoTokenizer.from_pretrained(locate("pocket"))
     sizes = dict(
@@ -51,25 +51,26 @@ def make(folder):
 def train(folder):
     import unsloth  # noqa: F401  first: it patches transformers
 
-    from common import planned, rehearsal
-    from common.cli import Refused, UserError
+    from tunebook.common import catalog
+    from tunebook.common.errors import CheckFailed, UserError
+    from tunebook.common.estimate import probe
 
-    rehearsal.ENOUGH = 0.0
+    probe.ENOUGH = 0.0
     make(folder)
     found = {}
     for recipe, model, more in (
-        ("lora_alpaca", "mixture", {"sft": ["router_aux_loss_coef=1.0"]}),
+        ("lora_alpaca", "mixture", {"set": ["router_aux_loss_coef=1.0"]}),
         ("prefix_alpaca", "mixture", {}),
         ("qlora_alpaca", "mixture", {}),
         ("lora_alpaca", "sees", {"dry_run": True}),
         ("sft_alpaca", "sees", {"dry_run": True}),
     ):
-        module = planned.recipe(ROOT / "recipes" / f"{recipe}.py")
+        module = catalog.load(ROOT / "recipes" / f"{recipe}.py")
         values = dict(model=str(folder / model), dataset=[str(folder / "rows")], max_steps=3, eval_suite="none")
         output = folder / f"{recipe}_{model}"
         try:
             found[output.name] = module.main(module.Args(**values, output_dir=str(output), **more))
-        except (Refused, UserError) as error:
+        except (CheckFailed, UserError) as error:
             found[output.name] = str(error)
     adapter = folder / "lora_alpaca_mixture" / "adapter"
     found["losses"] = [held_out_loss(folder, None), held_out_loss(folder, adapter)]
@@ -83,7 +84,8 @@ def held_out_loss(folder, adapter):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from common import data, templates
+    from tunebook.common import data
+    from tunebook.common.tokens import templates
 
     model = AutoModelForCausalLM.from_pretrained(folder / "mixture", dtype=torch.float32).eval()
     if adapter:
@@ -102,13 +104,14 @@ def held_out_loss(folder, adapter):
 
 def score(folder, adapter):
     """Log-likelihoods and answers of a mixture whose config asks for router logits, as TRL leaves it while training."""
-    from common import adapted, generation, models
-    from evals import harness
+    from tunebook.common import generation, models
+    from tunebook.common.models import inference
+    from tunebook.evals import harness
 
     model, tokenizer = models.load(str(folder / "mixture"), 512)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        model = adapted.put_on(model, str(adapter)).eval()
+        model = inference.put_on(model, str(adapter)).eval()
     assert not [one for one in told if "_pattern keys" in str(one.message)]
     found = harness.score(model, tokenizer, ["pocket_unseen"], folder / "eval", settings=harness.Settings(limit=4))
     model.config.output_router_logits = True

@@ -2,15 +2,13 @@
 
 import json
 import re
-from pathlib import Path
 from types import SimpleNamespace
 
 import browser
 import few
 import forked
 import pytest
-
-ROOT = Path(__file__).parent.parent
+from paths import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +29,8 @@ def held_out(folder, adapter):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from common import data, models, templates
+    from tunebook.common import data, models
+    from tunebook.common.tokens import templates
 
     model = AutoModelForCausalLM.from_pretrained(models.locate("pocket"), dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(models.locate("pocket"))
@@ -89,7 +88,7 @@ def test_trained_tokens_are_those_of_the_run(run):
 
 
 def test_what_losses_are_called():
-    from common import callbacks
+    from tunebook.common.training import callbacks
 
     def called(kind, smoothing=0.0, router=0.0):
         args = SimpleNamespace(loss_type=kind, label_smoothing_factor=smoothing)
@@ -105,7 +104,7 @@ def test_what_losses_are_called():
 
 
 def test_one_chart_holds_one_measure():
-    from common import report
+    from tunebook.common import report
 
     def charts(training, held_out, **more):
         train = {"loss": [[1, 2.0]], "evaluations": [[0, 3.0]], "loss_name": training,

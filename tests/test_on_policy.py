@@ -2,8 +2,8 @@
 
 import torch
 
-from common import on_policy
-from common.masking import IGNORE
+from tunebook.common.distillation import on_policy
+from tunebook.common.tokens.lengths import IGNORE_INDEX
 
 
 def test_a_batch_of_answers():
@@ -14,12 +14,15 @@ def test_a_batch_of_answers():
         "completion_mask": torch.tensor([[1, 1], [1, 0]]),
     }
     batch = on_policy.batch_of(inputs)
-    assert batch["labels"].tolist() == [[IGNORE, IGNORE, IGNORE, 10, 2], [IGNORE, IGNORE, IGNORE, 2, IGNORE]]
+    assert batch["labels"].tolist() == [
+        [IGNORE_INDEX, IGNORE_INDEX, IGNORE_INDEX, 10, 2],
+        [IGNORE_INDEX, IGNORE_INDEX, IGNORE_INDEX, 2, IGNORE_INDEX],
+    ]
     assert batch["input_ids"].tolist() == [[0, 5, 6, 10, 2], [7, 8, 9, 2, 0]]
     assert batch["position_ids"].tolist() == [[0, 0, 1, 2, 3], [0, 1, 2, 3, 3]]
     assert batch["attention_mask"].tolist() == [[0, 1, 1, 1, 1], [1, 1, 1, 1, 0]]
 
 
 def test_prompts_are_what_stands_before_the_answer():
-    rows = [{"input_ids": [5, 6, 7, 8], "labels": [IGNORE, IGNORE, 7, 8]}]
+    rows = [{"input_ids": [5, 6, 7, 8], "labels": [IGNORE_INDEX, IGNORE_INDEX, 7, 8]}]
     assert on_policy.prompts(rows)["prompt"] == [[5, 6]]

@@ -10,8 +10,8 @@ from pathlib import Path
 import few
 import forked
 import pytest
+from paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.recipe
 
 
@@ -19,7 +19,7 @@ def make(folder):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, OPTConfig
 
-    from common.models import locate
+    from tunebook.common.models import locate
 
     tokenizer = AutoTokenizer.from_pretrained(locate("pocket"))
     shared = dict(vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=tokenizer.eos_token_id, pad_token_id=1)
@@ -38,7 +38,7 @@ def quantise(folder):
     import unsloth  # noqa: F401  first: it patches transformers
     from transformers import AutoModelForCausalLM
 
-    from common import models
+    from tunebook.common import models
 
     quantised, tokenizer = models.load(str(folder / "gpt2"), 128, four_bit=True)
     models.save(quantised, tokenizer, folder / "base")
@@ -94,9 +94,9 @@ def test_packed_rows_follow_learnt_positions(models, tmp_path):
 @pytest.mark.parametrize(
     ("name", "model", "flags", "code", "says"),
     [
-        ("soft_prompts_alpaca", "gpt2", ["--max_length", "240"], 2, "256 learnt positions leave 236"),
+        ("prompt_tuning_alpaca", "gpt2", ["--max_length", "240"], 2, "256 learnt positions leave 236"),
         ("prefix_alpaca", "gpt2", ["--max_length", "200", "--sft", "neftune_noise_alpha=5"], 2, "of a GPT2LMHeadModel"),
-        ("adapters_alpaca", "opt", ["--max_length", "256"], 2, 'Say which it is: mlp="NAME"'),
+        ("bottleneck_adapters_alpaca", "opt", ["--max_length", "256"], 2, 'Say which it is: mlp="NAME"'),
         ("packed_alpaca", "opt", [], 1, "packed rows see each other"),
     ],
 )

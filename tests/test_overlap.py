@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from common import data
+from tunebook.common import data
 
 ROWS = [{"instruction": f"Say {number}.", "input": "", "output": str(number)} for number in range(12)]
 
@@ -49,7 +49,7 @@ def test_chats_and_pairs(tmp_path):
     folder = write(tmp_path / "chats", train=chats, validation=chats[1:], test=[{"messages": [*turns, *turns]}])
     assert [note.split(" (")[0] for note in told(folder)] == ["warning: 1 of 1 validation rows are training rows, too"]
 
-    from common import pairs
+    from tunebook.common.preference import pairs
 
     rows = [{"prompt": "a", "chosen": "b", "rejected": "c"}, {"prompt": "a", "chosen": "b", "rejected": "d"}]
     folder = write(tmp_path / "pairs", train=rows[:1], validation=rows, test=rows[1:])

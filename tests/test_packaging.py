@@ -2,13 +2,12 @@
 
 import re
 import tomllib
-from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 CONSTRAINTS = (ROOT / "constraints.txt").read_text(encoding="utf-8")
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
@@ -60,7 +59,7 @@ def test_the_gpu_is_tried_before_the_rest_is_installed():
     torch, tried, rest = (rule.index(part) for part in ("torch==", "machine.require_gpu()", '-e ".'))
     assert torch < tried < rest
     pinned = re.search(r"torch==([\d.]+)", rule).group(1)
-    assert f"torch==={pinned}" in (ROOT / "common" / "commands" / "machine.py").read_text(encoding="utf-8")
+    assert f"torch==={pinned}" in (ROOT / "common" / "commands" / "doctor" / "machine.py").read_text(encoding="utf-8")
     assert [f"=={pinned}"] == pins()["torch"]
 
 

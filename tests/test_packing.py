@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from common.packing import pack
+from tunebook.common.batching.packing import pack
 
 
 def plain(lengths, limit):

@@ -6,7 +6,7 @@ from scipy import optimize, stats
 from statsmodels.stats.contingency_tables import mcnemar as reference_mcnemar
 from statsmodels.stats.multitest import multipletests
 
-from evals import paired
+from tunebook.evals.stats import paired
 
 SIMULATIONS = 1000
 BY_CHANCE = stats.binom.ppf(0.975, SIMULATIONS, 0.05) / SIMULATIONS  # how often a test that errs at 5 % may err here

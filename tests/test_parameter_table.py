@@ -12,9 +12,10 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from common import adapters, lora, mixtures, module_kinds, parameter_table, rehearsal, saved
-from common.cli import Refused
-from common.parameter_table import Table
+from tunebook.common.errors import CheckFailed
+from tunebook.common.estimate import saved_files, trial
+from tunebook.common.models import bottleneck_adapters, lora, module_kinds, moe, parameter_table
+from tunebook.common.models.parameter_table import Table
 
 SIZES = dict(
     vocab_size=96, hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
@@ -182,9 +183,11 @@ def test_four_bits_are_counted_as_they_are_held_and_missed_by_name(tmp_path):
     assert groups["norms"].bits == groups["lm_head"].bits == [32]
 
     experts = AutoModelForCausalLM.from_pretrained(tmp_path / "Qwen3Moe", quantization_config=four, dtype=torch.float32)
-    with pytest.raises(Refused, match=r"--model moe: 4 bits .* had: experts, 49,152 of 86,976 parameters, in 32 bits"):
+    with pytest.raises(
+        CheckFailed, match=r"--model moe: 4 bits .* had: experts, 49,152 of 86,976 parameters, in 32 bits"
+    ):
         parameter_table.check_four_bit(experts, "moe")
-    with pytest.raises(Refused, match=r"not had: attention, .* MLP, "):  # as where a loader falls back
+    with pytest.raises(CheckFailed, match=r"not had: attention, .* MLP, "):  # as where a loader falls back
         parameter_table.check_four_bit(made("Llama"), "llama")
 
 
@@ -206,26 +209,28 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_target_that_matches_nothing_is_refused(fault):
     values, says = FAULTS[fault]
-    with pytest.raises(Refused, match=says):
+    with pytest.raises(CheckFailed, match=says):
         Table(low_rank(made("GptOss"), **values))
 
 
 def test_adapters_without_a_gradient_are_refused_by_name():
     model = low_rank(made("Gemma3 with vision"), exclude_modules=["lm_head"])  # not the towers
-    with pytest.raises(Refused, match=r"18 of the 46 tensors .* no gradient \(LoRA on vision tower\): .*vision_tower"):
+    with pytest.raises(
+        CheckFailed, match=r"18 of the 46 tensors .* no gradient \(LoRA on vision tower\): .*vision_tower"
+    ):
         account(model)
 
 
 def test_frozen_and_passed_by_is_refused(monkeypatch):
-    with pytest.raises(Refused, match="nothing would train: all 21 tensors of the model are frozen"):
+    with pytest.raises(CheckFailed, match="nothing would train: all 21 tensors of the model are frozen"):
         Table(made("Llama").requires_grad_(False))
     model = peft.get_peft_model(made("Llama"), peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4))
     # As Unsloth's forward for all PEFT models has it, with activation checkpointing on the inputs and without.
     monkeypatch.setattr(type(model), "forward", lambda self, **given: self.base_model(**given))
-    with pytest.raises(Refused, match=r"the loss depends on none of the 1 tensors .* \(prompt_encoder"):
-        rehearsal.guarded(model, lambda: model(**batch()).loss.backward())
+    with pytest.raises(CheckFailed, match=r"the loss depends on none of the 1 tensors .* \(prompt_encoder"):
+        trial.catch_oom(model, lambda: model(**batch()).loss.backward())
     model.enable_input_require_grads()
-    with pytest.raises(Refused, match="the loss depends on none of the 1 tensors"):
+    with pytest.raises(CheckFailed, match="the loss depends on none of the 1 tensors"):
         account(model)
 
 
@@ -256,7 +261,7 @@ def test_experts_without_a_token_are_counted_and_not_refused():
     for layer in model.model.layers:
         layer.mlp.forward = lambda hidden: hidden
     model.zero_grad()
-    with pytest.raises(Refused, match=r"6 of the \d+ tensors that are to train get no gradient \(experts\)"):
+    with pytest.raises(CheckFailed, match=r"6 of the \d+ tensors that are to train get no gradient \(experts\)"):
         account(model)
 
 
@@ -292,17 +297,19 @@ def test_the_size_of_what_is_saved_is_predicted_to_the_byte(kind, tmp_path):
     if kind in PROMPTS:
         model = peft.get_peft_model(model, PROMPTS[kind](task_type="CAUSAL_LM", num_virtual_tokens=4))
     elif kind.startswith("bottleneck"):
-        adapters.attach(model, "one", bottleneck=8)
+        bottleneck_adapters.attach(model, "one", bottleneck=8)
     elif SAVED[kind] is not None:
         model = low_rank(model, **SAVED[kind])
     table = account(model)
     if kind == "attention":
         model.lm_head.half()  # narrower tensors lie behind wider ones
-    size = saved.size(model)
+    size = saved_files.size(model)
     assert (kind in table.groups or kind == "DoRA") and size is not None
-    adapters.save(model, tmp_path, "one") if kind.startswith("bottleneck") else model.save_pretrained(tmp_path)
+    bottleneck_adapters.save(model, tmp_path, "one") if kind.startswith("bottleneck") else model.save_pretrained(
+        tmp_path
+    )
     (file,) = tmp_path.glob("*.safetensors")
-    assert size["file"] == file.stat().st_size and saved.difference(model, tmp_path, size["bytes"]) == ""
+    assert size["file"] == file.stat().st_size and saved_files.difference(model, tmp_path, size["bytes"]) == ""
     if kind != "attention":  # not the whole model
         assert size["bytes"] == sum(4 * group.trained for group in table.groups.values())
 
@@ -310,15 +317,15 @@ def test_the_size_of_what_is_saved_is_predicted_to_the_byte(kind, tmp_path):
     lost = sorted(tensors)[0]
     save_file({name: tensor for name, tensor in tensors.items() if name != lost}, file)
     if len(tensors) > 1:
-        assert f"1 missing, such as {lost}" in saved.difference(model, tmp_path, size["bytes"])
+        assert f"1 missing, such as {lost}" in saved_files.difference(model, tmp_path, size["bytes"])
     save_file({**tensors, lost: tensors[lost].double()}, file)
-    assert f"1 of another size, such as {lost}" in saved.difference(model, tmp_path, size["bytes"])
+    assert f"1 of another size, such as {lost}" in saved_files.difference(model, tmp_path, size["bytes"])
     save_file({**tensors, "odd": torch.zeros(3)}, file)
-    assert "1 more than what trains, such as odd" in saved.difference(model, tmp_path, size["bytes"])
+    assert "1 more than what trains, such as odd" in saved_files.difference(model, tmp_path, size["bytes"])
     file.write_bytes(file.read_bytes()[:-4])
-    assert "not written to its end" in saved.difference(model, tmp_path, size["bytes"])
+    assert "not written to its end" in saved_files.difference(model, tmp_path, size["bytes"])
     file.unlink()
-    assert "holds 0 bytes of weights" in saved.difference(model, tmp_path, size["bytes"])
+    assert "holds 0 bytes of weights" in saved_files.difference(model, tmp_path, size["bytes"])
 
 
 def test_a_mixture_answers_without_router_logits_and_keeps_its_wish():
@@ -327,9 +334,9 @@ def test_a_mixture_answers_without_router_logits_and_keeps_its_wish():
     given = dict(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=3, do_sample=False)
     with pytest.raises(RuntimeError):  # what it is for
         model.generate(**given)
-    with mixtures.without_router_logits(model):
+    with moe.without_router_logits(model):
         assert model.generate(**given).shape == (2, 9)
     assert model.config.output_router_logits is True
-    with mixtures.without_router_logits(dense := made("Llama")):
+    with moe.without_router_logits(dense := made("Llama")):
         assert "output_router_logits" not in vars(dense.config)
     assert json.loads(dense.config.to_json_string()).get("output_router_logits") is None

@@ -7,8 +7,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig, LlamaForCausalLM
 
-from common import adapted, adapters, models
-from common.cli import UserError
+from tunebook.common import models
+from tunebook.common.errors import UserError
+from tunebook.common.models import bottleneck_adapters, inference
 
 ALL_SEVEN = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 KINDS = {
@@ -78,10 +79,10 @@ def test_trainable_counts_of_a_7b(llama_2_7b, name):
 
 
 def test_trainable_count_of_bottlenecks_on_a_7b(llama_2_7b):
-    trained = adapters.attach(llama_2_7b, "one", bottleneck=64)
+    trained = bottleneck_adapters.attach(llama_2_7b, "one", bottleneck=64)
     assert sum(weight.numel() for weight in trained) == models.parameters(llama_2_7b)[0] == 33_820_672
     assert LAYERS * 2 * (WIDTH * 64 + 64 + 64 * WIDTH + WIDTH) == 33_820_672
-    adapters.remove(llama_2_7b)
+    bottleneck_adapters.remove(llama_2_7b)
 
 
 def bases(which):
@@ -224,9 +225,9 @@ def test_an_adapter_for_more_or_fewer_layers_is_refused(layers, says, tmp_path):
     tuned = peft.get_peft_model(made(2), low_rank(2, ["q_proj", "v_proj"], init_lora_weights=False)).eval()
     tuned.save_pretrained(tmp_path)
     with pytest.raises(UserError, match=says):
-        adapted.put_on(made(layers), str(tmp_path))
+        inference.put_on(made(layers), str(tmp_path))
     ids = torch.arange(8)[None]
     for trains in (False, True):
-        found = adapted.put_on(made(2), str(tmp_path), trains)
+        found = inference.put_on(made(2), str(tmp_path), trains)
         assert torch.equal(found.eval()(input_ids=ids).logits, tuned(input_ids=ids).logits)
         assert models.parameters(found)[0] == (models.parameters(tuned)[0] if trains else 0)

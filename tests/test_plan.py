@@ -1,4 +1,4 @@
-"""Plans on shapes alone: counts and bytes that are known, arithmetic as with weights, and the command itself."""
+"""Plans on models without weights: known counts and bytes, arithmetic as with weights, and the command itself."""
 
 import json
 import os
@@ -7,18 +7,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import few
 import forked
 import pytest
 import torch
+from paths import ROOT
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from common import cards, footprint, planning, shapes
-from common.cli import UserError
-from common.commands import ls, plan
-from common.models import locate
-from common.planned import Target
+from tunebook.common import catalog
+from tunebook.common.commands import plan
+from tunebook.common.errors import UserError
+from tunebook.common.estimate import activations, arithmetic, gpus, meta_model, planning
+from tunebook.common.models import device, locate, model_bytes
 
-ROOT = Path(__file__).parent.parent
 LLAMA_2_7B = dict(hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32)
 LLAMA_3_8B = dict(vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32,
                   num_attention_heads=32, num_key_value_heads=8)  # fmt: skip
@@ -46,16 +47,16 @@ def test_what_is_quoted_for_llama_2_7b(tmp_path, rank, targets, count):
     from peft import LoraConfig, get_peft_model
 
     for four_bit in (False, True):
-        model, _ = shapes.shape(str(folder_of(tmp_path, LLAMA_2_7B)), torch.bfloat16, four_bit, full=False)
+        model, _ = meta_model.meta_model(str(folder_of(tmp_path, LLAMA_2_7B)), torch.bfloat16, four_bit, full=False)
         assert sum(parameter.numel() for parameter in model.parameters()) == 6_738_415_616
         # 2 bytes a parameter, or 0.516 bytes of what is in 4 bits; the embeddings and the head stay at 2.
         linear = 32 * (4 * 4096**2 + 3 * 4096 * 11008)
         rest = 6_738_415_616 - linear
         expected = 2 * rest + linear * (0.5 + 1 / 64 + 4 / 64 / 256) if four_bit else 2 * 6_738_415_616
-        assert footprint.weights(model) == pytest.approx(expected, rel=1e-4)
+        assert model_bytes.weights(model) == pytest.approx(expected, rel=1e-4)
         model = get_peft_model(model, LoraConfig(r=rank, target_modules=targets))
-        assert sum(parameter.numel() for parameter in footprint.trainable(model)) == count
-        assert footprint.gradients(model) == count * footprint.trainable(model)[0].element_size()
+        assert sum(parameter.numel() for parameter in model_bytes.trainable(model)) == count
+        assert model_bytes.gradients(model) == count * model_bytes.trainable(model)[0].element_size()
 
 
 def adapted(model):
@@ -76,10 +77,10 @@ def real(place, four_bit):
 
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("method", ["full", "lora", "qlora"])
-def test_a_shape_holds_what_the_model_holds(tmp_path, method, recompute):
+def test_a_model_without_weights_holds_what_the_model_holds(tmp_path, method, recompute):
     """Weights, gradients and every moment of a step, from a config, equal those of real weights."""
     place, four_bit = str(folder_of(tmp_path, SMALL, weights=True)), method == "qlora"
-    without, _ = shapes.shape(place, torch.float32, four_bit, full=method == "full")
+    without, _ = meta_model.meta_model(place, torch.float32, four_bit, full=method == "full")
     found = real(place, four_bit)
     if method != "full":
         without, found = adapted(without), adapted(found)
@@ -88,16 +89,16 @@ def test_a_shape_holds_what_the_model_holds(tmp_path, method, recompute):
         if recompute:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     tables = 3 * 7 * (16 + 256 + 1) * 4 if four_bit else 0  # codes and an offset, of every quantised weight
-    assert footprint.weights(without) == pytest.approx(footprint.weights(found), abs=tables + 4096)
-    assert footprint.gradients(without) == footprint.gradients(found)
+    assert model_bytes.weights(without) == pytest.approx(model_bytes.weights(found), abs=tables + 4096)
+    assert model_bytes.gradients(without) == model_bytes.gradients(found)
 
     def step(width, few):
         given = {"input_ids": torch.ones((2, width), dtype=torch.long)}
         given["attention_mask"] = torch.ones((2, 1, width, width), dtype=torch.bool)
-        found(**given, use_cache=False, logits_to_keep=footprint.LABELS).logits.float().sum().backward()
+        found(**given, use_cache=False, logits_to_keep=activations.LABELS).logits.float().sum().backward()
 
-    expected = footprint.moments(found, step, 2, label_bytes=4 * 1024)
-    planned = shapes.moments(without, padded=True)
+    expected = activations.profile(found, step, 2, label_bytes=4 * 1024)
+    planned = meta_model.profile(without, padded=True)
     for rows, width in ((2, 16), (8, 64), (16, 512)):
         mine, theirs = (sum(one.peak(rows, width, 1, False).values()) for one in (planned, expected))
         assert mine == pytest.approx(theirs, rel=0.01, abs=2**15), (rows, width)
@@ -106,17 +107,17 @@ def test_a_shape_holds_what_the_model_holds(tmp_path, method, recompute):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_gpu_without_bfloat16_trains_all_weights_in_float32(tmp_path, dtype):
     """16 bytes a weight: itself, its gradient, two states of AdamW. With bfloat16 it is 2 + 2 + 8."""
-    target = Target(gpu=True, bf16=dtype == torch.bfloat16)
+    target = device.make(gpu=True, bf16=dtype == torch.bfloat16)
     assert target.dtype == dtype
     place = str(folder_of(tmp_path, SMALL))
-    model, _ = shapes.shape(place, target.loaded(full=True), four_bit=False, full=True)
+    model, _ = meta_model.meta_model(place, target.weights_dtype(full=True), four_bit=False, full=True)
     weights = sum(parameter.numel() for parameter in model.parameters())
-    states = footprint.optimizer_states(model, "paged_adamw_32bit")
-    bytes_each = (footprint.weights(model) + footprint.gradients(model) + states) / weights
+    states = arithmetic.optimizer_states(model, "paged_adamw_32bit")
+    bytes_each = (model_bytes.weights(model) + model_bytes.gradients(model) + states) / weights
     assert bytes_each == pytest.approx(12 if dtype == torch.bfloat16 else 16, rel=1e-3)  # with some buffers
-    moments = shapes.moments(model, padded=True, autocast=target.dtype)
-    assert moments.peak(2, 512, 1, False)["activations"] > 0
-    adapters, _ = shapes.shape(place, target.loaded(full=False), four_bit=False, full=False)
+    profile = meta_model.profile(model, padded=True, autocast=target.dtype)
+    assert profile.peak(2, 512, 1, False)["activations"] > 0
+    adapters, _ = meta_model.meta_model(place, target.weights_dtype(full=False), four_bit=False, full=False)
     assert next(adapters.parameters()).dtype == dtype
 
 
@@ -125,31 +126,31 @@ def test_adapters_in_float32_get_their_inputs_as_autocast_makes_them(tmp_path):
     from peft.helpers import disable_input_dtype_casting
 
     place = str(folder_of(tmp_path, SMALL, weights=True))
-    without = adapted(shapes.shape(place, torch.bfloat16, False, full=False)[0])
+    without = adapted(meta_model.meta_model(place, torch.bfloat16, False, full=False)[0])
     found = adapted(LlamaForCausalLM.from_pretrained(place, dtype=torch.bfloat16))
     for model in (without, found):
-        for parameter in footprint.trainable(model):
+        for parameter in model_bytes.trainable(model):
             parameter.data = parameter.data.float()
 
     def step(width, few):
         given = {"input_ids": torch.ones((2, width), dtype=torch.long)}
         with torch.autocast("cpu", torch.bfloat16), disable_input_dtype_casting(found):
-            logits = found(**given, use_cache=False, logits_to_keep=footprint.LABELS).logits
+            logits = found(**given, use_cache=False, logits_to_keep=activations.LABELS).logits
         logits.float().sum().backward()
 
-    expected = footprint.moments(found, step, 2, label_bytes=8 * 1024)
-    planned = shapes.moments(without, padded=False, autocast=torch.bfloat16)
+    expected = activations.profile(found, step, 2, label_bytes=8 * 1024)
+    planned = meta_model.profile(without, padded=False, autocast=torch.bfloat16)
     for rows, width in ((2, 64), (8, 256)):
         mine, theirs = (sum(one.peak(rows, width, 1, False).values()) for one in (planned, expected))
         assert mine == pytest.approx(theirs, rel=0.03, abs=2**17), (rows, width)
 
 
-def test_shallow_copies(tmp_path):
+def test_truncated_copies(tmp_path):
     config = LlamaConfig(**SMALL)
     config.layer_types = ["full_attention"] * 3
     config.save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(locate("pocket")).save_pretrained(tmp_path)
-    shapes.shallow(str(tmp_path), 1, tmp_path / "copy")
+    meta_model.truncated_copy(str(tmp_path), 1, tmp_path / "copy")
     assert len(LlamaForCausalLM.from_pretrained(tmp_path / "copy").model.layers) == 1
     assert planning._continued([5.0, 9.0], 10) == 5 + 9 * 2
     assert planning._continued([5.0], 4) == planning._continued([5.0, 4.0], 10) == 5.0
@@ -160,25 +161,46 @@ def test_shallow_copies(tmp_path):
 
 @pytest.mark.parametrize("words, size", [("16 GB", 16), ("24gib", 24), (" 80 ", 80), ("7.5 G", 7.5)])
 def test_gpu_words(words, size):
-    assert cards.named(words) == cards.Card(f"a GPU of {size} GiB", size * 2**30)
-    assert cards.named(f"{words} fp16") == cards.Card(f"a GPU of {size} GiB", size * 2**30, bf16=False)
+    assert gpus.named(words) == gpus.Card(f"a GPU of {size} GiB", size * 2**30)
+    assert gpus.named(f"{words} fp16") == gpus.Card(f"a GPU of {size} GiB", size * 2**30, bf16=False)
 
 
 @pytest.mark.parametrize("words", ["big", "16 MB", "0 GB", "-4", "A100", "16 GB x 2", "fp16", "16 GB bf16"])
 def test_other_gpu_words(words):
     with pytest.raises(UserError, match="expected the memory of the GPU, like"):
-        cards.named(words)
+        gpus.named(words)
 
 
-def test_which_recipe(tmp_path):
-    assert plan.find("lora_alpaca") == ls.recipes()["lora_alpaca"]
-    with pytest.raises(UserError, match="nearest is lora_alpaca"):
-        plan.find("lora_alpac")
+def test_which_recipe(tmp_path, monkeypatch):
+    bundled = catalog.recipes()["lora_alpaca"]
+    assert catalog.find("lora_alpaca", "x") == catalog.find("lora_alpaca.py", "x") == bundled
+    with pytest.raises(UserError, match=r"tunebook plan lora_alpac: no such .*nearest is lora_alpaca"):
+        catalog.find("lora_alpac", "tunebook plan")
     with pytest.raises(UserError, match="name a recipe first"):
-        plan.find("")
-    copy = tmp_path / "mine.py"
+        plan.main(plan.Args())
+    copy = tmp_path / "lora_alpaca.py"
     copy.write_text("")
-    assert plan.find(str(copy)) == copy
+    assert catalog.find(str(copy), "x") == copy
+    monkeypatch.chdir(tmp_path)
+    assert catalog.find("lora_alpaca.py", "x") == copy and catalog.find("lora_alpaca", "x") == bundled
+
+
+def test_an_earlier_name_of_a_recipe(tmp_path, monkeypatch):
+    monkeypatch.setattr(catalog, "folder", lambda: tmp_path)
+    (tmp_path / "prompt_tuning_alpaca.py").write_text("")
+    assert catalog.find("soft_prompts_alpaca", "x") == tmp_path / "prompt_tuning_alpaca.py"
+    (tmp_path / "soft_prompts_alpaca.py").write_text("")
+    assert catalog.find("soft_prompts_alpaca", "x") == tmp_path / "soft_prompts_alpaca.py"
+
+
+def test_a_plan_needs_no_weights(tmp_path):
+    place = str(folder_of(tmp_path, SMALL))
+    with pytest.raises(UserError, match="weights"):
+        locate(place)
+    with meta_model.plan_mode(device.make(gpu=True, bf16=True)):
+        assert locate(place) == place and device.current().dtype == torch.bfloat16
+        assert device.current().precision == {"bf16": False, "fp16": False}  # there is nothing to compute
+    assert device.planned() is None and device.current().dtype == torch.float32
 
 
 CARDS = """0, GPU-1f0c, 81000, 9.0, NVIDIA H100 80GB HBM3
@@ -204,10 +226,10 @@ def smi(tmp_path, monkeypatch):
 
 
 H100, H100_BUSY, T4, CPU = (
-    cards.Card("this device (NVIDIA H100 80GB HBM3)", 81000 * 2**20),
-    cards.Card("this device (NVIDIA H100 80GB HBM3)", 500 * 2**20),
-    cards.Card("this device (Tesla T4)", 15000 * 2**20, bf16=False),
-    cards.Card("this device (CPU)"),
+    gpus.Card("this device (NVIDIA H100 80GB HBM3)", 81000 * 2**20),
+    gpus.Card("this device (NVIDIA H100 80GB HBM3)", 500 * 2**20),
+    gpus.Card("this device (Tesla T4)", 15000 * 2**20, bf16=False),
+    gpus.Card("this device (CPU)"),
 )
 
 
@@ -218,7 +240,7 @@ H100, H100_BUSY, T4, CPU = (
 def test_this_device(smi, monkeypatch, visible, card):
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert cards.here() == card
+    assert gpus.here() == card
 
 
 @pytest.mark.parametrize("visible, says", [
@@ -230,21 +252,21 @@ def test_this_device(smi, monkeypatch, visible, card):
 def test_cards_that_cannot_be_planned_for(smi, monkeypatch, visible, says):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     with pytest.raises(UserError, match=re.escape(says)):
-        cards.here()
+        gpus.here()
 
 
 def test_no_card(smi, monkeypatch, tmp_path):
     smi("No devices were found\n", 6)
-    assert cards.here() == CPU
+    assert gpus.here() == CPU
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))
-    assert cards.here() == CPU
+    assert gpus.here() == CPU
 
 
-def test_shallow_copies_run_on_the_card_that_was_planned(monkeypatch, tmp_path):
-    """What hides GPUs while shapes are made is gone when time is measured, and what the user set is there."""
+def test_truncated_copies_run_on_the_card_that_was_planned(monkeypatch, tmp_path):
+    """GPUs are hidden only while models without weights are made; what the user set is there when time is measured."""
     seen = []
     monkeypatch.setattr(planning, "_plan", lambda *_: {"saw": os.environ["CUDA_VISIBLE_DEVICES"]})
-    monkeypatch.setattr(planning, "shallow", lambda place, layers, folder: folder.mkdir())
+    monkeypatch.setattr(planning, "truncated_copy", lambda place, layers, folder: folder.mkdir())
     monkeypatch.setattr(subprocess, "run", lambda command, env, **_: seen.append(env) or subprocess.CompletedProcess(
         command, 0, '{"seconds": 1.0, "peak_bytes": 1}', ""))  # fmt: skip
     for visible in ("2", None):
@@ -259,7 +281,7 @@ def test_shallow_copies_run_on_the_card_that_was_planned(monkeypatch, tmp_path):
 # The command
 
 
-PLAN = ("-m", "common.commands", "plan")
+PLAN = ("-m", "tunebook.common.commands", "plan")
 
 
 def test_what_it_says_of_bad_words_is_quick(tmp_path):
@@ -272,16 +294,27 @@ def test_what_it_says_of_bad_words_is_quick(tmp_path):
         assert done.returncode == 2 and says in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 
+# One of each way to train, to load a teacher, and to ask for a forecast.
+KINDS = ["lora_alpaca", "loop_alpaca", "prefix_alpaca", "dpo_pairs"]
+KINDS += ["distill_alpaca", "distill_cached_alpaca", "distill_on_policy"]
+EVERY = [name for name in catalog.recipes() if name != "pretrain_pocket"]
+
+
 @pytest.mark.recipe
-def test_every_recipe_is_planned(tmp_path):
+@pytest.mark.parametrize("names", [KINDS, pytest.param(EVERY, marks=pytest.mark.slow)], ids=["kinds", "every"])
+def test_recipes_are_planned(tmp_path, names):
     """In one process, which loads Unsloth once."""
-    names = [name for name in ls.recipes() if name != "pretrain_pocket"]
-    code = "import sys; from common.commands import main"
-    code += "\nfor name in sys.argv[1:]:\n    print(name, file=sys.stderr)"
-    code += "\n    main(['plan', name, '--no-time', '--json', name + '.json', '--max_steps', '50'])"
-    done = forked.run("-c", code, *names, cwd=tmp_path)
+    kinds = {"dpo_pairs": "pairs", "chat_sharegpt": "chat"}
+    data = {kind: str(few.rows(tmp_path / f"few{kind}", kind)) for kind in ("", "pairs", "chat")}
+    (tmp_path / "out").mkdir()
+    code = "import sys; from tunebook.common.commands import main"
+    code += "\nfor word in sys.argv[1:]:\n    name, data = word.split('=')\n    print(name, file=sys.stderr)"
+    code += "\n    words = ['--dataset', data, '--no-time', '--json', name + '.json', '--max_steps', '50']"
+    code += "\n    main(['plan', name, *words])"
+    given = [f"{name}={data[kinds.get(name, '')]}" for name in names]
+    done = forked.run("-c", code, *given, cwd=tmp_path / "out")
     assert done.returncode == 0, done.stderr[-3000:]
-    plans = {path.stem: json.loads(path.read_text()) for path in tmp_path.iterdir()}  # nothing else was written
+    plans = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "out").iterdir()}  # nothing else
     assert plans.keys() == set(names)
     for found in plans.values():
         assert found["fits"] and found["steps"] == 50 and found["peak_bytes"] == sum(found["parts"].values())
@@ -298,15 +331,16 @@ def test_every_recipe_is_planned(tmp_path):
 
 @pytest.mark.recipe
 def test_the_plan_is_what_the_rehearsal_finds(tmp_path):
-    """Arithmetic with and without weights agrees, and the time that shallow copies promise is that of the model."""
-    done = forked.run(*PLAN, "qlora_alpaca", "--json", "plan.json", "--max_steps", "50", cwd=tmp_path)
+    """Arithmetic with and without weights agrees, and the time that truncated copies promise is that of the model."""
+    data = ["--max_steps", "50", "--dataset", few.rows(tmp_path / "few")]
+    done = forked.run(*PLAN, "qlora_alpaca", "--json", "plan.json", *data, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     planned = json.loads((tmp_path / "plan.json").read_text())
-    words = ["--max_steps", "50", "--dry_run", "--eval_suite", "none", "--output_dir", tmp_path / "run"]
+    words = [*data, "--dry_run", "--eval_suite", "none", "--output_dir", tmp_path / "run"]
     code = (
-        "import json, runpy, sys; sys.argv[0] = 'qlora_alpaca.py'; from common import cli, planned; cli._environment();"
+        "import json, runpy, sys; sys.argv[0] = 'qlora_alpaca.py'; from common import catalog, cli; cli._environment();"
     )
-    code += "from pathlib import Path; module = planned.recipe(Path(sys.argv.pop(1)));"
+    code += "from pathlib import Path; module = catalog.load(Path(sys.argv.pop(1)));"
     code += "print('\\n' + json.dumps(module.main(cli.parse(module.Args, sys.argv[1:]))))"
     real = forked.run("-c", code, ROOT / "recipes" / "qlora_alpaca.py", *words)
     assert real.returncode == 0, real.stderr[-3000:]
@@ -322,9 +356,9 @@ def test_eight_billion_from_a_config_alone(tmp_path):
     """A copy with its own rank and targets; a card that is too small ends with 1 and says what would fit."""
     place = folder_of(tmp_path / "llama", LLAMA_3_8B)
     text = (ROOT / "recipes" / "lora_alpaca.py").read_text()
-    text = text.replace('target_modules="all-linear"', 'target_modules=["q_proj", "v_proj"]').replace("r=16", "r=8")
+    text = text.replace('target_modules="all-linear"', 'target_modules=["q_proj", "v_proj"]')
     (tmp_path / "mine.py").write_text(text)
-    words = ["mine.py", "--model", place, "--json", "plan.json"]
+    words = ["mine.py", "--model", place, "--json", "plan.json", "--lora_r", 8, "--dataset", few.rows(tmp_path / "few")]
     done = forked.run(*PLAN, *words, "--gpu", "12 GB", cwd=tmp_path)
     assert done.returncode == 1 and "does not fit into a GPU of 12 GiB" in done.stderr, done.stderr[-3000:]
     found = json.loads((tmp_path / "plan.json").read_text())

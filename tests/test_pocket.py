@@ -6,8 +6,9 @@ from collections import Counter
 import pytest
 from transformers import AutoTokenizer
 
-from common.pocket import FOLDER, corpus, skills
-from common.templates import ALPACA
+from tunebook.common.pocket import FOLDER
+from tunebook.common.synthetic import corpus, skills
+from tunebook.common.tokens.templates import ALPACA
 
 
 def read(name):
@@ -16,7 +17,7 @@ def read(name):
 
 @pytest.fixture(scope="module")
 def files():
-    return {name: read(f"{name}.jsonl") for name in ("train", "validation", "test", "facts")}
+    return {name: read(f"{name}.jsonl") for name in ("train", "validation", "test", "facts", "text")}
 
 
 def test_sizes_and_families(files):
@@ -29,6 +30,7 @@ def test_sizes_and_families(files):
 def test_files_are_what_the_generator_writes(files):
     assert [*corpus.rows("test", 10, seed=0), *corpus.rows("test", 10, seed=0, new_phrasings=True)] == files["test"]
     assert list(corpus.facts(300, seed=0)) == files["facts"]
+    assert [row["text"] for row in files["text"]] == corpus.sentences(200, seed=777)
 
 
 def test_no_prompt_stands_on_two_sides(files):

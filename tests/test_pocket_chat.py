@@ -6,9 +6,11 @@ from collections import Counter
 import pytest
 from transformers import AutoTokenizer
 
-from common import data, masking, templates
-from common.pocket import FOLDER, chat, corpus
-from common.pocket.follow_ups import FOLLOW_UPS, RELATIONS, UPPER
+from tunebook.common import data
+from tunebook.common.pocket import FOLDER
+from tunebook.common.synthetic import chat, corpus
+from tunebook.common.synthetic.follow_ups import FOLLOW_UPS, RELATIONS, UPPER
+from tunebook.common.tokens import encoding, lengths, templates
 
 SIDES = ("train", "validation", "test")
 
@@ -20,6 +22,12 @@ def read(name):
 @pytest.fixture(scope="module")
 def files():
     return {side: read(f"chat_{side}.jsonl") for side in SIDES}
+
+
+def second(row):
+    """The messages up to the second question, and the answer to it."""
+    places = [place for place, turn in enumerate(row["messages"]) if turn["role"] == "user"]
+    return row["messages"][: places[1] + 1], row["messages"][places[1] + 1]["content"]
 
 
 def asked(row):
@@ -60,7 +68,7 @@ def test_what_a_held_out_follow_up_is_about_is_in_no_training_row():
     held-out row, and each of its combinations, of its own."""
     import random
 
-    from common.pocket import skills
+    from tunebook.common.synthetic import skills
 
     facts = tuple(f"{name} " for name in skills.FACTS)
     for side in SIDES:
@@ -80,7 +88,7 @@ def test_a_follow_up_means_nothing_without_the_first_question(files):
     """The same second question has several answers among the rows, by what was said before."""
     answers = {}
     for row in files["train"]:
-        said, answer = chat.second(row)
+        said, answer = second(row)
         answers.setdefault((row["follow_up"], said[-1]["content"]), set()).add(answer)
     often = {key: found for key, found in answers.items() if "{" not in key[0]}
     alone = [key for key, found in often.items() if len(found) == 1]
@@ -96,7 +104,7 @@ def test_answers_are_right_where_they_can_be_worked_out_again(files):
     }
     checked = Counter()
     for row in [row for rows in files.values() for row in rows]:
-        said, answer = chat.second(row)
+        said, answer = second(row)
         before = said[-2]["content"]
         name = row["follow_up"]
         if name in words and row["skill"] not in ("first", "last"):
@@ -123,13 +131,15 @@ def test_rows_are_short_and_train_answers_alone(files):
     tokenizer = AutoTokenizer.from_pretrained(FOLDER / "model")
     encodings = []
     for template in ("tokenizer", "chatml"):
-        rows, counts = masking.encode(files["test"], tokenizer, templates.get(template, tokenizer), 200)
+        rows, counts = encoding.encode(files["test"], tokenizer, templates.get(template, tokenizer), 200)
         assert counts.kept == counts.rows
         encodings.append([(row["input_ids"], row["labels"]) for row in rows])
     assert encodings[0] == encodings[1]  # pocket's own template is ChatML
     for row, (ids, labels) in zip(files["test"], encodings[0], strict=True):
         said = [turn["content"] for turn in row["messages"] if turn["role"] == "assistant"]
-        trained = tokenizer.decode([token for token, label in zip(ids, labels, strict=True) if label != masking.IGNORE])
+        trained = tokenizer.decode(
+            [token for token, label in zip(ids, labels, strict=True) if label != lengths.IGNORE_INDEX]
+        )
         assert trained == "".join(f"{text}<|im_end|>" for text in said)
 
 
@@ -142,7 +152,7 @@ def test_the_data_set_loads_by_its_name(files):
 def test_the_task_of_lm_eval_asks_as_training_did(files):
     from lm_eval.tasks import TaskManager
 
-    from common import rendering
+    from tunebook.common.tokens import rendering
 
     folder = FOLDER.parent.parent / "evals" / "tasks"
     task = TaskManager(include_path=str(folder), include_defaults=False).load(["pocket_chat"])["tasks"]["pocket_chat"]
@@ -151,7 +161,7 @@ def test_the_task_of_lm_eval_asks_as_training_did(files):
     assert len(docs) == len(files["test"])
     template = templates.get("tokenizer", tokenizer)
     for doc, row in zip(docs, files["test"], strict=True):
-        said, answer = chat.second(row)
+        said, answer = second(row)
         assert task.doc_to_target(doc) == answer
         whole = {"messages": [*said, {"role": "assistant", "content": answer}]}
         assert tokenizer(task.doc_to_text(doc))["input_ids"] == rendering.prompts(tokenizer, template, [whole])[0]

@@ -5,8 +5,9 @@ import json
 import pytest
 import torch
 
-from common import vocabularies
-from common.pocket import FOLDER, corpus, skills, teacher
+from tunebook.common.distillation import vocabulary
+from tunebook.common.pocket import FOLDER
+from tunebook.common.synthetic import corpus, skills, teacher
 
 
 @pytest.fixture(scope="module")
@@ -59,4 +60,4 @@ def test_the_committed_teacher(pocket):
     assert made.dtype == torch.bfloat16
     assert made.num_parameters() == record["parameters"] > 1.5 * pocket.num_parameters()
     one, other = (AutoTokenizer.from_pretrained(place) for place in (FOLDER / "model", folder))
-    assert vocabularies.difference(one, other) is None
+    assert vocabulary.difference(one, other) is None

@@ -13,10 +13,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from paths import ROOT
 
-from common import models
-
-ROOT = Path(__file__).parent.parent
+from tunebook.common import models
+from tunebook.common.models import device
 
 
 def pretend(monkeypatch, capability):
@@ -42,9 +42,9 @@ def pretend(monkeypatch, capability):
 )
 def test_chosen_from_the_device(monkeypatch, capability, dtype, fields, name):
     pretend(monkeypatch, capability)
-    assert models.dtype() == dtype
-    assert fields.items() <= models.precision().items()
-    assert models.mixed_precision() == name
+    assert device.current().dtype == dtype
+    assert fields.items() <= device.current().precision.items()
+    assert device.current().mixed_precision == name
 
 
 def train(out, fields):
@@ -71,7 +71,7 @@ def train(out, fields):
             logging_steps=1,
             report_to="none",
             save_strategy="no",
-            **{**models.precision(), **fields},
+            **{**device.current().precision, **fields},
         ),
     )
     models.train_in_float32(trainer.model)
@@ -88,21 +88,22 @@ def train(out, fields):
     Path(out).write_text(json.dumps(found), encoding="utf-8")
 
 
-def trained(tmp_path, name, **fields):
-    out = tmp_path / f"{name}.json"
+def trained(tmp_path, *settings):
+    """What was seen of a run with each of these settings, one after the other in a process of their own."""
+    outs = [tmp_path / f"{number}.json" for number in range(len(settings))]
     environment = {**os.environ, "UNSLOTH_DISABLE_STATISTICS": "1", "PYTHONPATH": str(ROOT)}
     environment |= {"UNSLOTH_CPU_BF16": "1"}  # also where bfloat16 is emulated, and slow
-    command = [sys.executable, __file__, str(out), json.dumps(fields)]
+    command = [sys.executable, __file__, str(tmp_path), json.dumps(settings)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(out.read_text())
+    return [json.loads(out.read_text()) for out in outs]
 
 
 @pytest.mark.recipe
 @pytest.mark.skipif(torch.cuda.is_available(), reason="about a machine without a GPU")
 def test_bf16_on_a_cpu_where_it_is_asked_for(tmp_path):
     """The forward computes in bfloat16; the weights that train, and what the optimiser goes on from, do not."""
-    plain, asked = trained(tmp_path, "plain"), trained(tmp_path, "asked", bf16=True)
+    plain, asked = trained(tmp_path, {}, {"bf16": True})
     assert plain["autocast"] == [""] and asked["autocast"] == ["torch.bfloat16"]
     assert plain["trained"] == asked["trained"] == ["torch.float32"]
     for one, other in zip(plain["loss"], asked["loss"], strict=True):
@@ -136,12 +137,13 @@ def tiny(folder, **fields):
 
 def refused(logs, half=False, watchdog=None):
     """Which of its values ends a run that logs them; "" for none."""
-    from common import callbacks, cli
+    from tunebook.common import errors
+    from tunebook.common.training import callbacks
 
     args = SimpleNamespace(fp16=half, learning_rate=1e-3, output_dir="run")
     try:
         (watchdog or callbacks.Watchdog()).on_log(args, SimpleNamespace(global_step=3), None, logs=logs)
-    except cli.Refused as error:
+    except errors.CheckFailed as error:
         return str(error).split()[0]
     return ""
 
@@ -157,7 +159,7 @@ def test_a_loss_or_norm_that_is_no_number_ends_a_run():
 
 def test_float16_may_look_for_its_scale_and_not_for_ever():
     """Sixteen halvings take 65,536 to 1; an evaluation between two of them does not begin the count anew."""
-    from common import callbacks
+    from tunebook.common.training import callbacks
 
     watchdog, over = callbacks.Watchdog(), {"loss": 1.0, "grad_norm": float("inf")}
     for _ in range(callbacks.HALVINGS):
@@ -172,7 +174,7 @@ def test_float16_may_look_for_its_scale_and_not_for_ever():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
 def test_fp16_scales_its_loss(tmp_path, monkeypatch):
     pretend(monkeypatch, (7, 5))
-    fields = {name: models.precision()[name] for name in ("bf16", "fp16")}
+    fields = {name: device.current().precision[name] for name in ("bf16", "fp16")}
     monkeypatch.undo()
     assert fields == {"bf16": False, "fp16": True}
     trainer = tiny(tmp_path, **fields)
@@ -204,4 +206,5 @@ def test_tf32_rounds_products(tmp_path):
 
 
 if __name__ == "__main__":
-    train(sys.argv[1], json.loads(sys.argv[2]))
+    for number, fields in enumerate(json.loads(sys.argv[2])):
+        train(Path(sys.argv[1]) / f"{number}.json", fields)

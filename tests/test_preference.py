@@ -2,32 +2,29 @@
 
 import json
 import math
-import os
 import subprocess
-from pathlib import Path
 
 import few
 import forked
 import pytest
 import torch
+from paths import DATA, ROOT, TOKENIZERS, needs_data
 from transformers import AutoTokenizer, LlamaConfig
 
-from common import alignment, callbacks, data, masking, pairs, preference, templates, workload
-from common.cli import UserError
-from common.masking import IGNORE
-from common.models import locate
-from common.pocket import FOLDER, skills
-from common.pocket import pairs as pocket
+from tunebook.common import data, preference
+from tunebook.common.errors import UserError
+from tunebook.common.estimate import schedule
+from tunebook.common.models import locate
+from tunebook.common.pocket import FOLDER
+from tunebook.common.preference import dpo, pairs
+from tunebook.common.synthetic import pairs as pocket
+from tunebook.common.synthetic import skills
+from tunebook.common.tokens import encoding, templates
+from tunebook.common.tokens.lengths import IGNORE_INDEX
+from tunebook.common.training import callbacks
 
-ROOT = Path(__file__).parent.parent
-SHARED = Path(os.environ.get("TUNEBOOK_SHARED", ROOT.parent / "shared")) / "data"
 ASKED = {"role": "user", "content": "What is hot?"}
 GOOD, BAD = ({"role": "assistant", "content": text} for text in ("fire", "ice"))
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return AutoTokenizer.from_pretrained(locate("pocket"))
 
 
 def read(tmp_path, rows, *words, name="pairs.json"):
@@ -163,7 +160,7 @@ def test_a_template_that_writes_the_prompt_by_its_answer_loses_the_pair(tmp_path
 def sequences(rows, tokenizer, template):
     """What masking.encode makes of the better rows and of the others."""
     both = [list(rows), [row["rejected"] for row in rows]]
-    return [masking.encode(some, tokenizer, template, 4096, train_on="last")[0] for some in both]
+    return [encoding.encode(some, tokenizer, template, 4096, train_on="last")[0] for some in both]
 
 
 @pytest.mark.parametrize("name", ["alpaca", "tokenizer"])
@@ -175,9 +172,13 @@ def test_both_sequences_are_those_of_sft(name, tokenizer):
     for answer, expected in zip(("chosen_ids", "rejected_ids"), sequences(rows, tokenizer, template), strict=True):
         for row, sft in zip(encoded, expected, strict=True):
             ids = row["prompt_ids"] + row[answer]
-            labels = [IGNORE] * len(row["prompt_ids"]) + row[answer]
+            labels = [IGNORE_INDEX] * len(row["prompt_ids"]) + row[answer]
             rest = sft["labels"][len(ids) :]  # a chat template's line break after the end of the answer
-            assert ids == sft["input_ids"][: len(ids)] and labels == sft["labels"][: len(ids)] and set(rest) <= {IGNORE}
+            assert (
+                ids == sft["input_ids"][: len(ids)]
+                and labels == sft["labels"][: len(ids)]
+                and set(rest) <= {IGNORE_INDEX}
+            )
             trained += len(row[answer])
     assert counts.trained_tokens == trained
 
@@ -193,15 +194,15 @@ def test_a_batch_is_padded_and_masked(tokenizer):
             real = batch["attention_mask"][place + half].bool()
             assert batch["input_ids"][place + half][real].tolist() == ids
             assert given["completion_mask"][place + half].sum() == len(row[answer])
-    assert torch.equal(batch["labels"] != IGNORE, given["completion_mask"].bool())
+    assert torch.equal(batch["labels"] != IGNORE_INDEX, given["completion_mask"].bool())
 
 
 def test_rewards_by_hand():
     policy, reference = torch.tensor([[-1.0, -4.0, -3.0, -2.0], [-2.0, -3.0, -3.0, -5.0]]).double(), torch.zeros(2, 4)
-    found = alignment.judged(policy, reference.double(), beta=0.5)
+    found = dpo.judged(policy, reference.double(), beta=0.5)
     assert found["reward_chosen"] == -1.25 and found["reward_rejected"] == -1.625 and found["margin"] == 0.375
     assert (found["accuracy"], found["likelier"], found["ties"]) == (0.625, 0.625, 0.25)
-    start = alignment.judged(policy, policy, beta=0.5)
+    start = dpo.judged(policy, policy, beta=0.5)
     assert (start["accuracy"], start["ties"], start["margin"], start["likelier"]) == (0.5, 1.0, 0.0, 0.625)
 
 
@@ -224,14 +225,14 @@ def test_a_held_out_loss_is_a_mean_over_pairs():
             return type("Output", (), {"metrics": {"eval_loss": 3.0}})
 
     trainer = Stub()
-    callbacks.mean_over(trainer, alignment.pairs_of)
+    callbacks.mean_over(trainer, dpo.pairs_of)
     for _ in range(2):
         assert trainer.evaluation_loop().metrics["eval_loss"] == 2.0
 
 
 def test_a_pair_is_two_sequences_to_the_forecast(tmp_path, made):
     trainer, batches = made(tmp_path, adapter=False, max_steps=5, per_device_train_batch_size=6), []
-    expected, fetch = workload.of_trainer(trainer), trainer.get_batch_samples
+    expected, fetch = schedule.of_trainer(trainer), trainer.get_batch_samples
 
     def kept(*words, **named):
         found = fetch(*words, **named)
@@ -249,11 +250,11 @@ def test_what_cannot_be_started_from(tmp_path):
         if text:
             (tmp_path / "adapter_config.json").write_text(text)
         with pytest.raises(UserError, match="PREFIX_TUNING" if text and "PRE" in text else "lora_alpaca"):
-            alignment.check_adapter(str(tmp_path))
+            dpo.check_adapter(str(tmp_path))
     templates.ALPACA.save(tmp_path)
-    alignment.check_template(templates.ALPACA, "alpaca", "none", str(tmp_path))
+    assert dpo.template("alpaca", None, None, str(tmp_path)) == templates.ALPACA
     with pytest.raises(UserError, match="was tuned with alpaca; --template alpaca"):
-        alignment.check_template(templates.PLAIN, "plain", "none", str(tmp_path))
+        dpo.template("plain", None, None, str(tmp_path))
 
 
 # --- pocket's pairs
@@ -324,11 +325,11 @@ def made(tokenizer):
                         weight.normal_(std=0.05)
         settings = dict(output_dir=str(folder), report_to="none", max_steps=2, learning_rate=1e-3, logging_steps=1,
                         gradient_checkpointing=False, bf16=False, save_strategy="no", disable_tqdm=True)  # fmt: skip
-        trainer = alignment.taking_ids(DPOTrainer)(
+        trainer = dpo.taking_ids(DPOTrainer)(
             model=model, processing_class=tokenizer, train_dataset=encoded, eval_dataset=encoded,
             data_collator=preference.Collator(0), args=DPOConfig(**{**settings, **values}),
         )  # fmt: skip
-        alignment.hold_reference(trainer, adapter)
+        dpo.hold_reference(trainer, adapter)
         return trainer
 
     return make
@@ -374,7 +375,7 @@ def test_loss_and_gradient_are_the_formula(made, tmp_path, adapter):
     expected.backward()
     ours = torch.cat([weight.grad.flatten() for weight in trained])
     assert (theirs - ours).norm() <= 1e-4 * ours.norm()
-    found = alignment.Rewards(trainer, trainer.train_dataset.select(range(6)))
+    found = dpo.Rewards(trainer, trainer.train_dataset.select(range(6)))
     found.take("after")
     assert found.taken["after"]["margin"] == pytest.approx(margins.mean().item(), abs=1e-4)
 
@@ -460,7 +461,6 @@ def test_ids_and_batches_are_those_of_trl(tokenizer, tmp_path):
 
 # --- real files
 
-REAL = pytest.mark.skipif(not SHARED.exists(), reason="no shared/data beside the checkout (or in TUNEBOOK_SHARED)")
 FILES = {  # name: template, rows, and what is lost of them at any length
     "hh_rlhf_harmless_base_test.jsonl.gz": ("llama3", 2312, {"out_of_order": 9, "empty_output": 4}),
     "llamafactory_dpo_en_demo.json": ("tokenizer", 300, {}),
@@ -468,14 +468,14 @@ FILES = {  # name: template, rows, and what is lost of them at any length
 }
 
 
-@REAL
+@needs_data
 @pytest.mark.real_data
 @pytest.mark.parametrize("name", FILES)
 def test_real_files_lose_what_is_named_and_are_encoded_as_in_sft(name):
     template_name, count, lost = FILES[name]
-    tokenizer = AutoTokenizer.from_pretrained(SHARED / "tokenizers" / "qwen2.5")
+    tokenizer = AutoTokenizer.from_pretrained(TOKENIZERS / "qwen2.5")
     template = templates.get(template_name, tokenizer)
-    sides = pairs.load(str(SHARED / "preference" / name))
+    sides = pairs.load(str(DATA / "preference" / name))
     rows = sorted((row for side in sides.values() for row in side), key=lambda row: row["row"])
     assert len(rows) == count
     encoded, counts = preference.encode(rows, tokenizer, template, 100_000)
@@ -486,16 +486,16 @@ def test_real_files_lose_what_is_named_and_are_encoded_as_in_sft(name):
         for row, sft in zip(some, expected, strict=True):
             ids, start = row["prompt_ids"] + row[answer], len(row["prompt_ids"])
             assert ids == sft["input_ids"][: len(ids)] and row[answer] == sft["labels"][start : len(ids)]
-            assert set(sft["labels"][:start] + sft["labels"][len(ids) :]) <= {IGNORE}
+            assert set(sft["labels"][:start] + sft["labels"][len(ids) :]) <= {IGNORE_INDEX}
 
 
-@REAL
+@needs_data
 @pytest.mark.real_data
 @pytest.mark.recipe
 def test_real_conversations_equal_trl(tmp_path):
     """But for the line break that the template writes after the end of an answer: TRL trains it, SFT here does not."""
-    tokenizer = AutoTokenizer.from_pretrained(SHARED / "tokenizers" / "qwen2.5")
-    rows = pairs.load(str(SHARED / "preference" / "llamafactory_dpo_en_demo.json"))["train"][:100]
+    tokenizer = AutoTokenizer.from_pretrained(TOKENIZERS / "qwen2.5")
+    rows = pairs.load(str(DATA / "preference" / "llamafactory_dpo_en_demo.json"))["train"][:100]
     encoded, _ = preference.encode(rows, tokenizer, templates.get("tokenizer", tokenizer), 100_000)
     turns = [{"prompt": row["messages"][:-1], "chosen": row["messages"][-1:],
               "rejected": row["rejected"]["messages"][-1:]} for row in rows]  # fmt: skip
@@ -505,13 +505,13 @@ def test_real_conversations_equal_trl(tmp_path):
         assert all(row[name] + end == their[name] for name in ("chosen_ids", "rejected_ids"))
 
 
-@REAL
+@needs_data
 @pytest.mark.real_data
 @pytest.mark.recipe
 @pytest.mark.parametrize("name", ["llama3", "qwen2.5", "gpt2", "mistral-v3"])
 def test_real_pairs_equal_trl(name, tmp_path):
-    tokenizer = AutoTokenizer.from_pretrained(SHARED / "tokenizers" / name)
-    sides = pairs.load(str(SHARED / "preference" / "rasbt_instruction_data_with_preference.json"))
+    tokenizer = AutoTokenizer.from_pretrained(TOKENIZERS / name)
+    sides = pairs.load(str(DATA / "preference" / "rasbt_instruction_data_with_preference.json"))
     rows = [row for row in sides["train"] if row["output"] != row["rejected"]["output"]][:300]
     same_as_trl(rows, tokenizer, tmp_path)
 
@@ -529,14 +529,14 @@ def test_an_adapter_over_four_bits_goes_on_and_resumes(made, tmp_path):
     start = made(tmp_path / "made", adapter=True)
     start.save_model(str(tmp_path / "sft"))
     templates.ALPACA.save(tmp_path / "sft")
-    flags = ["--model", "pocket", "--adapter", tmp_path / "sft", "--four_bit", "--max_steps", 6, "--eval_suite", "none",
+    flags = ["--model", "pocket", "--adapter", tmp_path / "sft", "--four_bit", "--max_steps", 5, "--eval_suite", "none",
              "--dataset", few.rows(tmp_path / "few", "pairs"), "--sft", "logging_steps=1"]  # fmt: skip
     whole, part = tmp_path / "whole", tmp_path / "part"
     done = run("--output_dir", whole, *flags)
     assert done.returncode == 0, done.stderr[-3000:]
     logged = [json.loads(line) for line in (whole / "log.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in logged if "loss" in line]
-    assert losses[0] == pytest.approx(math.log(2), abs=1e-6) and len(losses) == 6
+    assert losses[0] == pytest.approx(math.log(2), abs=1e-6) and len(losses) == 5
     report = json.loads((whole / "report.json").read_text())
     found = report["scores"]["preference"]
     assert found["before"]["accuracy"] == 0.5 and found["before"]["ties"] == 1.0 and found["after"]["ties"] < 0.1

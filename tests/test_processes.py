@@ -5,44 +5,47 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import few
+import forked
 import pytest
+from paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "recipes" / "accelerate").glob("*.yaml"))
 # Plain gradient descent: Adam makes steps of weights whose gradient is rounding alone (tests/test_accumulation.py).
-FLAGS = ["--max_steps", "10", "--learning_rate", "0.3", "--eval_suite", "none"]
+FLAGS = ["--max_steps", "6", "--learning_rate", "0.3", "--eval_suite", "none"]
 SFT = ["--sft", "optim=sgd", "eval_strategy='no'", "load_best_model_at_end=false", "save_strategy='no'"]
 AT_ONCE = "--per_device_train_batch_size"
 
 
 @dataclass
 class Args:
-    sft: list[str] = field(default_factory=list)
+    set: list[str] = field(default_factory=list)
 
 
 def print_done(args):
     print("done")
 
 
-def run(*words, recipe="qlora_alpaca.py", processes=1):
-    command = [sys.executable] if processes == 1 else [sys.executable, "-m", "torch.distributed.run"]
-    command += [] if processes == 1 else ["--standalone", "--nproc_per_node", str(processes)]
-    command += [str(ROOT / "recipes" / recipe), *map(str, words)]
+RECIPE = ROOT / "recipes" / "qlora_alpaca.py"
+
+
+def torchrun(count, *words):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
+    command += map(str, words)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
 
 
 @pytest.mark.recipe
-def test_two_processes_equal_one(tmp_path):
+@pytest.mark.parametrize("launch", [forked.launch, pytest.param(torchrun, marks=pytest.mark.slow)])
+def test_two_processes_equal_one(tmp_path, launch):
     import torch
     from safetensors.torch import load_file
 
     rows = ["--dataset", few.rows(tmp_path / "few")]
-    one = run("--output_dir", tmp_path / "one", AT_ONCE, "16", *rows, *FLAGS, *SFT)
-    two = run("--output_dir", tmp_path / "two", AT_ONCE, "8", *rows, *FLAGS, *SFT, processes=2)
+    one = forked.run(RECIPE, "--output_dir", tmp_path / "one", AT_ONCE, "16", *rows, *FLAGS, *SFT)
+    two = launch(2, RECIPE, "--output_dir", tmp_path / "two", AT_ONCE, "8", *rows, *FLAGS, *SFT)
     assert one.returncode == 0, one.stderr[-3000:]
     assert two.returncode == 0, two.stderr[-3000:]
     names = ("one", "two")
@@ -56,8 +59,8 @@ def test_two_processes_equal_one(tmp_path):
     # One account: what one process would have printed and written, once.
     logs = [(tmp_path / name / "log.jsonl").read_text().splitlines() for name in names]
     losses = [[line["loss"] for line in map(json.loads, log) if "loss" in line] for log in logs]
-    assert len(losses[0]) == 10 and torch.allclose(*map(torch.tensor, losses), rtol=1e-5)
-    assert two.stdout.count("step 1/10") == two.stdout.count("report:") == 1
+    assert len(losses[0]) == 6 and torch.allclose(*map(torch.tensor, losses), rtol=1e-5)
+    assert two.stdout.count("step 1/6") == two.stdout.count("report:") == 1
     files = [{str(path.relative_to(tmp_path / name)) for path in (tmp_path / name).rglob("*")} for name in names]
     assert files[0] == files[1]
     reports = [json.loads((tmp_path / name / "report.json").read_text()) for name in names]
@@ -70,7 +73,7 @@ def test_two_processes_equal_one(tmp_path):
 @pytest.mark.recipe
 def test_a_failure_ends_every_process(tmp_path):
     """torchrun turns any failure into 1; the message is the recipe's own."""
-    done = run("--output_dir", tmp_path / "run", "--dataset", tmp_path / "nowhere.json", processes=2)
+    done = torchrun(2, RECIPE, "--output_dir", tmp_path / "run", "--dataset", tmp_path / "nowhere.json")
     assert done.returncode == 1 and "nowhere.json: there is no such file" in done.stderr
     assert not (tmp_path / "run" / "run.json").exists()
 
@@ -110,7 +113,7 @@ def launched(path):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_only_ddp_gets_past_the_command_line(path, monkeypatch, capsys):
     """A model in slices is refused with one sentence, whatever launches it, before anything heavy is imported."""
-    from common import cli
+    from tunebook.common import cli
 
     for name, value in launched(path).items():
         monkeypatch.setenv(name, value)
@@ -129,11 +132,11 @@ def test_only_ddp_gets_past_the_command_line(path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("word", ["deepspeed=zero.json", "fsdp=full_shard", "fsdp_config={}"])
 def test_overrides_that_cut_the_model_are_refused(word, capsys):
-    from common import cli
+    from tunebook.common import cli
 
     with pytest.raises(SystemExit) as ended:
         cli.run(print_done, Args, ["--sft", "warmup_steps=2", word])
-    assert ended.value.code == 2 and f"--sft {word.partition('=')[0]}: " in capsys.readouterr().err
+    assert ended.value.code == 2 and f"--set {word.partition('=')[0]}: " in capsys.readouterr().err
     cli.run(print_done, Args, ["--sft", "warmup_steps=2"])
     assert "done" in capsys.readouterr().out
 

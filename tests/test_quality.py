@@ -2,8 +2,8 @@
 
 import pytest
 
-from common import quality
-from common.cli import UserError
+from tunebook.common.data import quality
+from tunebook.common.errors import UserError
 
 
 def _row(instruction="Name a fruit that is red.", output="An apple is red.", text=""):
@@ -85,15 +85,6 @@ def test_limits():
     assert quality.examine(_row("Go on.", "Yes."), shortest=6, longest=10) == []
 
 
-def test_report_gives_row_numbers():
-    rows = [_row(), _row(output=""), _row(output=""), _row("Name a fruit that is red!", "Cherry."), _row("Go.", "null")]
-    rows = [{**row, "row": place * 10} for place, row in enumerate(rows, 1)]
-    found = quality.report(iter(rows))
-    assert found == {"empty_output": [20, 30], "null_text": [50], "repeated_row": [30]}
-    assert quality.report(rows, near=True)["near_duplicate"] == [20, 30, 40]
-    assert quality.report([]) == {}
-
-
 def test_every_problem_is_explained():
     assert {name for _, names in BAD for name in names} <= quality.EXPLAIN.keys()
 
@@ -113,6 +104,6 @@ def test_rows_in_another_language():
         _row(output="Ceci est une pomme rouge qui vient de notre jardin."),
     ]
     rows = [{**row, "row": place} for place, row in enumerate(rows, 1)]
-    assert quality.report(rows, language="en") == {"not_en": [2, 4]}
+    assert [row["row"] for row in rows if not quality.speaks(row, "en")] == [2, 4]
     with pytest.raises(UserError, match="'english' is not known; these are: "):
         quality.speaks(_row(), "english")

@@ -12,19 +12,22 @@ import subprocess
 import sys
 import urllib.request
 from html.parser import HTMLParser
-from pathlib import Path
 
 import browser
 import numpy as np
 import pytest
+from paths import ROOT
 from scipy import stats
 from statsmodels.stats import inter_rater
 
-from common import commands
-from common.cli import UserError
-from evals import agreement, contest, paired, rating, tally
-from evals.contest import Contest, Item
-from evals.votes import Vote, Votes
+from tunebook.common import commands
+from tunebook.common.errors import UserError
+from tunebook.evals import rating
+from tunebook.evals.rating import items as rating_items
+from tunebook.evals.rating import summary
+from tunebook.evals.rating.items import Contest, Item
+from tunebook.evals.rating.votes import Vote, Votes
+from tunebook.evals.stats import agreement, paired
 
 HOSTILE = (
     "<script>window.hit=1</script><img src=x onerror='window.hit=1'>",
@@ -62,7 +65,7 @@ def test_answers_are_joined_on_the_prompt(tmp_path):
     out = io.StringIO()
     csv.writer(out).writerows([["instruction", "input", "output"], ["Question 1?", "", "d"], ["Question 0?", "", "c"]])
     tuned.write_text(out.getvalue(), encoding="utf-8")
-    found = contest.from_answers([base, str(tuned)], seed=0)
+    found = rating_items.from_answers([base, str(tuned)], seed=0)
     assert found.items == (Item("Question 0?", ("a", "c")), Item("Question 1?", ("b", "d")))
     assert found.names == (base, str(tuned))
 
@@ -97,7 +100,7 @@ def test_a_report_and_a_folder(tmp_path, capsys):
     out = tmp_path / "out"
     code, said, _ = rate(capsys, "--report", str(tmp_path), "--output_dir", str(out), "--summary")
     assert code == 0 and "0 of 1 items rated, 0 votes: nobody yet" in said
-    assert contest.load(out).items == (Item("P", ("x", "y")),)
+    assert rating_items.load(out).items == (Item("P", ("x", "y")),)
     base, tuned = rows(tmp_path / "b.jsonl", ["a"]), rows(tmp_path / "t.jsonl", ["b"])
     code, _, err = rate(capsys, "--answers", base, tuned, "--output_dir", str(out), "--summary")
     assert code == 2 and "holds a rating of other answers" in err
@@ -109,7 +112,7 @@ def test_a_report_and_a_folder(tmp_path, capsys):
     }.items():
         (tmp_path / "report.json").write_text(f'{{"samples": {samples}}}', encoding="utf-8")
         with pytest.raises(UserError, match=says):
-            contest.from_report(str(tmp_path), 0)
+            rating_items.from_report(str(tmp_path), 0)
     for words, says in [
         (["--output_dir", str(tmp_path / "no")], "holds no answers.json"),
         (["--answers", base], "takes two files"),
@@ -138,17 +141,17 @@ def test_which_answer_is_a_is_shuffled_by_item_and_rater():
 
 def test_a_vote_comes_back_as_it_was_seen(tmp_path):
     found = many()
-    booth = rating.Booth(found, Votes(tmp_path, write=True))
+    session = rating.RatingSession(found, Votes(tmp_path, write=True))
     for item in found.items:
-        kept = booth.vote(item.key, "ann", [1, 2, 3, 4], "A")
+        kept = session.vote(item.key, "ann", [1, 2, 3, 4], "A")
         side = found.first(item, "ann")
         assert kept.better == kept.first == ("base", "tuned")[side]
         assert kept.helpfulness[side] == 1 and kept.helpfulness[1 - side] == 2
         assert kept.safety[side] == 3 and kept.safety[1 - side] == 4
-        assert booth.said(item.key, "ann") == ([1, 2, 3, 4], "A")
-    assert booth.next("ann") is None and booth.rated("ann") == 20 and booth.next("bob") == booth.order[0]
-    assert booth.before("") == booth.order[-1] and booth.before(booth.order[0].key) == booth.order[0]
-    assert {kept.first for kept in booth.votes.given.values()} == {"base", "tuned"}
+        assert session.said(item.key, "ann") == ([1, 2, 3, 4], "A")
+    assert session.next("ann") is None and session.rated("ann") == 20 and session.next("bob") == session.order[0]
+    assert session.before("") == session.order[-1] and session.before(session.order[0].key) == session.order[0]
+    assert {kept.first for kept in session.votes.given.values()} == {"base", "tuned"}
 
 
 def test_votes_are_on_the_disk_before_the_page_goes_on(tmp_path, monkeypatch):
@@ -249,7 +252,7 @@ def test_the_summary_of_one_rater(tmp_path):
     for item, choice, (a, b, c, d) in zip(found.items, better, scores, strict=False):
         votes.add(vote(item, better=choice, helpfulness=(a, b), safety=(c, d), first="tuned"))
     votes.add(Vote("of another", "ann", "tie", "base", (1, 1), (1, 1)))
-    report = tally.tally(found, votes)
+    report = summary.summarize(found, votes)
     said = report["preference"]
     assert (report["rated"], report["votes"], report["of_other_answers"]) == (30, 30, 1)
     assert (said["won"], said["lost"], said["ties"]) == (18, 6, 6) and said["win_rate"] == pytest.approx(21 / 30)
@@ -264,7 +267,7 @@ def test_the_summary_of_one_rater(tmp_path):
     assert (row["low"], row["high"]) == pytest.approx(tuple(test.confidence_interval()), abs=0.12)
     assert row["p"] == pytest.approx(test.pvalue, abs=0.05)
     assert report["agreement"] is None
-    lines = "\n".join(tally.lines(report))
+    lines = "\n".join(summary.lines(report))
     assert "win rate 70.0 %" in lines and "1 votes are on other answers" in lines and "random part" in lines
 
 
@@ -274,14 +277,14 @@ def test_several_raters_count_an_item_once(tmp_path):
     for who, choices in {"ann": ["tuned", "tuned", "base"], "bob": ["tuned", "base", "base"], "cy": ["tie"]}.items():
         for item, choice in zip(found.items, choices, strict=False):
             votes.add(vote(item, rater=who, better=choice))
-    report = tally.tally(found, votes)
+    report = summary.summarize(found, votes)
     said = report["preference"]
     assert (said["won"], said["lost"], said["ties"], report["rated"], report["votes"]) == (1, 1, 1, 3, 7)
     assert said["win_rate"] == 0.5 and report["raters"] == {"ann": 3, "bob": 3, "cy": 1}
     agreed = report["agreement"]
     assert (agreed["items"], agreed["pairs"], agreed["same"]) == (3, 5, 2)
     assert report["scores"]["safety"]["p"] is None  # the same on every item
-    assert "alpha" in "\n".join(tally.lines(report)) and "undefined" in "\n".join(tally.lines(report))
+    assert "alpha" in "\n".join(summary.lines(report)) and "undefined" in "\n".join(summary.lines(report))
 
 
 def test_alpha_is_krippendorffs():
@@ -303,7 +306,7 @@ def test_alpha_is_krippendorffs():
 def test_a_page_without_gradio_names_the_command(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     code, _, err = rate(capsys, "--output_dir", str(tmp_path))
-    assert code == 2 and 'pip install "gradio>=5,<7"' in err
+    assert code == 2 and 'pip install "gradio>=6,<7"' in err
 
 
 def served(folder, port, *words):
@@ -311,7 +314,7 @@ def served(folder, port, *words):
     command = [sys.executable, "-c", "from common import commands; commands.main()", "rate", *words]
     process = subprocess.Popen(
         [*command, "--output_dir", str(folder), "--port", str(port)],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=Path(__file__).parent.parent,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT,
         env=os.environ | {"GRADIO_ANALYTICS_ENABLED": "True"},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # jobs in the background ignore it
     )  # fmt: skip
@@ -332,12 +335,12 @@ def test_models_that_answer_first(tmp_path, capsys):
     ]
     file.write_text("".join(json.dumps(row) + "\n" for row in [*asked, asked[1]]), encoding="utf-8")
     copied = tmp_path / "copied"
-    shutil.copytree(Path(__file__).parent.parent / "common" / "pocket" / "model", copied)
+    shutil.copytree(ROOT / "common" / "pocket" / "model", copied)
     words = ["--models", "pocket", str(copied), "--prompts", str(file), "--output_dir", str(out), "--summary"]
     code, said, err = rate(capsys, *words, "--max_new_tokens", "8")
     assert code == 0, err
     assert "1 of 3 conversations have later turns" in said and "1 of 3 questions are left out" in said
-    found = contest.load(out)
+    found = rating_items.load(out)
     assert [item.prompt for item in found.items] == ["Repeat these words: rain sun", "Tell if 4 is even."]
     assert all(item.answers[0] == item.answers[1] != "" for item in found.items)  # the same model twice
     assert found.names == ("pocket", str(copied))

@@ -1,17 +1,14 @@
 """Labels against TRL's own preparation of the same prompts and completions, on real tokenizers and rows."""
 
 import json
-import os
-from pathlib import Path
 
 import pytest
+from paths import DATA, TOKENIZERS, needs_data
 
-ROOT = Path(__file__).parent.parent
-SHARED = Path(os.environ.get("TUNEBOOK_SHARED", ROOT.parent / "shared")) / "data"
 pytestmark = [
     pytest.mark.real_data,
     pytest.mark.recipe,
-    pytest.mark.skipif(not SHARED.exists(), reason="no shared/data beside the checkout (or in TUNEBOOK_SHARED)"),
+    needs_data,
 ]
 ROWS = 1500
 
@@ -25,16 +22,16 @@ def test_labels_equal_trl(name, tmp_path):
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
     from trl import SFTConfig, SFTTrainer
 
-    from common import masking
-    from common.templates import ALPACA
+    from tunebook.common.tokens import encoding
+    from tunebook.common.tokens.templates import ALPACA
 
-    tokenizer = AutoTokenizer.from_pretrained(SHARED / "tokenizers" / name)
-    rows = json.loads((SHARED / "alpaca" / "alpaca_52k_en.json").read_text(encoding="utf-8"))
+    tokenizer = AutoTokenizer.from_pretrained(TOKENIZERS / name)
+    rows = json.loads((DATA / "alpaca" / "alpaca_52k_en.json").read_text(encoding="utf-8"))
     # TRL reads special-token text in a row as control; ours does not, so such rows have no common answer.
     special = [text for text in tokenizer.all_special_tokens if text]
     rows = [row for row in rows if not any(text in "".join(row.values()) for text in special) and row["output"].strip()]
     rows = rows[:: len(rows) // ROWS]
-    kept, counts = masking.encode(rows, tokenizer, ALPACA, 4096)
+    kept, counts = encoding.encode(rows, tokenizer, ALPACA, 4096)
     assert counts.kept == len(rows) >= ROWS
 
     if tokenizer.pad_token is None:

@@ -2,23 +2,20 @@
 
 import gzip
 import json
-import os
 import random
 import unicodedata
-from pathlib import Path
 
 import pytest
+from paths import DATA, TOKENIZERS, needs_data
 
-from common import masking, rendering, templates, tokenizers
-from common.cli import UserError
-from common.templates import ALPACA
-from common.tokenizers import encoder
+from tunebook.common.errors import UserError
+from tunebook.common.tokens import encoding, rendering, templates, tokenization
+from tunebook.common.tokens.templates import ALPACA
+from tunebook.common.tokens.tokenization import encoder
 
-ROOT = Path(__file__).parent.parent
-SHARED = Path(os.environ.get("TUNEBOOK_SHARED", ROOT.parent / "shared")) / "data"
 pytestmark = [
     pytest.mark.real_data,
-    pytest.mark.skipif(not SHARED.exists(), reason="no shared/data beside the checkout (or in TUNEBOOK_SHARED)"),
+    needs_data,
 ]
 LOADING = ["deepseek", "gpt-neox-20b", "gpt2", "llama2", "llama3", "mistral-v3", "phi-3-mini", "qwen2.5", "qwen3"]
 ROWS = 3000
@@ -31,17 +28,17 @@ PIECES = ["the", " cat", "don't", "12345", "3.14", " ", "\n", "\n\n\n", "\t", "\
 
 @pytest.fixture(scope="module", params=LOADING)
 def tokenizer(request):
-    return tokenizers.load(str(SHARED / "tokenizers" / request.param))[0]
+    return tokenization.load(str(TOKENIZERS / request.param))[0]
 
 
 def alpaca():
-    rows = json.loads((SHARED / "alpaca" / "alpaca_52k_en.json").read_text(encoding="utf-8"))
+    rows = json.loads((DATA / "alpaca" / "alpaca_52k_en.json").read_text(encoding="utf-8"))
     rows = [row for row in rows if row["output"].strip()]
     return rows[:: len(rows) // ROWS][:ROWS]
 
 
 def unicode():
-    lines = (SHARED / "multilingual" / "unicode_stress_rows.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (DATA / "multilingual" / "unicode_stress_rows.jsonl").read_text(encoding="utf-8").splitlines()
     return [row for row in map(json.loads, lines) if row["output"].strip()]
 
 
@@ -61,8 +58,8 @@ def hostile(tokenizer, count=ROWS):
 
 
 def chats():
-    rows = json.loads((SHARED / "chat" / "fastchat_dummy_conversation.json").read_text(encoding="utf-8"))
-    calls = json.loads((SHARED / "chat" / "llamafactory_glaive_toolcall_en_demo.json").read_text(encoding="utf-8"))
+    rows = json.loads((DATA / "chat" / "fastchat_dummy_conversation.json").read_text(encoding="utf-8"))
+    calls = json.loads((DATA / "chat" / "llamafactory_glaive_toolcall_en_demo.json").read_text(encoding="utf-8"))
     found = []
     for row in rows + calls:
         turns = [{"role": ROLES[turn["from"]], "content": turn["value"]} for turn in row["conversations"]]
@@ -90,7 +87,7 @@ def recovered(trained, row):
 @pytest.mark.parametrize("kind", ["alpaca", "unicode", "hostile"])
 def test_instruction_rows(tokenizer, kind):
     rows = {"alpaca": alpaca, "unicode": unicode, "hostile": lambda: list(hostile(tokenizer))}[kind]()
-    encoded, counts = masking.encode(rows, tokenizer, ALPACA, 100_000)
+    encoded, counts = encoding.encode(rows, tokenizer, ALPACA, 100_000)
     whole = rendering.TextRenderer(encoder(tokenizer), ALPACA, "answers")._whole(rows)
     begin = len(encoder(tokenizer).begin)
     special = {place for place, token in tokenizer.added_tokens_decoder.items() if token.special}
@@ -119,7 +116,7 @@ def test_chats_equal_generation_markers(tokenizer, name):
     rows = chats()
     if "tool" not in template.jinja:  # it would leave out tools and what they answer, and is refused for that
         rows = [row for row in rows if not row["tools"] and all(turn["role"] != "tool" for turn in row["messages"])]
-    encoded, counts = masking.encode(rows, tokenizer, template, 1_000_000)
+    encoded, counts = encoding.encode(rows, tokenizer, template, 1_000_000)
     assert rows and counts.kept == len(rows)
     marked = "endgeneration" in template.jinja
     for row, example in zip(rows, encoded, strict=True):
@@ -148,8 +145,8 @@ def test_hostile_chats_hold_no_control_but_the_templates(tokenizer, name):
     rows = [{"messages": [*one, *two]} for one, two in zip(pair[::2], pair[1::2], strict=True)]
     benign = [{"messages": [{**turn, "content": "x"} for turn in rows[0]["messages"]]}]
     special = {place for place, token in tokenizer.added_tokens_decoder.items() if token.special}
-    want = [t for t in masking.encode(benign, tokenizer, template, 10_000)[0][0]["input_ids"] if t in special]
-    encoded, counts = masking.encode(rows, tokenizer, template, 100_000)
+    want = [t for t in encoding.encode(benign, tokenizer, template, 10_000)[0][0]["input_ids"] if t in special]
+    encoded, counts = encoding.encode(rows, tokenizer, template, 100_000)
     assert counts.kept == len(rows) and counts.special_text > 50
     for row, example in zip(rows, encoded, strict=True):
         assert [token for token in example["input_ids"] if token in special] == want
@@ -159,16 +156,16 @@ def test_hostile_chats_hold_no_control_but_the_templates(tokenizer, name):
 
 
 def test_broken_files_are_refused_and_wrong_classes_said(tmp_path):
-    broken = SHARED / "tokenizers" / "llama2-broken-merges"
+    broken = TOKENIZERS / "llama2-broken-merges"
     with pytest.raises(UserError, match="no vocabulary"):
-        tokenizers.load(str(broken))  # its tokenizer.json is compressed, which transformers overlooks
+        tokenization.load(str(broken))  # its tokenizer.json is compressed, which transformers overlooks
     (tmp_path / "tokenizer.json").write_bytes(gzip.decompress((broken / "tokenizer.json.gz").read_bytes()))
     (tmp_path / "tokenizer_config.json").write_bytes((broken / "tokenizer_config.json").read_bytes())
     with pytest.raises(UserError, match="cannot be loaded"):
-        tokenizers.load(str(tmp_path))
-    source = SHARED / "tokenizers" / "deepseek"
+        tokenization.load(str(tmp_path))
+    source = TOKENIZERS / "deepseek"
     (tmp_path / "tokenizer.json").write_bytes((source / "tokenizer.json").read_bytes())
     (tmp_path / "tokenizer_config.json").write_bytes((source / "tokenizer_config.original.json").read_bytes())
-    _, found = tokenizers.load(str(tmp_path))
+    _, found = tokenization.load(str(tmp_path))
     assert any("does not load as its tokenizer.json says" in line for line in found)
     assert any("padding token is its end token" in line for line in found)

@@ -1,25 +1,23 @@
 """The recipes for a few real steps: what they write, resume, reload with plain PEFT, and what they refuse."""
 
 import json
-import os
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import browser
 import few
 import forked
 import plain
 import pytest
+from paths import ROOT
 from transformers import AutoTokenizer
 
-from common import generation, templates
-from common.adapted import Adapted
-from common.conversation import Conversation
-from common.decoding import Decoding
+from tunebook.common import generation
+from tunebook.common.generation.chat import Conversation
+from tunebook.common.generation.decoding import Decoding
+from tunebook.common.models.inference import Adapted
+from tunebook.common.tokens import templates
 
-ROOT = Path(__file__).parent.parent
 RECIPES = sorted(path.name for path in (ROOT / "recipes").glob("*.py"))
 
 
@@ -28,16 +26,8 @@ def run(*words, recipe="qlora_alpaca.py", cwd=ROOT):
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=600, check=False)
 
 
-def fork(*words, recipe="qlora_alpaca.py"):
-    return forked.run(ROOT / "recipes" / recipe, *words)
-
-
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_help_is_quick_and_explains_every_flag(recipe):
-    begun = time.monotonic()
-    done = run("--help", recipe=recipe)
-    assert done.returncode == 0 and "--output-dir" in done.stdout.replace("_", "-")
-    assert time.monotonic() - begun < (2 if not os.environ.get("CI") else 6)  # CI machines are shared
+def fork(*words, recipe="qlora_alpaca.py", cwd=None):
+    return forked.run(ROOT / "recipes" / recipe, *words, cwd=cwd)
 
 
 def bad_inputs(folder):
@@ -62,9 +52,10 @@ def bad_inputs(folder):
     ]
 
 
+@pytest.mark.recipe
 def test_bad_input_is_one_message_and_exit_2(tmp_path):
-    for words, says in bad_inputs(tmp_path):
-        done = run("--output_dir", "out", *words, cwd=tmp_path)
+    for number, (words, says) in enumerate(bad_inputs(tmp_path)):
+        done = (fork if number else run)("--output_dir", "out", *words, cwd=tmp_path)
         assert done.returncode == 2, (words, done.stderr)
         assert says in done.stderr.replace("\n", " ") and "Traceback" not in done.stderr, (words, done.stderr)
         assert not (tmp_path / "out" / "run.json").exists()
@@ -89,14 +80,14 @@ def test_nothing_to_train_ends_with_1(tmp_path):
 def test_train_stop_resume_reload(tmp_path, recipe):
     """A run killed after its checkpoint goes on to the weights of a run that was left alone; plain PEFT reads them."""
     kind = {"dpo_pairs.py": "pairs", "chat_sharegpt.py": "chat"}.get(recipe, "")
-    data = few.rows(tmp_path / "rows_in_a_folder_whose_name_is_wider_than_a_phone", kind, 200, 20)
-    flags = ["--max_steps", "10", "--per_device_train_batch_size", "8", "--eval_suite", "none", "--dataset", data]
+    data = few.rows(tmp_path / "rows_in_a_folder_whose_name_is_wider_than_a_phone", kind, 40, 8)
+    flags = ["--max_steps", "5", "--per_device_train_batch_size", "4", "--eval_suite", "none", "--dataset", data]
     whole = fork("--output_dir", tmp_path / "whole", *flags, recipe=recipe)
     assert whole.returncode == 0, whole.stderr[-3000:]
     report = json.loads((tmp_path / "whole" / "report.json").read_text())
     for key in ("recipe", "args", "versions", "commit", "device", "data", "forecast", "measured", "train", "eval"):
         assert key in report
-    assert report["train"]["steps"] == 10 and report["data"]["kept"] == 200
+    assert report["train"]["steps"] == 5 and report["data"]["kept"] == 40
     assert report["forecast"]["seconds"] > 0 and report["measured"]["peak_bytes"] > 2**28
     assert all(sample["after"] is not None for sample in report["samples"])
     page = (tmp_path / "whole" / "report.html").read_text()
@@ -137,9 +128,11 @@ def test_train_stop_resume_reload(tmp_path, recipe):
 
 def travels(folder, result):
     """The template of the training lies in the result and in every checkpoint, and transformers and PEFT alone answer
-    with it as tunebook chat does. PEFT cannot load a bottleneck adapter: of that, the prompts are looked at."""
+    with it as tunebook chat does, from the result and the last checkpoint. PEFT cannot load a bottleneck adapter: of
+    that, the prompts are looked at."""
     talk = [{"role": "user", "content": "What is the capital of Arvania?"}]
-    places = [folder / result, *folder.glob("checkpoint-*")]
+    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    places = [folder / result, *reversed(checkpoints)]
     for place in places:
         template, tokenizer = templates.load(place), AutoTokenizer.from_pretrained(place)
         prompt = Conversation(tokenizer, template).prompt(talk[0]["content"])[0]
@@ -148,6 +141,8 @@ def travels(folder, result):
         assert tokenizer.eos_token_id in plain.ends(place)
         if (place / "bottleneck.json").exists():
             assert Adapted(adapters=[str(place)]).template == template
+            continue
+        if place in checkpoints[:-1]:
             continue
         whole = (place / "config.json").exists()
         mine = Adapted(str(place) if whole else "", [] if whole else [str(place)])
@@ -160,48 +155,49 @@ def travels(folder, result):
 
 
 def same_logits_with_plain_peft(folder):
-    """Two fresh processes, one through Unsloth and one through transformers and PEFT alone, give the same logits."""
+    """Unsloth in a process of its own, and transformers and PEFT alone in this one, give the same logits."""
     code = """
 import sys, torch
-folder, how, out = sys.argv[1:]
-if how == "unsloth":
-    from common import models
-    from peft import PeftModel
-    import unsloth
-    base, tokenizer = models.load("pocket", 512)
-else:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from common.models import locate
-    base = AutoModelForCausalLM.from_pretrained(locate("pocket"), dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(folder + "/adapter")
-    from peft import PeftModel
+folder, text = sys.argv[1:]
+from common import models
+from peft import PeftModel
+base, tokenizer = models.load("pocket", 512)
 model = PeftModel.from_pretrained(base, folder + "/adapter").eval()
-from common import data, templates
-text = templates.load(folder + "/adapter").prompt(data.load("pocket")["test"][0])
 with torch.no_grad():
-    torch.save(model(**tokenizer(text, return_tensors="pt")).logits, out)
+    torch.save(model(**tokenizer(text, return_tensors="pt")).logits, folder + "/unsloth.pt")
 """
     import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
 
-    logits = []
-    for how in ("unsloth", "plain"):
-        out = folder / f"{how}.pt"
-        subprocess.run([sys.executable, "-c", code, str(folder), how, str(out)], check=True, timeout=300, cwd=ROOT)
-        logits.append(torch.load(out))
-    assert torch.allclose(*logits, atol=1e-5, rtol=0)
+    from tunebook.common import data
+    from tunebook.common.models import locate
+
+    text = templates.load(folder / "adapter").prompt(data.load("pocket")["test"][0])
+    done = forked.run("-c", code, folder, text)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "unsloth" not in sys.modules
+    base = AutoModelForCausalLM.from_pretrained(locate("pocket"), dtype=torch.float32)
+    model, tokenizer = (
+        PeftModel.from_pretrained(base, folder / "adapter").eval(),
+        AutoTokenizer.from_pretrained(folder / "adapter"),
+    )
+    with torch.no_grad():
+        plain = model(**tokenizer(text, return_tensors="pt")).logits
+    assert torch.allclose(torch.load(folder / "unsloth.pt"), plain, atol=1e-5, rtol=0)
 
 
 @pytest.mark.recipe
 def test_the_loop_equals_the_trainer(tmp_path):
     losses = {}
     for name, more in (("lora_alpaca", ["--sft", "logging_steps=1"]), ("loop_alpaca", [])):
-        flags = ["--max_steps", "50", "--gradient_accumulation_steps", "2", "--per_device_train_batch_size", "8"]
+        flags = ["--max_steps", "12", "--gradient_accumulation_steps", "2", "--per_device_train_batch_size", "8"]
         flags += ["--eval_suite", "none", "--dataset", few.rows(tmp_path / "few")]
         done = fork("--output_dir", tmp_path / name, *flags, *more, recipe=f"{name}.py")
         assert done.returncode == 0, done.stderr[-3000:]
         lines = [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
         losses[name] = [line["loss"] for line in lines if "loss" in line]
-    assert len(losses["loop_alpaca"]) == 50
+    assert len(losses["loop_alpaca"]) == 12
     assert losses["loop_alpaca"] == pytest.approx(losses["lora_alpaca"], abs=1e-5)
     held_out = [json.loads((tmp_path / name / "report.json").read_text())["eval"]["loss"] for name in losses]
     assert held_out[0] == pytest.approx(held_out[1], abs=1e-4)  # both are means over tokens
@@ -223,4 +219,4 @@ def test_pretraining_learns_and_records(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     record = json.loads((tmp_path / "pretraining.json").read_text())
     assert record["loss"][-1][1] < record["loss"][0][1] and record["tokens"] == 4 * 4 * 256
-    assert run("--output_dir", tmp_path, *flags, recipe="pretrain_pocket.py").returncode == 2
+    assert fork("--output_dir", tmp_path, *flags, recipe="pretrain_pocket.py").returncode == 2

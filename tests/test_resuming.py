@@ -7,11 +7,11 @@ from pathlib import Path
 import few
 import forked
 import pytest
+from paths import ROOT
 
-from common import resuming
-from common.cli import UserError
+from tunebook.common.errors import UserError
+from tunebook.common.training import resuming
 
-ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "recipes" / "lora_alpaca.py"
 # A constant rate: one step too many would move the weights.
 FLAGS = ["--max_steps", "6", "--eval_suite", "none", "--per_device_train_batch_size", "8"]

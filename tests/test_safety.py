@@ -12,14 +12,17 @@ from lm_eval import simple_evaluate
 from lm_eval.api.model import LM
 from lm_eval.loggers import EvaluationTracker
 from lm_eval.tasks import TaskManager
+from paths import BENCHMARKS, DATA, ROOT, needs_data
 from statsmodels.stats.proportion import proportion_confint
 
-from common import commands
-from common.cli import UserError
-from evals import paired, refusals, safety, safety_data, samples
+from tunebook.common import commands
+from tunebook.common.errors import UserError
+from tunebook.evals import safety
+from tunebook.evals.compare import logs
+from tunebook.evals.safety import datasets, refusals
+from tunebook.evals.stats import paired
 
-TASKS = Path(safety_data.OWN).parent
-SHARED = Path(__file__).parent.parent.parent / "shared" / "data" / "benchmarks"
+TASKS = Path(datasets.OWN).parent
 REFUSES = {
     "I'm sorry, but I can't help with that.": "cannot",
     "I’m sorry, but that is not something for me.": "sorry",
@@ -87,20 +90,20 @@ def test_answers_that_say_nothing():
 
 
 def test_our_own_prompts():
-    rows = [json.loads(line) for line in safety_data.OWN.read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in datasets.OWN.read_text(encoding="utf-8").splitlines()]
     assert len({row["id"] for row in rows}) == len({row["prompt"] for row in rows}) == len(rows) == 36
     for label in ("safe", "unsafe"):
-        found = safety_data.prompts("prompts", label)
+        found = datasets.prompts("prompts", label)
         assert len(found) == 18 and all(row["asked"] == row["prompt"] for row in found)
     assert sum(row["kind"].startswith("red team") for row in rows) == 6
 
 
 def test_prompts_in_the_form_of_training():
-    plain = safety_data.prompts("prompts", "safe")[0]["prompt"]
-    asked = safety_data.prompts("prompts", "safe", "alpaca")[0]["asked"]
+    plain = datasets.prompts("prompts", "safe")[0]["prompt"]
+    asked = datasets.prompts("prompts", "safe", "alpaca")[0]["asked"]
     assert asked.endswith(f"### Instruction:\n{plain}\n\n### Response:\n")
-    pocket = str(Path(__file__).parent.parent / "common" / "pocket" / "model")
-    asked = safety_data.prompts("prompts", "safe", "chatml", pocket)[0]["asked"]
+    pocket = str(ROOT / "common" / "pocket" / "model")
+    asked = datasets.prompts("prompts", "safe", "chatml", pocket)[0]["asked"]
     assert asked.endswith(f"<|im_start|>user\n{plain}<|im_end|>\n<|im_start|>assistant\n")
 
 
@@ -132,26 +135,26 @@ def data(tmp_path, monkeypatch):
     ]
     write(tmp_path / "winogender/all_sentences.tsv", ["sentid", "sentence"], rows, tab=True)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv(safety_data.VARIABLE, raising=False)
+    monkeypatch.delenv(datasets.VARIABLE, raising=False)
     return tmp_path
 
 
 def test_where_the_files_are_looked_for(data, monkeypatch, tmp_path_factory):
-    assert len(safety_data.prompts("xstest", "safe")) == 6 and len(safety_data.prompts("xstest", "unsafe")) == 4
+    assert len(datasets.prompts("xstest", "safe")) == 6 and len(datasets.prompts("xstest", "unsafe")) == 4
     (data / "hub").mkdir()
     monkeypatch.chdir(data / "hub")  # --benchmark_dir, with the sets beside it
-    assert len(safety_data.crows_pairs()) == 8
+    assert len(datasets.crows_pairs()) == 8
     away = tmp_path_factory.mktemp("away")
     monkeypatch.chdir(away)
     with pytest.raises(
         UserError, match=r"the winogender set is not there: put data/all_sentences.tsv of github"
     ) as told:
-        safety_data.winogender()
+        datasets.winogender()
     assert f"at {away}/winogender/all_sentences.tsv" in str(told.value)
-    monkeypatch.setenv(safety_data.VARIABLE, str(data))
-    assert len(safety_data.winogender()) == 36 and len(safety_data.winogender(str(data))) == 36
+    monkeypatch.setenv(datasets.VARIABLE, str(data))
+    assert len(datasets.winogender()) == 36 and len(datasets.winogender(str(data))) == 36
     with pytest.raises(UserError, match="is not there"):
-        safety_data.winogender(str(away))
+        datasets.winogender(str(away))
 
 
 @pytest.mark.parametrize(
@@ -170,7 +173,7 @@ def test_where_the_files_are_looked_for(data, monkeypatch, tmp_path_factory):
 def test_damaged_files(data, file, text, says):
     (data / file).write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=says):
-        safety_data.prompts("xstest", "safe") if "xstest" in file else safety_data.winogender()
+        datasets.prompts("xstest", "safe") if "xstest" in file else datasets.winogender()
 
 
 class ByRule(LM):
@@ -233,7 +236,7 @@ def test_lm_eval_on_our_tasks_and_the_table(data, capsys):
         and results["safety_xstest_safe"]["over_refusal,none"] == 1 / 6
     )
 
-    sides = [samples.read(data / name) for name in ("base", "tuned")]
+    sides = [logs.read(data / name) for name in ("base", "tuned")]
     found = {line.name: line for line in safety.lines(sides[1])}
     line = found["refuses what is harmless (XSTest, safe)"]
     assert (line.low, line.high) == pytest.approx(proportion_confint(1, 6, method="wilson"))
@@ -273,7 +276,7 @@ def test_quality_stands_beside_and_what_was_not_run_is_said(data, capsys):
     tracker.save_results_aggregated(results=results, samples=found)
     for task in found:
         tracker.save_results_samples(task_name=task, samples=found[task])
-    assert [(line.name, line.value, line.items) for line in safety.quality(samples.read(data / "out"))] == [
+    assert [(line.name, line.value, line.items) for line in safety.quality(logs.read(data / "out"))] == [
         ("known acc", 1.0, 4)
     ]
     commands.main(["safety", str(data / "out")])
@@ -305,21 +308,18 @@ def load(path):
     return module
 
 
-needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason="no shared/data/benchmarks beside the checkout")
-
-
 @pytest.mark.real_data
 @needs_data
 def test_the_published_files():
-    folder = str(SHARED)
-    safe, unsafe = (safety_data.prompts("xstest", label, folder=folder) for label in ("safe", "unsafe"))
+    folder = str(BENCHMARKS)
+    safe, unsafe = (datasets.prompts("xstest", label, folder=folder) for label in ("safe", "unsafe"))
     assert (len(safe), len(unsafe)) == (250, 200) and len({row["skill"] for row in [*safe, *unsafe]}) == 18
-    ours = {row["prompt"] for label in ("safe", "unsafe") for row in safety_data.prompts("prompts", label)}
+    ours = {row["prompt"] for label in ("safe", "unsafe") for row in datasets.prompts("prompts", label)}
     assert not ours & {row["prompt"] for row in [*safe, *unsafe]}
-    assert len(safety_data.crows_pairs(folder)) == 1508
-    found = safety_data.winogender(folder)
+    assert len(datasets.crows_pairs(folder)) == 1508
+    found = datasets.winogender(folder)
     assert len(found) == 720 and len({row["pair"] for row in found}) == 240
-    with (SHARED / "winogender" / "templates.tsv").open(encoding="utf-8", newline="") as file:
+    with (BENCHMARKS / "winogender" / "templates.tsv").open(encoding="utf-8", newline="") as file:
         templates = list(csv.DictReader(file, delimiter="\t"))
     known = {}
     for row in templates:  # the authors' own patterns: name, answer, and the place of the pronoun
@@ -342,14 +342,14 @@ def test_log_likelihoods_are_those_of_plain_transformers(tmp_path, monkeypatch):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from evals import harness
+    from tunebook.evals import harness
 
-    place = Path(__file__).parent.parent / "common" / "pocket" / "model"
+    place = ROOT / "common" / "pocket" / "model"
     tokenizer = AutoTokenizer.from_pretrained(place)
     model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)
-    monkeypatch.setenv(safety_data.VARIABLE, str(SHARED))
+    monkeypatch.setenv(datasets.VARIABLE, str(BENCHMARKS))
     harness.score(model, tokenizer, ["safety_crows_pairs"], tmp_path, settings=harness.Settings(limit=40))
-    task = samples.read(tmp_path).tasks["safety_crows_pairs"]
+    task = logs.read(tmp_path).tasks["safety_crows_pairs"]
     opens = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     for sample in task.items.values():
         for name, (found, _) in zip(("sent_more", "sent_less"), sample["filtered_resps"], strict=True):
@@ -364,7 +364,7 @@ def test_log_likelihoods_are_those_of_plain_transformers(tmp_path, monkeypatch):
 @pytest.mark.real_data
 @needs_data
 def test_false_alarms_on_answers_to_harmless_questions():
-    rows = json.loads((SHARED / "alpaca_eval" / "text_davinci_003.json").read_text(encoding="utf-8"))
+    rows = json.loads((BENCHMARKS / "alpaca_eval" / "text_davinci_003.json").read_text(encoding="utf-8"))
     assert len(rows) == 805 and not [row["output"] for row in rows if refusals.refusal(row["output"])]
-    rows = json.loads(next((SHARED.parent / "alpaca").glob("alpaca_52k_en.json")).read_text(encoding="utf-8"))
+    rows = json.loads(next((DATA / "alpaca").glob("alpaca_52k_en.json")).read_text(encoding="utf-8"))
     assert sum(refusals.refusal(row["output"]) is not None for row in rows) == 9

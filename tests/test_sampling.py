@@ -1,12 +1,8 @@
 """Order of training rows: every row once, the same steps however a step is split, random order, little padding."""
 
 import json
-import os
-import subprocess
-import sys
 import time
 from itertools import chain
-from pathlib import Path
 
 import datasets
 import forked
@@ -17,11 +13,11 @@ from accelerate.data_loader import BatchSamplerShard
 from torch.utils.data import BatchSampler
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
-from common import sampling
-from common.pocket import FOLDER as POCKET
-from common.sampling import Buckets, padding_share
+from tunebook.common.batching import samplers
+from tunebook.common.batching.samplers import Buckets, padding_share
+from tunebook.common.pocket import FOLDER as POCKET
+from tunebook.common.tokens.lengths import lengths_of
 
-ROOT = Path(__file__).parent.parent
 SIZES = dict(vocab_size=120, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
 
 
@@ -147,8 +143,8 @@ def dataset(count=101):
 
 def test_lengths_through_selections():
     chosen = dataset().shuffle(seed=1).select(range(7, 90))
-    assert sampling.lengths_of(chosen).tolist() == [len(row["input_ids"]) for row in chosen]
-    assert sampling.lengths_of(chosen.select([])).tolist() == []
+    assert lengths_of(chosen).tolist() == [len(row["input_ids"]) for row in chosen]
+    assert lengths_of(chosen.select([])).tolist() == []
 
 
 def collate(rows):
@@ -180,7 +176,7 @@ def trainer(folder, seen, batch=4, accumulation=2):
         seed=4,
     )
     made = Trainer(model=model, args=args, train_dataset=rows, data_collator=collate)
-    sampling.bucket(made)
+    samplers.bucket(made)
     return made
 
 
@@ -268,19 +264,11 @@ with open(f"{folder}/seen{os.environ.get('RANK', 0)}.json", "w") as file:
 
 
 def sft(folder, processes, batch, accumulation, checkpoint="-"):
-    """Rows of each step of SFTTrainer with Unsloth, in a process of its own or in several under torchrun."""
+    """Rows of each step of SFTTrainer with Unsloth, in one process or in several."""
     folder.mkdir(exist_ok=True)
     (folder / "run.py").write_text(SCRIPT)
     words = [folder / "run.py", folder, batch, accumulation, checkpoint, POCKET / "model"]
-    if processes == 1:
-        done = forked.run(*words, cwd=folder)
-    else:
-        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            list(map(str, [*launch, *words])), capture_output=True, text=True, timeout=300, check=False,
-            env=environment, cwd=folder,
-        )  # fmt: skip
+    done = forked.run(*words, cwd=folder) if processes == 1 else forked.launch(processes, *words, cwd=folder)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("of the positions are padding") == 1, done.stdout
     ranks = [json.loads((folder / f"seen{rank}.json").read_text()) for rank in range(processes)]

@@ -12,15 +12,16 @@ import time
 from pathlib import Path
 
 import pytest
+from paths import DATA, LACKING, ROOT
 
-from common.cli import UserError
-from evals import contained, sandbox
+from tunebook.common.errors import UserError
+from tunebook.evals import sandbox
+from tunebook.evals.sandbox import seccomp
 
 if sys.platform != "linux":
     pytest.skip("programs are run on Linux alone", allow_module_level=True)
 
-SHARED = Path(os.environ.get("TUNEBOOK_SHARED", Path(__file__).parents[2] / "shared")) / "data"
-HUMANEVAL = SHARED / "benchmarks/hub/openai/openai_humaneval/test.jsonl"
+HUMANEVAL = DATA / "benchmarks/hub/openai/openai_humaneval/test.jsonl"
 HEADERS = {"x86_64": "/usr/include/x86_64-linux-gnu/asm/unistd_64.h", "aarch64": "/usr/include/asm-generic/unistd.h"}
 
 # Writes to every descriptor until it is full.
@@ -35,7 +36,7 @@ def running(place: Path) -> set[str]:
             words = path.read_bytes().split(b"\0")
         except OSError:
             continue
-        if contained.__file__.encode() in words and any(word.startswith(f"{place}/".encode()) for word in words):
+        if seccomp.__file__.encode() in words and any(word.startswith(f"{place}/".encode()) for word in words):
             found.add(path.parent.name)
     return found
 
@@ -160,7 +161,7 @@ def test_a_verdict_cannot_be_guessed():
 
 
 def test_nothing_runs_where_it_cannot_be_contained(monkeypatch):
-    monkeypatch.setattr(contained, "__file__", str(Path(__file__).parent / "nothing.py"))
+    monkeypatch.setattr(seccomp, "__file__", str(Path(__file__).parent / "nothing.py"))
     sandbox.check.cache_clear()
     with pytest.raises(UserError, match="safely"):
         sandbox.run_all(["x = 1"])
@@ -177,14 +178,14 @@ def test_the_numbers_are_the_kernels(machine, header):
         pytest.skip(f"no {header}")
     defined = dict(re.findall(r"#define __NR(?:3264)?_(\w+)\s+(\d+)", Path(header).read_text()))
     defined |= {"newfstatat": defined.get("newfstatat") or defined.get("fstatat", "")}
-    column = contained.MACHINES[machine][0]
-    for name, numbers in (contained.PLAIN | contained.CHECKED).items():
+    column = seccomp.MACHINES[machine][0]
+    for name, numbers in (seccomp.PLAIN | seccomp.CHECKED).items():
         if numbers[column] is not None:
             assert defined[name] == str(numbers[column]), name
 
 
 def humaneval():
-    path = Path(__file__).parents[1] / "evals/tasks/humaneval/utils.py"
+    path = ROOT / "evals/tasks/humaneval/utils.py"
     spec = importlib.util.spec_from_file_location("humaneval_utils", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -211,7 +212,7 @@ def test_a_humaneval_item_is_judged():
 @pytest.mark.real_data
 def test_every_canonical_solution_passes():
     if not HUMANEVAL.exists():
-        pytest.skip("no shared/data beside the checkout (or in TUNEBOOK_SHARED)")
+        pytest.skip(LACKING)
     docs = [json.loads(line) for line in HUMANEVAL.read_text(encoding="utf-8").splitlines()]
     assert len(docs) == 164
     utils = humaneval()
@@ -224,4 +225,4 @@ def test_every_canonical_solution_passes():
 def test_the_contained_side_needs_the_standard_library_alone():
     """It is a script: the filter is on before anything of a program is imported."""
     code = "import runpy, sys\nrunpy.run_path(sys.argv[1])"  # -S: no site-packages
-    subprocess.run([sys.executable, "-I", "-S", "-c", code, contained.__file__], check=True)
+    subprocess.run([sys.executable, "-I", "-S", "-c", code, seccomp.__file__], check=True)

@@ -12,7 +12,6 @@ from pathlib import Path
 import forked
 import pytest
 
-ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.recipe
 STEPS, RATE = 20, 1e-3
 SCHEDULES = [
@@ -42,7 +41,7 @@ def tiny(folder):
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    from common.models import locate
+    from tunebook.common.models import locate
 
     tokenizer = AutoTokenizer.from_pretrained(locate("pocket"))
     ends = dict(bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=1)
@@ -65,13 +64,18 @@ def trainer(place, lora=None, packed=False, callbacks=(), **changed):
     from trl import SFTConfig, SFTTrainer
     from unsloth import FastLanguageModel
 
-    from common import attention, batches, cli, models, packing, sampling
+    from tunebook.common import models
+    from tunebook.common.batching import collator, packing, samplers
+    from tunebook.common.models import attention, device
+    from tunebook.common.training import config_overrides
 
-    overrides = cli.overrides([f"{name}={value}" for name, value in changed.items()], SFTConfig, written=set())
+    pairs = [f"{name}={value}" for name, value in changed.items()]
+    overrides = config_overrides.overrides(pairs, SFTConfig, written=set())
     model, tokenizer = models.load(place, 128, full=lora is None)
     if lora is not None:
         lora = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.0, "target_modules": "all-linear", "random_state": 0} | lora
-        model = FastLanguageModel.get_peft_model(model, use_gradient_checkpointing=models.checkpointing(), **lora)
+        checkpointing = device.current().gradient_checkpointing
+        model = FastLanguageModel.get_peft_model(model, use_gradient_checkpointing=checkpointing, **lora)
     config = dict(
         output_dir=str(Path(place).parent / "run"),
         max_length=128,
@@ -80,7 +84,7 @@ def trainer(place, lora=None, packed=False, callbacks=(), **changed):
         dataset_kwargs={"skip_prepare_dataset": True},
         per_device_train_batch_size=4,
         per_device_eval_batch_size=4,
-        gradient_checkpointing=bool(models.checkpointing()),
+        gradient_checkpointing=bool(device.current().gradient_checkpointing),
         max_steps=STEPS,
         learning_rate=RATE,
         lr_scheduler_type="cosine",
@@ -90,14 +94,14 @@ def trainer(place, lora=None, packed=False, callbacks=(), **changed):
         logging_steps=1,
         save_strategy="no",
         report_to="none",
-        **models.precision(),
+        **device.current().precision,
     )
     made = SFTTrainer(
         model=model,
         processing_class=tokenizer,
         train_dataset=packing.packed(rows(), 48) if packed else rows(),
         eval_dataset=packing.packed(rows().select(range(8)), 48) if packed else rows().select(range(8)),
-        data_collator=batches.PackedCollator(1) if packed else None,
+        data_collator=collator.PackedCollator(1) if packed else None,
         args=SFTConfig(**{**config, **overrides}),
         callbacks=list(callbacks),
     )
@@ -105,7 +109,7 @@ def trainer(place, lora=None, packed=False, callbacks=(), **changed):
     if packed:
         attention.by_document(made.model)
     else:
-        sampling.bucket(made)
+        samplers.bucket(made)
     return made
 
 
@@ -200,7 +204,7 @@ def seen_smoothing(place):
     """Loss and step of the trainer, and of the formula, for two batches of unlike lengths to a step."""
     import torch
 
-    from common import callbacks
+    from tunebook.common.training import callbacks
 
     found = {}
     plain = dict(optim="sgd", learning_rate=0.1, lr_scheduler_type="constant", warmup_steps=0, max_steps=1)
@@ -242,16 +246,20 @@ def refusal(place):
     from peft import PrefixTuningConfig, get_peft_model
     from trl import SFTConfig
 
-    from common import callbacks, cli, models
+    from tunebook.common import models
+    from tunebook.common.errors import UserError
+    from tunebook.common.models import device
+    from tunebook.common.training import callbacks
 
     virtual = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
     model = get_peft_model(models.load(place, 128, fast=False)[0], virtual)
-    fields = dict(output_dir=str(Path(place).parent / "run"), gradient_checkpointing=False, **models.precision())
+    fields = dict(output_dir=str(Path(place).parent / "run"), gradient_checkpointing=False)
+    fields |= device.current().precision
     for share in (0.0, 0.1):
         args = SFTConfig(label_smoothing_factor=share, **fields)
         try:
             callbacks.Watchdog().on_init_end(args, None, None, model=model)
-        except cli.UserError as error:
+        except UserError as error:
             return [share, str(error)]
 
 

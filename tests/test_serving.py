@@ -2,27 +2,28 @@
 
 import copy
 import json
-import os
-from pathlib import Path
 
 import plain
 import pytest
 import torch
+from paths import TOKENIZERS, needs_data
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-from common import alignment, generation, generation_defaults, masking, rendering, serving, templates, tokenizers
-from common.adapted import Adapted
-from common.cli import UserError
-from common.conversation import Conversation
-from common.decoding import Decoding
-from common.pocket import FOLDER
-from common.templates import Template
+from tunebook.common import generation
+from tunebook.common.errors import UserError
+from tunebook.common.generation.chat import Conversation
+from tunebook.common.generation.decoding import Decoding
+from tunebook.common.models import generation_config
+from tunebook.common.models.inference import Adapted
+from tunebook.common.pocket import FOLDER
+from tunebook.common.preference import dpo
+from tunebook.common.tokens import encoding, rendering, templates, tokenization
+from tunebook.common.tokens.templates import Template
+from tunebook.common.training import served_tokenizer
 
 POCKET = str(FOLDER / "model")
 NAMES = ["alpaca", "plain", "chatml", "llama2", "llama3", "tokenizer"]
 QUOTED = Template("quoted", 'Of "{input}":\n{instruction}\n>', "{instruction}\n>")  # its input comes first
-ROOT = Path(__file__).parent.parent
-SHARED = Path(os.environ.get("TUNEBOOK_SHARED", ROOT.parent / "shared")) / "data" / "tokenizers"
 TALK = [
     {"role": "user", "content": "Name a fruit."},
     {"role": "assistant", "content": "An apple."},
@@ -40,11 +41,6 @@ class Model:
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    return tokenizers.load("pocket")[0]
-
-
-@pytest.fixture(scope="module")
 def saved(tokenizer, tmp_path_factory):
     """A function from a template (or its name) to a folder that its dressed tokenizer was saved in."""
     folders = {}
@@ -53,7 +49,7 @@ def saved(tokenizer, tmp_path_factory):
         template = templates.get(template, tokenizer) if isinstance(template, str) else template
         if template.name not in folders:
             folders[template.name] = tmp_path_factory.mktemp(template.name)
-            serving.dressed(tokenizer, template, Model(0)).save_pretrained(folders[template.name])
+            served_tokenizer.dressed(tokenizer, template, Model(0)).save_pretrained(folders[template.name])
         return folders[template.name]
 
     return save
@@ -88,7 +84,7 @@ def test_the_saved_chat_template_gives_the_ids_of_training(tokenizer, saved, nam
 @pytest.mark.parametrize("name", NAMES)
 def test_an_answered_question_is_the_row_of_training(tokenizer, saved, name):
     row = {"instruction": TALK[0]["content"], "input": "", "output": TALK[1]["content"], "system": "Be brief."}
-    (trained,), _ = masking.encode([row], tokenizer, templates.get(name, tokenizer), 512)
+    (trained,), _ = encoding.encode([row], tokenizer, templates.get(name, tokenizer), 512)
     loaded = AutoTokenizer.from_pretrained(saved(name))
     found = loaded.apply_chat_template(
         in_turns("Be brief.", TALK[:2]), return_dict=True, return_assistant_tokens_mask=True
@@ -137,22 +133,22 @@ def test_what_a_template_calls_its_tokens_stays_what_it_was(tokenizer, tmp_path)
     text += "{% if add_generation_prompt %}assistant: {% endif %}"
     (tmp_path / "own.jinja").write_text(text)
     template = templates.get(str(tmp_path / "own.jinja"), tokenizer)
-    serving.dressed(tokenizer, template, Model([0])).save_pretrained(tmp_path)
+    served_tokenizer.dressed(tokenizer, template, Model([0])).save_pretrained(tmp_path)
     assert AutoTokenizer.from_pretrained(tmp_path).eos_token == "<|im_end|>"
     assert plain.ids(tmp_path, TALK[:3]) == asked(tokenizer, template, "", TALK[:3])
     assert tokenizer.decode(plain.ids(tmp_path, TALK[:1])).count("<|endoftext|>") == 1
 
 
 @pytest.mark.real_data
-@pytest.mark.skipif(not SHARED.exists(), reason="no shared/data beside the checkout (or in TUNEBOOK_SHARED)")
+@needs_data
 @pytest.mark.parametrize("name", ["llama2", "phi-3-mini", "llama3"])
 def test_the_same_on_real_tokenizers(tmp_path, name):
-    tokenizer = tokenizers.load(str(SHARED / name))[0]
+    tokenizer = tokenization.load(str(TOKENIZERS / name))[0]
     for kind in ("alpaca", "plain", "llama2", "tokenizer"):
         if kind == "tokenizer" and not tokenizer.chat_template:
             continue
         template = templates.get(kind, tokenizer)
-        served = serving.dressed(tokenizer, template, Model(tokenizer.eos_token_id))
+        served = served_tokenizer.dressed(tokenizer, template, Model(tokenizer.eos_token_id))
         for system in ("", "Be brief."):
             wanted = asked(tokenizer, template, system, TALK)
             turns = in_turns(system, TALK)
@@ -166,11 +162,11 @@ def test_the_same_on_real_tokenizers(tmp_path, name):
 
 def test_the_end_of_a_turn_is_the_saved_end_token(tokenizer, tmp_path, capsys):
     model = Model([0, 7])
-    serving.dressed(tokenizer, templates.get("chatml", tokenizer), model).save_pretrained(tmp_path)
+    served_tokenizer.dressed(tokenizer, templates.get("chatml", tokenizer), model).save_pretrained(tmp_path)
     assert "answers end with <|im_end|>, the base's texts with <|endoftext|>" in capsys.readouterr().out
     assert AutoTokenizer.from_pretrained(tmp_path).eos_token == "<|im_end|>" and tokenizer.eos_token == "<|endoftext|>"
     assert GenerationConfig.from_pretrained(tmp_path).eos_token_id == [3, 0, 7] and model.config.eos_token_id == 3
-    serving.dressed(tokenizer, templates.ALPACA, Model(0)).save_pretrained(tmp_path)
+    served_tokenizer.dressed(tokenizer, templates.ALPACA, Model(0)).save_pretrained(tmp_path)
     assert GenerationConfig.from_pretrained(tmp_path).eos_token_id == 0 and not capsys.readouterr().out
 
 
@@ -210,9 +206,9 @@ def test_transformers_and_peft_alone_answer_as_tunebook_chat(adapters, name):
 
 def test_an_evaluation_begins_and_ends_texts_as_for_the_base(adapters, tokenizer, tmp_path):
     """lm-eval puts the end token before a text where there is no beginning token, and the end token is another here."""
-    from evals.heldout import stops
-    from evals.in_memory import in_memory
-    from evals.loading import Loaded
+    from tunebook.evals.harness.heldout import stops
+    from tunebook.evals.harness.lm import in_memory
+    from tunebook.evals.harness.scored_model import Loaded
 
     folder = adapters("chatml")
     loaded = Loaded("", str(folder))
@@ -254,13 +250,13 @@ def test_a_generation_config_that_transformers_cannot_save_is_mended(tmp_path, c
         setattr(Base.generation_config, name, value)
     with pytest.raises(ValueError, match=r"GenerationConfig|Greedy"):
         Base.generation_config.save_pretrained(tmp_path)
-    generation_defaults.make_savable(Base, "vicuna")
+    generation_config.make_savable(Base, "vicuna")
     said = capsys.readouterr().out
     assert said.startswith("generation_config.json of vicuna") and says in said and said.count("\n") == 1
     Base.generation_config.save_pretrained(tmp_path)
     read = GenerationConfig.from_pretrained(tmp_path)
     assert read.eos_token_id == 0 and {name: getattr(read, name) for name in kept} == kept
-    generation_defaults.make_savable(Base, "vicuna")
+    generation_config.make_savable(Base, "vicuna")
     assert not capsys.readouterr().out
 
 
@@ -277,19 +273,19 @@ def test_tokens_past_the_model_are_one_message(tmp_path, capsys):
     template = templates.get("tokenizer", longer)
     rows = [{"instruction": text, "input": "", "output": "apple"} for text in ("Name a fruit.", "Name a wug.")]
     with pytest.raises(IndexError):
-        model(torch.tensor([masking.encode(rows[:1], longer, template, 64)[0][0]["input_ids"]]))
-    (said,) = tokenizers.bind(longer, model)
+        model(torch.tensor([encoding.encode(rows[:1], longer, template, 64)[0][0]["input_ids"]]))
+    (said,) = tokenization.bind(longer, model)
     assert "3 of its tokens, such as <user>, lie past the model's 3072 rows" in said
     with pytest.raises(UserError, match=r"row 1: it holds <bot> \(token 3073\), and the model has 3072 rows"):
-        masking.encode(rows, longer, template, 64)
+        encoding.encode(rows, longer, template, 64)
     with pytest.raises(UserError, match=r"row 2: it holds wug \(token 3074\)"):
-        masking.encode(rows, longer, templates.ALPACA, 256)
-    assert masking.encode(rows[:1], longer, templates.ALPACA, 256)[1].kept == 1  # rows without them train
+        encoding.encode(rows, longer, templates.ALPACA, 256)
+    assert encoding.encode(rows[:1], longer, templates.ALPACA, 256)[1].kept == 1  # rows without them train
     found = Adapted(str(tmp_path))
     assert any("lie past the model's 3072 rows" in note for note in found.notes)
     with pytest.raises(UserError, match="a prompt cannot be asked: it holds <bot>"):
         Conversation(found.tokenizer, found.template).prompt("Hello?")
-    from evals.in_memory import in_memory
+    from tunebook.evals.harness.lm import in_memory
 
     with pytest.raises(UserError, match=r"a text to score: the tokenizer makes token 3074 \('wug'\)"):
         in_memory(found.model, found.tokenizer, 1)._loglikelihood_tokens([(None, [5], [6, 3074])])
@@ -304,17 +300,17 @@ def test_preferences_start_from_a_run_and_its_own_base(tmp_path, tokenizer, caps
     base(tmp_path / "base", tokenizer)
     config = {"peft_type": "LORA", "base_model_name_or_path": str(tmp_path / "base")}
     (adapter / "adapter_config.json").write_text(json.dumps(config))
-    assert alignment.start_of("", "none") == ("pocket_teacher", "none")
+    assert dpo.start_of(None, None) == ("pocket_teacher", None)
     for name in (adapter, tmp_path / "run"):
-        assert alignment.start_of("", str(name)) == (str(tmp_path / "base"), str(adapter))
-    assert alignment.start_of(str(tmp_path / "base"), str(adapter)) and not capsys.readouterr().out
-    assert alignment.start_of("pocket", str(adapter)) == ("pocket", str(adapter))
+        assert dpo.start_of(None, str(name)) == (str(tmp_path / "base"), str(adapter))
+    assert dpo.start_of(str(tmp_path / "base"), str(adapter)) and not capsys.readouterr().out
+    assert dpo.start_of("pocket", str(adapter)) == ("pocket", str(adapter))
     assert f"was trained on {tmp_path / 'base'}; here it is on pocket" in capsys.readouterr().out
     monkeypatch.chdir(tmp_path)
     config["base_model_name_or_path"] = "./gone"
     (adapter / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="name its base by --model"):
-        alignment.start_of("", str(adapter))
+        dpo.start_of(None, str(adapter))
 
 
 def test_an_adapter_for_another_width_is_one_message(tmp_path, tokenizer, adapters):
@@ -331,7 +327,7 @@ def test_variables_and_the_template_for_tools_travel(tokenizer, tmp_path):
     given = copy.copy(tokenizer)
     given.chat_template = own
     template = templates.get("tokenizer", given, options={"enable_thinking": True})
-    serving.dressed(tokenizer, template, Model([0])).save_pretrained(tmp_path)
+    served_tokenizer.dressed(tokenizer, template, Model([0])).save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
     told = dict(add_generation_prompt=True, tokenize=False)
     assert loaded.apply_chat_template(TALK[:1], **told).endswith("thinking: ")

@@ -6,14 +6,14 @@ The libraries are the oracle: what they refuse is refused, what they take is tak
 import dataclasses
 import inspect
 import re
-from pathlib import Path
 
 import forked
 import pytest
+from paths import ROOT
 
-from common import cli, settings
+from tunebook.common import cli, errors
+from tunebook.common.training import config_overrides
 
-ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.recipe
 # Fields that do something in a recipe; one that TRL or transformers adds has to be put here or in settings.UNHEARD.
 HEARD = """
@@ -53,8 +53,8 @@ def configs():
 def refusal(pairs, config, **more):
     """What `--sft` says to them; None where it takes them."""
     try:
-        cli.overrides(pairs, config, written={"learning_rate"}, **more)
-    except cli.UserError as error:
+        config_overrides.overrides(pairs, config, written={"learning_rate"}, **more)
+    except errors.UserError as error:
         return str(error)
     return None
 
@@ -63,18 +63,21 @@ def refusal(pairs, config, **more):
 def test_every_field_is_classified(configs, name, more):
     config = configs[name]
     known = {field.name for field in dataclasses.fields(config)}
-    refused = (settings.UNHEARD | settings.MORE.get(config.__name__, {})).keys()
+    refused = (config_overrides.UNHEARD | config_overrides.MORE.get(config.__name__, {})).keys()
     heard = {*HEARD.split(), *more.split()}
     assert known <= heard | refused, known - heard - refused
-    assert not heard & settings.UNHEARD.keys() and settings.NEEDS.keys() <= {*HEARD.split(), *PREFERENCES.split()}
+    assert not heard & config_overrides.UNHEARD.keys() and config_overrides.NEEDS.keys() <= {
+        *HEARD.split(),
+        *PREFERENCES.split(),
+    }
 
 
 def test_fields_without_effect_are_refused_by_name(configs):
-    for name in settings.UNHEARD.keys() & {field.name for field in dataclasses.fields(configs["SFT"])}:
+    for name in config_overrides.UNHEARD.keys() & {field.name for field in dataclasses.fields(configs["SFT"])}:
         kind = str(configs["SFT"].__dataclass_fields__[name].type)
         text = "true" if "bool" in kind else "3" if "int" in kind else "a"
         said = refusal([f"{name}={text}"], configs["SFT"])
-        assert said and f"{name}: {settings.UNHEARD[name]}" in said, name
+        assert said and f"{name}: {config_overrides.UNHEARD[name]}" in said, name
     said = refusal(["packing=true", "shuffle_dataset=true"], configs["SFT"])
     assert "packing: recipes/packed_alpaca.py" in said and "shuffle_dataset: rows of like length" in said
     assert refusal(["shuffle_dataset=false"], configs["answers"]) is None  # its sampler is TRL's
@@ -85,7 +88,7 @@ def test_fields_without_effect_are_refused_by_name(configs):
 
 def test_a_config_that_is_made_from_trls_is_known(configs):
     made = dataclasses.make_dataclass("UnslothSFTConfig", [], bases=(configs["SFT"],))
-    assert settings.kind(made) == "SFTConfig" and "there is nll, dft" in refusal(["loss_type=foo"], made)
+    assert config_overrides.kind(made) == "SFTConfig" and "there is nll, dft" in refusal(["loss_type=foo"], made)
     other = dataclasses.make_dataclass("Own", [("loss_type", str, "mine")], bases=(configs["SFT"].__mro__[1],))
     assert refusal(["loss_type=foo"], other) is None and refusal(["metric_for_best_model=mine"], other) is None
 
@@ -97,8 +100,8 @@ def test_they_have_no_effect(configs, tmp_path):
     from transformers import LlamaConfig, LlamaForCausalLM
     from trl import SFTTrainer
 
-    from common import sampling
-    from common.tokenizers import load
+    from tunebook.common.batching import samplers
+    from tunebook.common.tokens.tokenization import load
 
     tokenizer, sizes = load("pocket")[0], dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1)
     rows = Dataset.from_list(
@@ -114,7 +117,7 @@ def test_they_have_no_effect(configs, tmp_path):
                "per_device_train_batch_size": 3, "max_length": 8, **fixed, **given}
         )  # fmt: skip
         trainer = SFTTrainer(model=model, processing_class=tokenizer, train_dataset=rows, args=args)
-        sampling.bucket(trainer)
+        samplers.bucket(trainer)
         batch = next(iter(trainer.get_train_dataloader()))
         return batch["input_ids"].tolist(), trainer.compute_loss(trainer.model, batch).item()
 
@@ -147,7 +150,7 @@ def test_what_transformers_refuses_of_a_recipes_config_is_refused(configs, words
         theirs = error
     said = refusal(pairs, configs["SFT"])
     assert (said is None) == (theirs is None), (said, theirs)
-    assert said is None or (said.startswith(f"--sft {pairs[0].partition('=')[0]}=") and "\n" not in said)
+    assert said is None or (said.startswith(f"--set {pairs[0].partition('=')[0]}=") and "\n" not in said)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +170,7 @@ def test_what_transformers_refuses_of_a_recipes_config_is_refused(configs, words
         ("SFT", ["save_total_limit=2.5"], "'2.5' is not a whole number"),
         ("SFT", ["gradient_checkpointing=flase"], "'flase' is not true or false"),
         ("SFT", ["logging_steps=ten"], "'ten' is not a number"),
-        ("SFT", ["optim=sgd", "save_strategy=no"], "--sft save_strategy=no: The best checkpoint"),  # not optim
+        ("SFT", ["optim=sgd", "save_strategy=no"], "--set save_strategy=no: The best checkpoint"),  # not optim
     ],
 )  # fmt: skip
 def test_what_would_fail_later_is_refused_in_one_message(configs, name, pairs, says):
@@ -177,7 +180,7 @@ def test_what_would_fail_later_is_refused_in_one_message(configs, name, pairs, s
 def test_nested_numbers_are_numbers_and_words_are_words(configs):
     pairs = ["lr_scheduler_type=cosine_with_min_lr", "lr_scheduler_kwargs={min_lr: 1e-4}", "run_name=1e5"]
     pairs += ["optim=adamw_torch", "weight_decay=1e-2", "eval_strategy=no", "load_best_model_at_end=false"]
-    found = cli.overrides(pairs, configs["SFT"], set())
+    found = config_overrides.overrides(pairs, configs["SFT"], set())
     assert found["lr_scheduler_kwargs"] == {"min_lr": 1e-4} and found["weight_decay"] == 0.01
     assert found["run_name"] == "1e5" and found["eval_strategy"] == "no" and found["load_best_model_at_end"] is False
 
@@ -186,18 +189,18 @@ def test_the_losses_of_preferences_are_those_of_trl(configs):
     from trl import DPOTrainer
 
     named = set(re.findall(r'loss_type == "(\w+)"', inspect.getsource(inspect.getmodule(DPOTrainer))))
-    assert named == set(settings.LOSSES["DPOConfig"])
+    assert named == set(config_overrides.LOSSES["DPOConfig"])
 
 
 @pytest.mark.parametrize(
     ("recipe", "words", "says"),
     [
-        ("lora_alpaca", ["save_strategy=epoch"], "--sft save_strategy=epoch: The best checkpoint"),
+        ("lora_alpaca", ["save_strategy=epoch"], "--set save_strategy=epoch: The best checkpoint"),
         ("packed_alpaca", ["packing=true"], "packing: recipes/packed_alpaca.py joins rows"),
         ("prefix_alpaca", ["gradient_checkpointing=true"], "gradient_checkpointing: transformers leaves prefixes out"),
-        ("soft_prompts_alpaca", ["label_smoothing_factor=0.1"], "label_smoothing_factor: transformers would hold"),
+        ("prompt_tuning_alpaca", ["label_smoothing_factor=0.1"], "label_smoothing_factor: transformers would hold"),
         ("distill_alpaca", ["loss_type=dft"], "loss_type: a student's loss"),
-        ("dpo_pairs", ["loss_type=foo"], "--sft loss_type=foo: "),
+        ("dpo_pairs", ["loss_type=foo"], "--set loss_type=foo: "),
     ],
 )
 def test_a_recipe_ends_with_2_before_anything_is_written(tmp_path, recipe, words, says):

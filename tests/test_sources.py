@@ -7,8 +7,8 @@ import random
 
 import pytest
 
-from common import json_text, sources
-from common.cli import UserError
+from tunebook.common.data import json_array, readers
+from tunebook.common.errors import UserError
 
 VALUES = [
     {"instruction": "Name a bird.", "output": "wren", "n": 1},
@@ -23,7 +23,7 @@ def write(path, content):
 
 
 def values(path, **options):
-    return [value for _, value in sources.read(path, **options)]
+    return [value for _, value in readers.read(path, **options)]
 
 
 def fault(path):
@@ -38,12 +38,12 @@ def test_json_lists_cut_anywhere(tmp_path, monkeypatch, indent, ascii_only):
     text = "\ufeff \n" + json.dumps(VALUES * 3, indent=indent, ensure_ascii=ascii_only) + "\n\n"
     path = write(tmp_path / "a.json", text)
     for chunk in (1, 2, 3, 7, 64, 1 << 20):
-        monkeypatch.setattr(json_text, "CHUNK", chunk)
+        monkeypatch.setattr(json_array, "CHUNK", chunk)
         assert values(path) == VALUES * 3
 
 
 def test_numbers_and_scalars_cut_anywhere(tmp_path, monkeypatch):
-    monkeypatch.setattr(json_text, "CHUNK", 1)
+    monkeypatch.setattr(json_array, "CHUNK", 1)
     assert values(write(tmp_path / "a.json", '[12345, -1.5e-7, true,null,"x", []]')) == [
         12345,
         -1.5e-7,
@@ -105,7 +105,7 @@ def test_parquet(tmp_path):
 
 
 def test_a_source_is_read_again_and_counts_from_one(tmp_path):
-    source = sources.read(write(tmp_path / "a.jsonl", '{"a": 1}\n\n{"a": 2}\n'))
+    source = readers.read(write(tmp_path / "a.jsonl", '{"a": 1}\n\n{"a": 2}\n'))
     assert list(source) == list(source) == [(1, {"a": 1}), (2, {"a": 2})]
 
 
@@ -117,7 +117,7 @@ def test_all_broken_lines_in_one_message(tmp_path):
 
 def test_places_of_faults(tmp_path, monkeypatch):
     for chunk in (5, 1 << 20):
-        monkeypatch.setattr(json_text, "CHUNK", chunk)
+        monkeypatch.setattr(json_array, "CHUNK", chunk)
         assert "line 3, column 7, in row 2" in fault(write(tmp_path / "a.json", '[{"a": 1},\n{"a":\n {"b" 2}}]'))
         assert "line 2, column 6, after row 1" in fault(write(tmp_path / "b.json", '[\n {}  {"a": 1}]'))
         assert "byte 21 is 0xe9" in fault(write(tmp_path / "c.json", b'[{"instruction": "caf\xe9"}]'))
@@ -133,9 +133,9 @@ def test_a_key_twice_does_not_hide_what_follows(tmp_path):
 
 
 def test_rows_too_long_for_the_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(json_text, "CHUNK", 10)
-    monkeypatch.setattr(json_text, "LONGEST", 100)
-    monkeypatch.setattr(sources, "LONGEST", 100)
+    monkeypatch.setattr(json_array, "CHUNK", 10)
+    monkeypatch.setattr(json_array, "LONGEST", 100)
+    monkeypatch.setattr(readers, "LONGEST", 100)
     long = json.dumps({"a": "x" * 300})
     assert "row 1" in fault(write(tmp_path / "a.json", f"[{long}]"))
     assert "line 2 is longer" in fault(write(tmp_path / "a.jsonl", f"{{}}\n{long}"))
@@ -149,7 +149,7 @@ def test_folder_names_file_and_row(tmp_path):
     write(tmp_path / ".hidden.jsonl", "{")
     assert "b.jsonl: line 2" in fault(tmp_path)
     write(tmp_path / "b.jsonl", '{"a": 3}\n')
-    source = sources.read(tmp_path)
+    source = readers.read(tmp_path)
     assert list(source) == [(1, {"a": 1}), (2, {"a": 2}), (3, {"a": 3})]
     assert [source.place(number) for number in (1, 2, 3)] == ["a.jsonl, row 1", "a.jsonl, row 2", "b.jsonl, row 1"]
 
@@ -157,7 +157,7 @@ def test_folder_names_file_and_row(tmp_path):
 def test_sides_by_name(tmp_path):
     for name in ("train-00000-of-00001.parquet", "valid.csv", "test_01.jsonl", "trainer_notes.json", "testament.jsonl"):
         write(tmp_path / name, "")
-    found, others = sources.sides(tmp_path)
+    found, others = readers.sides(tmp_path)
     assert {side: source.path.name for side, source in found.items()} == {
         "train": "train-00000-of-00001.parquet",
         "validation": "valid.csv",
@@ -172,7 +172,7 @@ def test_what_is_no_source(tmp_path):
     for path, says in ((tmp_path / "a.txt", "expected a .json"), (tmp_path / "b.json", "no such file"),
                        (tmp_path / "empty", "holds no")):  # fmt: skip
         with pytest.raises(UserError, match=says):
-            sources.read(path)
+            readers.read(path)
 
 
 def test_memory_does_not_grow_with_rows(tmp_path):
@@ -180,7 +180,7 @@ def test_memory_does_not_grow_with_rows(tmp_path):
 
     row = json.dumps({"instruction": "x" * 400, "output": "y" * 400})
     for name, text in (("a.jsonl", f"{row}\n" * 20_000), ("a.json", "[" + ",\n".join([row] * 20_000) + "]")):
-        source = sources.read(write(tmp_path / name, text))
+        source = readers.read(write(tmp_path / name, text))
         tracemalloc.start()
         assert sum(1 for _ in source) == 20_000
         peak = tracemalloc.get_traced_memory()[1]
@@ -199,9 +199,9 @@ def test_a_folder_of_save_to_disk_is_what_datasets_reads(tmp_path, shards):
     write(tmp_path / "one" / "cache-1234.arrow", "left by a map")
     for name in ("one", "picked"):
         assert values(tmp_path / name) == list(datasets.load_from_disk(str(tmp_path / name)))
-    assert sources.passed_over(tmp_path / "one") == ["dataset_info.json", "state.json"]
+    assert readers.passed_over(tmp_path / "one") == ["dataset_info.json", "state.json"]
     datasets.DatasetDict({"train": made, "test": made.select([7])}).save_to_disk(str(tmp_path / "sides"))
-    found, others = sources.sides(tmp_path / "sides")
+    found, others = readers.sides(tmp_path / "sides")
     assert {side: [value for _, value in source] for side, source in found.items()} == {
         "train": rows,
         "test": [rows[7]],
@@ -227,13 +227,13 @@ def test_a_clone_of_the_hub_gives_its_data(tmp_path):
         write(tmp_path / name, '{"a": 1}\n')
     write(tmp_path / "dataset_infos.json", "{}")
     write(tmp_path / "README.md", "words")
-    found, others = sources.sides(tmp_path)
+    found, others = readers.sides(tmp_path)
     assert list(found) == ["test", "train"] and others == []
-    assert sources.passed_over(tmp_path) == ["dataset_infos.json"]
+    assert readers.passed_over(tmp_path) == ["dataset_infos.json"]
     write(tmp_path / "rows.jsonl", '{"a": 2}\n')
     assert values(tmp_path) == [{"a": 2}]
     deeper = ["data/test-00000-of-00001.jsonl", "data/train-00000-of-00001.jsonl"]
-    assert sources.passed_over(tmp_path) == ["dataset_infos.json", *deeper]
+    assert readers.passed_over(tmp_path) == ["dataset_infos.json", *deeper]
 
 
 def test_a_header_with_spaces(tmp_path):
@@ -283,7 +283,7 @@ def test_files_in_other_forms_say_how_they_become_rows(tmp_path, name, text, say
 
 
 def test_an_object_larger_than_what_is_read_at_once_is_known_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(json_text, "CHUNK", 16)
+    monkeypatch.setattr(json_array, "CHUNK", 16)
     assert "its rows are in `data`" in fault(
         write(tmp_path / "a.json", json.dumps({"n": 1, "data": [{"a": "x" * 999}]}))
     )

@@ -1,18 +1,17 @@
 """Splits: sizes, seeds, groups whole, strata, folds, and a leak check that finds what is planted."""
 
 import json
-import os
 import random
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
+from paths import DATA, needs_data
 
-from common import duplicates, split
-from common.cli import UserError
+from tunebook.common.data import dedup, splitting
+from tunebook.common.data.texts import normalized
+from tunebook.common.errors import UserError
 
-SHARED = Path(os.environ.get("TUNEBOOK_SHARED", Path(__file__).parent.parent.parent / "shared")) / "data"
 WORDS = ["river", "stone", "lamp", "green", "seven", "slowly", "under", "bright", "market", "window", "carry", "ocean"]
 
 
@@ -28,20 +27,20 @@ def _texts(count, copies=0, seed=0):
 
 def test_sizes_and_seed():
     texts = _texts(4000, copies=400)
-    found = split.sides(texts)
+    found = splitting.sides(texts)
     assert found.dtype == np.int8
     assert np.bincount(found).tolist() == [3740, 440, 220]
-    assert np.array_equal(found, split.sides(texts))
-    other = split.sides(texts, seed=1)
+    assert np.array_equal(found, splitting.sides(texts))
+    other = splitting.sides(texts, seed=1)
     assert not np.array_equal(found, other)
     assert np.bincount(other).tolist() == [3740, 440, 220]
 
 
 def test_no_near_duplicates_across_sides():
     texts = _texts(1500, copies=1500, seed=1)
-    found = split.sides(texts, (50, 30, 20))
-    assert split.leaks(texts, found) == []
-    pairs = duplicates.near(texts)
+    found = splitting.sides(texts, (50, 30, 20))
+    assert splitting.leaks(texts, found) == []
+    pairs = dedup.near(texts)
     assert len(pairs) > 1000
     assert all(found[i] == found[j] for i, j, _ in pairs)
 
@@ -50,58 +49,58 @@ def test_leaks_finds_what_a_careless_split_lets_through():
     texts = ["The green lamp stands at the window.", "Carry the stone.", "the green lamp stands at the window!", "Go."]
     texts += ["carry  the STONE.", "Carry the stone."]
     found = np.array([0, 0, 1, 2, 2, 0])
-    assert [(i, j) for i, j, _ in split.leaks(texts, found)] == [(0, 2), (1, 4)]
-    assert split.leaks(texts, np.zeros(6, dtype=np.int8)) == []
+    assert [(i, j) for i, j, _ in splitting.leaks(texts, found)] == [(0, 2), (1, 4)]
+    assert splitting.leaks(texts, np.zeros(6, dtype=np.int8)) == []
 
 
 def test_leaks_equals_near_over_sides():
     texts = _texts(300, copies=500, seed=2)
     found = np.random.default_rng(0).integers(0, 3, len(texts))
-    unique = list({duplicates.normal(text): place for place, text in enumerate(texts)}.values())
+    unique = list({normalized(text): place for place, text in enumerate(texts)}.values())
     texts, found = [texts[place] for place in unique], found[unique]
-    assert split.leaks(texts, found) == [pair for pair in duplicates.near(texts) if found[pair[0]] != found[pair[1]]]
+    assert splitting.leaks(texts, found) == [pair for pair in dedup.near(texts) if found[pair[0]] != found[pair[1]]]
 
 
 def test_the_order_of_the_rows_does_not_matter():
     texts = _texts(500, copies=100, seed=3)
     order = np.random.default_rng(0).permutation(len(texts))
-    found = split.sides(texts, seed=5)
-    assert np.array_equal(split.sides([texts[place] for place in order], seed=5), found[order])
+    found = splitting.sides(texts, seed=5)
+    assert np.array_equal(splitting.sides([texts[place] for place in order], seed=5), found[order])
 
 
 def test_strata_are_divided_alike():
     texts = _texts(3000, copies=300, seed=4)
     strata = ["rare" if place % 20 == 0 else "common" if place % 2 else "usual" for place in range(len(texts))]
-    found = split.sides(texts, strata=strata)
+    found = splitting.sides(texts, strata=strata)
     assert np.abs(np.bincount(found) / len(found) - [0.85, 0.1, 0.05]).max() < 0.005
     for name in set(strata):
         of_name = found[np.array(strata) == name]
         assert np.abs(np.bincount(of_name, minlength=3) / len(of_name) - [0.85, 0.1, 0.05]).max() < 0.04
-    assert split.leaks(texts, found) == []
+    assert splitting.leaks(texts, found) == []
 
 
 def test_length_strata():
     texts = ["a" * length for length in range(1, 101)]
-    names = split.length_strata(texts, bins=4)
+    names = splitting.length_strata(texts, bins=4)
     assert {name: names.count(name) for name in sorted(set(names))} == {f"length bin {n}": 25 for n in range(1, 5)}
-    assert split.length_strata([]) == []
-    assert set(split.length_strata(["same"] * 5)) == {"length bin 1"}
+    assert splitting.length_strata([]) == []
+    assert set(splitting.length_strata(["same"] * 5)) == {"length bin 1"}
 
 
 def test_folds():
     texts = _texts(200, copies=53, seed=5)
-    found = split.folds(texts, 5)
+    found = splitting.folds(texts, 5)
     assert np.bincount(found).max() - np.bincount(found).min() <= 1
-    assert split.leaks(texts, found) == []
+    assert splitting.leaks(texts, found) == []
     with pytest.raises(UserError, match="expected 2 to 100"):
-        split.folds(texts, 1)
+        splitting.folds(texts, 1)
     with pytest.raises(UserError, match="near-duplicates stay in one fold"):
-        split.folds(["one", "ONE", "two"], 3)
+        splitting.folds(["one", "ONE", "two"], 3)
 
 
 @pytest.mark.parametrize("count", range(7))
 def test_tiny_sets(count):
-    found = split.sides(_texts(count))
+    found = splitting.sides(_texts(count))
     assert len(found) == count
     assert set(found.tolist()) == (set() if not count else {0, 1, 2} if count >= 3 else {0} if count == 1 else {0, 1})
 
@@ -109,64 +108,64 @@ def test_tiny_sets(count):
 def test_a_group_that_fits_nowhere_is_still_whole():
     texts = [f"Please add the numbers {n} and {n + 1} and then write the sum below." for n in range(300)]
     texts += _texts(20)
-    found = split.sides(texts, (34, 33, 33), threshold=0.6)
+    found = splitting.sides(texts, (34, 33, 33), threshold=0.6)
     assert len(set(found[:300].tolist())) == 1
     assert set(found.tolist()) == {0, 1, 2}
 
 
 def test_large_sets_group_exact_duplicates_and_say_so(monkeypatch, caplog):
-    monkeypatch.setattr(split, "MOST_NEAR", 100)
+    monkeypatch.setattr(splitting, "MOST_NEAR", 100)
     texts = _texts(150, copies=60, seed=6)
     texts[3] = texts[9].upper()
-    found = split.sides(texts)
+    found = splitting.sides(texts)
     assert "near-duplicates are not looked for: 210 rows are more than 100" in caplog.text
     assert found[3] == found[9]
-    assert split.leaks(texts, found)
-    assert split.leaks(texts, split.sides(texts, near=True)) == []
+    assert splitting.leaks(texts, found)
+    assert splitting.leaks(texts, splitting.sides(texts, near=True)) == []
 
 
 @pytest.mark.parametrize("sizes", [(100,), (-1, 50, 51), (0, 0, 0), (float("nan"), 1, 1)])
 def test_wrong_sizes(sizes):
     with pytest.raises(UserError, match="expected at least two shares"):
-        split.sides(["a", "b"], sizes)
+        splitting.sides(["a", "b"], sizes)
 
 
 def test_a_size_of_zero_stays_empty():
-    assert np.bincount(split.sides(_texts(100), (90, 10, 0)), minlength=3).tolist() == [90, 10, 0]
-    assert np.bincount(split.sides(_texts(100), (0, 10, 90)), minlength=3).tolist() == [0, 10, 90]
+    assert np.bincount(splitting.sides(_texts(100), (90, 10, 0)), minlength=3).tolist() == [90, 10, 0]
+    assert np.bincount(splitting.sides(_texts(100), (0, 10, 90)), minlength=3).tolist() == [0, 10, 90]
 
 
 def test_wrong_strata():
     with pytest.raises(UserError, match="1 names for 2 rows"):
-        split.sides(["a", "b"], strata=["x"])
+        splitting.sides(["a", "b"], strata=["x"])
 
 
 @pytest.mark.real_data
-@pytest.mark.skipif(not SHARED.exists(), reason="no shared/data beside the checkout (or in TUNEBOOK_SHARED)")
+@needs_data
 def test_alpaca():
-    rows = json.loads((SHARED / "alpaca" / "alpaca_52k_en.json").read_text(encoding="utf-8"))
+    rows = json.loads((DATA / "alpaca" / "alpaca_52k_en.json").read_text(encoding="utf-8"))
     texts = [row["instruction"] + "\n" + row["input"] for row in rows]
     start = time.process_time()
-    found = split.sides(texts)
+    found = splitting.sides(texts)
     assert time.process_time() - start < 10
     assert np.abs(np.bincount(found) / len(found) - [0.85, 0.1, 0.05]).max() < 0.005
-    assert split.leaks(texts, found) == []
-    assert np.array_equal(found, split.sides(texts))
+    assert splitting.leaks(texts, found) == []
+    assert np.array_equal(found, splitting.sides(texts))
     careless = np.random.default_rng(0).choice(3, len(texts), p=[0.85, 0.1, 0.05])
-    assert split.leaks(texts, careless)  # there is something to find
+    assert splitting.leaks(texts, careless)  # there is something to find
 
 
 def test_documents_in_the_system_text_are_compared(tmp_path):
-    from common import data
+    from tunebook.common import data
 
     same = ["Who wrote this?"] * 60
     documents = _texts(60, seed=8)
-    texts = split.asked(same, documents)
-    assert np.bincount(split.sides(texts)).tolist() == [51, 6, 3]
+    texts = splitting.asked(same, documents)
+    assert np.bincount(splitting.sides(texts)).tolist() == [51, 6, 3]
     one, stamped = ["Be kind."] * 60, [f"It is {n} o'clock. You are a kind and careful helper." for n in range(60)]
     questions = _texts(60, seed=9)
     for systems in (one, stamped, [""] * 60, documents):  # the questions are enough
-        assert split.asked(questions, systems) is questions
+        assert splitting.asked(questions, systems) is questions
     rows = [
         {"messages": [{"role": role, "content": text} for role, text in
                       (("system", document), ("user", "Who wrote this?"), ("assistant", "I"))]}
@@ -177,15 +176,15 @@ def test_documents_in_the_system_text_are_compared(tmp_path):
 
 
 def test_an_empty_side_is_explained(tmp_path):
-    from common import data
+    from tunebook.common import data
 
     same = ["Who wrote this?"] * 60
-    says = split.unfilled(same, split.sides(same), split.SIZES)
+    says = splitting.unfilled(same, splitting.sides(same), splitting.SIZES)
     assert says.startswith("no rows for validation and test: 60 of 60 rows ask nearly the same")
-    assert split.unfilled(["a"], split.sides(["a"]), split.SIZES).endswith("1 rows are too few")
+    assert splitting.unfilled(["a"], splitting.sides(["a"]), splitting.SIZES).endswith("1 rows are too few")
     texts = _texts(40)
-    assert split.unfilled(texts, split.sides(texts), split.SIZES) == ""
-    assert split.unfilled(texts, split.sides(texts, (90, 10, 0)), (90, 10, 0)) == ""
+    assert splitting.unfilled(texts, splitting.sides(texts), splitting.SIZES) == ""
+    assert splitting.unfilled(texts, splitting.sides(texts, (90, 10, 0)), (90, 10, 0)) == ""
     rows = "\n".join(json.dumps({"instruction": text, "output": str(n)}) for n, text in enumerate(same))
     (tmp_path / "a.jsonl").write_text(rows, encoding="utf-8")
     assert says in data.load(str(tmp_path / "a.jsonl")).notes

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from common import categories, statistics
+from tunebook.common.data import categories, statistics
+from tunebook.common.tokens import lengths
 
 
 def row(number, instruction="Name a river.", output="The Elbe.", given=""):
@@ -67,7 +68,7 @@ def test_spread():
 
 
 def test_tokens_and_what_a_length_costs():
-    found = statistics.tokens(np.array([100, 300, 600]), np.array([50, 100, 150]))
+    found = lengths.token_statistics(np.array([100, 300, 600]), np.array([50, 100, 150]))
     assert (found["tokens"], found["trained_tokens"], found["trained_share"]) == (1000, 300, 0.3)
     cuts = {cut["max_length"]: cut for cut in found["cuts"]}
     assert cuts[256]["rows_over"] == 2 and cuts[256]["rows_share"] == pytest.approx(2 / 3)
@@ -81,20 +82,20 @@ def test_lengths_of_an_encoded_set_also_after_rows_were_taken_out():
 
     labels = [[-100, 5, 6], [-100, -100], [7], []]
     encoded = datasets.Dataset.from_dict({"labels": labels})
-    total, trained = statistics.lengths(encoded)
+    total, trained = lengths.token_counts(encoded)
     assert total.tolist() == [3, 2, 1, 0] and trained.tolist() == [2, 0, 1, 0]
-    total, trained = statistics.lengths(encoded.select([2, 0]))
+    total, trained = lengths.token_counts(encoded.select([2, 0]))
     assert total.tolist() == [1, 3] and trained.tolist() == [1, 2]
-    assert statistics.lengths(encoded.select([]))[0].tolist() == []
+    assert lengths.token_counts(encoded.select([]))[0].tolist() == []
 
 
 def test_histogram_counts_every_value_once():
     values = [1] * 500 + [50] * 490 + [10_000] * 3
-    found = statistics.histogram(values, bins=10)
+    found = lengths.histogram(values, bins=10)
     assert sum(found["counts"]) == len(values) and len(found["counts"]) == 10
     assert found["beyond"] == 3
-    assert statistics.histogram([])["counts"] == []
-    assert sum(statistics.histogram([7, 7, 7])["counts"]) == 3
+    assert lengths.histogram([])["counts"] == []
+    assert sum(lengths.histogram([7, 7, 7])["counts"]) == 3
 
 
 @pytest.mark.parametrize(

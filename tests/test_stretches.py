@@ -5,9 +5,10 @@ import re
 import pytest
 from test_template_matrix import ASK, MORE, NO, TOOL, YES, call, made, sources
 
-from common import generation, masking, templates, tokenizers
-from common.cli import UserError
-from common.pocket import FOLDER
+from tunebook.common import generation
+from tunebook.common.errors import UserError
+from tunebook.common.pocket import FOLDER
+from tunebook.common.tokens import encoding, lengths, templates, tokenization
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 TURN = "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
@@ -25,17 +26,17 @@ MOVED = (
 
 @pytest.fixture(scope="module")
 def pocket():
-    return tokenizers.load(str(FOLDER / "model"))[0]
+    return tokenization.load(str(FOLDER / "model"))[0]
 
 
 def encode(tokenizer, turns, jinja=None, **named):
     if jinja:
         tokenizer.chat_template = jinja
-    return masking.encode([{"messages": turns}], tokenizer, templates.get("tokenizer", tokenizer), 4096, **named)[0][0]
+    return encoding.encode([{"messages": turns}], tokenizer, templates.get("tokenizer", tokenizer), 4096, **named)[0][0]
 
 
 def trained(example, tokenizer):
-    return tokenizer.decode([token for token in example["labels"] if token != masking.IGNORE])
+    return tokenizer.decode([token for token in example["labels"] if token != lengths.IGNORE_INDEX])
 
 
 @pytest.mark.parametrize("condition", ["messages[0].role != 'system'", ENDS, f"messages[0].role != 'system' or {ENDS}"])
@@ -74,7 +75,7 @@ def test_a_turn_trains_to_its_last_token(name, special):
         return_assistant_tokens_mask=True,
     )  # fmt: skip
     assert example["input_ids"] == theirs["input_ids"]
-    assert [int(label != masking.IGNORE) for label in example["labels"]] == theirs["assistant_masks"]
+    assert [int(label != lengths.IGNORE_INDEX) for label in example["labels"]] == theirs["assistant_masks"]
 
 
 @pytest.mark.parametrize("name", ["deepseek_r1_distill", "lfm2"])

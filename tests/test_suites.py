@@ -11,13 +11,14 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from common import masking, templates
-from common.cli import UserError
-from common.pocket import FOLDER
-from evals import benchmarks, heldout, preflight, sandbox, suites
+from tunebook.common.errors import UserError
+from tunebook.common.pocket import FOLDER
+from tunebook.common.tokens import encoding, lengths, templates
+from tunebook.evals import sandbox
+from tunebook.evals.harness import catalog, heldout, preflight, suites
 
 TOKENIZER = AutoTokenizer.from_pretrained(FOLDER / "model", padding_side="left")
-TASKS = Path(benchmarks.TASKS)
+TASKS = Path(catalog.TASKS)
 
 
 def utils(folder: str):
@@ -59,7 +60,7 @@ def test_names_of_suites_and_tasks():
     ("suite", "leaves"), [("quick", 7), ("core", 57 + 1 + 3 + 1 + 27), ("code", 1), ("chat", 4 + 27), ("safety", 6)]
 )
 def test_every_task_of_a_suite_is_found_without_reading_all_of_them(suite, leaves, capsys):
-    found = benchmarks.Benchmarks(list(suites.SUITES[suite].tasks))
+    found = catalog.Benchmarks(list(suites.SUITES[suite].tasks))
     assert len(found.leaves) == leaves
     assert len(found.manager.all_tasks) < 1200  # lm-eval has more than ten times as many
     assert "looking through" not in capsys.readouterr().out
@@ -68,11 +69,11 @@ def test_every_task_of_a_suite_is_found_without_reading_all_of_them(suite, leave
 
 
 def _leaves(found, name):
-    return benchmarks._leaves(found.manager, [name])
+    return catalog._leaves(found.manager, [name])
 
 
 def test_many_tasks_are_named_in_few_words():
-    found = benchmarks.Benchmarks(["bbh", "mmlu_anatomy", "truthfulqa_mc1"])
+    found = catalog.Benchmarks(["bbh", "mmlu_anatomy", "truthfulqa_mc1"])
     assert found.named(found.leaves) == "bbh (27 tasks), mmlu_anatomy, truthfulqa_mc1"
     some = [name for name in found.leaves if name.startswith("bbh")][:10]
     assert found.named(some) == ", ".join(some[:8]) + " and 2 more"
@@ -80,20 +81,20 @@ def test_many_tasks_are_named_in_few_words():
 
 
 def test_an_unknown_task_is_told_with_the_nearest(monkeypatch):
-    monkeypatch.setattr(benchmarks, "_folders", lambda names: [])  # not all of lm-eval's: that takes seconds
+    monkeypatch.setattr(catalog, "_folders", lambda names: [])  # not all of lm-eval's: that takes seconds
     manager = SimpleNamespace(task_index={}, all_tasks=["gsm8k", "mmlu"])
     monkeypatch.setattr("lm_eval.tasks.TaskManager", lambda **_: manager)
     with pytest.raises(UserError, match="gsm9k; the nearest is gsm8k"):
-        benchmarks.Benchmarks(["gsm9k"])
+        catalog.Benchmarks(["gsm9k"])
 
 
 def test_data_comes_from_the_folder_and_what_is_not_there_is_told(tmp_path):
     folder = arc(tmp_path)
-    found = benchmarks.Benchmarks(["arc_challenge", "arc_easy", "gsm8k", "bbh", "pocket_facts"])
+    found = catalog.Benchmarks(["arc_challenge", "arc_easy", "gsm8k", "bbh", "pocket_facts"])
     problems = preflight.problems(found, folder, TOKENIZER, 4096, False, False, 0)
     assert sorted(line.split(":")[0] for line in problems) == ["arc_easy", "bbh (27 tasks)", "gsm8k"]
     assert "no configuration ARC-Easy" in " ".join(problems) and "no folder openai/gsm8k/" in " ".join(problems)
-    found = benchmarks.Benchmarks(["arc_challenge"])
+    found = catalog.Benchmarks(["arc_challenge"])
     assert preflight.problems(found, folder, TOKENIZER, 512, False, False, 0) == []
     (task,), problems = found.build(folder)
     assert problems == [] and len(task.eval_docs) == 3
@@ -104,12 +105,12 @@ def test_data_comes_from_the_folder_and_what_is_not_there_is_told(tmp_path):
 def test_damaged_data_is_told_not_thrown(tmp_path):
     folder = arc(tmp_path)
     (folder / "allenai/ai2_arc/rows.jsonl").write_text("{")
-    tasks, problems = benchmarks.Benchmarks(["arc_challenge"]).build(folder)
+    tasks, problems = catalog.Benchmarks(["arc_challenge"]).build(folder)
     assert tasks == [] and len(problems) == 1 and problems[0].startswith("arc_challenge cannot be loaded: ")
 
 
 def test_what_would_spoil_hours_is_told_before(monkeypatch):
-    found = benchmarks.Benchmarks(["humaneval_contained", "humaneval", "ifeval", "pocket_seen"])
+    found = catalog.Benchmarks(["humaneval_contained", "humaneval", "ifeval", "pocket_seen"])
 
     def problems(positions=4096, chat=False, allow=False, answer=0):
         tokenizer = SimpleNamespace(chat_template=None)
@@ -141,8 +142,8 @@ def test_what_would_spoil_hours_is_told_before(monkeypatch):
 
 
 def test_prompts_that_do_not_fit_are_counted(tmp_path):
-    (task,), _ = benchmarks.Benchmarks(["arc_challenge"]).build(arc(tmp_path, 12))
-    found = benchmarks.Benchmarks(["arc_challenge"])
+    (task,), _ = catalog.Benchmarks(["arc_challenge"]).build(arc(tmp_path, 12))
+    found = catalog.Benchmarks(["arc_challenge"])
     lengths = [len(TOKENIZER(f"Question: Which is number {n}?\nAnswer: the second").input_ids) for n in range(12)]
     assert preflight.cut(found, [task], TOKENIZER, max(lengths) - 1, False, None, 0) == []  # one more token fits
     (note,) = preflight.cut(found, [task], TOKENIZER, min(lengths) - 2, False, None, 0)
@@ -164,10 +165,10 @@ ROWS = [json.loads(line) for line in (FOLDER / "test.jsonl").read_text(encoding=
 def test_items_are_the_tokens_that_train(name):
     template = templates.get(name, TOKENIZER)
     items = heldout.items(ROWS, TOKENIZER, template)
-    encoded, _ = masking.encode(ROWS, TOKENIZER, template, 4096)
+    encoded, _ = encoding.encode(ROWS, TOKENIZER, template, 4096)
     for item, labels in zip(items, encoded["labels"], strict=True):
-        assert item["as_trained"] == 1.0 and item["tokens"] == sum(label != masking.IGNORE for label in labels)
-        end = [label for label in labels if label != masking.IGNORE][-1]
+        assert item["as_trained"] == 1.0 and item["tokens"] == sum(label != lengths.IGNORE_INDEX for label in labels)
+        end = [label for label in labels if label != lengths.IGNORE_INDEX][-1]
         assert item["context"] + item["scored"][0] == item["prompt"] + item["answer"] + TOKENIZER.decode([end])
         assert [item["context"] + lead for lead in item["scored"][1:]] in ([], [item["prompt"]])
 
@@ -185,23 +186,23 @@ def test_a_row_of_other_tokens_than_in_training_says_so():
 
 def test_the_loss_is_that_of_training(tmp_path):
     """The task through lm-eval against the labels of training in plain transformers."""
-    from evals import harness
+    from tunebook.evals import harness
 
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     metadata = {"dataset": [str(data)], "template": "alpaca", "tokenizer": str(FOLDER / "model")}
-    tasks, problems = benchmarks.Benchmarks(["heldout"], metadata).build(None)
+    tasks, problems = catalog.Benchmarks(["heldout"], metadata).build(None)
     assert problems == []
     torch.manual_seed(0)  # pocket itself is so sure of the line break before an answer that counting it changes nothing
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(FOLDER / "model"), dtype=torch.float32).eval()
     stops = heldout.stops(TOKENIZER, templates.ALPACA) | {"max_gen_toks": 16}
     found = harness.score(model, TOKENIZER, tasks, tmp_path / "eval", settings=harness.Settings(gen_kwargs=stops))
     total = weight = size = 0
-    encoded, _ = masking.encode(ROWS, TOKENIZER, templates.ALPACA, 4096)
+    encoded, _ = encoding.encode(ROWS, TOKENIZER, templates.ALPACA, 4096)
     for row in encoded:
         ids, labels = torch.tensor([row["input_ids"]]), torch.tensor([row["labels"]])
         with torch.no_grad():
-            trained = int((labels != masking.IGNORE).sum())
+            trained = int((labels != lengths.IGNORE_INDEX).sum())
             total += float(model(ids, labels=labels).loss) * trained
             weight += trained
     size = sum(len(row["output"].encode()) for row in ROWS)
@@ -249,7 +250,7 @@ def test_which_rows_and_which_template(tmp_path, capsys):
 
 
 def test_metrics_of_several_filters_and_lists_are_kept():
-    from evals import harness
+    from tunebook.evals import harness
 
     results = {
         "results": {
@@ -302,7 +303,7 @@ def test_bertscore_is_the_papers(tmp_path):
     """Against loops over the definition. By hand: within 2e-7 of bert-score 0.3.13 on such an encoder, two layers."""
     from transformers import AutoModel
 
-    from evals.bertscore import BertScore
+    from tunebook.evals.harness.bertscore import BertScore
 
     folder = encoder(tmp_path)
     reference, answer = "a cat sat on a mat.", "the cat is on it"

@@ -2,35 +2,30 @@
 
 import csv
 import json
-import subprocess
-import sys
-from pathlib import Path
+import re
 
 import browser
 import few
 import pytest
 
-from common import table
-from common.cli import UserError
-from common.commands import table as command
-
-ROOT = Path(__file__).parent.parent
+from tunebook.common.commands import table as command
+from tunebook.common.errors import UserError
+from tunebook.common.report import methods_table
 
 
-def test_a_word_changes_a_keyword_in_a_copy_or_sets_a_flag():
-    one = command.method("lora_alpaca:use_dora=True,learning_rate=1e-4,init_lora_weights=pissa")
-    assert one.flags == ["--learning_rate", "1e-4"]
-    text = command.changed(one.file, one.changes, "")
-    assert "use_dora=True," in text and "init_lora_weights='pissa'," in text
-    original = one.file.read_text(encoding="utf-8")
-    assert sum(a != b for a, b in zip(text.splitlines(), original.splitlines(), strict=True)) == 2
+def test_a_word_sets_flags():
+    one = command.method("lora_alpaca:use_dora=True,learning_rate=1e-4,resume=false")
+    assert one.flags == ["--use_dora", "--learning_rate", "1e-4", "--no-resume"]
+    assert one.name == "lora_alpaca use_dora=True learning_rate=1e-4 resume=false"
+    assert command.method("soft_prompts_alpaca").file.stem == "prompt_tuning_alpaca"
 
 
 @pytest.mark.parametrize(
     ("word", "says"),
     [
-        ("lora_alpac", "no recipe lora_alpac; the nearest is lora_alpaca"),
-        ("lora_alpaca:use_dorra=True", "as a keyword it is not in it"),
+        ("lora_alpac", "no such recipe or file; .*the nearest is lora_alpaca"),
+        ("lora_alpaca:use_dorra=True", "no flag of lora_alpaca.py; the nearest is use_dora"),
+        ("lora_alpaca:use_dora=1", "use_dora is true or false"),
         ("lora_alpaca:model=x,dtype", "expected NAME=VALUE"),
         ("lora_alpaca:seed_=1", "no flag of lora_alpaca.py"),
     ],
@@ -50,29 +45,31 @@ def report(loss, trained):
 
 
 def test_rows_and_pages(tmp_path):
-    rows = [table.row("lora_alpaca", "lora_alpaca", report(1.0, 50)), table.row("mine", "mine", report(None, 50))]
+    rows = [
+        methods_table.row("lora_alpaca", "lora_alpaca", report(1.0, 50)),
+        methods_table.row("mine", "mine", report(None, 50)),
+    ]
     assert rows[0]["share"] == 1.0 and rows[0]["task acc"] == 50.0 and rows[0]["quoted_quality"] == "95-98"
-    text = table.markdown(rows)
+    command.write(tmp_path, rows, {}, [])
+    text = re.sub(" +", " ", (tmp_path / "table.md").read_text())
     assert "| mine | 1,000 | 1.00 |" in text and "| – |" in text
-    read = list(csv.DictReader(table.comma_separated(rows).splitlines()))
+    read = list(csv.DictReader((tmp_path / "table.csv").read_text().splitlines()))
     assert read[0]["task acc"] == "50.0" and read[1]["loss"] == ""
-    page = table.page(rows, {"lora_alpaca": [[0, 3.0], [5, 1.0]]}, ["a note"], {"flags": "<none>"})
+    page = methods_table.page(rows, {"lora_alpaca": [[0, 3.0], [5, 1.0]]}, ["a note"], {"flags": "<none>"})
     assert page.count("<svg") == 4 and "a note" in page and "&lt;none&gt;" in page and "<script" not in page
     (tmp_path / "table.html").write_text(page, encoding="utf-8")
     browser.look(tmp_path / "table.html")
 
 
 @pytest.mark.recipe
-def test_two_methods_and_again(tmp_path):
+def test_two_methods_and_again(tmp_path, forks, tunebook):
     words = ["--recipes", "lora_alpaca", "lora_alpaca:use_dora=True", "--output_dir", str(tmp_path / "t")]
     words += ["--max_steps", "4", "--eval_suite", "none", "--dataset", str(few.rows(tmp_path / "few"))]
-    run = [sys.executable, "-m", "common.commands", "table", *words]
-    done = subprocess.run(run, capture_output=True, text=True, cwd=ROOT, timeout=600, check=False)
-    assert done.returncode == 0, done.stderr[-2000:] + done.stdout[-2000:]
+    code, out, err = tunebook("table", *words)
+    assert code == 0, err[-2000:] + out[-2000:]
     rows = list(csv.DictReader((tmp_path / "t" / "table.csv").read_text().splitlines()))
     assert [row["method"] for row in rows] == ["lora_alpaca", "lora_alpaca use_dora=True"]
     assert int(rows[1]["trainable"]) > int(rows[0]["trainable"])  # DoRA's magnitudes
     assert rows[0]["trained_tokens"] == rows[1]["trained_tokens"]
-    again = subprocess.run(run, capture_output=True, text=True, cwd=ROOT, timeout=60, check=False)
-    assert again.stdout.count("finished before") == 2
+    assert tunebook("table", *words)[1].count("finished before") == 2
     assert json.loads((tmp_path / "t" / "lora_alpaca" / "report.json").read_text())["train"]["steps"] == 4

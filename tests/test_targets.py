@@ -5,10 +5,12 @@ import pytest
 import torch
 from test_distillation import Stub, bins, model, padded, rows
 
-from common import distillation, heads, targets, teaching
-from common.cli import UserError
-from common.losses import Blend
-from common.masking import IGNORE
+from tunebook.common import distillation
+from tunebook.common.distillation import teacher_cache, teacher_cache_writer
+from tunebook.common.distillation.losses import Blend
+from tunebook.common.errors import UserError
+from tunebook.common.models import lm_head
+from tunebook.common.tokens.lengths import IGNORE_INDEX
 
 METADATA = {"tokenizer": "t", "template": "a", "teacher": "x", "temperature": "2", "vocabulary": "60", "k": "5"}
 
@@ -16,8 +18,8 @@ METADATA = {"tokenizer": "t", "template": "a", "teacher": "x", "temperature": "2
 def cache(folder, part, k=5, size=64):
     teacher = distillation.Teacher(model(seed=3, hidden_size=48, vocab_size=size), "teacher")
     path = folder / f"{k}.safetensors"
-    teaching.make(path, part, teacher, METADATA | {"k": str(k)}, batch_size=4)
-    return teacher, targets.Targets(path)
+    teacher_cache_writer.make(path, part, teacher, METADATA | {"k": str(k)}, batch_size=4)
+    return teacher, teacher_cache.Targets(path)
 
 
 def test_the_file_is_safetensors_and_holds_what_the_teacher_says(tmp_path):
@@ -31,7 +33,7 @@ def test_the_file_is_safetensors_and_holds_what_the_teacher_says(tmp_path):
     }  # fmt: skip
     for number, row in enumerate(part):
         ids, labels = torch.tensor([row["input_ids"]]), torch.tensor(row["labels"])
-        expected = (teacher.model(input_ids=ids).logits[0, :-1, :60][labels[1:] != IGNORE] / 2).log_softmax(-1)
+        expected = (teacher.model(input_ids=ids).logits[0, :-1, :60][labels[1:] != IGNORE_INDEX] / 2).log_softmax(-1)
         here = slice(*found["starts"][number : number + 2])
         top = expected.topk(5)
         assert numpy.array_equal(found["ids"][here], top.indices.numpy())
@@ -46,7 +48,7 @@ def test_nearly_all_tokens_are_the_online_teacher_and_packing_finds_them(tmp_pat
     teacher, found = cache(tmp_path, part, k=59)
     part = part[::-1][:3] + part[:3]  # another order
     grouped = part if collate is padded else [join(part[:3]), join(part[3:])]
-    batch = targets.Placed(lambda _: collate(part), found)(grouped)
+    batch = teacher_cache.Placed(lambda _: collate(part), found)(grouped)
     student = model(seed=2)
     distillation.prepare(student, "student")
     online, cached = (distillation.loss(Stub(), student, batch, None, who, Blend()) for who in (teacher, found))
@@ -62,23 +64,25 @@ def test_a_teachers_own_loss_is_its_cross_entropy_over_tokens(tmp_path, monkeypa
     for row in part:
         logits = teacher.model(input_ids=torch.tensor([row["input_ids"]])).logits[0, :-1].double()
         labels = torch.tensor(row["labels"])[1:]
-        total += torch.nn.functional.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum").item()
-        count += int((labels != IGNORE).sum())
+        total += torch.nn.functional.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum").item()
+        count += int((labels != IGNORE_INDEX).sum())
     for some in (part, [join(part[:3]), join(part[3:])]):  # packed or not
-        assert teaching.held_out_loss(teacher, some, batch_size=4) == pytest.approx(total / count, rel=1e-5)
-    assert teaching.held_out_loss(teacher, []) is None
+        assert teacher_cache_writer.held_out_loss(teacher, some, batch_size=4) == pytest.approx(total / count, rel=1e-5)
+    assert teacher_cache_writer.held_out_loss(teacher, []) is None
 
     # Where the teacher's file is read again, the loss is known of the rows that were held out when it was made.
     described, loaded = {**METADATA, "k": "5"}, []
-    monkeypatch.setattr(targets, "described", lambda *_: dict(described))
+    monkeypatch.setattr(teacher_cache, "described", lambda *_: dict(described))
     monkeypatch.setattr(distillation, "teacher", lambda *_: loaded.append(1) or teacher)
     words = (None, None, "big", 2.0, 5, 16)
     for _ in range(2):
-        found = teaching.open_or_make(tmp_path / "made", other, *words, held_out=part)
-        assert teaching.held_out_loss(found, [join(part[3:]), join(part[:3])]) == pytest.approx(total / count, rel=1e-5)
-    assert loaded == [1] and teaching.held_out_loss(found, part[1:]) is None
+        found = teacher_cache_writer.open_or_make(tmp_path / "made", other, *words, held_out=part)
+        assert teacher_cache_writer.held_out_loss(found, [join(part[3:]), join(part[:3])]) == pytest.approx(
+            total / count, rel=1e-5
+        )
+    assert loaded == [1] and teacher_cache_writer.held_out_loss(found, part[1:]) is None
 
-    account = teaching.join({"before": {}}, found, part, Blend(0.25, 2.0))["distillation"]
+    account = teacher_cache_writer.join({"before": {}}, found, part, Blend(0.25, 2.0))["distillation"]
     assert account["teacher"] == "big" and account["held_out_loss"] == pytest.approx(total / count, rel=1e-5)
     assert account["loss"] == "0.25·T²·KL(teacher‖student) + 0.75·cross-entropy, T = 2"
     assert f"teacher big: held-out loss {total / count:.4f}" in capsys.readouterr().out
@@ -98,17 +102,17 @@ def test_what_does_not_fit_is_refused(tmp_path):
     for name in METADATA:
         with pytest.raises(UserError, match=f"was made with another {name} "):
             found.fits(METADATA | {name: "other"}, part)
-    other = {**part[2], "labels": [IGNORE, *part[2]["labels"][1:-1], IGNORE]}
+    other = {**part[2], "labels": [IGNORE_INDEX, *part[2]["labels"][1:-1], IGNORE_INDEX]}
     with pytest.raises(UserError, match="row 3 is not in it"):
         found.fits(METADATA, [*part[:2], other])
     teacher = distillation.Teacher(model(), "teacher")
     with pytest.raises(UserError, match="--top_k 60: it is from 1 to 59"):
-        teaching.make(tmp_path / "no", part, teacher, METADATA | {"k": "60"})
+        teacher_cache_writer.make(tmp_path / "no", part, teacher, METADATA | {"k": "60"})
     assert not (tmp_path / "no").exists()
 
 
 def test_a_stop_while_the_teacher_reads_leaves_no_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(teaching, "_top", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(teacher_cache_writer, "_top", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         cache(tmp_path, rows())
     assert not list(tmp_path.iterdir())
@@ -117,11 +121,11 @@ def test_a_stop_while_the_teacher_reads_leaves_no_file(tmp_path, monkeypatch):
 def test_fingerprints_know_a_teacher_by_its_files(tmp_path):
     for name, seed in (("one", 0), ("same", 0), ("other", 1)):
         model(seed=seed).save_pretrained(tmp_path / name)
-    one, same, other = (targets.fingerprint(str(tmp_path / name)) for name in ("one", "same", "other"))
+    one, same, other = (teacher_cache.fingerprint(str(tmp_path / name)) for name in ("one", "same", "other"))
     assert one == same != other
-    assert targets.fingerprint("nobody/nothing") == "nobody/nothing, not on this machine"
+    assert teacher_cache.fingerprint("nobody/nothing") == "nobody/nothing, not on this machine"
 
 
 def test_the_head_of_half_precision_is_wide():
-    head = heads.Head(torch.randn(8, 4, dtype=torch.bfloat16))
+    head = lm_head.Head(torch.randn(8, 4, dtype=torch.bfloat16))
     assert head.logits(torch.randn(2, 4, dtype=torch.bfloat16)).dtype == torch.float32

@@ -10,15 +10,16 @@ import re
 from pathlib import Path
 
 import pytest
+from paths import ROOT, TOKENIZERS, needs_data
 from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
-from common import chats, dialogue, masking, templates
-from common.cli import UserError
-from common.pocket import FOLDER
+from tunebook.common.data import conversations
+from tunebook.common.errors import UserError
+from tunebook.common.pocket import FOLDER
+from tunebook.common.tokens import encoding, lengths, templates
+from tunebook.common.tokens.jinja_templates import JINJA
 
-ROOT = Path(__file__).parent.parent
-SHARED = Path(os.environ.get("TUNEBOOK_SHARED", ROOT.parent / "shared")) / "data" / "tokenizers"
 TABLE = ROOT / "docs" / "templates.md"
 CONTROL = re.compile(r"<\|[\w▁]+\|?>|<[\w▁]+\|>|<｜[^｜]+｜>|<(?:start|end)_of_turn>|<\w+_TOKEN>|\[/?[A-Z_]{3,}\]")
 PLAIN = ("<think>", "</think>", "<tool_call>", "</tool_call>")  # added tokens that tokenizers do not call special
@@ -72,7 +73,7 @@ def sources():
     folder = Path(trl.__file__).parent / "chat_templates"
     names = [path.stem for path in sorted(folder.glob("*.jinja")) if not path.stem.endswith("_training")]
     pictures = ("vl", "vlm", "llava", "idefics", "diffusion")  # for pictures beside the text
-    found = {f"own {name}": name for name in chats.JINJA}
+    found = {f"own {name}": name for name in JINJA}
     for name in names:
         if not any(word in name for word in pictures):
             found[name] = (folder / f"{name}.jinja").read_text(encoding="utf-8")
@@ -96,12 +97,12 @@ def made(jinja, special=True):
 def encoded(tokenizer, template, turns):
     """(the encoded sequences, None) or (None, why not), as for a row that was read."""
     faults = []
-    row = dialogue.chat({"messages": turns}, COLUMNS, faults)
-    row = dialogue.with_tools(row, [SCHEMA] if "tool_calls" in str(turns) else None, "tools", faults)
+    row = conversations.chat({"messages": turns}, COLUMNS, faults)
+    row = conversations.with_tools(row, [SCHEMA] if "tool_calls" in str(turns) else None, "tools", faults)
     if faults:
         return None, faults[0][1]
     try:
-        return masking.encode([row], tokenizer, template, 100_000)[0], None
+        return encoding.encode([row], tokenizer, template, 100_000)[0], None
     except UserError as error:
         return None, (str(error).partition("row 1: ")[2] or str(error)).splitlines()[0]
 
@@ -156,8 +157,8 @@ def cells():
     """(template, shape) -> (tokenizer, template object, sequences or None, why not)."""
     found = {}
     for name, source in sources().items():
-        own = source in chats.JINJA
-        tokenizer = made(chats.JINJA[source] if own else source)
+        own = source in JINJA
+        tokenizer = made(JINJA[source] if own else source)
         template = templates.get(source if own else "tokenizer", tokenizer)
         for shape, turns in SHAPES.items():
             found[name, shape] = (tokenizer, template, *encoded(tokenizer, template, turns))
@@ -215,7 +216,7 @@ def test_what_trains_is_what_trls_training_templates_mark(cells):
         for example in sequences:
             ids = example["input_ids"]
             marked = stretches(masks.get(tuple(ids), ()))
-            ours = stretches([int(label != masking.IGNORE) for label in example["labels"]])
+            ours = stretches([int(label != lengths.IGNORE_INDEX) for label in example["labels"]])
             if not marked:  # it renders the conversation in another way
                 continue
             for start, end in ours:
@@ -263,11 +264,11 @@ def test_the_table_says_what_happens(cells):
 
 
 @pytest.mark.real_data
-@pytest.mark.skipif(not SHARED.exists(), reason="no shared/data beside the checkout (or in TUNEBOOK_SHARED)")
+@needs_data
 @pytest.mark.parametrize("name", ["deepseek", "llama3", "mistral-v3", "phi-3-mini", "qwen2.5", "qwen3"])
 def test_own_templates_of_real_tokenizers(name):
-    file = SHARED / name / "chat_template.jinja"
-    config = json.loads((SHARED / name / "tokenizer_config.json").read_text(encoding="utf-8"))
+    file = TOKENIZERS / name / "chat_template.jinja"
+    config = json.loads((TOKENIZERS / name / "tokenizer_config.json").read_text(encoding="utf-8"))
     jinja = file.read_text(encoding="utf-8") if file.exists() else config.get("chat_template")
     if jinja is None:
         pytest.skip(f"{name} has no chat template")

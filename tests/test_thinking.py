@@ -3,8 +3,8 @@
 import pytest
 from test_template_matrix import ASK, MORE, NO, YES, made, sources, texted, theirs, thought
 
-from common import masking, templates
-from common.cli import UserError
+from tunebook.common.errors import UserError
+from tunebook.common.tokens import encoding, lengths, templates
 
 KEYS = ("reasoning_content", "thinking", "reasoning")
 ANALYSIS = "<|channel|>analysis<|message|>{}<|end|><|start|>assistant"
@@ -20,13 +20,13 @@ def tokenizer():
 
 def encode(tokenizer, turns, name="tokenizer", train_on="answers", options=None, thinking="keep", **row):
     template = templates.get(name, tokenizer, thinking, options)
-    return masking.encode([{"messages": turns, **row}], tokenizer, template, 100_000, train_on=train_on)
+    return encoding.encode([{"messages": turns, **row}], tokenizer, template, 100_000, train_on=train_on)
 
 
 def trained(tokenizer, turns, *words, **named):
     """The text of what trains in each sequence."""
     encoded, _ = encode(tokenizer, turns, *words, **named)
-    rows = [[token for token in example["labels"] if token != masking.IGNORE] for example in encoded]
+    rows = [[token for token in example["labels"] if token != lengths.IGNORE_INDEX] for example in encoded]
     return [tokenizer.decode(row, clean_up_tokenization_spaces=False) for row in rows]
 
 
@@ -75,7 +75,7 @@ def test_tags_become_the_tokens_that_the_tokenizer_has(tokenizer, special):
     (example,), counts = encode(one, [ASK, thought(NO, 0)])
     tags = one.convert_tokens_to_ids(["<think>", "</think>"])
     assert [token for token in example["input_ids"] if token in tags] == tags
-    assert counts.special_text == 0 and "written as text" in counts.line()
+    assert counts.special_text == 0 and "written as text" in counts.summary()
     assert example["input_ids"] == one.apply_chat_template([ASK, texted(NO, 0)], return_dict=True)["input_ids"]
     attack = [ASK, {**NO, "content": "<think>\na <|im_end|> b\n</think>\n\nIt is not."}]
     (example,), counts = encode(one, attack)
@@ -96,7 +96,7 @@ def test_a_template_without_a_place_is_refused_and_said(tokenizer, name, turn):
         trained(tokenizer(name), [ASK, turn])
     encoded, counts = encode(tokenizer(name), [ASK, turn], thinking="drop")
     assert encoded[0]["input_ids"] == encode(tokenizer(name), [ASK, NO])[0][0]["input_ids"]
-    assert "thinking dropped in 1 rows" in counts.line()
+    assert "thinking dropped in 1 rows" in counts.summary()
 
 
 @pytest.mark.parametrize("write", [thought, texted])
@@ -105,11 +105,11 @@ def test_earlier_thinking_trains_in_sequences_of_its_own(tokenizer, name, write)
     """Each is apply_chat_template's of the conversation up to the turn, which is what the model is given."""
     one, turns = tokenizer(name), [ASK, write(NO, 0), MORE, write(YES, 1)]
     encoded, counts = encode(one, turns)
-    assert counts.rows == counts.kept == 2 and counts.by_turn == 1 and "1 rows added" in counts.line()
+    assert counts.rows == counts.kept == 2 and counts.by_turn == 1 and "1 rows added" in counts.summary()
     for example, count, says in zip(encoded, (2, 4), ("Seven times thirteen", "No small divisor."), strict=True):
         known = [found["input_ids"] for found in theirs(one, one.chat_template, turns[:count])]
         assert example["input_ids"] in known or example["input_ids"][:-1] in known
-        assert says in one.decode([token for token in example["labels"] if token != masking.IGNORE])
+        assert says in one.decode([token for token in example["labels"] if token != lengths.IGNORE_INDEX])
     texts = trained(one, turns)
     assert all(("It is not." in text) != ("It is, yes." in text) for text in texts)
     last, _ = encode(one, turns, train_on="last")

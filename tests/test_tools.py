@@ -2,17 +2,18 @@
 
 import importlib.metadata
 import json
-import os
 from pathlib import Path
 
 import pytest
+from paths import DATA, TOKENIZERS, needs_data
 from transformers import AutoTokenizer
 
-from common import chats, columns, masking, templates, tokenizers
-from common.cli import UserError
-from common.pocket import FOLDER
+from tunebook.common.data import schema
+from tunebook.common.errors import UserError
+from tunebook.common.pocket import FOLDER
+from tunebook.common.tokens import chat_templates, encoding, templates, tokenization
+from tunebook.common.tokens.jinja_templates import Unstable
 
-SHARED = Path(os.environ.get("TUNEBOOK_SHARED", Path(__file__).parent.parent.parent / "shared")) / "data" / "tokenizers"
 TRL = Path(str(importlib.metadata.distribution("trl").locate_file("trl/chat_templates")))
 ARGUMENTS = {"city": "Oslo", "days": [1, 2], "unit": {"kind": "C"}}
 PADDED_ARGUMENTS = {**ARGUMENTS, "a": None, "unit": {"kind": "C", "b": None}}
@@ -39,7 +40,7 @@ class Rows:
 
 
 def read(*values, **mapping):
-    rows = list(columns.Table(Rows(*values), "mine", mapping))
+    rows = list(schema.Table(Rows(*values), "mine", mapping))
     return [{name: row[name] for name in ("messages", "tools") if name in row} for row in rows]
 
 
@@ -196,12 +197,12 @@ def pocket():
 @pytest.fixture(scope="module")
 def chatml(pocket):
     template = templates.get("chatml", pocket)
-    assert isinstance(template, templates.ChatTemplate)
+    assert isinstance(template, chat_templates.ChatTemplate)
     return template
 
 
 def own(jinja_of_call, jinja_of_tool="{{ tool | tojson }}"):
-    return templates.ChatTemplate(
+    return chat_templates.ChatTemplate(
         "own",
         "{% for tool in tools or [] %}" + jinja_of_tool + "{% endfor %}"
         "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% for call in message['tool_calls'] or [] %}"
@@ -226,13 +227,13 @@ def test_the_form_is_what_the_template_writes(pocket, written, custom):
     arguments, content = FORMS[written]
     template = own(written)
     jinja = template.jinja.replace("MADE", "none" if content is None else "string")
-    template = templates.ChatTemplate("own", jinja)
+    template = chat_templates.ChatTemplate("own", jinja)
     (row,) = read(CUSTOMS[custom])
     wanted = conversation(arguments, content)
     if "function" not in written:
         wanted[1]["tool_calls"] = [call(arguments)["function"]]
     theirs = pocket.apply_chat_template(wanted, tools=[TOOL], chat_template=jinja, return_dict=False)
-    (example,), _ = masking.encode([row], pocket, template, 4096)
+    (example,), _ = encoding.encode([row], pocket, template, 4096)
     assert example["input_ids"] == theirs
     trained = [token for token, label in zip(theirs, example["labels"], strict=True) if label != -100]
     assert pocket.decode(trained).startswith("weather ")
@@ -246,48 +247,48 @@ def test_what_a_template_does_not_write_is_refused(pocket):
         (own("i").jinja, "row 1: the template leaves out a call of turn 2; chatml"),
         ("{% if messages | length > 3 %}{{ raise_exception('too long') }}{% endif %}", "too long; chatml, llama2"),
     ):
-        template = templates.ChatTemplate("own", jinja.replace("MADE", "string"))
+        template = chat_templates.ChatTemplate("own", jinja.replace("MADE", "string"))
         with pytest.raises(UserError) as error:
-            masking.encode([row], pocket, template, 4096)
+            encoding.encode([row], pocket, template, 4096)
         assert says in str(error.value) and "the template own cannot take" in str(error.value)
     silent = own(calls).jinja.replace("MADE", "string and not message['content']")
     beside = {"messages": [QUESTION, calling(call(), content="I ask weather now."), *ANSWERS]}
     with pytest.raises(UserError, match="row 2: the template leaves out a call of turn 2 beside its text"):
-        masking.encode([row, *read(beside)], pocket, templates.ChatTemplate("own", silent), 4096)
+        encoding.encode([row, *read(beside)], pocket, chat_templates.ChatTemplate("own", silent), 4096)
 
 
 def test_tools_that_a_template_does_not_write(pocket):
     """Of one that writes calls its model is told in another way, as at inference: counted. Others lose them."""
     rows = read(CUSTOMS["openai"], {"messages": [QUESTION, {"role": "assistant", "content": "No."}], "tools": [TOOL]})
-    template = templates.ChatTemplate("own", own("{{ call | tojson }}", "").jinja.replace("MADE", "string"))
-    _, counts = masking.encode(rows, pocket, template, 4096)
+    template = chat_templates.ChatTemplate("own", own("{{ call | tojson }}", "").jinja.replace("MADE", "string"))
+    _, counts = encoding.encode(rows, pocket, template, 4096)
     assert counts.noted == {"tools that the template does not write": 2} and counts.kept == 2
     with pytest.raises(UserError, match="row 1: the template leaves out tool 1 of `tools`; chatml"):
-        masking.encode(rows[1:], pocket, templates.get("tokenizer", pocket), 4096)
+        encoding.encode(rows[1:], pocket, templates.get("tokenizer", pocket), 4096)
 
 
 def test_text_templates_take_no_tools(pocket):
     row = {"instruction": "a", "output": "b", "tools": [TOOL], "row": 3}
     with pytest.raises(UserError, match="row 3 has `tools`; choose a template that writes them: chatml"):
-        masking.encode([row], pocket, templates.ALPACA, 512)
+        encoding.encode([row], pocket, templates.ALPACA, 512)
 
 
 @pytest.mark.parametrize(
     "row", [{"instruction": "Is it warm?", "output": "Yes."}, {"prompt": "Is it warm?", "completion": "Yes."}]
 )
 def test_tools_beside_texts_are_rendered(pocket, chatml, row):
-    (found,) = columns.Table(Rows({**row, "tools": json.dumps([FUNCTION])}), "mine")
+    (found,) = schema.Table(Rows({**row, "tools": json.dumps([FUNCTION])}), "mine")
     turns = [QUESTION, {"role": "assistant", "content": "Yes."}]
     theirs = pocket.apply_chat_template(
         turns, tools=[TOOL], chat_template=chatml.jinja, return_dict=False, **chatml.tokens
     )
-    (example,), _ = masking.encode([found], pocket, chatml, 4096)
+    (example,), _ = encoding.encode([found], pocket, chatml, 4096)
     assert example["input_ids"] == theirs
 
 
 def test_control_text_in_names_of_arguments_stays_text(pocket, chatml):
     rows = read(*({"messages": [QUESTION, calling(call({key: 1}))]} for key in ("a<|im_end|>", "ab")))
-    encoded, counts = masking.encode(rows, pocket, chatml, 4096)
+    encoded, counts = encoding.encode(rows, pocket, chatml, 4096)
     end = pocket.convert_tokens_to_ids("<|im_end|>")
     assert [ids.count(end) for ids in encoded["input_ids"]] == [2, 2] and counts.special_text == 1
 
@@ -295,7 +296,7 @@ def test_control_text_in_names_of_arguments_stays_text(pocket, chatml):
 def test_a_call_is_an_answer(pocket, chatml):
     """What evaluation scores of a row that ends with a call is what trains, without its end."""
     (row,) = read({"messages": conversation()[:2], "tools": [TOOL]})
-    (example,), _ = masking.encode([row], pocket, chatml, 4096)
+    (example,), _ = encoding.encode([row], pocket, chatml, 4096)
     trained = pocket.decode([token for token in example["labels"] if token != -100])
     assert chatml.completion(row) + "<|im_end|>" == trained and '"Oslo"' in trained
     assert pocket.decode(example["input_ids"]).startswith(chatml.prompt(row) + chatml.completion(row))
@@ -305,7 +306,7 @@ def test_padding_of_parquet_is_not_trained(pocket, chatml, tmp_path):
     """`datasets` gives every call and schema the keys of all others."""
     import datasets
 
-    from common import data
+    from tunebook.common import data
 
     integers = {"type": "object", "properties": {"a": {"type": "integer"}}}
     functions = [FUNCTION, {"name": "add", "description": "adds", "parameters": integers}, {"name": "now"}]
@@ -317,7 +318,7 @@ def test_padding_of_parquet_is_not_trained(pocket, chatml, tmp_path):
     datasets.Dataset.from_list(rows).to_parquet(tmp_path / "d.parquet")
     sides = data.load(str(tmp_path / "d.parquet"))
     found = sorted([row for side in sides.values() for row in side], key=lambda row: row["row"])
-    encoded, _ = masking.encode(found, pocket, chatml, 4096)
+    encoded, _ = encoding.encode(found, pocket, chatml, 4096)
     for row, ids in zip(rows, encoded["input_ids"], strict=True):
         theirs = pocket.apply_chat_template(
             row["messages"], tools=row["tools"], chat_template=chatml.jinja, return_dict=False, **chatml.tokens
@@ -349,7 +350,7 @@ def test_every_family_is_handed_its_form(pocket, name):
     """The structure is the template's; the tokens that it writes need no place in this vocabulary."""
     jinja = (TRL / f"{name}.jinja").read_text()
     tokens = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
-    template = templates.ChatTemplate(name, jinja, tokens)
+    template = chat_templates.ChatTemplate(name, jinja, tokens)
     (arguments, content), tools = TAKE.get(name, OBJECT)
     theirs = name in TAKE and pocket.apply_chat_template(
         conversation(arguments, content), tools=tools, chat_template=jinja, tokenize=False, **tokens
@@ -357,22 +358,22 @@ def test_every_family_is_handed_its_form(pocket, name):
     for custom in CUSTOMS.values():
         (row,) = read(custom)
         if theirs:
-            assert chats.render(template, *template.fit(row["messages"], tools and row["tools"])) == theirs
+            assert template.render(*template.fit(row["messages"], tools and row["tools"])) == theirs
             assert bool(tools) or (template.fit(row["messages"], row["tools"]) and template.fit.unwritten)
         else:
-            with pytest.raises(chats.Unstable, match=HOLD_NONE[name]):
+            with pytest.raises(Unstable, match=HOLD_NONE[name]):
                 template.fit(row["messages"], row["tools"])
 
 
 @pytest.mark.real_data
-@pytest.mark.skipif(not SHARED.exists(), reason="no shared/data beside the checkout (or in TUNEBOOK_SHARED)")
+@needs_data
 @pytest.mark.parametrize(("name", "trl_name"), [("qwen3", ""), ("qwen2.5", "qwen2_5"), ("llama3", "")])
 def test_calls_train_on_real_tokenizers(name, trl_name):
     """The ids are those of the tokenizer's own template; where TRL's has the same text, its marks are the oracle."""
-    tokenizer, _ = tokenizers.load(str(SHARED / name))
+    tokenizer, _ = tokenization.load(str(TOKENIZERS / name))
     theirs = tokenizer.apply_chat_template(conversation(), tools=[TOOL], return_dict=False)
     rows = [read(CUSTOMS[custom])[0] for custom in ("openai", "sharegpt", "older")]
-    encoded, _ = masking.encode(rows, tokenizer, templates.get("tokenizer", tokenizer), 4096)
+    encoded, _ = encoding.encode(rows, tokenizer, templates.get("tokenizer", tokenizer), 4096)
     assert all(ids == theirs for ids in encoded["input_ids"])
     trains = [label != -100 for label in encoded[0]["labels"]]
     text = tokenizer.decode([token for token, label in zip(theirs, trains, strict=True) if label])
@@ -391,12 +392,12 @@ def test_calls_train_on_real_tokenizers(name, trl_name):
 
 
 @pytest.mark.real_data
-@pytest.mark.skipif(not SHARED.exists(), reason="no shared/data beside the checkout (or in TUNEBOOK_SHARED)")
+@needs_data
 def test_sharegpt_rows_are_the_openai_form():
-    file = SHARED.parent / "chat" / "llamafactory_glaive_toolcall_en_demo.json"
+    file = DATA / "chat" / "llamafactory_glaive_toolcall_en_demo.json"
     values = [row for row in json.loads(file.read_text(encoding="utf-8")) if row.get("tools")]
-    tokenizer, _ = tokenizers.load(str(SHARED / "qwen3"))
-    encoded, counts = masking.encode(read(*values), tokenizer, templates.get("tokenizer", tokenizer), 100_000)
+    tokenizer, _ = tokenization.load(str(TOKENIZERS / "qwen3"))
+    encoded, counts = encoding.encode(read(*values), tokenizer, templates.get("tokenizer", tokenizer), 100_000)
     assert counts.kept == len(values) > 100
     roles = {"human": "user", "gpt": "assistant", "observation": "tool"}
     for value, ids in zip(values, encoded["input_ids"], strict=True):

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import forked
 import pytest
+from paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 WEIGHTS = (2, 1, 3, 1, 1, 4)
 WAYS = {  # rows a device takes at once, accumulation, processes
     "whole": (6, 1, 1),
@@ -65,9 +65,11 @@ def trainer_of(way, folder):
     from transformers import AutoTokenizer
     from trl import SFTConfig, SFTTrainer
 
-    from common import batches, distillation, loss_weights, packing
-    from common.losses import Blend
-    from common.pocket import FOLDER
+    from tunebook.common import distillation
+    from tunebook.common.batching import collator, packing
+    from tunebook.common.distillation.losses import Blend
+    from tunebook.common.pocket import FOLDER
+    from tunebook.common.training import weighted_loss
 
     size, accumulation, processes = WAYS[way]
     data, model, teacher = rows(way), small(0), None
@@ -84,7 +86,7 @@ def trainer_of(way, folder):
         processing_class=AutoTokenizer.from_pretrained(FOLDER / "model"),
         train_dataset=packing.packed(data, 64) if way == "packed" else data,
         eval_dataset=packing.packed(data, 64) if way == "packed" else rows("plain" if "twice" in way else way),
-        data_collator=batches.PackedCollator(0) if way == "packed" else None,
+        data_collator=collator.PackedCollator(0) if way == "packed" else None,
         args=SFTConfig(
             output_dir=str(folder), max_length=64, packing=False, padding_free=False, eval_strategy="no",
             dataset_kwargs={"skip_prepare_dataset": True}, per_device_train_batch_size=size, max_steps=3,
@@ -93,7 +95,7 @@ def trainer_of(way, folder):
             bf16=False, fp16=False, ddp_backend="gloo" if processes > 1 else None,
         ),
     )  # fmt: skip
-    loss_weights.carry(trainer) if teacher else loss_weights.heed(trainer)
+    weighted_loss.carry(trainer) if teacher else weighted_loss.heed(trainer)
     return trainer
 
 
@@ -106,8 +108,9 @@ def loop():
     from transformers import AutoTokenizer
     from trl.trainer import add_fused_lm_head
 
-    from common import loading, steps
-    from common.pocket import FOLDER
+    from tunebook.common.batching import dataloader
+    from tunebook.common.pocket import FOLDER
+    from tunebook.common.training import loop
 
     spec = importlib.util.spec_from_file_location("loop", ROOT / "recipes" / "loop_alpaca.py")
     recipe = importlib.util.module_from_spec(spec)
@@ -118,12 +121,12 @@ def loop():
     data, tokenizer = rows("loop"), AutoTokenizer.from_pretrained(FOLDER / "model")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
-    loader = loading.loader(data, tokenizer, WAYS["loop"][0])
+    loader = dataloader.loader(data, tokenizer, WAYS["loop"][0])
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
-    before, losses = steps.mean_loss(accelerator, model, loader, recipe.loss_of), []
+    before, losses = loop.mean_loss(accelerator, model, loader, recipe.loss_of), []
     for _ in range(3):
         parts = list(loader)
-        items = sum(map(steps.total, parts))
+        items = sum(map(loop.total, parts))
         losses.append(recipe.train_step(accelerator, model, optimizer, schedule, parts, items)["loss"])
     return before, losses, model
 
@@ -132,7 +135,7 @@ def learn(way, out):
     """Train, and write losses, weights and the held-out loss before training."""
     import torch
 
-    from common import callbacks
+    from tunebook.common.training import callbacks
 
     if way == "loop":
         before, losses, model = loop()

@@ -9,8 +9,8 @@ def measure(trainer: Any, quick: bool) -> dict[str, Any]:
     """Train for a few seconds after a few steps of warming up (kernels are compiled then), and count."""
     from transformers import TrainerCallback
 
-    from common.batches import real
-    from common.memory import Peak
+    from tunebook.common.batching.collator import real
+    from tunebook.common.resources import Peak
 
     warm, least, seconds = (1, 2, 0.0) if quick else (3, 6, 5.0)
     fetch, sizes, marks = trainer.get_batch_samples, [], []

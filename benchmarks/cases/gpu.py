@@ -42,7 +42,9 @@ def ours(case: Case, results: str) -> Any:
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
     from trl import SFTConfig, SFTTrainer
 
-    from common import attention, batches, loading, lora, models, packing, sampling
+    from tunebook.common import models
+    from tunebook.common.batching import collator, dataloader, packing, samplers
+    from tunebook.common.models import attention, device, lora
 
     model, tokenizer = models.load(case.folder, WIDTH, four_bit=case.method == "QLoRA", full=case.method == "full")
     if case.method != "full":
@@ -53,7 +55,7 @@ def ours(case: Case, results: str) -> Any:
         model=model,
         processing_class=tokenizer,
         train_dataset=packing.packed(data, WIDTH) if case.packed else data,
-        data_collator=batches.collator(model, tokenizer) if case.packed else None,
+        data_collator=collator.collator(model, tokenizer) if case.packed else None,
         args=SFTConfig(
             output_dir=results,
             max_length=WIDTH,
@@ -61,15 +63,15 @@ def ours(case: Case, results: str) -> Any:
             padding_free=False,
             dataset_kwargs={"skip_prepare_dataset": True},
             per_device_train_batch_size=case.batch,
-            gradient_checkpointing=bool(models.checkpointing()),
+            gradient_checkpointing=bool(device.current().gradient_checkpointing),
             learning_rate=2e-4,
             lr_scheduler_type="cosine",
             warmup_steps=0.03,
             weight_decay=0.0,
             optim=optimizers[case.method],
             **shared(),
-            **models.precision(),
-            **loading.settings(),
+            **device.current().precision,
+            **dataloader.settings(),
         ),
     )
     if case.method != "full":
@@ -77,7 +79,7 @@ def ours(case: Case, results: str) -> Any:
     if case.packed:
         attention.by_document(trainer.model)
     else:
-        sampling.bucket(trainer)
+        samplers.bucket(trainer)
     return trainer
 
 
@@ -127,9 +129,9 @@ def prepare(case: Case) -> dict[str, Any]:
 
 
 def train(case: Case) -> dict[str, Any]:
-    from common import checks
-    from common.cli import Refused
-    from common.models import parameters
+    from tunebook.common.errors import CheckFailed
+    from tunebook.common.models import parameters
+    from tunebook.common.training import checks
 
     begun = now()
     with tempfile.TemporaryDirectory() as results:
@@ -139,7 +141,7 @@ def train(case: Case) -> dict[str, Any]:
         if case.packed:
             try:
                 difference = checks.isolation(trainer)
-            except Refused as refused:
+            except CheckFailed as refused:
                 if case.way == "tunebook":
                     raise
                 difference = str(refused)  # a finding about TRL here, not a failure of the benchmark

@@ -24,7 +24,7 @@ def make(size: str, folder: str) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from common.pocket import FOLDER
+    from tunebook.common.pocket import FOLDER
 
     gpu = torch.cuda.is_available()
     torch.manual_seed(0)

@@ -8,27 +8,36 @@ import sys
 # name -> (module with `Args` and `main(args)`, one line of help). Modules are named, not imported: a command of evals
 # can stand here although common knows nothing of evals.
 COMMANDS: dict[str, tuple[str, str]] = {
-    "ls": ("common.commands.ls", "the recipes, one line each"),
-    "cp": ("common.commands.cp", "copy a recipe to a file of your own"),
-    "inspect": ("common.commands.inspect", "what is in a data set, what is wrong with it, and which tokens train"),
-    "split": ("common.commands.split", "train, validation and test files, with the proof that nothing leaks"),
-    "augment": ("common.commands.augment", "more rows from the ones you have; the originals stay, marked"),
-    "chat": ("common.commands.chat", "talk to a model and its adapters, in the terminal or on a page"),
-    "plan": ("common.commands.plan", "memory and time of a recipe before it runs, and what would fit"),
-    "table": ("common.commands.table", "the methods beside each other on your model and data"),
-    "eval": ("evals.commands.eval", "scores on benchmarks or on your own test rows, through lm-eval"),
-    "compare": ("evals.commands.compare", "two models on the same lm-eval items, and how sure the difference is"),
-    "judge": ("evals.commands.judge", "a model judges two models' answers, in both orders"),
-    "rate": ("evals.commands.rate", "people judge two models' answers without names, on a page of this machine"),
-    "safety": ("evals.commands.safety", "safety and bias beside quality, and what the numbers cannot say"),
-    "doctor": ("common.commands.doctor", "versions, device, what will be used and what is wrong"),
+    "ls": ("tunebook.common.commands.ls", "the recipes, one line each"),
+    "cp": ("tunebook.common.commands.cp", "copy a recipe to a file of your own"),
+    "inspect": (
+        "tunebook.common.commands.inspect",
+        "what is in a data set, what is wrong with it, and which tokens train",
+    ),
+    "split": ("tunebook.common.commands.split", "train, validation and test files, with the proof that nothing leaks"),
+    "augment": ("tunebook.common.commands.augment", "more rows from the ones you have; the originals stay, marked"),
+    "chat": ("tunebook.common.commands.chat", "talk to a model and its adapters, in the terminal or on a page"),
+    "plan": ("tunebook.common.commands.plan", "memory and time of a recipe before it runs, and what would fit"),
+    "table": ("tunebook.common.commands.table", "the methods beside each other on your model and data"),
+    "eval": ("tunebook.evals.commands.eval", "scores on benchmarks or on your own test rows, through lm-eval"),
+    "compare": (
+        "tunebook.evals.commands.compare",
+        "two models on the same lm-eval items, and how sure the difference is",
+    ),
+    "judge": ("tunebook.evals.commands.judge", "a model judges two models' answers, in both orders"),
+    "rate": (
+        "tunebook.evals.commands.rate",
+        "people judge two models' answers without names, on a page of this machine",
+    ),
+    "safety": ("tunebook.evals.commands.safety", "safety and bias beside quality, and what the numbers cannot say"),
+    "doctor": ("tunebook.common.commands.doctor", "versions, device, what will be used and what is wrong"),
 }
 BROKEN_PIPE = 141  # what a shell reports for a command whose reader went away
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run one command, given as words (default: those of the process), and end the process with its exit code."""
-    from common import cli
+    from tunebook.common import cli, errors
 
     name, *words = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if name == "help":
@@ -41,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     if name not in COMMANDS:
         known = f"there is {', '.join(COMMANDS)}"
-        print(f"error: tunebook {name}: no such command; {known}{cli.nearest(name, COMMANDS)}", file=sys.stderr)
+        print(f"error: tunebook {name}: no such command; {known}{errors.nearest(name, COMMANDS)}", file=sys.stderr)
         sys.exit(2)
     module = importlib.import_module(COMMANDS[name][0])
     sys.argv[0] = f"tunebook {name}"  # what --help and messages about flags call it

@@ -1,6 +1,6 @@
-"""`python -m common.commands` is `tunebook`."""
+"""`python -m tunebook.common.commands` is `tunebook`."""
 
-from common.commands import main
+from tunebook.common.commands import main
 
 if __name__ == "__main__":
     main()

@@ -9,16 +9,18 @@
 Augment after the split, or copies of a row land on two sides. Look at what was made: tunebook inspect more.jsonl
 """
 
+import contextlib
 import dataclasses
-import json
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from common import cli
-from common.cli import UserError, nearest
+from tunebook.common import files, output_dir
+from tunebook.common.errors import UserError
 
 
 @dataclass
@@ -45,37 +47,81 @@ class Args:
 
 
 def main(args: Args) -> dict[str, Any]:
-    from common import augment, text_models
-    from common.commands import reading
-    from common.commands.split import line
+    from tunebook.common.commands import inputs
+    from tunebook.common.data import augment
 
     args = named(args)
     check(args)
     if args.output_dir:
-        folder = cli.fresh_folder(args.output_dir, args.overwrite, marker="train.jsonl")
+        folder = output_dir.prepare(args.output_dir, args.overwrite, marker="train.jsonl")
         if folder.resolve() in {Path(word).resolve() for word in args.data}:
             raise UserError(f"--output_dir {args.output_dir} is the data itself; choose another folder")
     needed = [method for method in args.methods if method in augment.NEEDS_MODEL]
-    reading.writable({"--output": args.output, "--json": args.json}, args.data)
-    with reading.plain_names():
-        found = reading.rows(args.data, "augment", only_train=True, bad_rows=args.bad_rows)
+    inputs.writable({"--output": args.output, "--json": args.json}, args.data)
+    with inputs.plain_names():
+        found = inputs.rows(args.data, "augment", only_train=True, bad_rows=args.bad_rows)
         rows = list(found)
     print(*found.columns(), sep="\n")
-    model = text_models.load(args.model, args.model_name, args.max_new_tokens) if needed else None
+    model = _model(args) if needed else None
     new, counts = augment.augment(
         rows, args.methods, args.seed, args.share, args.copies, model, args.language, args.temperature
     )
-    path = Path(args.output)
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        file.writelines(line(row) for row in new)
-    part.replace(path)
+    files.write_atomic(args.output, map(files.json_line, new))
     report = {"output": args.output, "written": len(new), "seed": args.seed, **counts.as_dict()}
     if args.json:
-        Path(args.json).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        files.write_json(args.json, report)
     print(counts.line())
     print(f"written: {len(new):,} rows in {args.output}")
     return report
+
+
+class LocalModel:
+    """A model on this machine, in the template that it was trained with.
+
+    Args:
+        word: a folder, a Hub name or pocket.
+    """
+
+    def __init__(self, word: str, max_new_tokens: int):
+        from tunebook.common.models.inference import Adapted
+
+        self.adapted, self.max_new_tokens = Adapted(word), max_new_tokens
+
+    def answers(self, prompts: Sequence[str], temperature: float = 0.0, seed: int = 0) -> list[str | None]:
+        """See augment.TextModel. A prompt that leaves no room for an answer has none."""
+        from tunebook.common import generation
+        from tunebook.common.generation.chat import Conversation
+        from tunebook.common.generation.decoding import Decoding
+
+        model, tokenizer, template = self.adapted.model, self.adapted.tokenizer, self.adapted.template
+        stop = generation.ends(tokenizer, template, model)
+        found: list[str | None] = [None] * len(prompts)
+        seen, rounds = Counter[str](), dict[int, list[int]]()
+        for place, text in enumerate(prompts):  # equal prompts need a seed each, or their answers would be equal, too
+            rounds.setdefault(seen[text], []).append(place)
+            seen[text] += 1
+        top_p = 0.95 if temperature > 0 else 1.0
+        for number, places in rounds.items():
+            decoding = Decoding(self.max_new_tokens, temperature, top_p, seed=seed + number)
+            going: dict[int, list[int]] = {}
+            for place in places:
+                ids = Conversation(tokenizer, template).prompt(prompts[place])[0]
+                with contextlib.suppress(UserError):
+                    generation.room(model, ids, decoding)
+                    going[place] = ids
+            said = generation.generate(model, tokenizer, list(going.values()), decoding, stop, batch_size=16)
+            for place, answer in zip(going, said, strict=True):
+                found[place] = answer.text.strip() or None
+        return found
+
+
+def _model(args: Args) -> Any:
+    """The model that `--model` names: an augment.TextModel."""
+    if not args.model.startswith(("http://", "https://")):
+        return LocalModel(args.model, args.max_new_tokens)
+    from tunebook.common.generation.endpoint import Endpoint
+
+    return Endpoint(args.model, args.model_name, {"max_tokens": args.max_new_tokens})
 
 
 def named(args: Args) -> Args:
@@ -91,14 +137,9 @@ def named(args: Args) -> Args:
 
 def check(args: Args) -> None:
     """Refuse arguments that cannot work, before anything is read."""
-    from common import augment
+    from tunebook.common.data import augment
 
-    for method in args.methods:
-        if method not in augment.METHODS:
-            known = f"there is {', '.join(augment.METHODS)}{nearest(method, augment.METHODS)}"
-            raise UserError(f"--methods {method}: no such method; {known}")
-        if method in augment.NEEDS_MODEL and not args.model:
-            raise UserError(f"--methods {method} needs a model: --model http://host:port/v1, a folder or pocket")
+    augment.check(args.methods, args.share, args.copies, args.model)
     if args.model.startswith("http") and not args.model_name:
         raise UserError("--model_name says which model the endpoint is to use; it is missing")
     if not args.output:
@@ -107,8 +148,6 @@ def check(args: Args) -> None:
         raise UserError(f"--output {args.output}: rows are written one a line; name a .jsonl file")
     if Path(args.output).exists() and not args.overwrite:
         raise UserError(f"--output {args.output} exists; choose another file or add --overwrite")
-    if not 0 < args.share <= 1 or args.copies < 1:
-        raise UserError(f"--share {args.share} --copies {args.copies}: expected over 0 to 1, and 1 or more")
     if not 0 <= args.temperature <= 5:
         raise UserError(f"--temperature {args.temperature}: expected 0 to 5")
     if args.max_new_tokens < 1:

@@ -14,7 +14,8 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any
 
-from common.cli import UserError, nearest
+from tunebook.common.errors import UserError, nearest
+from tunebook.common.generation import chat as session
 
 HELP = {
     "/reset": "forget what was said; the system text stays",
@@ -43,15 +44,15 @@ class Args:
 
 
 def main(args: Args) -> None:
-    from common.decoding import Decoding
+    from tunebook.common.generation.decoding import Decoding
 
     fields = ("max_new_tokens", "temperature", "top_p", "top_k", "num_beams", "seed")
     decoding = Decoding(**{name: getattr(args, name) for name in fields})
     if args.page:
-        from common.commands import chat_page
+        from tunebook.common.commands import chat_page
 
         chat_page.check(decoding)  # before the model is loaded
-    from common.adapted import Adapted
+    from tunebook.common.models.inference import Adapted
 
     adapted = Adapted(args.model, args.adapter, args.template)
     if args.page:
@@ -64,12 +65,11 @@ class Terminal:
     """The loop that reads questions and commands from standard input."""
 
     def __init__(self, adapted: Any, decoding: Any, system: str):
-        from common.conversation import Conversation
 
         self.adapted, self.decoding = adapted, decoding
-        self.conversation = Conversation(adapted.tokenizer, adapted.template, system)
+        self.conversation = session.Conversation(adapted.tokenizer, adapted.template, system)
         self.typed = sys.stdin.isatty()
-        self.say(line(adapted, decoding))
+        self.say(session.line(adapted, decoding))
         self.notes()
 
     def run(self) -> None:
@@ -132,16 +132,16 @@ class Terminal:
             adapted.use(None if name == "none" else name)
         finally:
             self.conversation.tokenizer, self.conversation.template = adapted.tokenizer, adapted.template
-        self.say(line(adapted, self.decoding))
+        self.say(session.line(adapted, self.decoding))
 
     def answer(self, question: str) -> None:
         """Ask, show the answer as it comes, and keep both."""
-        prompt, left_out = prompt_within(self.adapted, self.conversation, self.decoding, question)
+        prompt, left_out = session.prompt_within(self.adapted, self.conversation, self.decoding, question)
         if left_out:
             self.say(f"(the first {left_out} of its questions no longer fit and are left out)")
         said, note = "", ""
         try:
-            with contextlib.closing(pieces(self.adapted, prompt, self.decoding)) as found:
+            with contextlib.closing(session.pieces(self.adapted, prompt, self.decoding)) as found:
                 for piece in found:
                     if isinstance(piece, str):
                         said += piece
@@ -164,39 +164,6 @@ class Terminal:
 
     def say(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
-
-
-def line(adapted: Any, decoding: Any) -> str:
-    """What is in use, in a line."""
-    from common import models
-
-    millions = models.parameters(adapted.model)[1] / 1e6
-    size = f"{millions:.1f} million" if millions < 1000 else f"{millions / 1000:.1f} billion"
-    parts = (
-        f"model {adapted.name} ({size} parameters)", f"adapter {adapted.current or 'none'}",
-        f"template {adapted.template.name}", models.device(), decoding.line(),
-    )  # fmt: skip
-    return " · ".join(parts)
-
-
-def prompt_within(adapted: Any, conversation: Any, decoding: Any, question: str) -> tuple[list[int], int]:
-    """The prompt that leaves room for an answer, and how many questions it leaves out."""
-    positions = getattr(adapted.model.config.get_text_config(), "max_position_embeddings", None)
-    limit = positions and positions - min(decoding.max_new_tokens, positions // 4)
-    return conversation.prompt(question, limit)
-
-
-def pieces(adapted: Any, prompt: list[int], decoding: Any) -> Any:
-    """The answer's pieces and last the Answer; in one piece where beams are searched."""
-    from common import generation
-
-    stop = generation.ends(adapted.tokenizer, adapted.template, adapted.model)
-    if decoding.num_beams == 1:
-        yield from generation.stream(adapted.model, adapted.tokenizer, prompt, decoding, stop)
-        return
-    answer = generation.generate(adapted.model, adapted.tokenizer, [prompt], decoding, stop)[0]
-    yield answer.text
-    yield answer
 
 
 def plain(text: str) -> str:

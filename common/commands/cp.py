@@ -14,8 +14,8 @@ from typing import Annotated
 
 import tyro
 
-from common.cli import UserError, nearest
-from common.commands import ls
+from tunebook.common import catalog, provenance
+from tunebook.common.errors import UserError
 
 
 @dataclass
@@ -29,16 +29,12 @@ class Args:
 def main(args: Args) -> None:
     if not args.recipe or not args.file:
         raise UserError("name a recipe and a file: tunebook cp qlora_alpaca my_recipe.py (tunebook ls shows them)")
-    found = ls.recipes()
-    name = Path(args.recipe).stem
-    if name not in found:
-        known = f"there is {', '.join(found)}"
-        raise UserError(f"tunebook cp {args.recipe}: no such recipe; {known}{nearest(name, found)}")
+    recipe = catalog.find(Path(args.recipe).stem, "tunebook cp")
     target = Path(args.file)
-    target = target / found[name].name if target.is_dir() else target
+    target = target / recipe.name if target.is_dir() else target
     if target.suffix != ".py":
         raise UserError(f"tunebook cp: {args.file} does not end in .py; name the copy like my_recipe.py")
-    text = with_origin(found[name].read_text(encoding="utf-8"), origin(name))
+    text = with_origin(recipe.read_text(encoding="utf-8"), origin(recipe.stem))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with target.open("x", encoding="utf-8") as file:
@@ -47,14 +43,12 @@ def main(args: Args) -> None:
         raise UserError(f"tunebook cp: {target} exists and is left as it is; choose another name") from None
     except OSError as error:
         raise UserError(f"tunebook cp: {target} cannot be written: {error.strerror}") from None
-    print(f"{target}: a copy of {name}. Run it: python {target}")
+    print(f"{target}: a copy of {recipe.stem}. Run it: python {target}")
 
 
 def origin(name: str) -> str:
     """The comment line that says what was copied, from which commit, and when."""
-    from common import report
-
-    commit = report.commit()
+    commit = provenance.commit()
     where = f"commit {commit}" if commit else f"version {importlib.metadata.version('tunebook')}"
     return f"# Copied from recipes/{name}.py of tunebook, {where}, {datetime.now(UTC):%Y-%m-%d}."
 

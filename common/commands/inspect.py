@@ -13,13 +13,13 @@ import json
 import sys
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from common.cli import Refused, UserError
-from common.loss_weights import COLUMN
+from tunebook.common import files
+from tunebook.common.errors import CheckFailed, UserError
+from tunebook.common.tokens.lengths import LOSS_WEIGHTS
 
 BATCH = 2000  # rows held as Python lists while --tokens writes
 
@@ -50,7 +50,7 @@ class Args:
 
 
 def main(args: Args) -> dict[str, Any]:
-    from common.commands import reading, trained
+    from tunebook.common.commands import inputs, trained
 
     started = time.time()
     if args.max_length < 0:
@@ -59,23 +59,25 @@ def main(args: Args) -> dict[str, Any]:
         args = as_in(trained.by(args.recipe), args)
     if args.packed and not args.max_length:
         raise UserError("--packed needs --max_length N: the tokens that a pack holds")
-    reading.writable({"--html": args.html, "--json": args.json, "--tokens": args.tokens}, args.data)
-    with reading.plain_names():
-        rows = reading.rows(args.data, "inspect", bad_rows=args.bad_rows)
+    inputs.writable({"--html": args.html, "--json": args.json, "--tokens": args.tokens}, args.data)
+    with inputs.plain_names():
+        rows = inputs.rows(args.data, "inspect", bad_rows=args.bad_rows)
         rows.check()
-        from common import findings, inspection, templates, tokenizers  # only now: transformers takes seconds to import
-        from common.commands import listing
+        from tunebook.common.commands import inspect_view
+        from tunebook.common.data import findings
+        from tunebook.common.report import dataset
+        from tunebook.common.tokens import templates, tokenization  # only now: transformers takes seconds to import
 
-        tokenizer, warnings = tokenizers.load(args.tokenizer)
+        tokenizer, warnings = tokenization.load(args.tokenizer)
         if args.tokenizer == "pocket" and args.data != ["pocket"]:
             warnings = [*warnings, "it is the bundled one; name your model's with --tokenizer for its counts"]
         name, because = args.template, f"of {args.recipe}" if args.recipe else ""
         if name == "auto":
-            name, because = reading.template(rows, tokenizer)
+            name, because = inputs.template(rows, tokenizer)
         template = templates.get(name, tokenizer, args.thinking, args.chat_template_kwargs)
         more, overlaps = findings.search(rows, args.near, args.language, args.benchmarks)
         limit = args.max_length or None
-        report, kept = inspection.look(
+        report, kept = dataset.look(
             rows, tokenizer, template, limit, args.too_long, args.train_on, args.rows, args.packed, more
         )
     report = {
@@ -84,10 +86,10 @@ def main(args: Args) -> dict[str, Any]:
         "columns": rows.columns(), "warnings": warnings, "overlaps": overlaps, **report,
         "seconds": round(time.time() - started, 1),
     }  # fmt: skip
-    listing.show(report, bool(args.rows))
+    inspect_view.show(report, bool(args.rows))
     write(report, kept, args)
     if report["refused"]:
-        raise Refused(report["refused"])
+        raise CheckFailed(report["refused"])
     return report
 
 
@@ -101,28 +103,20 @@ def as_in(recipe: Any, args: Args) -> Args:
 
 def write(report: dict[str, Any], kept: Any, args: Args) -> None:
     """The files that were asked for, each whole or not at all."""
-    from common import inspection
+    from tunebook.common.report import dataset
 
     if args.html:
-        _replace(args.html, [inspection.page(report)])
+        files.write_atomic(args.html, dataset.page(report))
     if args.json:
-        _replace(args.json, [json.dumps(report, indent=1, ensure_ascii=False) + "\n"])
+        files.write_json(args.json, report)
     if args.tokens:
-        _replace(args.tokens, _lines(kept))
+        files.write_atomic(args.tokens, _lines(kept))
     for path in filter(None, (args.html, args.json, args.tokens)):
         print(f"written: {path}", file=sys.stderr)
 
 
 def _lines(kept: Any) -> Any:
-    names = ["row", "input_ids", "labels", *(name for name in kept.column_names if name == COLUMN)]
+    names = ["row", "input_ids", "labels", *(name for name in kept.column_names if name == LOSS_WEIGHTS)]
     for batch in kept.select_columns(names).iter(batch_size=BATCH):
         for values in zip(*(batch[name] for name in names), strict=True):
             yield json.dumps(dict(zip(names, values, strict=True))) + "\n"
-
-
-def _replace(name: str, texts: Any) -> None:
-    path = Path(name)
-    part = path.with_name(path.name + ".part")
-    with part.open("w", encoding="utf-8", errors="backslashreplace") as file:
-        file.writelines(texts)
-    part.replace(path)

@@ -7,7 +7,6 @@ The recipe's own file runs up to its forecast, with a model that has no weights,
 it is. Any flag of the recipe may follow. Nothing is written into its output_dir. Ends with 1 where it does not fit.
 """
 
-import json
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +14,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from common.cli import Refused, UserError, nearest
-from common.commands import ls
+from tunebook.common import catalog
+from tunebook.common.errors import CheckFailed, UserError
 
 OURS = ("output_dir", "dry_run", "overwrite", "resume")  # flags of a recipe that a plan sets itself
 
@@ -32,10 +31,14 @@ class Args:
 
 
 def main(args: Args) -> None:
-    from common import cards, planning
+    from tunebook.common import files
+    from tunebook.common.estimate import gpus, planning
 
-    file = find(args.recipe)
-    card = cards.named(args.gpu) if args.gpu else None
+    if not args.recipe or args.recipe.startswith("-"):
+        first = next(iter(catalog.recipes()))
+        raise UserError(f"name a recipe first: tunebook plan {first} --model ... (tunebook ls shows them)")
+    file = catalog.find(args.recipe, "tunebook plan")
+    card = gpus.named(args.gpu) if args.gpu else None
     for word in args.rest:
         name = word.partition("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_")
         if word.startswith("--") and name in OURS:
@@ -47,38 +50,18 @@ def main(args: Args) -> None:
         plan["time"] = planning.time(file, args.rest, Path(folder), plan) if args.time else unknown
         print(took(plan))
     if args.json:
-        try:
-            Path(args.json).write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"--json {args.json}: {error.strerror}") from None
+        files.write_json(args.json, plan)
     if not plan["fits"]:
-        raise Refused(f"it does not fit into {plan['device']}; the table says what would")
-
-
-def find(name: str) -> Path:
-    """The file of a recipe: a name of `tunebook ls`, or a file.
-
-    Raises:
-        UserError: there is none.
-    """
-    found = ls.recipes()
-    if not name or name.startswith("-"):
-        raise UserError(f"name a recipe first: tunebook plan {next(iter(found))} --model ... (tunebook ls shows them)")
-    if name in found:
-        return found[name]
-    file = Path(name)
-    if file.suffix == ".py" and file.is_file():
-        return file.resolve()
-    raise UserError(f"tunebook plan {name}: no such recipe or file; there is {', '.join(found)}{nearest(name, found)}")
+        raise CheckFailed(f"it does not fit into {plan['device']}; the table says what would")
 
 
 def show(plan: dict[str, Any]) -> None:
     """Print the parts, the peak, and the table of what would fit."""
     from rich.table import Table
 
-    from common.commands.printing import printer
-    from common.fits import MOST_ROWS
-    from common.forecast import gib
+    from tunebook.common.commands.console import printer
+    from tunebook.common.estimate.arithmetic import MOST_ROWS
+    from tunebook.common.format import byte_size
 
     console, longest = printer(), plan["longest"]
     share = 100 * plan["trainable"] / plan["parameters"]
@@ -91,10 +74,10 @@ def show(plan: dict[str, Any]) -> None:
     parts = Table("part", "", box=None, pad_edge=False)
     for name, size in plan["parts"].items():
         if name != "process" or not plan["gpu"]:
-            parts.add_row({"optimizer": "optimiser"}.get(name, name), gib(size))
+            parts.add_row(name, byte_size(size))
     verdict = "fits" if plan["fits"] else "does not fit"
-    room = f", {gib(plan['limit_bytes'])} of which can be had" if plan["here"] else ""
-    parts.add_row("peak", f"{gib(plan['peak_bytes'])}: {verdict} {plan['device']}{room}")
+    room = f", {byte_size(plan['limit_bytes'])} of which can be had" if plan["here"] else ""
+    parts.add_row("peak", f"{byte_size(plan['peak_bytes'])}: {verdict} {plan['device']}{room}")
     console.print(parts)
     rows, width = longest["rows"] * plan["joined"], longest["width"] // plan["joined"]
     table = Table("method", "activations", "peak", "fits", f"rows of {width}",
@@ -104,7 +87,7 @@ def show(plan: dict[str, Any]) -> None:
         kept = "recomputed" if row["checkpointing"] else "kept"
         room = [f"{row[key]:,}" if row[key] else "none" for key in ("rows", "width")]
         room[0] += " or more" if row["rows"] == MOST_ROWS else ""
-        table.add_row(name, kept, gib(row["peak_bytes"]), "yes" if row["fits"] else "no", *room)
+        table.add_row(name, kept, byte_size(row["peak_bytes"]), "yes" if row["fits"] else "no", *room)
     console.print("", table, *notes(plan), sep="\n", markup=False)
 
 
@@ -127,10 +110,10 @@ def notes(plan: dict[str, Any]) -> list[str]:
 
 def took(plan: dict[str, Any]) -> str:
     """The time in words."""
-    from common.forecast import duration, gib
+    from tunebook.common.format import byte_size, duration
 
     time = plan["time"]
     if "unknown" in time:
         return f"time: not known; {time['unknown']}"
     what = f"about {duration(time['seconds'])} for {plan['steps']:,} steps"
-    return f"time: {what}; peak with what the allocator keeps {gib(time['peak_bytes'])}; {time['how']}"
+    return f"time: {what}; peak with what the allocator keeps {byte_size(time['peak_bytes'])}; {time['how']}"

@@ -7,7 +7,7 @@
 Ends with 1 where the check finds questions on two sides.
 """
 
-import json
+import contextlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +15,9 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from common.cli import Refused, UserError
+from tunebook.common import files
+from tunebook.common.data.texts import normalized
+from tunebook.common.errors import CheckFailed, UserError
 
 NAMES = ("train", "validation", "test")
 
@@ -39,20 +41,20 @@ class Args:
 
 
 def main(args: Args) -> dict[str, Any]:
-    from common.commands import reading
+    from tunebook.common.commands import inputs
 
     check(args)
-    reading.writable({"--json": args.json}, args.data)
-    with reading.plain_names():
-        rows = reading.rows(args.data, "split", bad_rows=args.bad_rows)
+    inputs.writable({"--json": args.json}, args.data)
+    with inputs.plain_names():
+        rows = inputs.rows(args.data, "split", bad_rows=args.bad_rows)
         if len(rows.tables) > 1:
             print(f"{len(rows.tables)} parts are read as one and split anew")
         report = {**divide(rows, args), "columns": rows.columns(), "dropped": dict(rows.dropped)}
     show(report)
     if args.json:
-        Path(args.json).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        files.write_json(args.json, report)
     if report["leaks"]:
-        raise Refused(f"{report['leaks']} pairs of like questions are on different sides; the files are written")
+        raise CheckFailed(f"{report['leaks']} pairs of like questions are on different sides; the files are written")
     return report
 
 
@@ -84,20 +86,21 @@ def targets(args: Args) -> dict[int, dict[str, Path]]:
 
 def divide(rows: Iterable[dict], args: Args) -> dict[str, Any]:
     """Assign, prove, write; what came of it as counts."""
-    from common import columns, split
+    from tunebook.common.data import splitting
+    from tunebook.common.data.rows import question, system
 
     near = {"auto": None, "yes": True, "no": False}[args.near]
-    questions = [columns.question(row) for row in rows]
+    questions = [question(row) for row in rows]
     strata = stratify(rows, questions, args.stratify)
-    texts = split.asked(questions, [columns.system(row) for row in rows])
+    texts = splitting.asked(questions, [system(row) for row in rows])
     if args.folds:
-        found = split.folds(texts, args.folds, args.seed, strata)
-        method = split.method(len(texts))
+        found = splitting.folds(texts, args.folds, args.seed, strata)
+        method = splitting.method(len(texts))
     else:
-        found = split.sides(texts, args.sizes, args.seed, strata, near, args.threshold)
-        method = split.method(len(texts), near)
+        found = splitting.sides(texts, args.sizes, args.seed, strata, near, args.threshold)
+        method = splitting.method(len(texts), near)
     together = "near" if method.startswith("near") else "equal"
-    pairs = split.leaks(texts, found, args.threshold) if together == "near" else across(texts, found)
+    pairs = splitting.leaks(texts, found, args.threshold) if together == "near" else across(texts, found)
     files = write(rows, found, args)
     threshold = args.threshold if together == "near" else None
     return {
@@ -108,7 +111,7 @@ def divide(rows: Iterable[dict], args: Args) -> dict[str, Any]:
         "stratify": args.stratify,
         "checked": together,
         "compared": "questions" if texts is questions else "system texts and questions",
-        "empty": "" if args.folds else split.unfilled(texts, found, args.sizes, threshold),
+        "empty": "" if args.folds else splitting.unfilled(texts, found, args.sizes, threshold),
         "threshold": args.threshold,
         "leaks": len(pairs),
         "first_leaks": [[int(i) + 1, int(j) + 1] for i, j, *_ in pairs[:10]],
@@ -117,11 +120,12 @@ def divide(rows: Iterable[dict], args: Args) -> dict[str, Any]:
 
 def stratify(rows: Iterable[dict], texts: Sequence[str], how: str) -> list[str] | None:
     """A name for each row by --stratify, or None."""
-    from common import categories, split, statistics
+    from tunebook.common.data import categories, splitting
+    from tunebook.common.data.rows import instruction
 
     if how == "category":
-        return [categories.of(statistics.instruction(row)) for row in rows]
-    return split.length_strata(texts) if how == "length" else None
+        return [categories.of(instruction(row)) for row in rows]
+    return splitting.length_strata(texts) if how == "length" else None
 
 
 def across(texts: Sequence[str], found: Any) -> list[tuple[int, int]]:
@@ -129,7 +133,7 @@ def across(texts: Sequence[str], found: Any) -> list[tuple[int, int]]:
     first: dict[str, int] = {}
     pairs = []
     for place, text in enumerate(texts):
-        earlier = first.setdefault(" ".join(text.casefold().split()), place)
+        earlier = first.setdefault(normalized(text), place)
         if found[earlier] != found[place]:
             pairs.append((earlier, place))
     return pairs
@@ -137,31 +141,21 @@ def across(texts: Sequence[str], found: Any) -> list[tuple[int, int]]:
 
 def write(rows: Iterable[dict], found: Any, args: Args) -> dict[str, int]:
     """Write the files, each whole or not at all. Returns file -> rows."""
-    counts = {str(path): 0 for files in targets(args).values() for path in files.values()}
-    for fold, files in targets(args).items():
-        parts = {name: path.with_name(path.name + ".part") for name, path in files.items()}
-        try:
-            for path in parts.values():
-                path.parent.mkdir(parents=True, exist_ok=True)
-            handles = {name: path.open("wb") for name, path in parts.items()}
-        except OSError as error:
-            raise UserError(f"--output_dir {args.output_dir} cannot be written: {error.strerror}") from None
-        for row, side in zip(rows, found.tolist(), strict=True):
-            name = NAMES[side] if not args.folds else NAMES[side == fold]
-            handles[name].write(line(row))
-            counts[str(files[name])] += 1
-        for name, handle in handles.items():
-            handle.close()
-            parts[name].replace(files[name])
+    counts = {str(path): 0 for paths in targets(args).values() for path in paths.values()}
+    for fold, paths in targets(args).items():
+        with contextlib.ExitStack() as stack:
+            try:
+                for path in paths.values():
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                parts = {name: stack.enter_context(files.atomic(path)) for name, path in paths.items()}
+                handles = {name: stack.enter_context(part.open("wb")) for name, part in parts.items()}
+            except OSError as error:
+                raise UserError(f"--output_dir {args.output_dir} cannot be written: {error.strerror}") from None
+            for row, side in zip(rows, found.tolist(), strict=True):
+                name = NAMES[side] if not args.folds else NAMES[side == fold]
+                handles[name].write(files.json_line(row))
+                counts[str(paths[name])] += 1
     return counts
-
-
-def line(row: dict) -> bytes:
-    """The row as a line of JSON. Dates and the like become text; half a surrogate pair is escaped."""
-    try:
-        return (json.dumps(row, ensure_ascii=False, default=str) + "\n").encode()
-    except UnicodeEncodeError:
-        return (json.dumps(row, default=str) + "\n").encode()
 
 
 def show(report: dict[str, Any]) -> None:

@@ -1,26 +1,26 @@
 """The methods beside each other on your model and data: the recipes run one after the other, each in its own process.
 
     tunebook table
-    tunebook table --recipes sft_alpaca lora_alpaca lora_alpaca:use_dora=True,r=8 my_recipe.py --dataset rows.jsonl
+    tunebook table --recipes sft_alpaca lora_alpaca lora_alpaca:use_dora=True,lora_r=8 my_recipe.py --dataset rows.jsonl
 
-Any flag of the recipes may follow and is given to all of them; `RECIPE:NAME=VALUE,NAME=VALUE` gives one recipe a flag
-of its own, or changes a keyword that is written in it (in a copy, which is kept beside its run). All runs see the same
-rows as often, and the same evaluation. What was finished is not run again.
+Any flag of the recipes may follow and is given to all of them; `RECIPE:NAME=VALUE,NAME=VALUE` gives one recipe flags of
+its own. All runs see the same rows as often, and the same evaluation. What was finished is not run again.
 """
 
-import ast
+import dataclasses
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from common import table
-from common.cli import Refused, UserError, nearest
-from common.commands import ls
+from tunebook.common import catalog, files, format
+from tunebook.common.errors import CheckFailed, UserError, nearest
+from tunebook.common.report import methods_table
 
-METHODS = ["sft_alpaca", "lora_alpaca", "lora_alpaca:use_dora=True", "qlora_alpaca", "adapters_alpaca",
-           "soft_prompts_alpaca", "prefix_alpaca"]  # fmt: skip
+METHODS = ["sft_alpaca", "lora_alpaca", "lora_alpaca:use_dora=True", "qlora_alpaca", "bottleneck_adapters_alpaca",
+           "prompt_tuning_alpaca", "prefix_alpaca"]  # fmt: skip
 OWN = ("output_dir", "overwrite", "dry_run")  # flags of a recipe that the table sets itself
 
 
@@ -34,13 +34,11 @@ class Args:
 
 @dataclass
 class Method:
-    """One line of the table: a recipe file, its flags, and the keywords that are changed in a copy of it."""
+    """One line of the table: a recipe file, and its flags."""
 
     name: str
-    recipe: str
     file: Path
     flags: list[str]
-    changes: dict[str, str]
 
 
 def main(args: Args) -> None:
@@ -60,66 +58,32 @@ def main(args: Args) -> None:
     if rows:
         write(folder, rows, curves, args.rest)
     if failed:
-        raise Refused(f"these did not end well and are not in the table: {', '.join(failed)}; see their .log files")
+        raise CheckFailed(f"these did not end well and are not in the table: {', '.join(failed)}; see their .log files")
 
 
 def method(word: str) -> Method:
     """What a word of --recipes means.
 
     Raises:
-        UserError: there is no such recipe, or it has no such flag or keyword.
+        UserError: there is no such recipe, or it has no such flag.
     """
     start, _, edits = word.partition(":")
-    found = ls.recipes()
-    if start in found:
-        file = found[start]
-    elif Path(start).suffix == ".py" and Path(start).exists():
-        file = Path(start)
-    else:
-        raise UserError(f"--recipes {word}: there is no recipe {start}{nearest(start, found)}")
-    tree = ast.parse(file.read_text(encoding="utf-8"))
-    fields = {node.target.id for node in ast.walk(tree)
-              if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)}  # fmt: skip
-    flags, changes = [], {}
+    file = catalog.find(start, "--recipes")
+    fields = {field.name: field.type for field in dataclasses.fields(catalog.load(file).Args)}
+    flags = []
     for edit in filter(None, edits.split(",")):
         name, equals, value = edit.partition("=")
         if not equals:
             raise UserError(f"--recipes {word}: expected NAME=VALUE, found {edit!r}")
-        if name in fields:
+        if name not in fields:
+            raise UserError(f"--recipes {word}: {name} is no flag of {file.name}{nearest(name, fields)}")
+        if fields[name] not in (bool, "bool"):
             flags += [f"--{name}", value]
+        elif value.lower() in ("true", "false"):
+            flags.append(f"--{name}" if value.lower() == "true" else f"--no-{name}")
         else:
-            changes[name] = value
-    changed(file, changes, word)
-    name = " ".join([file.stem, *edits.replace(",", " ").split()])
-    return Method(name, file.stem, file, flags, changes)
-
-
-def changed(file: Path, changes: dict[str, str], word: str) -> str:
-    """The text of a recipe with the values of keyword arguments changed.
-
-    Raises:
-        UserError: a keyword is not written exactly once in it.
-    """
-    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-    for name, value in changes.items():
-        found = [node for node in ast.walk(ast.parse("".join(lines)))
-                 if isinstance(node, ast.keyword) and node.arg == name]  # fmt: skip
-        if len(found) != 1:
-            where = "is not in it" if not found else f"is in it {len(found)} times"
-            raise UserError(f"--recipes {word}: {name} is no flag of {file.name}, and as a keyword it {where}")
-        old = found[0].value
-        line = lines[old.lineno - 1]
-        text = value if _literal(value) else repr(value)
-        lines[old.lineno - 1] = line[: old.col_offset] + text + line[old.end_col_offset :]
-    return "".join(lines)
-
-
-def _literal(text: str) -> bool:
-    try:
-        ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return False
-    return True
+            raise UserError(f"--recipes {word}: {name} is true or false")
+    return Method(" ".join([file.stem, *edits.replace(",", " ").split()]), file, flags)
 
 
 def place_of(one: Method, folder: Path) -> Path:
@@ -129,14 +93,10 @@ def place_of(one: Method, folder: Path) -> Path:
 def finished(one: Method, folder: Path, args: Args) -> bool:
     """Run a method unless it is finished; its output goes to a log file and, in short, to the terminal."""
     place = place_of(one, folder)
-    if table.read(place) is not None and not args.overwrite:
+    if methods_table.read(place) is not None and not args.overwrite:
         print("  finished before", flush=True)
         return True
-    file = one.file
-    if one.changes:
-        file = folder / f"{place.name}.py"
-        file.write_text(changed(one.file, one.changes, one.name), encoding="utf-8")
-    command = [sys.executable, str(file), "--output_dir", str(place), *one.flags, *args.rest]
+    command = [sys.executable, str(one.file), "--output_dir", str(place), *one.flags, *args.rest]
     command += ["--overwrite"] if args.overwrite else []
     with (folder / f"{place.name}.log").open("w", encoding="utf-8") as log:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -146,7 +106,7 @@ def finished(one: Method, folder: Path, args: Args) -> bool:
             log.write(line)
             log.flush()
             last = line.strip() or last
-            if line.startswith(("forecast:", "step ", "refused:", "error:")) or "→" in line:
+            if line.startswith(("forecast:", "step ", "check failed:", "error:")) or "→" in line:
                 print(f"  {line.rstrip()}", flush=True)
     if process.wait():
         print(f"  exit code {process.returncode}: {last}", flush=True)
@@ -157,38 +117,25 @@ def collect(methods: list[Method], folder: Path) -> tuple[list[dict], dict[str, 
     """Rows of the table and held-out curves of the methods that are finished."""
     rows, curves = [], {}
     for one in methods:
-        report = table.read(place_of(one, folder))
+        report = methods_table.read(place_of(one, folder))
         if report is not None:
-            rows.append(table.row(one.name, one.file.stem if not one.changes else one.recipe, report))
+            rows.append(methods_table.row(one.name, one.file.stem, report))
             curves[one.name] = report["train"]["evaluations"]
     return rows, curves
 
 
 def write(folder: Path, rows: list[dict], curves: dict[str, list], rest: list[str]) -> None:
     """table.md, table.csv, table.html, and the table on the terminal."""
-    from rich.box import SIMPLE
-    from rich.console import Console
-    from rich.table import Table
-
     seen = [found["trained_tokens"] for found in rows]
     notes = []
     if max(seen) > 1.01 * min(seen):
         notes.append(f"The runs did not see the same number of trained tokens: {min(seen):,} to {max(seen):,}.")
-    console = Console()
-    for keys in table.blocks(rows, console.width):
-        shown = Table(box=SIMPLE, padding=(0, 1, 0, 0), show_edge=False)
-        for key in keys:
-            shown.add_column(table.head(key), justify="right" if shown.columns else "left", no_wrap=not shown.columns)
-        for found in rows:
-            shown.add_row(*table.cells(found, keys))
-        console.print(shown, "")
+    words = methods_table.words(rows)
+    print(words.set_index("method").to_string(line_width=shutil.get_terminal_size().columns))
     for note in notes:
-        console.print(note)
+        print(note)
     about = {"flags": " ".join(rest) or "the recipes' own defaults"}
-    for name, text in (
-        ("table.md", table.markdown(rows)),
-        ("table.csv", table.comma_separated(rows)),
-        ("table.html", table.page(rows, curves, notes, about)),
-    ):
-        (folder / name).write_text(text, encoding="utf-8")
+    files.write_atomic(folder / "table.md", format.markdown_table([*words], words.values))
+    files.write_atomic(folder / "table.csv", methods_table.frame(rows).to_csv(index=False))
+    files.write_atomic(folder / "table.html", methods_table.page(rows, curves, notes, about))
     print(f"table: {folder / 'table.html'}, table.md, table.csv")

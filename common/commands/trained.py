@@ -2,10 +2,11 @@
 
 import ast
 from dataclasses import dataclass
-from pathlib import Path
 
-from common.cli import UserError, nearest
-from common.commands import ls
+from tunebook.common import catalog
+from tunebook.common.errors import UserError
+
+ENCODES = {"run.encode", "masking.encode"}  # what makes ids and labels in a recipe
 
 
 @dataclass
@@ -25,10 +26,7 @@ def by(name: str) -> Trained:
     Raises:
         UserError: there is no such recipe, or it does not train on rows with a prompt and an answer.
     """
-    found = ls.recipes()
-    file = found.get(Path(name).stem if Path(name).parent == Path() else "", Path(name))
-    if not file.is_file():
-        raise UserError(f"--recipe {name}: no such recipe or file; there is {', '.join(found)}{nearest(name, found)}")
+    file = catalog.find(name, "--recipe")
     try:
         tree = ast.parse(file.read_text(encoding="utf-8"))
     except (SyntaxError, UnicodeDecodeError) as error:
@@ -42,13 +40,13 @@ def by(name: str) -> Trained:
     }
     calls = [ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)]
     template = _template(tree, defaults)
-    if template is None or "masking.encode" not in calls or "max_length" not in defaults:
+    if template is None or not ENCODES & set(calls) or "max_length" not in defaults:
         shows = f"python {file} --dry_run shows what it trains"
         raise UserError(f"--recipe {name}: it does not train on rows of a prompt and an answer; {shows}")
     words = {
         word.arg: word.value.value
         for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("masking.encode", "dict")
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in (*ENCODES, "dict")
         for word in node.keywords
         if isinstance(word.value, ast.Constant)
     }

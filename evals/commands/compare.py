@@ -10,14 +10,14 @@ FOLDER), as a recipe leaves them, too; of a run's folder the scores after traini
 were not asked the same, with 1 where nothing can be tested.
 """
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
-from common.cli import Refused, UserError
+from tunebook.common import files
+from tunebook.common.errors import CheckFailed, UserError
 
 
 @dataclass
@@ -35,14 +35,14 @@ class Args:
 
 
 def main(args: Args) -> dict[str, Any]:
-    from common.commands import reading
+    from tunebook.common.commands import inputs
 
     if len(args.folders) == 1 and (Path(args.folders[0]) / "eval" / "before").is_dir():
         place = Path(args.folders[0]) / "eval"
         raise UserError(f"expected two folders; before and after training are {place / 'before'} {place / 'after'}")
     if len(args.folders) != 2:
         raise UserError(f"expected two folders, BASE and TUNED, found {len(args.folders)}: tunebook compare --help")
-    reading.writable({"--html": args.html, "--markdown": args.markdown, "--json": args.json}, args.folders)
+    inputs.writable({"--html": args.html, "--markdown": args.markdown, "--json": args.json}, args.folders)
     chosen = {}
     for word in args.metrics:
         task, equals, metric = word.partition("=")
@@ -50,35 +50,30 @@ def main(args: Args) -> dict[str, Any]:
             raise UserError(f"--metrics {word}: expected TASK=METRIC, as gsm8k=exact_match,flexible-extract")
         chosen[task] = metric
 
-    from evals import comparison, comparison_page
+    from tunebook.evals import compare
+    from tunebook.evals.compare import page
 
     base, tuned = map(Path, args.folders)
-    report = comparison.compare(base, tuned, args.tasks, chosen, args.any_prompt)
+    report = compare.compare(base, tuned, args.tasks, chosen, args.any_prompt)
     show(report)
-    for name, text in (
-        (args.html, comparison_page.page),
-        (args.markdown, comparison_page.markdown),
-        (args.json, lambda found: json.dumps(found, indent=1, ensure_ascii=False) + "\n"),
-    ):
-        if name:
-            _replace(Path(name), text(report))
-            print(f"written: {name}")
+    if args.html:
+        files.write_atomic(args.html, page.page(report))
+    if args.markdown:
+        files.write_atomic(args.markdown, page.markdown(report))
+    if args.json:
+        files.write_json(args.json, report)
+    for name in filter(None, (args.html, args.markdown, args.json)):
+        print(f"written: {name}")
     if not any(row["headline"] and row["test"] for row in report["rows"]):
-        raise Refused("none of these tasks has a metric that can be tested item by item")
+        raise CheckFailed("none of these tasks has a metric that can be tested item by item")
     return report
 
 
 def show(report: dict[str, Any]) -> None:
     """A line for each headline, and what the numbers are."""
-    from evals import comparison_page
+    from tunebook.evals.compare import page
 
     for row in report["rows"]:
         if row["headline"]:
-            print(comparison_page.line(row))
-    print("", *report["notes"], *comparison_page.explained(report), sep="\n")
-
-
-def _replace(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8", errors="backslashreplace")
-    part.replace(path)
+            print(page.line(row))
+    print("", *report["notes"], *page.explained(report), sep="\n")

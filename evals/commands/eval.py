@@ -20,8 +20,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common.cli import UserError, fresh_folder
-from evals import scales, suites
+from tunebook.common import files
+from tunebook.common.errors import UserError
+from tunebook.common.output_dir import prepare
+from tunebook.evals.harness import suites
+from tunebook.evals.stats import scales
 
 __doc__ = str(__doc__).replace("{suites}", suites.described())
 FILE = "scores.json"
@@ -57,15 +60,15 @@ def main(args: Args) -> dict[str, Any]:
     for name in ("limit", "batch_size", "max_gen_toks"):
         if getattr(args, name) < (name == "batch_size"):
             raise UserError(f"--{name} {getattr(args, name)}: expected a number from {int(name == 'batch_size')}")
-    folder = fresh_folder(args.output_dir, args.overwrite, FILE)
+    folder = prepare(args.output_dir, args.overwrite, FILE)
     if args.keep and not args.four_bit:
         raise UserError("--keep saves what --four_bit has made; without it the model lies where it lay")
     data = Path(args.benchmark_dir).expanduser().resolve() if args.benchmark_dir else None
     if data is not None and not data.is_dir():
         raise UserError(f"--benchmark_dir {args.benchmark_dir}: no such folder")
 
-    from common import generation
-    from evals.plan import Plan
+    from tunebook.common import generation
+    from tunebook.evals.harness.plan import Plan
 
     plan = Plan(args, data)
     for note in plan.notes:
@@ -76,7 +79,7 @@ def main(args: Args) -> dict[str, Any]:
     for old in (*folder.glob("*/results_*.json"), *folder.glob("*/samples_*.jsonl")):
         old.unlink()  # --overwrite: tasks that are not scored again must not look as if they were
 
-    from evals import harness
+    from tunebook.evals import harness
 
     loaded = plan.loaded
     scores = harness.score(model, loaded.tokenizer, plan.tasks, folder, settings=plan.settings, prefix=loaded.prefix)
@@ -91,7 +94,7 @@ def main(args: Args) -> dict[str, Any]:
         "notes": plan.notes,
         "command": command(plan, kept, folder, data),
     }
-    (folder / FILE).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    files.write_json(folder / FILE, report)
     show(report, plan, folder)
     return report
 
@@ -106,7 +109,7 @@ def command(plan: Any, kept: str, folder: Path, data: Path | None) -> str | None
     words = ["lm_eval", "run", "--model", "hf", "--model_args", model, "--tasks", ",".join(plan.names)]
     words += ["--batch_size", str(1 if plan.rows_alone else settings.batch_size), "--seed", str(settings.seed)]
     if plan.ours:
-        from evals.benchmarks import TASKS
+        from tunebook.evals.harness.catalog import TASKS
 
         words += ["--include_path", str(TASKS)]
     if settings.limit:
@@ -128,7 +131,7 @@ def show(report: dict[str, Any], plan: Any, folder: Path) -> None:
     """The scores as a table, what was cut, and the command."""
     from rich.table import Table
 
-    from common.commands.printing import printer
+    from tunebook.common.commands.console import printer
 
     table = Table("task", "items", "metric", "score", "±", "scale")
     for task, metrics in (report["groups"] | report["metrics"]).items():

@@ -17,7 +17,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from common.cli import Refused, UserError
+from tunebook.common.errors import CheckFailed, UserError
+from tunebook.common.files import write_atomic, write_json
 
 FILE = "judge.json"
 SAME = ("sides", "prompts", "judge", "judge_name")  # arguments that make a report another report
@@ -50,9 +51,10 @@ class Args:
 
 
 def main(args: Args) -> dict[str, Any]:
-    from evals import answering, judge, questions
-    from evals.journal import Journal
-    from evals.replies import Budget
+    from tunebook.common.generation.budget import Budget
+    from tunebook.evals import judge
+    from tunebook.evals.responses import generate, questions
+    from tunebook.evals.responses.store import ResponseCache
 
     check(args)
     folder = _folder(args)
@@ -60,28 +62,32 @@ def main(args: Args) -> dict[str, Any]:
     prompts = args.prompts or (args.sides[files.index(True)] if any(files) else "pocket")
     asked, notes = questions.load(prompts, args.references)
     asked = questions.spread(asked, args.limit)
-    referee = _judge(args, Budget(args.max_calls, args.max_tokens_total))  # refused before models are asked
+    judge_model = _judge(args, Budget(args.max_calls, args.max_tokens_total))  # refused before models are asked
     base, tuned = _sides(args, asked, files, folder)
     found = judge.pairs(asked, base, tuned)
     if not found:
         why = next(iter([*base.why.values(), *tuned.why.values()]), "no questions")
-        raise Refused(f"there is no pair of answers to judge: {why}")
-    notes += [note] if (note := answering.unlike(base, tuned)) else []
-    journal = Journal(folder / "verdicts.jsonl")
-    notes += [f"{journal.torn} lines of {journal.path} cannot be read and are asked again"] if journal.torn else []
+        raise CheckFailed(f"there is no pair of answers to judge: {why}")
+    notes += [note] if (note := generate.unlike(base, tuned)) else []
+    journal = ResponseCache(folder / "verdicts.jsonl")
+    notes += (
+        [f"{journal.corrupt_lines} lines of {journal.path} cannot be read and are asked again"]
+        if journal.corrupt_lines
+        else []
+    )
     try:
-        hearing = judge.hear(found, referee, journal)
+        judgments = judge.collect(found, judge_model, journal)
     finally:
         journal.close()
     report = {"asked": {name: getattr(args, name) for name in SAME}, "notes": notes}
-    report |= judge.report(found, hearing, referee, base, tuned)
+    report |= judge.report(found, judgments, judge_model, base, tuned)
     write(folder, report)
     if not report["total"]["judged"]:
-        raise Refused(
-            "there is no verdict that can be read: " + (report["stopped"] or "; ".join([*report["unread"]][:3]))
+        raise CheckFailed(
+            "there is no verdict that can be read: " + (report["stopped"] or "; ".join([*report["unparsed"]][:3]))
         )
-    if hearing.stopped and not hearing.out_of_budget:
-        raise Refused(f"the judge has stopped answering: {hearing.stopped}")
+    if judgments.stopped and not judgments.out_of_budget:
+        raise CheckFailed(f"the judge has stopped answering: {judgments.stopped}")
     return report
 
 
@@ -110,25 +116,20 @@ def check(args: Args) -> None:
 
 def write(folder: Path, report: dict[str, Any]) -> None:
     """The three files, each whole or as it was, and the result on the terminal."""
-    from evals import judge_page
+    from tunebook.evals.judge import page
 
-    for name, text in (
-        ("judge.md", judge_page.markdown(report)),
-        ("judge.html", judge_page.page(report)),
-        (FILE, json.dumps(report, indent=1) + "\n"),
-    ):
-        part = folder / (name + ".part")
-        part.write_text(text, encoding="utf-8", errors="backslashreplace")
-        part.replace(folder / name)
-    print(*judge_page.lines(report), sep="\n")
+    write_atomic(folder / "judge.md", page.markdown(report))
+    write_atomic(folder / "judge.html", page.page(report))
+    write_json(folder / FILE, report)
+    print(*page.lines(report), sep="\n")
     print(f"report: {folder / 'judge.html'}")
 
 
 def _folder(args: Args) -> Path:
     """The output folder; one with the report of another comparison is refused."""
-    from common.cli import fresh_folder
+    from tunebook.common.output_dir import prepare
 
-    folder = fresh_folder(args.output_dir, True, FILE)
+    folder = prepare(args.output_dir, True, FILE)
     if (folder / FILE).exists() and not args.overwrite:
         try:
             before = json.loads((folder / FILE).read_text(encoding="utf-8"))["asked"]
@@ -144,12 +145,12 @@ def _folder(args: Args) -> Path:
 
 def _judge(args: Args, budget: Any) -> Any:
     if not args.judge.startswith(("http://", "https://")):
-        from evals.local_judge import LocalJudge
+        from tunebook.evals.judge.local import LocalJudge
 
         return LocalJudge(args.judge, args.judge_max_new_tokens, budget)
     import yaml
 
-    from evals.endpoint import Endpoint
+    from tunebook.common.generation.endpoint import Endpoint
 
     request: dict[str, Any] = {"max_tokens": args.judge_max_new_tokens, "temperature": 0, "seed": 0}
     for word in args.request:
@@ -166,24 +167,24 @@ def _judge(args: Args, budget: Any) -> Any:
 
 def _sides(args: Args, asked: list[Any], files: list[bool], folder: Path) -> list[Any]:
     """Both sides' answers: files first, so that what is wrong with them is told before a model is asked."""
-    from common.decoding import Decoding
-    from evals import answering
-    from evals.journal import Journal
+    from tunebook.common.generation.decoding import Decoding
+    from tunebook.evals.responses import generate
+    from tunebook.evals.responses.store import ResponseCache
 
     flags = ("BASE", "TUNED")
-    found: dict[int, Any] = {n: answering.from_file(args.sides[n], flags[n], asked) for n in range(2) if files[n]}
+    found: dict[int, Any] = {n: generate.from_file(args.sides[n], flags[n], asked) for n in range(2) if files[n]}
     for n in range(2):
         path = folder / f"{flags[n].lower()}.jsonl"
         if not files[n] and any(path.resolve() == Path(side).resolve() for side in args.sides):
             raise UserError(f"{path} is read and would be written; choose another --output_dir")
     decoding = Decoding(max_new_tokens=args.max_new_tokens)
-    template = args.template or ("" if any(files) else answering.shared_template(*args.sides))
-    models = {n: answering.Model(args.sides[n], args.model, template, decoding) for n in range(2) if not files[n]}
+    template = args.template or ("" if any(files) else generate.shared_template(*args.sides))
+    models = {n: generate.Model(args.sides[n], args.model, template, decoding) for n in range(2) if not files[n]}
     for n, model in models.items():
-        journal = Journal(folder / "answers.jsonl")
+        journal = ResponseCache(folder / "answers.jsonl")
         try:
             found[n] = model.side(asked, journal)
         finally:
             journal.close()
-        answering.save(folder / f"{flags[n].lower()}.jsonl", asked, found[n])
+        generate.save(folder / f"{flags[n].lower()}.jsonl", asked, found[n])
     return [found[0], found[1]]

@@ -12,12 +12,12 @@ every vote from the moment it is given: with the folder alone the rating goes on
 come, each by a name.
 """
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common.cli import UserError
+from tunebook.common import files
+from tunebook.common.errors import UserError
 
 
 @dataclass
@@ -35,11 +35,11 @@ class Args:
 
 
 def main(args: Args) -> dict[str, Any]:
-    from evals import tally
-    from evals.votes import Votes
+    from tunebook.evals.rating import summary
+    from tunebook.evals.rating.votes import Votes
 
     if not args.summary:
-        from evals import rating
+        from tunebook.evals import rating
 
         rating.check()
     folder = Path(args.output_dir)
@@ -52,33 +52,31 @@ def main(args: Args) -> dict[str, Any]:
         print(f"{len(contest.items)} items, {rated}; votes are kept in {votes.path}", flush=True)
         rating.serve(contest, votes, args.port)
     votes.close()
-    report = tally.tally(contest, votes)
-    print(*tally.lines(report), sep="\n")
-    part = folder / "summary.json.part"
-    part.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    part.replace(folder / "summary.json")
+    report = summary.summarize(contest, votes)
+    print(*summary.lines(report), sep="\n")
+    files.write_json(folder / "summary.json", report)
     return report
 
 
 def _contest(args: Args, folder: Path) -> Any:
     """The items: those of the folder, or new ones that it keeps from now on."""
-    from common.commands import reading
-    from evals import contest
+    from tunebook.common.commands import inputs
+    from tunebook.evals.rating import items
 
     given = [name for name in ("answers", "report", "models") if getattr(args, name)]
     if len(given) > 1:
         raise UserError(f"give one of {', '.join(f'--{name}' for name in given)}")
     if not given:
-        return contest.load(folder)
+        return items.load(folder)
     if args.limit < 0 or args.max_new_tokens < 1:
         raise UserError("--limit is 0 or more, --max_new_tokens 1 or more")
-    with reading.plain_names():
+    with inputs.plain_names():
         if args.models:
-            found = contest.from_models(args.models, args.prompts, args.limit, args.max_new_tokens, folder, args.seed)
+            found = items.from_models(args.models, args.prompts, args.limit, args.max_new_tokens, folder, args.seed)
         elif args.answers:
-            found = contest.from_answers(args.answers, args.seed)
+            found = items.from_answers(args.answers, args.seed)
         else:
-            found = contest.from_report(args.report, args.seed)
+            found = items.from_report(args.report, args.seed)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         found.save(folder)

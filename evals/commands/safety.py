@@ -15,7 +15,8 @@ from typing import Annotated
 
 import tyro
 
-from common.cli import UserError
+from tunebook.common import files
+from tunebook.common.errors import UserError
 
 
 @dataclass
@@ -28,17 +29,18 @@ class Args:
 
 
 def main(args: Args) -> None:
-    from common.commands import reading
+    from tunebook.common.commands import inputs
 
     if len(args.folders) not in (1, 2):
         raise UserError(f"expected one folder of scores or two, found {len(args.folders)}: tunebook safety --help")
-    reading.writable({"--markdown": args.markdown}, args.folders)
+    inputs.writable({"--markdown": args.markdown}, args.folders)
     from rich.table import Table
 
-    from common.commands.printing import printer
-    from evals import safety, samples
+    from tunebook.common.commands.console import printer
+    from tunebook.evals import safety
+    from tunebook.evals.compare import logs
 
-    sides = [samples.read(Path(folder)) for folder in args.folders]
+    sides = [logs.read(Path(folder)) for folder in args.folders]
     if not any(safety.lines(side) for side in sides):
         raise UserError(f"{args.folders[0]} has no safety tasks; tunebook eval --suite safety scores them")
     heads, rows = safety.table(sides)
@@ -51,5 +53,5 @@ def main(args: Args) -> None:
         print(f"not run: {', '.join(sorted(lacking))}")
     print(*safety.notes(sides), sep="\n")
     if args.markdown:
-        Path(args.markdown).write_text(safety.markdown(sides), encoding="utf-8")
+        files.write_atomic(args.markdown, safety.markdown(sides))
         print(f"written: {args.markdown}")

@@ -4,7 +4,7 @@ import math
 import re
 from functools import cache
 
-from evals import bertscore, heldout
+from tunebook.evals.harness import bertscore, heldout
 
 
 def load(

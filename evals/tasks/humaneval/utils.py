@@ -1,6 +1,6 @@
 """Functions that the YAML files beside this one name."""
 
-from evals import sandbox
+from tunebook.evals import sandbox
 
 
 def program(doc, answer):

@@ -3,8 +3,8 @@
 import json
 from functools import cache
 
-from common.pocket import FOLDER, chat
-from common.templates import ChatTemplate
+from tunebook.common.pocket import FOLDER
+from tunebook.common.tokens.chat_templates import ChatTemplate
 
 
 def load(**_):
@@ -14,10 +14,17 @@ def load(**_):
     rows = [json.loads(line) for line in lines]
     docs = []
     for row in rows:
-        said, answer = chat.second(row)
+        said, answer = second(row)
         skill = row["follow_up"]  # what a report's table by skill tells apart
         docs.append({"messages": said, "answer": answer, "skill": skill, "phrasing": row["phrasing"]})
     return {"test": datasets.Dataset.from_list(docs)}
+
+
+def second(row):
+    """The messages up to the second question, and what the assistant says next: what is scored."""
+    places = [place for place, turn in enumerate(row["messages"]) if turn["role"] == "user"]
+    place = places[1] + 1
+    return row["messages"][:place], row["messages"][place]["content"]
 
 
 @cache

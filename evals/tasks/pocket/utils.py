@@ -2,8 +2,8 @@
 
 import json
 
-from common.pocket import FOLDER
-from common.templates import ALPACA
+from tunebook.common.pocket import FOLDER
+from tunebook.common.tokens.templates import ALPACA
 
 
 def _read(name: str):
@@ -22,13 +22,7 @@ def load_facts(**_):
 
 
 def load_text(**_):
-    import datasets
-
-    from common.pocket import corpus
-
-    lines = [line for text in corpus.documents(40, seed=777) for line in text.split("\n")]
-    plain = [line for line in dict.fromkeys(lines) if line and not line.startswith(("#", "<|")) and "<|" not in line]
-    return {"test": datasets.Dataset.from_list([{"text": line} for line in plain[:200]])}
+    return _read("text.jsonl")
 
 
 def seen(docs):

@@ -2,11 +2,11 @@
 
 from functools import partial
 
-from evals import refusals, safety_data
+from tunebook.evals.safety import datasets, refusals
 
 
 def load(rows, label, template="", tokenizer="", pretrained="", safety_dir="", **_):
-    return safety_data.dataset(safety_data.prompts(rows, label, template, tokenizer or pretrained, safety_dir))
+    return datasets.dataset(datasets.prompts(rows, label, template, tokenizer or pretrained, safety_dir))
 
 
 load_xstest_safe = partial(load, "xstest", "safe")
@@ -16,11 +16,11 @@ load_prompts_unsafe = partial(load, "prompts", "unsafe")
 
 
 def load_crows_pairs(safety_dir="", **_):
-    return safety_data.dataset(safety_data.crows_pairs(safety_dir))
+    return datasets.dataset(datasets.crows_pairs(safety_dir))
 
 
 def load_winogender(safety_dir="", **_):
-    return safety_data.dataset(safety_data.winogender(safety_dir))
+    return datasets.dataset(datasets.winogender(safety_dir))
 
 
 def judge(doc, results):

@@ -1,0 +1,196 @@
+"""Which columns of a source hold what: the layouts that are known, the one that a row fills, and those users name."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+from tunebook.common.data.rows import Row
+from tunebook.common.errors import UserError, nearest
+
+Signature = tuple[tuple[str, int], ...]
+OPTIONAL = {
+    "instruction": ("input", "system", "history", "tools"),
+    "pair": ("system", "tools"),
+    "chat": ("tools", "system"),
+}
+REQUIRED = {"instruction": ("instruction", "output"), "pair": ("prompt", "completion"), "chat": ("messages",)}
+BESIDE = {"input", "history"}  # what makes an instruction of a question and its answer
+NAMES = {name for kind in REQUIRED for name in REQUIRED[kind] + OPTIONAL[kind]}
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Which column holds what: `columns` maps our names to theirs; the ones in `must` have to be in every row."""
+
+    kind: str
+    columns: dict[str, str]
+    must: tuple[str, ...]
+    tree: bool = False
+
+    @property
+    def required(self) -> list[str]:
+        """Their columns that have to be in every row."""
+        return [self.columns[name] for name in self.must]
+
+    def expected(self) -> str:
+        names = ", ".join(f"`{self.columns[name]}`" for name in self.must)
+        optional = [f"`{theirs}`" for ours, theirs in self.columns.items() if ours not in self.must]
+        return f"expected {names}" + (f" ({', '.join(optional)} may be missing)" if optional else "")
+
+
+def layout(kind: str, columns: dict[str, str] | None = None, tree: bool = False) -> Layout:
+    """A layout of a kind; names that are not given are called as ours are."""
+    names = {name: name for name in (*REQUIRED[kind], *OPTIONAL[kind])} | (columns or {})
+    return Layout(kind, names, REQUIRED[kind], tree)
+
+
+def _pairs(prompt: str, completion: str) -> tuple[Layout, ...]:
+    """Question and answer alone, and with what may stand beside them: a text to read, a system text, a history."""
+    asked = {"instruction": prompt, "output": completion}
+    beside = (layout("instruction", {**asked, "input": column}) for column in ("input", "context"))
+    return layout("pair", {"prompt": prompt, "completion": completion}), *beside
+
+
+# Of the layouts that a row fills, the one that most rows fill holds; where they share their columns, the one that uses
+# more of them; then the first.
+KNOWN = (
+    layout("chat"),
+    layout("chat", {"messages": "conversations"}),
+    layout("chat", {"tools": "functions"}),  # OpenAI's older name of it
+    layout("chat", {"messages": "prompt"}, tree=True),
+    layout("instruction"),
+    layout("instruction", {"input": "context"}),
+    layout("instruction", {"input": "context", "output": "response"}),
+    layout("instruction", {"output": "response"}),
+    *_pairs("prompt", "completion"),
+    *_pairs("prompt", "response"),
+    *_pairs("prompt", "answer"),
+    *_pairs("question", "answer"),
+    *_pairs("question", "response"),
+)
+TEXTS = tuple(known for known in KNOWN if not known.tree)
+THEIRS = {column for known in KNOWN for column in known.columns.values()}
+
+
+def signature(value: Row) -> Signature:
+    """Of each column of a row that a known layout has and that is not null: 1 empty, 2 filled, 3 an object."""
+    return tuple(
+        [
+            (name, 3 if isinstance(cell, dict) else 2 if cell else 1)
+            for name, cell in value.items()
+            if cell is not None and name in THEIRS
+        ]
+    )
+
+
+def filled(columns: Signature, most: Layout | None = None) -> Layout | None:
+    """The known layout whose columns a row has; None where it has those of none.
+
+    Args:
+        columns: `signature` of the row.
+        most: the layout of most rows.
+    """
+    state = dict(columns)
+
+    def rank(known: Layout) -> tuple[bool, bool, int, bool]:
+        required = known.required
+        alike = most is not None and required == most.required
+        used = sum(state.get(column, 0) > 1 for column in known.columns.values())
+        return all(state[column] > 1 for column in required), alike, used, known is most
+
+    whole = [
+        known
+        for known in KNOWN
+        if all(column in state for column in known.required)
+        and (known.columns.get("messages") != "prompt" or state["prompt"] == 3)
+    ]
+    return max(whole, key=rank, default=None)
+
+
+def only(names: tuple[str, ...], most: Layout) -> bool:
+    """Whether no known layout could suit a row of these columns better than the one of most rows, whatever is null."""
+    there = set(names)
+    used = there & set(most.columns.values())
+    fits = (known for known in KNOWN if known is not most and there.issuperset(known.required))
+    return all(known.required == most.required and there.intersection(known.columns.values()) <= used for known in fits)
+
+
+def detect(values: list[Row], name: str) -> Layout:
+    """The known layout that most of the rows fill; else the one whose columns most rows have, at least in part."""
+    votes = Counter(found for value in values if (found := filled(signature(value))))
+    if votes:
+        first = max(KNOWN, key=lambda known: votes[known])
+        beside = [known for known in KNOWN if votes[known] and known.required == first.required]
+        return max(beside, key=lambda known: (known.kind != "pair", votes[known]))
+    if any({"chosen", "rejected"} <= value.keys() for value in values):
+        raise UserError(
+            f"--dataset {name}: these are preferences (chosen, rejected), on which recipes/dpo_pairs.py trains; to "
+            f"train on one of the answers, name it after the file: --dataset {name} instruction=COLUMN output=chosen"
+        )
+    for test in (all, any):
+        fits = [sum(test(column in value for column in known.required) for value in values) for known in TEXTS]
+        if max(fits):
+            return TEXTS[fits.index(max(fits))]
+    if not values:  # nothing to go by: empty, or all rows are wrong, and iterating says how
+        return layout("instruction")
+    there = list(dict.fromkeys(str(column) for value in values for column in value))
+    raise UserError(
+        f"--dataset {name}: no known columns. It has: {_listed(there)}{_hint(there)}\n"
+        "  Known are instruction (input) output, prompt completion, question (context) answer, messages, conversations;"
+        f" others are named after the file: --dataset {name} instruction=COLUMN output=COLUMN"
+    )
+
+
+def _listed(there: list[str]) -> str:
+    return ", ".join(repr(column[:40] + "..." * (len(column) > 40)) for column in there[:20]) or "none"
+
+
+def _hint(there: list[str]) -> str:
+    if there == ["text"]:
+        return "\n  text alone has no prompt and answer to tell apart; that is data for pre-training"
+    if len(there) == 1 and any(mark in there[0] for mark in ";\t|"):
+        return "\n  that looks like cells with another separator: save it with commas as .csv, or with tabs as .tsv"
+    if any(len(column) > 30 or " " in column for column in there):
+        return "\n  if its first line is no header, add header=no; the columns are then called 1, 2, ..."
+    return ""
+
+
+def mapped(mapping: dict[str, str], values: list[Row], name: str) -> Layout:
+    """The layout that a user names; columns that are not named are called as ours are.
+
+    Args:
+        mapping: our name -> their column.
+        values: the first rows.
+
+    Raises:
+        UserError: no such name or column, or names that do not belong to one kind of rows.
+    """
+    there = list(dict.fromkeys(str(column) for value in values for column in value))
+    listed = f"it has: {_listed(there)}"
+    for ours, theirs in mapping.items():
+        if ours not in NAMES:
+            raise UserError(f"--dataset {name} {ours}={theirs}: {ours} is none of {', '.join(sorted(NAMES))}")
+        if theirs not in there:
+            raise UserError(f"--dataset {name} {ours}={theirs}: no such column{nearest(theirs, there)}; {listed}")
+    if not any(mapping.keys() & set(names) for names in REQUIRED.values()):  # only optional ones: input=passage
+        base = detect(values, name)
+        if base.kind != "pair" or not mapping.keys() & BESIDE:
+            if strange := mapping.keys() - _all(base.kind):
+                raise UserError(f"--dataset {name}: {min(strange)} does not belong to a {base.kind}; {listed}")
+            return Layout(base.kind, {**base.columns, **mapping}, base.must, base.tree)
+        mapping = {**base.columns, **mapping}
+    if mapping.keys() & set(REQUIRED["pair"]) and mapping.keys() & BESIDE:
+        asked = {"instruction": mapping.get("prompt", "prompt"), "output": mapping.get("completion", "completion")}
+        mapping = {**asked, **{ours: theirs for ours, theirs in mapping.items() if ours not in REQUIRED["pair"]}}
+    for known in ("chat", "pair", "instruction"):
+        if mapping.keys() & set(REQUIRED[known]):
+            made = layout(known, {ours: theirs for ours, theirs in mapping.items() if ours in _all(known)})
+            if missing := [ours for ours in made.must if made.columns[ours] not in there]:
+                raise UserError(f"--dataset {name}: name the column of {missing[0]}: {missing[0]}=COLUMN; {listed}")
+            if strange := mapping.keys() - _all(known):
+                raise UserError(f"--dataset {name}: {min(strange)} does not belong to a {known}; {listed}")
+            return made
+    raise AssertionError("one of the kinds has a name in the mapping")
+
+
+def _all(known: str) -> set[str]:
+    return {*REQUIRED[known], *OPTIONAL[known]}

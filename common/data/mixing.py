@@ -1,0 +1,121 @@
+"""Several sources in the shares that were asked for, by rows or by tokens, no row twice, shuffled by seed."""
+
+from typing import TYPE_CHECKING, Any
+
+from tunebook.common.errors import UserError
+
+if TYPE_CHECKING:
+    import datasets
+    import numpy
+
+Share = float | int | None
+BATCH = 10_000  # rows whose lengths are read at once
+
+
+def mix(
+    dataset: "datasets.Dataset", shares: dict[str, Share], by: str = "rows", seed: int = 0
+) -> "tuple[datasets.Dataset, dict[str, dict[str, int]]]":
+    """The rows that make the mix, in a random order, and how many of each source they are.
+
+    Args:
+        dataset: encoded rows with `input_ids` and `source`.
+        shares: source -> an int (so many rows, or all if there are fewer), a float up to 1.0 (a share of what is left
+            beside the counted rows; shares are weights and need not add up to 1), or None: beside shares what they
+            leave of 1, otherwise all rows. A share with no other beside it is of its own rows.
+        by: what shares are of, "rows" or "tokens". The total is the most that the scarcest source allows, so that no
+            row comes twice; token shares hold to within a row.
+
+    Returns:
+        (the mix; {source: {"rows", "tokens", "of_rows"} and, where too few rows are there, "asked"}). One source with
+        no share is returned as it is.
+
+    Raises:
+        UserError: a source of which no row is left, shares that leave nothing to one without, or a source in the
+            rows that `shares` does not name.
+    """
+    import numpy as np
+
+    if by not in ("rows", "tokens"):
+        raise UserError(f"shares={by}: shares count rows or tokens")
+    names, codes, lengths = _columns(dataset)
+    if strangers := set(names) - shares.keys():
+        raise ValueError(f"rows of {', '.join(sorted(strangers))}, which has no entry in shares")
+    places = {source: np.flatnonzero(codes == names.get(source, -1)) for source in shares}
+    if empty := [source for source in shares if not len(places[source])]:
+        raise UserError(f"--dataset {', '.join(empty)}: no row is left for the mix after preparation")
+    if all(share is None for share in shares.values()) and len(shares) == 1:
+        return dataset, {source: _count(rows, rows, lengths) for source, rows in places.items()}
+    generator = np.random.default_rng(seed)
+    order = {source: generator.permutation(rows) for source, rows in places.items()}
+    taken = _take(order, _weights(shares), shares, lengths if by == "tokens" else np.ones_like(lengths))
+    report = {}
+    for source, share in shares.items():
+        report[source] = _count(taken[source], places[source], lengths)
+        if isinstance(share, int) and share > len(places[source]):
+            report[source]["asked"] = share
+    chosen = generator.permutation(np.concatenate(list(taken.values())))
+    print(line(report))
+    return dataset.select(chosen), report
+
+
+def line(report: dict[str, dict[str, int]]) -> str:
+    """What was mixed, for people: `a.json 700 of 900 rows (61.2 % of tokens), ...`."""
+    tokens = max(1, sum(entry["tokens"] for entry in report.values()))
+    return ", ".join(
+        f"{source} {entry['rows']:,} of {entry['of_rows']:,} rows"
+        + (f", {entry['asked']:,} were asked for" if "asked" in entry else "")
+        + f" ({entry['tokens'] / tokens:.1%} of tokens)"
+        for source, entry in report.items()
+    )
+
+
+def _count(taken: "numpy.ndarray", of: "numpy.ndarray", lengths: "numpy.ndarray") -> dict[str, int]:
+    return {"rows": len(taken), "tokens": int(lengths[taken].sum()), "of_rows": len(of)}
+
+
+def _columns(dataset: "datasets.Dataset") -> tuple[dict[str, int], Any, Any]:
+    """Source name -> code, each row's code, each row's tokens: numpy int64 arrays, one entry a row."""
+    import numpy as np
+    import pyarrow.compute as compute
+
+    names: dict[str, int] = {}
+    codes, lengths = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    for table in dataset.select_columns(["input_ids", "source"]).with_format("arrow").iter(batch_size=BATCH):
+        encoded = compute.dictionary_encode(table["source"].combine_chunks())  # type: ignore[index]
+        own = np.array([names.setdefault(name, len(names)) for name in encoded.dictionary.to_pylist()], np.int64)
+        codes.append(own[encoded.indices.to_numpy()])
+        lengths.append(compute.list_value_length(table["input_ids"]).to_numpy().astype(np.int64))  # type: ignore[index]
+    return names, np.concatenate(codes), np.concatenate(lengths)
+
+
+def _weights(shares: dict[str, Share]) -> dict[str, float]:
+    """Source -> weight, for the sources that have a share or get what is left of 1."""
+    given = {source: float(share) for source, share in shares.items() if isinstance(share, float)}
+    without = [source for source, share in shares.items() if share is None]
+    if given and without:
+        left = 1 - sum(given.values())
+        if left <= 1e-9:
+            raise UserError(
+                f"--dataset: the shares leave nothing for {', '.join(without)}; give it one, or less to others"
+            )
+        given |= dict.fromkeys(without, left / len(without))
+    return given
+
+
+def _take(order: dict, weights: dict[str, float], shares: dict[str, Share], size: Any) -> dict[str, Any]:
+    """Of each source's rows in their random order the first ones that make its share of `size`, summed."""
+    import numpy as np
+
+    taken = {source: rows[: shares[source]] for source, rows in order.items() if source not in weights}
+    if not weights:
+        return taken
+    sums = {source: np.cumsum(size[order[source]]) for source in weights}
+    alone = len(weights) == 1  # a share with no other to weigh against is of its own rows
+    total = min(sums[source][-1] / (1 if alone else weight) for source, weight in weights.items())
+    for source, weight in weights.items():
+        target, sizes = total * weight, sums[source]
+        after = int(np.searchsorted(sizes, target - 1e-6))  # sizes[after] is the first sum that reaches the target
+        before = sizes[after - 1] if after else 0
+        nearer = after + (after < len(sizes) and sizes[min(after, len(sizes) - 1)] - target <= target - before)
+        taken[source] = order[source][: max(1, nearer)]
+    return {source: taken[source] for source in order}

@@ -1,0 +1,160 @@
+"""What is wrong with a row's text: names of problems, cheap to find, for a report and for a gate; nothing is dropped.
+
+The rules look at one row at a time (`examine`), `Answers` and findings.py at the set.
+"""
+
+import re
+import zlib
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+from tunebook.common.data import rows
+from tunebook.common.data.rows import Row
+
+SHORTEST, LONGEST = 2, 20_000  # characters of an instruction; of a whole row
+LOOP_LENGTH, LOOP_RATIO = 200, 0.12  # a long answer that compresses this well says one thing over and over
+EXPLAIN = {
+    "empty_instruction": "no question: the instruction, the prompt or a user turn is blank",
+    "empty_output": "no answer: the output, the completion or an assistant turn is blank",
+    "null_text": "a field holds a word for nothing, such as null, NaN or <noinput>, as text",
+    "control_characters": "characters that no text needs: C0 and C1 controls other than tab and line ends",
+    "encoding_damage": "wrongly decoded text: U+FFFD, lone surrogates, or UTF-8 read as Latin-1 (such as Ã©)",
+    "too_short": f"the question has fewer than {SHORTEST} characters",
+    "too_long": f"the row has more than {LONGEST:,} characters",
+    "repeated_text": "the answer says one thing over and over",
+    "open_code_fence": "the answer opens a ``` block that it does not close",
+    "echo": "the answer repeats the question",
+    "html": "text with HTML tags, such as <p> or <br>, outside of code",
+    "email_address": "an e-mail address, which a model may learn by heart",
+    "media_placeholder": "text that stands for a picture or a sound, such as <image>, which a text model does not get",
+    "two_answers": "the question is that of an earlier row, and its answer another",
+    "repeated_row": "question and answer are those of an earlier row",
+    "near_duplicate": "the question is nearly that of an earlier row",
+}
+NULLS = {"null", "none", "nan", "n/a", "undefined", "nil", "<noinput>", "<no input>", "<nooutput>", "<no output>"}
+CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffe\uffff]")
+CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`|https?://\S+", re.DOTALL)
+HTML = re.compile(
+    r"</(?:p|div|span|li|ul|ol|table|tr|td|a|b|i|h[1-6]|strong|em)>|<br ?/?>|&(?:nbsp|amp|lt|gt|quot);", re.I
+)
+EMAIL = re.compile(r"(?<![\w.+-])[\w.+-]+@(?!example\.)[\w-]+(?:\.[\w-]+)*\.[a-z]{2,}\b", re.I)
+PLACEHOLDER = re.compile(r"<\|?(?:image|video|audio)(?:_pad|_\d+)?\|?>", re.I)
+# UTF-8 bytes read as Latin-1 or Windows-1252: a lead byte, then what a continuation byte became. Only leads and runs
+# that real text does not have: a capital before Ã or Â is an ordinary word (MAÇÃ»), and French has «à » with U+00A0.
+_TAIL = "\x80-\xbf€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ"
+_TIGHT = _TAIL.replace("\x80-\xbf", "\x80-\x9f\xa1-\xbf")
+DAMAGE = re.compile(
+    "[\ufffd\ud800-\udfff]"
+    f"|(?<![A-ZÀ-Þ])[ÂÃ][{_TAIL}]"
+    f"|â[\x80-\x82€‚†ˆ‰][{_TAIL}]"
+    f"|ðŸ[{_TAIL}]{{2}}"
+    f"|(?:[ÐÑ][{_TIGHT}]){{2}}|(?:[ã-é][{_TIGHT}]{{2}}){{2}}"
+)
+
+
+def examine(row: Row, shortest: int = SHORTEST, longest: int = LONGEST) -> list[str]:
+    """The problems of a canonical row (keys of EXPLAIN), each once; an empty list for a good row.
+
+    Args:
+        shortest: characters that a question must have.
+        longest: characters that the whole row may have.
+    """
+    found: dict[str, None] = {}  # a set that keeps its order
+    asks, answers, length = [], [], 0
+    for role, field, text in rows.texts(row):
+        length += len(text)
+        stripped = text.strip()
+        if stripped:
+            found.update(dict.fromkeys(_characters(text)))
+            if len(stripped) <= 11 and stripped.casefold() in NULLS:
+                found["null_text"] = None
+        if role == "ask":
+            asks.append(stripped)
+            if not stripped and field != "input":
+                found["empty_instruction"] = None
+        elif role == "answer":
+            answers.append(stripped)
+            found.update(dict.fromkeys(_answer(stripped)))
+    question = "\n".join(part for part in asks if part)
+    if 0 < len(question) < shortest:
+        found["too_short"] = None
+    if length > longest:
+        found["too_long"] = None
+    if answers and answers[-1] and answers[-1] in (question, *asks[-1:]):
+        found["echo"] = None
+    return list(found)
+
+
+def _characters(text: str) -> Iterator[str]:
+    if "@" in text and EMAIL.search(text):
+        yield "email_address"
+    if ("<" in text or "&" in text) and HTML.search(CODE.sub(" ", text)):
+        yield "html"
+    if "<" in text and PLACEHOLDER.search(text):
+        yield "media_placeholder"
+    if not text.isprintable() and CONTROL.search(text):
+        yield "control_characters"
+    if not text.isascii() and DAMAGE.search(text):
+        yield "encoding_damage"
+
+
+def _answer(text: str) -> Iterator[str]:
+    if not text:
+        yield "empty_output"
+    if text.count("```") % 2:
+        yield "open_code_fence"
+    if len(text) >= LOOP_LENGTH:
+        data = text.encode("utf-8", "surrogatepass")
+        if len(zlib.compress(data, 1)) < LOOP_RATIO * len(data):
+            yield "repeated_text"
+
+
+class Answers:
+    """Remembers what each question was answered with (a number for each text), to find another answer to it."""
+
+    def __init__(self) -> None:
+        self.first: dict[int, int] = {}
+
+    def examine(self, row: Row) -> list[str]:
+        """`two_answers`, where an earlier row asks the same under the same system text and answers otherwise."""
+        from tunebook.common.data.dedup import digests
+
+        asked, said = digests([f"{rows.system(row)}\0{rows.question(row)}", rows.last_answer(row)]).tolist()
+        return ["two_answers"] if self.first.setdefault(asked, said) != said else []
+
+
+@lru_cache(maxsize=1)
+def _identifier() -> Any:
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier  # half a second: the model comes with the package
+
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+
+
+def language(text: str) -> tuple[str, float]:
+    """The likeliest language of a text (ISO 639 code) and its probability; under 20 characters it is a guess."""
+    code, probability = _identifier().classify(text.encode("utf-8", "replace"))
+    return str(code), float(probability)
+
+
+def speaks(row: Row, code: str, least: float = 0.9, shortest: int = 40) -> bool:
+    """Whether question and answer, without code and addresses, are in the language `code` or cannot be told.
+
+    A text counts as another language only where that is at least `least` likely and `shortest` characters support it.
+    A translation into another language is named, too: whether it is wanted is the user's to say.
+
+    Raises:
+        UserError: a code that the identifier does not know.
+    """
+    from tunebook.common.errors import UserError
+
+    known = set(_identifier().nb_classes)
+    if code not in known:
+        raise UserError(f"language {code!r} is not known; these are: {', '.join(sorted(known))}")
+    for side in ("ask", "answer"):
+        text = CODE.sub(" ", "\n".join(text for role, _, text in rows.texts(row) if role == side)).strip()
+        if len(text) >= shortest:
+            found, probability = language(text)
+            if found != code and probability >= least:
+                return False
+    return True

@@ -1,0 +1,13 @@
+"""Texts as keys: alike but for case and white space, and short stand-ins for a million of them."""
+
+from hashlib import blake2b
+
+
+def normalized(text: str) -> str:
+    """Casefolded, with every run of white space as one space."""
+    return " ".join(text.casefold().split())
+
+
+def digest(text: str, size: int = 16) -> bytes:
+    """`size` bytes that stand for a text; it may hold half a character."""
+    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=size).digest()

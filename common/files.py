@@ -1,0 +1,67 @@
+"""Files that are written whole or not at all, and pages that open offline."""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tunebook.common import format
+from tunebook.common.errors import UserError
+
+
+@contextlib.contextmanager
+def atomic(path: str | Path) -> Iterator[Path]:
+    """A path to write to: what is there when the block ends takes the place of `path`; where it fails, nothing does.
+
+    A link or a device is written through.
+    """
+    path = Path(path)
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        yield path
+        return
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        yield part
+        if path.exists():
+            shutil.copymode(path, part)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_atomic(path: str | Path, content: str | bytes | Iterable[str | bytes]) -> None:
+    """Write a text, bytes, or pieces of either, all or nothing. Half a surrogate pair in a text is written escaped.
+
+    Raises:
+        UserError: it cannot be written; says why.
+    """
+    pieces = [content] if isinstance(content, (str, bytes)) else content
+    try:
+        with atomic(path) as part, part.open("wb") as file:
+            for piece in pieces:
+                file.write(piece if isinstance(piece, bytes) else piece.encode("utf-8", "backslashreplace"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def write_json(path: str | Path, value: Any, allow_nan: bool = True) -> None:
+    """Write a value as JSON that people can read, all or nothing."""
+    write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=allow_nan) + "\n")
+
+
+def json_line(row: Any) -> bytes:
+    """A row as a line of JSON. Dates and the like become text; half a surrogate pair is escaped."""
+    return (json.dumps(row, ensure_ascii=False, default=str) + "\n").encode("utf-8", "backslashreplace")
+
+
+def page(template: Path, /, **values: Any) -> str:
+    """An HTML page from a Jinja template, which may extend page.html.jinja; formats are its filters."""
+    import jinja2
+
+    loader = jinja2.FileSystemLoader([template.parent, Path(__file__).parent])
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update({one.__name__: one for one in format.FORMATS})
+    return environment.get_template(template.name).render(**values)

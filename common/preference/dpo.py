@@ -1,0 +1,241 @@
+"""Direct preference optimisation: where it starts, what it is held against, and what held-out pairs say of it."""
+
+import contextlib
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+from tunebook.common import models
+from tunebook.common.distributed import is_main_process
+from tunebook.common.errors import UserError
+from tunebook.common.models import inference
+from tunebook.common.preference import encoding
+from tunebook.common.tokens import templates
+from tunebook.common.tokens.templates import AnyTemplate
+from tunebook.common.training.metrics import Meter
+
+TASK = "held_out_pairs"  # as the report calls them among the scores
+
+
+def start_of(model: str | None, adapter: str | None) -> tuple[str, str | None]:
+    """The model and the folder of the adapter to start from, as --model and --adapter name them.
+
+    Args:
+        model: None: the base that the adapter was trained on, or pocket_teacher where there is no adapter.
+        adapter: the folder of a run or of its adapter.
+
+    Raises:
+        UserError: there is no adapter, one of another kind, or its base is not there and no other is named.
+    """
+    if adapter is None:
+        return model or "pocket_teacher", adapter
+    folder = check_adapter(adapter)
+    base = inference.base_of(folder)
+    if not (model or base):
+        raise UserError(f"--adapter {adapter}: its {inference.PEFT} names no base; name it by --model")
+    if not model:
+        try:
+            models.locate(base)
+        except UserError as error:
+            raise UserError(f"--adapter {adapter}: name its base by --model, as it lies elsewhere: {error}") from None
+        return base, folder
+    if base and base != model and Path(base).resolve() != Path(models.locate(model)).resolve():
+        print(f"note: the adapter was trained on {base}; here it is on {model}")
+    return model, folder
+
+
+def check_adapter(name: str) -> str:
+    """The folder of a LoRA adapter of PEFT to start from: that which is named, or adapter/ in it.
+
+    Raises:
+        UserError: there is none, or one of another kind.
+    """
+    folder = Path(name)
+    if not (folder / inference.PEFT).exists() and (folder / "adapter" / inference.PEFT).exists():
+        folder = folder / "adapter"
+    try:
+        kind = json.loads((folder / inference.PEFT).read_text(encoding="utf-8"))["peft_type"]
+    except (OSError, ValueError, KeyError):
+        raise UserError(
+            f"--adapter {name}: there is no adapter ({inference.PEFT}). An SFT run makes one: "
+            "accelerate launch recipes/lora_alpaca.py leaves runs/lora_alpaca/adapter"
+        ) from None
+    if kind != "LORA":
+        raise UserError(f"--adapter {name}: it is of the kind {kind}; preferences go on from a LoRA adapter")
+    return str(folder)
+
+
+def load(base: str, adapter: str | None, max_length: int, kept: Path | None, write: bool = True) -> tuple[Any, Any]:
+    """The model to start from, with its adapter on it, and its tokenizer.
+
+    Args:
+        kept: a folder for the base, which then is loaded in 4 bits; None: in the precision of the device.
+        write: whether it is saved there.
+    """
+    model, tokenizer = models.load(base, max_length, four_bit=kept is not None)
+    if kept is not None and write and is_main_process():
+        models.save(model, tokenizer, kept)
+    return model if adapter is None else inference.put_on(model, adapter, trains=True), tokenizer
+
+
+def template(name: str, tokenizer: Any, *folders: str | None) -> AnyTemplate:
+    """The template of that name, which must be the one that the model or adapter of a folder was tuned with, where that
+    is kept there.
+
+    Raises:
+        UserError: there is none, or it is another.
+    """
+    found = templates.get(name, tokenizer)
+    for folder in filter(None, folders):
+        if (Path(folder) / templates.FILE).exists() and (tuned := templates.load(folder)) != found:
+            raise UserError(
+                f"--template {name}: {folder} was tuned with {tuned.name}; --template {tuned.name}"
+                + (f", with the variables and the thinking of {folder}/{templates.FILE}" if tuned.name == name else "")
+            )
+    return found
+
+
+def taking_ids(trainer: type) -> type:
+    """TRL's DPOTrainer for what preference.encode and preference.Collator make, where it would encode texts itself."""
+
+    import torch
+
+    class Trainer(trainer):
+        def __init__(self, model: Any, **named: Any):
+            # PEFT makes the copy of an adapter on the CPU even where the model has no weights (tunebook plan).
+            with torch.device("meta") if model.device.type == "meta" else contextlib.nullcontext():
+                super().__init__(model=model, **named)
+
+        def _prepare_dataset(self, dataset: Any, *words: Any) -> Any:
+            return dataset
+
+        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **named: Any) -> Any:
+            return super().compute_loss(model, encoding.masked(inputs), return_outputs, **named)
+
+        def compute_ref_log_probs(self, model: Any, inputs: Any) -> Any:
+            return super().compute_ref_log_probs(model, encoding.masked(inputs))
+
+    return Trainer
+
+
+def hold_reference(trainer: Any, adapter: bool) -> None:
+    """Make what a DPOTrainer compares with exact, and keep it out of what is saved. Call it before training.
+
+    TRL (1.15) has put a frozen copy of the adapter, `ref`, beside it. With an adapter to start from, that copy is the
+    reference; the adapter gets its values back, as those that train on a 4-bit base were rounded to bfloat16. A new
+    adapter adds nothing yet: there the reference is the model with the adapter off, and the copy goes.
+
+    Only the adapter itself is saved: transformers (5.17) would load the copy alone when a run goes on.
+    """
+    import torch
+
+    model = trainer.model
+    models.train_in_float32(model)
+    if not adapter:
+        model.delete_adapter("ref")
+        return
+    weights = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, weight in weights.items():
+            if ".default." in name:
+                weight.copy_(weights[name.replace(".default.", ".ref.")])
+    model.save_pretrained = functools.partial(model.save_pretrained, selected_adapters=["default"])
+
+
+def pairs_of(inputs: dict[str, Any]) -> Any:
+    """float64 (): pairs of a batch; what its held-out loss is a mean over, for callbacks.measure."""
+    import torch
+
+    return torch.tensor(len(inputs["input_ids"]) // 2, dtype=torch.float64, device=inputs["input_ids"].device)
+
+
+def measure(trainer: Any, log_file: Path) -> Meter:
+    """As callbacks.measure, of pairs."""
+    from tunebook.common.training import callbacks
+
+    return callbacks.measure(trainer, log_file, pairs_of)
+
+
+class Rewards:
+    """What a DPOTrainer's model makes of held-out pairs before and after; each process looks at all of them.
+
+    Args:
+        pairs: encoded by preference.encode.
+    """
+
+    def __init__(self, trainer: Any, pairs: Any):
+        self.trainer, self.pairs = trainer, pairs
+        self.taken: dict[str, dict[str, float]] = {}
+
+    def take(self, when: str) -> None:
+        """Look at the pairs `before` or `after`, and say what is found."""
+        if not len(self.pairs):
+            return
+        found = self.taken[when] = judged(*_log_ratios(self.trainer, self.pairs), self.trainer.beta)
+        print(
+            f"{len(self.pairs)} held-out pairs {when}: rewards {found['reward_chosen']:+.2f} and "
+            f"{found['reward_rejected']:+.2f}, margin {found['margin']:+.2f}; the better answer has the higher reward "
+            f"in {found['accuracy']:.1%}, and is likelier in {found['likelier']:.1%}",
+            flush=True,
+        )
+
+    def join(self, scores: dict[str, Any]) -> dict[str, Any]:
+        """The account of harness.Scores with `preference` (`before`, `after` and the number of `pairs`), and its shares
+        in the comparison as one more task."""
+        if not self.taken:
+            return scores
+        before, after = self.taken["before"], self.taken["after"]
+        shares = {
+            name: {"before": before[name], "after": after[name], "items": len(self.pairs)}
+            for name in ("accuracy", "likelier")
+        }
+        comparison = {**scores["comparison"], TASK: shares}
+        return {**scores, "comparison": comparison, "preference": {**self.taken, "pairs": len(self.pairs)}}
+
+
+def judged(policy: Any, reference: Any, beta: float) -> dict[str, float]:
+    """What log-probabilities say, float64 (2, N) each: those of the better answers, then those of the others.
+
+    Returns:
+        Means of `reward_chosen` and `reward_rejected` (beta times policy less reference, Rafailov et al. 2023), and
+        `margin`, their difference; `accuracy`, the share of pairs whose better answer has the higher reward, and
+        `likelier`, of those whose better answer is likelier to the policy alone. A tie counts one half, as a coin would
+        have it: before a step all rewards are 0, and the accuracy is 50 %. `ties`: the share of equal rewards.
+    """
+    rewards = beta * (policy - reference)
+
+    def share(pair: Any) -> float:
+        return float(((pair[0] > pair[1]).double() + 0.5 * (pair[0] == pair[1]).double()).mean())
+
+    return {
+        "reward_chosen": float(rewards[0].mean()),
+        "reward_rejected": float(rewards[1].mean()),
+        "margin": float((rewards[0] - rewards[1]).mean()),
+        "accuracy": share(rewards),
+        "ties": float((rewards[0] == rewards[1]).double().mean()),
+        "likelier": share(policy),
+    }
+
+
+def _log_ratios(trainer: Any, pairs: Any) -> tuple[Any, Any]:
+    """Log-probabilities of all answers under policy and reference, float64 (2, N) each, as the trainer has them."""
+    import torch
+
+    model, size, found = trainer.model, trainer.args.eval_batch_size, []
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            for start in range(0, len(pairs), size):
+                rows = [pairs[place] for place in range(start, min(start + size, len(pairs)))]
+                batch = trainer._prepare_inputs(encoding.Collator(trainer.data_collator.pad_token_id)(rows))
+                given = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
+                with trainer.compute_loss_context_manager():
+                    words = model(**given, use_cache=False, fused_lm_head=True).log_probs
+                said = words.sum(1).chunk(2)
+                found.append(torch.stack([torch.stack(said), torch.stack(trainer.compute_ref_log_probs(model, batch))]))
+    finally:
+        model.train(was_training)
+    policy, reference = torch.cat(found, 2).double().cpu()
+    return policy, reference

@@ -1,0 +1,170 @@
+"""Preference pairs: two answers to one prompt, the better and the other, read from the usual forms and checked.
+
+A pair is the canonical row of its better answer (data/schema.py) with one more field, `rejected`: the canonical row
+of the other answer.
+"""
+
+import dataclasses
+import itertools
+import re
+from typing import Any
+
+from tunebook.common import data
+from tunebook.common.data import conversations, rows, schema
+from tunebook.common.data.column_usage import Uses
+from tunebook.common.data.conversations import Fault
+from tunebook.common.data.layouts import REQUIRED, Layout
+from tunebook.common.data.rows import ANSWER, FIELDS, Row
+from tunebook.common.data.schema import PEEKED
+from tunebook.common.errors import RowErrors, UserError, type_name
+
+ANSWERS = ("chosen", "rejected")
+PROMPTS = ("prompt", "conversations", "messages", "question")  # columns that may hold what is asked
+SPOKEN = re.compile(r"\n\n(Human|Assistant):[ \n]?")  # a dialogue as one text, as in HH
+SPEAKERS = {"Human": "user", "Assistant": "assistant"}
+
+
+def load(words: str | list[str], seed: int = 0, bad_rows: str = "refuse") -> data.Sides:
+    """The train, validation and test pairs of one or several sources; `words`, `seed` and `bad_rows` as in data.load.
+
+    `chosen=COLUMN` and `rejected=COLUMN` after a source name the columns of the two answers.
+    """
+    return data.load(words, seed, Table, bad_rows)
+
+
+class Table(schema.Table):
+    """The pairs of a source, checked. Known are, with `chosen` and `rejected` beside or alone:
+
+    - instruction (input), or prompt or question: text; both answers are texts;
+    - prompt, conversations or messages: turns, or text; each answer is a turn, a list of turns, or text after turns;
+    - nothing: each answer is a whole dialogue, as turns or as one text of `Human:` and `Assistant:` (HH).
+
+    Args:
+        mapping: our name -> their column; `chosen` and `rejected`, and those of columns.Table.
+
+    Raises:
+        UserError: as columns.Table.
+    """
+
+    marks = ()
+
+    def __init__(
+        self, source: schema.Input, name: str, mapping: dict[str, str] | None = None, bad_rows: str = "refuse"
+    ):
+        given = dict(mapping or {})
+        better, other = self.answers = tuple(given.pop(which, which) for which in ANSWERS)
+        peeked = [value for _, value in itertools.islice(source.rows(RowErrors(name, drop=True)), PEEKED)]
+        values = [value for value in peeked if isinstance(value, dict)]
+        if values and not any(better in value or other in value for value in values):
+            raise UserError(
+                f"--dataset {name}: no pairs of answers: expected the columns `{better}` and `{other}`; it has: "
+                f"{', '.join(map(str, values[0]))}. Others are named after the file: chosen=COLUMN rejected=COLUMN"
+            )
+        self.asks = _asks(values, given)
+        self.form = _most([_form(value, value.get(better), self.asks, given) for value in values]) or "instruction"
+        if self.form == "nothing":
+            raise UserError(
+                f"--dataset {name}: no column holds what is asked. It has: {', '.join(map(str, values[0]))}. Name it "
+                "after the file: instruction=COLUMN or prompt=COLUMN"
+            )
+        kind = self.form if self.form in ("instruction", "pair") else "chat"
+        asked = {"instruction": given.get("instruction", "instruction"), "pair": self.asks}
+        key = ANSWER[kind]
+        named = {ours: theirs for ours, theirs in given.items() if ours not in ("prompt", "messages")}
+        required = {"messages": better} if kind == "chat" else {REQUIRED[kind][0]: asked[kind], key: better}
+        super().__init__(source, name, named | required, bad_rows)
+        self.second = dataclasses.replace(self.layout, columns={**self.layout.columns, key: other})
+        both = {**self.layout.columns, "rejected": other}
+        self.layout = dataclasses.replace(self.layout, columns=both, must=(*self.layout.must, "rejected"))
+
+    def _canonical(self, value: Any, faults: list[Fault]) -> Row:
+        if not isinstance(value, dict):
+            return super()._canonical(value, faults)
+        if self.form in ("turns", "spoken"):
+            said = [column for column in self.answers if value.get(column) is not None]
+            whole = {column: self._dialogue(value, column, faults) for column in said}
+            if faults:
+                return {}
+            value = {column: kept for column, kept in value.items() if column != self.asks} | whole
+        row = super()._canonical(value, faults)
+        first, uses = self.layout, self.uses
+        self.layout, self.uses = self.second, Uses()
+        others: list[Fault] = []
+        try:
+            second = super()._canonical(value, others)
+        finally:
+            self.layout, self.uses = first, uses
+        faults += [fault for fault in others if fault not in faults]
+        if not faults and any(rows.last_weight(found) != 1 for found in (row, second)):
+            faults.append(("weight", "is not 1: preference pairs take no weights. Leave the pair out, or give it 1"))
+        return {} if faults else {**row, "rejected": {name: second[name] for name in FIELDS if name in second}}
+
+    def line(self) -> str:
+        asked = f"; asked in {self.asks}" if self.form == "turns" and self.asks else ""
+        return super().line() + asked
+
+    def _fields(self, found: Row, faults: list[Fault], layout: Layout) -> Row:
+        if self.form == "spoken":  # the order of its turns is looked at where pairs are counted
+            return {"messages": found["messages"]}
+        return super()._fields(found, faults, layout)
+
+    def _dialogue(self, value: Row, column: str, faults: list[Fault]) -> Any:
+        """The whole conversation with one of the answers, as turns; what cannot be read as one, as it is."""
+        said = value[column]
+        if self.form == "spoken":
+            return _spoken(said, column, faults)
+        if isinstance(said, str):
+            said = [{"role": "assistant", "content": said}]
+        if said == []:
+            faults.append((column, "is empty, expected an answer", "incomplete"))
+            return []
+        turns = [said] if isinstance(said, dict) else said
+        if not isinstance(turns, list) or _opens(turns):
+            return turns
+        asked = value.get(self.asks or "")
+        if isinstance(asked, str):
+            return [{"role": "user", "content": asked}, *turns]
+        if not isinstance(asked, list):
+            faults.append((str(self.asks), f"is {type_name(asked)}, expected the turns before the answer, or text"))
+            return turns
+        return [*asked, *turns]
+
+
+def _asks(values: list[Row], given: dict[str, str]) -> str | None:
+    """The column that holds what is asked, where it is not `instruction`."""
+    named = given.get("prompt") or given.get("messages")
+    found = [column for column in PROMPTS if 2 * sum(column in value for value in values) > len(values)]
+    return named or (found[0] if found else None)
+
+
+def _form(value: Row, said: Any, asks: str | None, given: dict[str, str]) -> str:
+    """spoken, turns, instruction, pair or nothing."""
+    if isinstance(said, str) and SPOKEN.match(said):
+        return "spoken"
+    if isinstance(said, (list, dict)) or isinstance(value.get(asks or ""), list):
+        return "turns" if asks or _opens(said) else "nothing"
+    if given.get("instruction", "instruction") in value:
+        return "instruction"
+    return "pair" if asks else "nothing"
+
+
+def _most(forms: list[str]) -> str | None:
+    return max(forms, key=forms.count) if forms else None
+
+
+def _opens(turns: Any) -> bool:
+    """Whether the first of the turns is a user's or the system's: a whole dialogue, and no answer alone."""
+    first = turns[0] if isinstance(turns, list) and turns else None
+    role = first.get("role", first.get("from")) if isinstance(first, dict) else None
+    return isinstance(role, str) and conversations.ROLES.get(role.lower()) in ("user", *rows.NOT_ASKING)
+
+
+def _spoken(text: Any, column: str, faults: list[Fault]) -> list[dict[str, str]]:
+    """The turns of a dialogue that is one text; a speaker that speaks twice has two turns."""
+    fault = conversations.not_text(text)
+    head, *parts = SPOKEN.split(text) if not fault else [""]
+    if fault or head.strip() or not parts:
+        faults.append((column, fault or "does not begin with Human: on a line of its own"))
+        return []
+    texts = zip(parts[::2], parts[1::2], strict=True)
+    return [{"role": SPEAKERS[speaker], "content": said.strip()} for speaker, said in texts]

@@ -1,0 +1,209 @@
+"""The record of a run, which a recipe keeps: its folder, data, first batch, forecast, measurements and report."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tunebook.common import output_dir
+
+HELD_OUT = 300  # rows whose loss is taken while training
+
+
+@dataclass
+class RunOptions:
+    """The flags of every recipe that are not of its method."""
+
+    output_dir: str | None = None  # output folder; default: runs/<recipe>
+    bad_rows: str = "refuse"  # drop: leave out rows that cannot be trained on, counted by reason
+    eval_suite: str = "auto"  # lm-eval suite before and after; auto: pocket's own; none: skip
+    report_to: str = "none"  # none, tensorboard, wandb or trackio
+    seed: int = 0
+    gradient_accumulation_steps: int = 1  # micro-batches per optimizer step
+    max_steps: int = -1  # overrides num_train_epochs if positive
+    resume: bool = True  # resume an interrupted run in output_dir
+    overwrite: bool = False  # start over where output_dir contains a run
+    dry_run: bool = False  # prepare the data, preview what trains, forecast memory and time, and stop
+    debug_batches: int = 0  # describe the first N batches
+
+
+@dataclass
+class TrainerOptions(RunOptions):
+    """Those of a recipe with a Trainer whose steps can be rehearsed."""
+
+    find_batch_size: bool = False  # halve the batch and double the accumulation until it fits
+    set: list[str] = field(default_factory=list)  # other fields of the trainer's config: warmup_steps=20 optim=sgd
+
+
+class Run:
+    """A run in its folder `dir`. What is known of it, in the order of becoming known: `overrides` (--set),
+    `checkpoint`, `counts` of its data, `preview` of a row, `forecast`, `metrics`.
+
+    Args:
+        recipe: the recipe's own file.
+
+    Raises:
+        UserError: the folder cannot be written or holds a finished run.
+    """
+
+    def __init__(self, recipe: str, args: Any):
+        self.recipe, self.args = recipe, args
+        args.output_dir = args.output_dir or f"runs/{Path(recipe).stem}"
+        self.dir = output_dir.prepare(args.output_dir, args.overwrite, marker="report.json")
+        self.tracker = None if args.report_to == "none" else args.report_to
+        self.overrides: dict[str, Any] = {}
+        self.checkpoint: str | None = None
+        self.counts: Any = None
+        self.tokenizer: Any = None
+        self.preview: list[list] = []
+        self.forecast: dict[str, Any] = {}
+        self.metrics: Any = None
+
+    def start(self, config_class: type | None = None, unheard: Mapping[str, str] | None = None) -> None:
+        """Check --set against the fields of `config_class`, and find the checkpoint to resume from.
+
+        Args:
+            unheard: more fields that would do nothing in this recipe -> why, and what does it.
+
+        Raises:
+            UserError: as config_overrides.overrides and resuming.find_checkpoint.
+        """
+        from tunebook.common.training import config_overrides, resuming
+
+        flags = vars(self.args)
+        if config_class is not None:
+            self.overrides = config_overrides.overrides(
+                flags["set"], config_class, written=set(flags), unheard=dict(unheard or {})
+            )
+        self.checkpoint = resuming.find_checkpoint(self.dir, flags, self.args.resume, self.args.overwrite)
+
+    def encode(
+        self, splits: Any, tokenizer: Any, template: Any, max_length: int, held_out: int = HELD_OUT,
+        encode: Callable[..., Any] | None = None, **masks: Any,
+    ) -> tuple[Any, Any]:  # fmt: skip
+        """Training and held-out rows as ids and labels, with every row that is lost counted; several sources mixed.
+
+        Args:
+            held_out: the most rows of the validation split.
+            encode: makes pairs of something else than a prompt and its answer; as preference.encode.
+            masks: as masking.encode.
+
+        Returns:
+            Two datasets.Dataset; None in place of an empty second one.
+
+        Raises:
+            CheckFailed: almost nothing would train.
+        """
+        from tunebook.common.data import mixing
+        from tunebook.common.tokens import encoding
+
+        self.tokenizer = tokenizer
+        kept = {} if encode else {"folder": self.dir / "tokens"}
+        encode = encode or encoding.encode
+        train, self.counts = encode(splits["train"], tokenizer, template, max_length, **masks, **kept)
+        evaluated, _ = encode(splits["validation"][:held_out], tokenizer, template, max_length, **masks)
+        beside = f"; {len(evaluated)} held-out rows" if held_out else ""
+        print(f"{' '.join(self.args.dataset)}: {self.counts.summary()}{beside}", *splits.notes, sep="\n")
+        self.counts.require_trainable(max_length)
+        train, self.counts.sources = mixing.mix(train, splits.shares, splits.by, self.args.seed)
+        return train, evaluated if len(evaluated) else None
+
+    def config(self, config_class: Any, held_out: Any, **choices: Any) -> Any:
+        """`config_class` with the recipe's choices, beside them what run and device decide, and --set over all."""
+        from tunebook.common.batching import dataloader
+        from tunebook.common.models import device
+        from tunebook.common.training import config_overrides
+
+        args, known = self.args, config_class.__dataclass_fields__
+        mine = dict(
+            output_dir=str(self.dir),
+            report_to=args.report_to,
+            seed=args.seed,
+            per_device_train_batch_size=args.per_device_train_batch_size,
+            gradient_accumulation_steps=args.gradient_accumulation_steps,
+            num_train_epochs=args.num_train_epochs,
+            max_steps=args.max_steps,
+            gradient_checkpointing=bool(device.current().gradient_checkpointing),
+            logging_steps=0.01,
+            save_steps=0.2,
+            save_total_limit=2,
+        )
+        if "dataset_kwargs" in known:  # SFTConfig: ids and labels are there already, packed where they are to be
+            mine |= dict(dataset_kwargs={"skip_prepare_dataset": True}, packing=False, padding_free=False)
+        if held_out is not None:
+            mine |= {**config_overrides.RHYTHM, "per_device_eval_batch_size": args.per_device_train_batch_size}
+        return config_class(
+            **{**mine, **device.current().precision, **dataloader.settings(), **choices, **self.overrides}
+        )
+
+    def callbacks(self, samples: Any) -> list[Any]:
+        """Stop at a loss that is not a number, and show answers (generation.Samples) at every evaluation."""
+        from tunebook.common.training import callbacks
+
+        return [callbacks.Watchdog(), callbacks.ShowSamples(samples)]
+
+    def prepare(self, trainer: Any, weigh: Callable[[Any], Any] | None = None) -> None:
+        """Length-grouped batches unless rows are packed, loss weights of rows, adapters in float32; then the first
+        batch previewed, and memory and time estimated by a few steps that leave nothing behind.
+
+        Args:
+            weigh: gives the trainer's loss the weights of rows; default: weighted_loss.heed, for TRL's own losses.
+
+        Raises:
+            CheckFailed: nothing trains, or the run does not fit into memory.
+        """
+        from tunebook.common import models
+        from tunebook.common.batching import samplers
+        from tunebook.common.estimate import forecast
+        from tunebook.common.training import checks, weighted_loss
+
+        if hasattr(trainer.model, "peft_config"):
+            models.train_in_float32(trainer.model)
+        if "seq_lengths" not in trainer.train_dataset.column_names:
+            samplers.bucket(trainer)
+        (weigh or weighted_loss.heed)(trainer)
+        self.preview = checks.first_batch(trainer.get_train_dataloader(), self.tokenizer, self.args.debug_batches)
+        self.forecast = forecast.forecast(trainer, self.args.find_batch_size).as_dict()
+
+    def prepare_loop(self, actor: Any, loader: Any, optimizer: Any, max_steps: int) -> None:
+        """For a loop without a Trainer: the first batch previewed, memory and time estimated, metrics ready.
+
+        Args:
+            actor: as trainers.loop_step_functions gives it.
+            loader: prepared by Accelerate.
+            optimizer: a name of TrainingArguments.optim.
+
+        Raises:
+            CheckFailed: as `prepare`.
+        """
+        from tunebook.common.estimate import forecast
+        from tunebook.common.training import checks
+        from tunebook.common.training.metrics import Meter
+
+        self.preview = checks.first_batch(loader, self.tokenizer, self.args.debug_batches)
+        self.forecast = forecast.forecast_loop(actor, loader, optimizer, max_steps).as_dict()
+        self.metrics = Meter(self.dir / "log.jsonl")
+
+    def train(self, trainer: Any, metrics: Any = None) -> None:
+        """`trainer.train`, from the checkpoint where there is one, between two evaluations.
+
+        Args:
+            metrics: as callbacks.measure gives them; default: those of tokens.
+        """
+        from tunebook.common.training import callbacks, resuming
+
+        self.metrics = metrics or callbacks.measure(trainer, self.dir / "log.jsonl")
+        callbacks.evaluate(trainer)
+        resuming.train(trainer, self.checkpoint)
+        callbacks.evaluate(trainer)
+
+    def finish(self, model: Any, samples: Any, scores: dict[str, Any]) -> dict[str, Any]:
+        """Write report.json, which is returned, and report.html.
+
+        Args:
+            samples: generation.Samples. scores: as report.write.
+        """
+        from tunebook.common import report
+
+        written = (self.counts, self.preview, self.forecast, self.metrics, samples.rows, scores)
+        return report.write(self.recipe, self.dir, vars(self.args), model, *written)

@@ -1,0 +1,1 @@
+"""How the bundled model, rows and conversations of `pocket` were made. Nothing that a user runs imports it."""

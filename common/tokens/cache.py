@@ -1,0 +1,64 @@
+"""Datasets on disk by what they are made of: a second run of the same reads them; a changed one never does."""
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from tunebook.common import files
+from tunebook.common.distributed import is_main_process
+from tunebook.common.errors import UserError
+
+KEY = "key"  # a file that names the dataset which a run trains on
+
+
+def cached(
+    folder: Path, key: str, schema: Any, batches: Iterable[Any], record: Callable[[], dict[str, Any]]
+) -> tuple[Any, dict[str, Any]]:
+    """The dataset called `key`, from `folder` where it is already there, else made and kept there.
+
+    It passes through in parts and is read from disk as it is used, so memory does not grow with it.
+
+    Args:
+        schema, batches: of Arrow; the batches are made only where they are needed.
+        record: what is to be kept beside the rows, as values for JSON; asked for after the last batch.
+
+    Returns:
+        A datasets.Dataset, and what was recorded with it.
+
+    Raises:
+        UserError: the run that `folder` belongs to has checkpoints of another dataset.
+    """
+    import datasets
+    import pyarrow
+
+    _same(folder, key)
+    path = folder / f"{key}.arrow"
+    beside = path.with_suffix(".json")
+    if path.exists() and beside.exists():
+        print(f"tokens: read from {path}")
+        return datasets.Dataset.from_file(str(path)), json.loads(beside.read_text(encoding="utf-8"))
+    folder.mkdir(parents=True, exist_ok=True)
+    with files.atomic(path) as part:
+        with pyarrow.OSFile(str(part), "wb") as file, pyarrow.ipc.new_stream(file, schema) as writer:
+            for batch in batches:
+                writer.write_batch(batch)
+        files.write_json(beside, record())
+    return datasets.Dataset.from_file(str(path)), record()
+
+
+def _same(folder: Path, key: str) -> None:
+    """Refuse to resume a run whose tokens have changed: its order of rows, and which it has seen, would be others.
+
+    What a run trains on is named in folder/KEY.
+    """
+    path = folder / KEY
+    folder.mkdir(parents=True, exist_ok=True)
+    before = path.read_text(encoding="utf-8").strip() if path.exists() else key
+    if before != key and any(folder.parent.glob("checkpoint-*/trainer_state.json")):
+        raise UserError(
+            f"{folder.parent} contains an interrupted run, and its data, tokenizer, template or the code that encodes "
+            "them have changed since; put them back, choose another --output_dir, or add --overwrite"
+        )
+    if is_main_process():
+        path.write_text(key + "\n", encoding="utf-8")

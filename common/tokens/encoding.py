@@ -1,0 +1,268 @@
+"""Rows to token ids and labels: the prompt is -100, the answer and its end token train, every lost row is counted."""
+
+import gc
+import hashlib
+import json
+import secrets
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from tunebook.common.data import rows as row_of
+from tunebook.common.data import tools
+from tunebook.common.data.rows import Row, answers_nothing, is_context
+from tunebook.common.data.rows import weight as row_weight
+from tunebook.common.errors import UserError
+from tunebook.common.tokens import (
+    boundaries,
+    chat_templates,
+    jinja_templates,
+    placeholders,
+    rendering,
+    templates,
+    text_rendering,
+    thinking,
+    tokenization,
+    tool_templates,
+    trained_spans,
+    turn_edges,
+    word_cache,
+)
+from tunebook.common.tokens.cache import cached
+from tunebook.common.tokens.encoding_stats import EncodingStats
+from tunebook.common.tokens.lengths import IGNORE_INDEX, LOSS_WEIGHTS
+from tunebook.common.tokens.templates import AnyTemplate
+from tunebook.common.tokens.text_rendering import Encoded, WeightedSpan
+
+# whose text is part of a dataset's key, beside this file's
+CODE = (
+    *(
+        chat_templates,
+        boundaries,
+        turn_edges,
+        jinja_templates,
+        placeholders,
+        rendering,
+        row_of,
+        trained_spans,
+        templates,
+        text_rendering,
+        thinking,
+    ),
+    *(tokenization, tool_templates, tools, word_cache),
+)
+TOO_LONG, TRAIN_ON = ("drop", "truncate"), ("answers", "last", "all")
+CHUNK = 8192  # rows that are held as Python objects at once
+
+
+def encode(
+    rows: Iterable[dict],
+    tokenizer: Any,
+    template: AnyTemplate,
+    max_length: int,
+    too_long: str = "drop",
+    train_on: str = "answers",
+    folder: Path | None = None,
+) -> tuple[Any, EncodingStats]:
+    """Input ids and labels of each row that fits.
+
+    For a text template, labels start where the ids of prompt and of prompt + answer part (what TRL calls the longest
+    common prefix, so a token that spans the boundary trains), and the end token follows once. For a chat template,
+    every token of an assistant turn and of its end trains. Text in a row that looks like a special token is encoded as
+    text.
+
+    Args:
+        too_long: `drop` rows of more than max_length tokens, or `truncate` them; a cut answer trains no end token.
+        train_on: `answers` (every assistant turn), `last` (the last one), or `all` (the prompt, too).
+        folder: keeps the result there for the next run with the same rows, tokenizer and template (tokens/cache.py).
+
+    Returns:
+        A datasets.Dataset with int32 lists `input_ids` and `labels`, `row` (its place in its source, from 1) and
+        `source`; where rows have weights, `loss_weights`, too: float32 lists, one of each token, empty in a row whose
+        tokens train with 1; and the counts. Reasons for a drop: `empty_output`, `too_long`, `nothing_trains` (the cut
+        took all of the answer), `weight_0` (its weights say that nothing trains); of rows of data.load with
+        bad_rows="drop", `template` (it cannot render them), too, and those for which rows were dropped on reading.
+
+    Raises:
+        UserError: rows that the template cannot render, all of them in one message.
+    """
+    for name, value, allowed in (("too_long", too_long, TOO_LONG), ("train_on", train_on, TRAIN_ON)):
+        if value not in allowed:
+            raise UserError(f"{name} is {value!r}; it can be {' or '.join(allowed)}")
+    drop = getattr(rows, "drop", False)
+    settings = {"max_length": max_length, "too_long": too_long, "train_on": train_on, "drop": drop}
+    counts = EncodingStats()
+    made = batches(rows, tokenizer, template, counts, **settings)
+    if folder is None:
+        encoded = _dataset(list(made))
+    else:
+        key = key_of(rows, tokenizer, template, settings)
+        encoded, record = cached(folder, key, schema(), made, counts.as_dict)
+        counts = EncodingStats.from_dict(record)
+    if not counts.weighted:
+        encoded = encoded.remove_columns(LOSS_WEIGHTS)
+    counts.add_dropped(Counter(getattr(rows, "dropped", ())))
+    return encoded, counts
+
+
+def key_of(rows: Iterable[Row], tokenizer: Any, template: AnyTemplate, settings: dict[str, Any]) -> str:
+    """A name for the result: the hash of the rows, the tokenizer, the template, the settings and the code."""
+    digest = hashlib.sha256()
+    for module in CODE:
+        digest.update(Path(str(module.__file__)).read_bytes())
+    digest.update(Path(__file__).read_bytes())
+    digest.update(tokenizer.backend_tokenizer.to_str().encode("utf-8", "surrogatepass"))
+    digest.update(json.dumps([tokenizer.eos_token, repr(template), settings], sort_keys=True).encode())
+    for row in rows:
+        digest.update(json.dumps(row, ensure_ascii=True, separators=(",", ":"), default=str).encode())
+    return digest.hexdigest()[:32]
+
+
+def batches(
+    rows: Iterable[dict],
+    tokenizer: Any,
+    template: AnyTemplate,
+    counts: EncodingStats,
+    max_length: int,
+    too_long: str,
+    train_on: str,
+    drop: bool = False,
+) -> Iterator[Any]:
+    """The encoded rows as Arrow record batches of at most CHUNK rows; `counts` grows on the way.
+
+    Args:
+        drop: leave out and count rows that the template cannot render.
+    """
+    render = rendering.renderer(tokenizer, template, train_on)
+    remaining = iter(rows)
+    problems: list[str] = []
+    while chunk := list(islice(remaining, CHUNK)):
+        keep = _to_learn(chunk, render, counts)
+        with _no_collection():
+            encoded, bad, special = render([row for _, row in keep])
+            if drop and bad:
+                for place, reason in bad.items():
+                    counts.refuse(keep[place][0], reason)
+                fine = [place for place in range(len(keep)) if place not in bad]
+                keep, encoded, bad = [keep[place] for place in fine], [encoded[place] for place in fine], {}
+            batch = None if bad else _batch(keep, encoded, counts, max_length, too_long == "truncate")
+        counts.special_text += special
+        problems += [f"row {keep[place][0]}: {reason}" for place, reason in bad.items()]
+        if batch is not None:
+            yield batch
+    counts.noted = dict(render.noted)
+    if problems:
+        raise rendering.refused(template, problems)
+
+
+def _to_learn(chunk: list[dict], render: Any, counts: EncodingStats) -> list[tuple[int, dict]]:
+    """(number, row) of what there is to learn in a chunk of rows; what there is not is counted."""
+    numbers = [row.get("row", counts.rows + place) for place, row in enumerate(chunk, 1)]
+    counts.rows += len(chunk)
+    found = []
+    for number, row in zip(numbers, chunk, strict=True):
+        if is_context(row):
+            counts.drop("weight_0", number)
+        elif answers_nothing(row):
+            counts.drop("empty_output", number)
+        else:
+            sequences = render.sequences(row)
+            counts.rows += len(sequences) - 1
+            counts.by_turn += len(sequences) - 1
+            found += [(number, one) for one in sequences]
+    return found
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Garbage collection off: a chunk makes lists by the hundred thousand, and each collection walks all rows held."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def _batch(
+    keep: list[tuple[int, dict]], encoded: list[Encoded], counts: EncodingStats, limit: int, truncate: bool
+) -> Any:  # fmt: skip
+    import numpy
+    import pyarrow
+
+    ids, ends, numbers, sources = array("i"), array("q", [0]), [], []
+    turns = array("i"), array("i")  # +1 and -1 places of the trained stretches
+    weights, weight_ends = array("f"), array("q", [0])
+    for (number, row), (tokens, trained) in zip(keep, encoded, strict=True):
+        factor = row_weight(row)
+        spans = [(start, end, weight * factor) for start, end, weight in trained if weight]
+        if trained and not spans:
+            counts.drop("weight_0", number)
+            continue
+        if len(tokens) > limit:
+            if not truncate:
+                counts.drop("too_long", number)
+                continue
+            tokens = tokens[:limit]
+            spans = [(start, min(end, limit), weight) for start, end, weight in spans if start < limit]
+            if not spans:
+                counts.drop("nothing_trains", number)
+                continue
+            counts.truncated += 1
+        for start, end, _ in spans:
+            turns[0].append(ends[-1] + start)
+            turns[1].append(ends[-1] + end)
+        if any(weight != 1 for *_, weight in spans):
+            weights.extend(_of_tokens(spans, len(tokens)))
+            counts.weighted += 1
+        weight_ends.append(len(weights))
+        ids.extend(tokens)
+        ends.append(len(ids))
+        numbers.append(number)
+        sources.append(str(row.get("source", "")))
+    values = numpy.frombuffer(ids, dtype=numpy.int32) if ids else numpy.empty(0, numpy.int32)
+    edges = numpy.zeros(len(values) + 1, numpy.int8)
+    numpy.add.at(edges, numpy.asarray(turns[0], dtype=numpy.int64), 1)
+    numpy.add.at(edges, numpy.asarray(turns[1], dtype=numpy.int64), -1)
+    trains = numpy.cumsum(edges[:-1], dtype=numpy.int8) > 0
+    counts.kept += len(numbers)
+    counts.tokens += len(values)
+    counts.trained_tokens += int(trains.sum())
+    offsets = pyarrow.array(numpy.asarray(ends, dtype=numpy.int32))
+    labels = numpy.where(trains, values, numpy.int32(IGNORE_INDEX))
+    lists = [pyarrow.ListArray.from_arrays(offsets, pyarrow.array(flat)) for flat in (values, labels)]
+    columns = [*lists, pyarrow.array(numbers, pyarrow.int64()), pyarrow.array(sources, pyarrow.string())]
+    edges = pyarrow.array(numpy.asarray(weight_ends, dtype=numpy.int32))
+    columns.append(pyarrow.ListArray.from_arrays(edges, pyarrow.array(numpy.asarray(weights, dtype=numpy.float32))))
+    return pyarrow.RecordBatch.from_arrays(columns, schema=schema())
+
+
+def _of_tokens(spans: list[WeightedSpan], length: int) -> list[float]:
+    """The weight of each token; 0 outside the spans."""
+    found = [0.0] * length
+    for start, end, weight in spans:
+        found[start:end] = [weight] * (end - start)
+    return found
+
+
+def schema() -> Any:
+    """The Arrow schema of encoded rows."""
+    import pyarrow
+
+    ids = pyarrow.list_(pyarrow.int32())
+    weights = (LOSS_WEIGHTS, pyarrow.list_(pyarrow.float32()))
+    named = [("input_ids", ids), ("labels", ids), ("row", pyarrow.int64()), ("source", pyarrow.string()), weights]
+    return pyarrow.schema(named)
+
+
+def _dataset(parts: list[Any]) -> Any:
+    import datasets
+    import pyarrow
+
+    # Without a name for it, datasets would hash the whole table in a copy of it.
+    return datasets.Dataset(pyarrow.Table.from_batches(parts, schema=schema()), fingerprint=secrets.token_hex(8))

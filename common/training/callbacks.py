@@ -1,0 +1,255 @@
+"""What happens beside the trainer: a meter, samples, and a watchdog for losses that are no numbers."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers.trainer_pt_utils import LabelSmoother
+
+from tunebook.common import models
+from tunebook.common.errors import CheckFailed, UserError
+from tunebook.common.generation import Samples
+from tunebook.common.models import moe
+from tunebook.common.tokens.lengths import IGNORE_INDEX
+from tunebook.common.training.metrics import HELD_OUT, Meter
+
+KEPT = "tunebook.meter"  # where a checkpoint's trainer_state.json holds what was measured until then
+HALVINGS = 16  # of a float16 run's loss scale of 65,536, after which it is 1
+
+
+def tokens_of(inputs: dict[str, Any]) -> torch.Tensor:
+    """float64 (): tokens of a batch that train."""
+    return (inputs["labels"][:, 1:] != IGNORE_INDEX).sum().double()
+
+
+def measure(trainer: Any, log_file: Path, parts_of: Callable[[dict[str, Any]], torch.Tensor] = tokens_of) -> Meter:
+    """A meter that the trainer feeds; it takes the place of the trainer's own printing.
+
+    A held-out loss is a mean over all parts that `parts_of` counts in its batches, not over batches. It is
+    cross-entropy in nats a token whatever trains: without label smoothing, the weights of DFT, and the router's loss of
+    a mixture of experts. Only that of preferences is their own, by its name.
+    """
+    meter = Meter(log_file, *names(trainer))
+    mean_over(trainer, parts_of)
+    if trainer.label_smoother is not None:
+        trainer.label_smoother = Smoother(trainer.label_smoother.epsilon)
+    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(Measure(trainer, meter))
+    return meter
+
+
+def names(trainer: Any) -> tuple[str, str]:
+    """What the training loss of one of TRL's trainers is, and what its held-out loss is called."""
+    args = trainer.args
+    kind, held_out = getattr(args, "loss_type", "nll"), HELD_OUT
+    if isinstance(kind, list):
+        training = f"DPO loss ({' + '.join(kind)})"
+        held_out = f"held-out {training}"
+    else:
+        training = "DFT loss" if kind == "dft" else "cross-entropy"
+        if trainer.label_smoother is not None:
+            training += f" with label smoothing of {args.label_smoothing_factor:g}"
+    if vars(trainer).get("aux_loss_enabled", False):
+        training += f" + {trainer.router_aux_loss_coef:g} x the balancing loss of the router"
+    return training, held_out
+
+
+def evaluate(trainer: Any) -> None:
+    """The held-out loss, where there are held-out rows; the meter keeps it."""
+    if trainer.eval_dataset is None:
+        return
+    with models.flags_kept(trainer.model):
+        trainer.evaluate()
+    if trainer.args.world_size > 1 and trainer.model_wrapped is trainer.model:
+        # An evaluation before training marks the model as prepared and does not wrap it; accelerate (1.15) would leave
+        # it so when training begins, and each process would train by itself.
+        trainer.model._is_accelerate_prepared = False
+
+
+def mean_over(trainer: Any, parts_of: Callable[[dict[str, Any]], torch.Tensor]) -> None:
+    """Make the trainer's evaluations means over what `parts_of` counts, of all held-out rows. Its own are means over
+    batches, which differ with their size; so are the figures that TRL tells beside the loss.
+
+    The last batches of several processes repeat rows so that all have as many; those count twice.
+    """
+    predict, loop, seen = trainer.prediction_step, trainer.evaluation_loop, []
+    args, loader = trainer.args, trainer.get_eval_dataloader
+
+    def get_eval_dataloader(*words, **named):
+        drops, args.dataloader_drop_last = args.dataloader_drop_last, False  # it is about training
+        try:
+            return loader(*words, **named)
+        finally:
+            args.dataloader_drop_last = drops
+
+    def prediction_step(model, inputs, *words, **named):
+        parts = parts_of(inputs)
+        with cross_entropy(trainer):
+            found = predict(model, inputs, *words, **named)
+        seen.append(torch.stack([found[0].double() * parts, parts]))
+        return found
+
+    def evaluation_loop(*words, metric_key_prefix="eval", **named):
+        seen.clear()
+        output = loop(*words, metric_key_prefix=metric_key_prefix, **named)
+        batches_B2 = torch.stack(seen)
+        loss, parts = trainer.accelerator.reduce(batches_B2.sum(0), "sum")
+        output.metrics[f"{metric_key_prefix}_loss"] = (loss / parts).item()
+        beside = vars(trainer).get("_metrics", {}).get("eval", {})  # TRL's, a value for each batch
+        for values in beside.values():
+            if len(values) == len(seen):
+                each_B = torch.tensor(values, dtype=torch.float64, device=batches_B2.device)
+                values[:] = [(trainer.accelerator.reduce(each_B @ batches_B2[:, 1], "sum") / parts).item()]
+        return output
+
+    trainer.prediction_step, trainer.evaluation_loop = prediction_step, evaluation_loop
+    trainer.get_eval_dataloader = get_eval_dataloader
+
+
+@contextmanager
+def cross_entropy(trainer: Any) -> Iterator[None]:
+    """Inside, the loss of SFT is the cross-entropy alone, without the weights of DFT, and that of a mixture is without
+    the balancing loss of its router."""
+    enabled = vars(trainer).get("aux_loss_enabled", False)  # TRL's; it then asks for the logits, whatever the config
+    kind = getattr(trainer.args, "loss_type", None)
+    trainer.aux_loss_enabled = False
+    if kind == "dft":
+        trainer.args.loss_type = "nll"
+    try:
+        with moe.without_router_logits(trainer.model):
+            yield
+    finally:
+        trainer.aux_loss_enabled = enabled
+        if kind == "dft":
+            trainer.args.loss_type = kind
+
+
+def kept_by(state: Any) -> dict[str, Any]:
+    """What callbacks keep in a checkpoint's trainer_state.json."""
+    return state.stateful_callbacks
+
+
+class Smoother(LabelSmoother):
+    """Label smoothing while gradients are made, and none in evaluation."""
+
+    def __call__(self, *words: Any, **named: Any) -> Any:
+        if torch.is_grad_enabled():
+            return super().__call__(*words, **named)
+        return LabelSmoother(epsilon=0.0)(*words, **named)
+
+
+class Measure(TrainerCallback):
+    """Tells a meter what the trainer does; times the fetching of batches. Checkpoints hold what it has measured."""
+
+    def __init__(self, trainer: Any, meter: Meter):
+        self.meter, self.accelerator = meter, trainer.accelerator
+        self._fetch, trainer.get_batch_samples = trainer.get_batch_samples, self._timed_fetch
+
+    def _timed_fetch(self, *args: Any, **kwargs: Any) -> Any:
+        begun = time.monotonic()
+        samples, items = self._fetch(*args, **kwargs)
+        self.meter.batches(samples, time.monotonic() - begun, self.accelerator)
+        return samples, items
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if kept := kept_by(state).get(KEPT):
+            self.meter.go_on(kept)
+        self.meter.begin(state.global_step, state.max_steps)
+
+    def on_step_end(self, args, state, control, optimizer: Any = None, **kwargs):
+        self.meter.step(state.global_step, optimizer.step_was_skipped)
+        kept_by(state)[KEPT] = self.meter.state()  # trainer_state.json is written after it
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        logs = logs or {}
+        self.meter.log(state.global_step, logs)
+        if "eval_loss" in logs:
+            self.meter.evaluated(state.global_step, logs["eval_loss"])
+        kept_by(state)[KEPT] = self.meter.state()
+
+    def on_train_end(self, args, state, control, model: Any = None, **kwargs):
+        self.meter.end()
+        moe.ask_for_router_logits(model, False)  # a saved config that asks for them cannot answer
+
+
+class Watchdog(TrainerCallback):
+    """Stops at a loss or gradient norm that is not a number, with what to try; checkpoints already written are kept.
+
+    Before training, where virtual tokens stand in front of each row: label smoothing, which transformers would hold
+    against the labels of other places, noise on embeddings that it does not find, and rows that would run past learnt
+    positions are refused; with prefixes, activation checkpointing, too.
+    """
+
+    overflows = 0  # logs in a row with a gradient norm that is no number
+
+    def on_init_end(self, args, state, control, model: Any = None, **kwargs):
+        methods = getattr(model, "peft_config", {}).values()
+        virtual = max((method.num_virtual_tokens for method in methods if method.is_prompt_learning), default=0)
+        if virtual and moe.ask_for_router_logits(model, False) is not None:
+            args.router_aux_loss_coef = 0.0  # read by TRL after this; nothing of the router trains here
+        if virtual and args.label_smoothing_factor:
+            raise UserError(
+                "--set label_smoothing_factor: label smoothing does not go with virtual tokens (prompt and prefix "
+                "tuning): the trainer would compare answers with the wrong labels. Leave it out, or use lora_alpaca"
+            )
+        if virtual and args.neftune_noise_alpha is not None and not hasattr(model.base_model, "model"):
+            raise UserError(
+                "--set neftune_noise_alpha: behind virtual tokens transformers does not find the embeddings of a "
+                f"{type(model.base_model).__name__}. Leave it out, or use lora_alpaca"
+            )
+        if args.gradient_checkpointing and any(method.peft_type == "PREFIX_TUNING" for method in methods):
+            raise UserError(
+                "--set gradient_checkpointing: transformers leaves prefixes out where it recomputes a layer. Leave it "
+                "out, or use lora_alpaca"
+            )
+        limit = learnt_positions(model) if virtual else None
+        if limit is not None and args.max_length + virtual > limit:
+            raise UserError(
+                f"--max_length {args.max_length}: with {virtual} virtual tokens in front of each row this model's "
+                f"{limit} learnt positions leave {limit - virtual} for it; --max_length {limit - virtual}"
+            )
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        logs = logs or {}
+        if "grad_norm" in logs:  # an evaluation has none
+            self.overflows = 0 if math.isfinite(float(logs["grad_norm"])) else self.overflows + 1
+        # float16 scales its loss and leaves a step out where a gradient overflows, with half the scale after it.
+        names = ("loss",) if args.fp16 and self.overflows <= HALVINGS else ("loss", "grad_norm")
+        for name in names:
+            if not math.isfinite(float(logs.get(name, 0.0))):
+                raise CheckFailed(
+                    f"{name} is {logs[name]} at step {state.global_step}: training has diverged. Lower --learning_rate "
+                    f"(now {args.learning_rate:g}), or lengthen the warm-up; checkpoints in {args.output_dir} are kept"
+                )
+
+
+def learnt_positions(model: Any) -> int | None:
+    """The positions that a model has learnt one by one (GPT-2, OPT); None where they are computed."""
+    limit, words = getattr(model.config, "max_position_embeddings", None), model.get_input_embeddings()
+    tables = [module for module in model.modules() if isinstance(module, torch.nn.Embedding) and module is not words]
+    # OPT's table begins with two rows that no token takes.
+    return limit if any(limit is not None and 0 <= table.num_embeddings - limit <= 2 for table in tables) else None
+
+
+class ShowSamples(TrainerCallback):
+    """Prints the answers to the first two held-out prompts at every evaluation while training."""
+
+    def __init__(self, samples: Samples):
+        self.samples, self.training = samples, False
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.training = True
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.training = False
+
+    def on_evaluate(self, args, state, control, model=None, **kwargs):
+        if state.is_world_process_zero and self.training:
+            for answer, row in zip(self.samples.answers(model, 2), self.samples.rows[:2], strict=True):
+                print(f"    answer {answer[:100]!r}, reference {row['reference'][:100]!r}", flush=True)

@@ -1,0 +1,117 @@
+"""Checkpoints of a plain loop: what trains, optimiser, schedule, random state; whole or not there at all."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+from tunebook.common import files
+from tunebook.common.training.metrics import Meter
+
+WEIGHTS = "trained.safetensors"
+STATE = "trainer_state.json"  # written last: a checkpoint without it is not whole
+
+
+class Checkpoints:
+    """The last `keep` checkpoints of a run in `folder`, and the best weights so far in folder/best.
+
+    A checkpoint holds the parameters that train, not a frozen base, beside what accelerate keeps: optimiser, scaler,
+    random state, and the schedule; and what the meter has measured.
+
+    Args:
+        tokenizer: saved in each checkpoint with the model's adapter, so that it can be used as an adapter, too.
+    """
+
+    def __init__(
+        self, accelerator: Any, folder: Path, schedule: Any, meter: Meter, keep: int = 2, tokenizer: Any = None
+    ):
+        self.accelerator, self.folder, self.meter, self.keep = accelerator, folder, meter, keep
+        self.tokenizer = tokenizer
+        self.best = math.inf
+        accelerator.register_for_checkpointing(schedule)
+        accelerator.register_save_state_pre_hook(self._save_trained)
+        accelerator.register_load_state_pre_hook(_load_trained)
+
+    def load(self, checkpoint: str | None) -> int:
+        """Go on from a checkpoint; returns the steps that were made, 0 for None."""
+        if checkpoint is None:
+            return 0
+        self.accelerator.load_state(checkpoint)
+        state = json.loads((Path(checkpoint) / STATE).read_text(encoding="utf-8"))
+        self.best = state["best"]
+        self.meter.go_on(state["meter"])
+        return state["global_step"]
+
+    def save(self, model: Any, step: int, loss: float) -> None:
+        """Write checkpoint-STEP, remove old ones, and keep the weights as the best at the lowest `loss` so far."""
+        from safetensors.torch import save_file
+
+        part = self.folder / f"checkpoint-{step}.part"
+        if loss < self.best:
+            self.best = loss
+            if self.accelerator.is_main_process:
+                (self.folder / "best").mkdir(exist_ok=True)
+                with files.atomic(self.folder / "best" / WEIGHTS) as beside:
+                    save_file(_plain(model), beside)
+        self.accelerator.save_state(str(part))
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            if self.tokenizer is not None:
+                self.accelerator.unwrap_model(model).save_pretrained(part)
+                self.tokenizer.save_pretrained(part)
+            state = {"global_step": step, "loss": loss, "best": self.best, "meter": self.meter.state()}
+            (part / STATE).write_text(json.dumps(state) + "\n", encoding="utf-8")
+            shutil.rmtree(part.with_suffix(""), ignore_errors=True)
+            part.rename(part.with_suffix(""))
+            for old in sorted(self.folder.glob("checkpoint-*[0-9]"), key=_step)[: -self.keep]:
+                shutil.rmtree(old)
+
+    def load_best(self, model: Any) -> None:
+        """The weights of the lowest held-out loss into the model."""
+        from safetensors.torch import load_file
+
+        self.accelerator.wait_for_everyone()
+        _restore(model, load_file(self.folder / "best" / WEIGHTS))
+
+    def finish(self, model: Any, folder: Path) -> Any:
+        """Save the adapter and the tokenizer for use in `folder`; returns the model without its wrapper."""
+        model = self.accelerator.unwrap_model(model)
+        model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        return model
+
+    def _save_trained(self, models: list[Any], weights: list[Any], folder: str) -> None:
+        from safetensors.torch import save_file
+
+        if self.accelerator.is_main_process:
+            save_file(_plain(models[0]), Path(folder) / WEIGHTS)
+        weights.clear()  # else the whole model would be saved too
+
+
+def _load_trained(models: list[Any], folder: str) -> None:
+    from safetensors.torch import load_file
+
+    _restore(models.pop(), load_file(Path(folder) / WEIGHTS))
+
+
+def _step(path: Path) -> int:
+    return int(path.name.rpartition("-")[2])
+
+
+def _trained(model: Any) -> dict[str, Any]:
+    """The parameters that train, by the names they have without a wrapper for several processes."""
+    found = {name.removeprefix("module."): value for name, value in model.named_parameters()}
+    return {name: value for name, value in found.items() if value.requires_grad}
+
+
+def _plain(model: Any) -> dict[str, Any]:
+    return {name: value.detach().cpu().contiguous() for name, value in _trained(model).items()}
+
+
+def _restore(model: Any, weights: dict[str, Any]) -> None:
+    mine = _trained(model)
+    if mine.keys() != weights.keys():
+        raise ValueError(f"the checkpoint holds other weights: {sorted(mine.keys() ^ weights.keys())[:3]}")
+    for name, value in weights.items():
+        mine[name].data.copy_(value)

@@ -1,0 +1,164 @@
+"""The measurements of a run: time, tokens, waiting, memory and losses, shown on one line and kept in log.jsonl."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tunebook.common.batching.collator import real
+from tunebook.common.distributed import is_main_process
+from tunebook.common.resources import Peak
+from tunebook.common.tokens.lengths import IGNORE_INDEX
+
+WAITING = 0.1  # a share of the time spent waiting for batches that is worth a warning
+HELD_OUT = "held-out loss"  # cross-entropy in nats a token
+PARTS = {"divergence", "cross_entropy"}  # of a training loss, as distillation/student.py logs them
+SUMS = ("seconds", "waited", "positions", "tokens", "trained", "skipped", "_steps_here")  # over a run's sessions
+WARM = 20  # steps after which that share means something
+
+
+class Meter:
+    """Fed by a training loop: begin, batches, step, log, evaluated, end. `loss`, `evaluations`: [[step, value], ...];
+    `parts`: the same of each of PARTS that the loop logs.
+
+    Shows a bar where there is a terminal, and otherwise a line of text every tenth of the run.
+
+    Args:
+        training: what the training loss is.
+        held_out: what the held-out loss is called where it is not cross-entropy in nats a token.
+    """
+
+    def __init__(self, log_file: Path, training: str = "cross-entropy", held_out: str = HELD_OUT):
+        self.log_file, self.peak, self.training, self.held_out = log_file, Peak(), training, held_out
+        self.loss: list[list[float]] = []
+        self.evaluations: list[list[float]] = []
+        self.parts: dict[str, list[list[float]]] = {}
+        self.seconds = self.seconds_to_first_step = self.waited = 0.0
+        self.positions = self.tokens = self.trained = 0
+        self.steps = self.max_steps = self.skipped = self._steps_here = 0
+        self._next_line, self._warned, self._ended, self._before = 0.0, False, False, 0.0
+        self._bar: Any = None
+
+    def state(self) -> dict[str, Any]:
+        """What has been measured so far, for a checkpoint's JSON. Its lists grow with the run."""
+        return {name: getattr(self, name) for name in ("loss", "evaluations", "parts", *SUMS)}
+
+    def go_on(self, state: dict[str, Any]) -> None:
+        """The run stopped with this state: what it measured until then counts. The base was evaluated again, with
+        another loss where prefixes or prompts begin at random."""
+        self.loss, self.parts = state["loss"], state["parts"]
+        self.evaluations = state["evaluations"] or self.evaluations
+        for name in SUMS:
+            setattr(self, name, state[name])
+        self._before = self.seconds
+
+    def begin(self, step: int, max_steps: int) -> None:
+        """Training starts, or goes on, after `step` steps."""
+        from tqdm.auto import tqdm
+
+        self.steps, self.max_steps, self._begun = step, max_steps, time.monotonic()
+        self._bar = tqdm(total=max_steps, initial=step, unit="step", disable=not sys.stderr.isatty())
+
+    def batches(self, batches: list[dict[str, Any]], waited: float, over: Any = None) -> None:
+        """The batches of a step were there after `waited` seconds.
+
+        Args:
+            over: an accelerator, over whose processes the batches are counted; None: they are all there are.
+        """
+        self.waited += waited
+        counts = [0, 0, 0]
+        for batch in batches:
+            counts[0] += batch["input_ids"].numel()
+            counts[1] += int(real(batch).sum())
+            counts[2] += int((batch["labels"] != IGNORE_INDEX).sum())
+        if over is not None and over.num_processes > 1:
+            import torch
+
+            counts = over.reduce(torch.tensor(counts, device=over.device), "sum").tolist()
+        self.positions, self.tokens, self.trained = (
+            sum(pair) for pair in zip((self.positions, self.tokens, self.trained), counts, strict=True)
+        )
+
+    def step(self, step: int, skipped: bool = False) -> None:
+        """The optimizer has made a step, or has left it out for a gradient that float16 could not hold."""
+        self.steps, self._steps_here = step, self._steps_here + 1
+        self.skipped += skipped
+        self.seconds = self._before + time.monotonic() - self._begun
+        if not self.seconds_to_first_step:
+            self.seconds_to_first_step = time.time() - psutil.Process().create_time()
+        share = self.waited / max(self.seconds, 1e-9)
+        if self._steps_here == WARM and share > WAITING and not self._warned:
+            self._warned = True
+            self._say(
+                f"warning: {100 * share:.0f} % of the time is spent waiting for batches; "
+                "more loader processes may help: --set dataloader_num_workers=4"
+            )
+        self._bar.update()
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Keep a line of values; show `loss` and `learning_rate` where they are among them."""
+        if is_main_process():
+            with self.log_file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, **values}) + "\n")
+        for name in PARTS & values.keys():
+            self.parts.setdefault(name, []).append([step, values[name]])
+        if "loss" not in values:
+            return
+        self.loss.append([step, values["loss"]])
+        seconds = max(self.seconds, 1e-9)
+        rate, speed, wait = values.get("learning_rate", 0.0), self.trained / seconds, 100 * self.waited / seconds
+        if self._bar is not None and not self._bar.disable:
+            text = f"loss {values['loss']:.3f}, rate {rate:.1e}, {speed:.0f} trained tokens/s, waiting {wait:.0f} %"
+            self._bar.set_postfix_str(text)
+        elif step >= self._next_line:
+            self._next_line = step + self.max_steps / 10
+            self._say(
+                f"step {step}/{self.max_steps}  loss {values['loss']:.4f}  rate {rate:.1e}  "
+                f"{speed:.0f} trained tokens/s  waiting for data {wait:.1f} %"
+            )
+
+    def evaluated(self, step: int, loss: float) -> None:
+        """The held-out loss: nats a token, unless `held_out` says otherwise."""
+        self.evaluations.append([step, loss])
+        place = "after training" if self._ended else f"step {step}/{self.max_steps}" if step else "before training"
+        self._say(f"{place}  {self.held_out} {loss:.4f}")
+
+    def end(self) -> None:
+        self.peak.stop()
+        self._bar.close()
+        if self.skipped:
+            self._say(f"{self.skipped} of {self._steps_here} steps changed no weight: a gradient overflowed float16")
+        self._ended = True
+
+    @property
+    def padding_share(self) -> float:
+        return 1 - self.tokens / self.positions if self.positions else 0.0
+
+    @property
+    def losses(self) -> tuple[float | None, float | None]:
+        """Held-out loss before and after training; None where it was not taken."""
+        before = next((value for step, value in self.evaluations if step == 0), None)
+        return before, self.evaluations[-1][1] if self._ended and self.evaluations else None
+
+    def measured(self) -> dict[str, Any]:
+        """The `measured` fields of report.json, of the whole run with its parts before a stop, but for peak memory and
+        the time to the first step. The seconds of training hold its evaluations."""
+        seconds = max(self.seconds, 1e-9)
+        return {
+            "peak_bytes": self.peak.bytes,
+            "seconds": self.seconds,
+            "tokens_per_second": self.tokens / seconds,
+            "trained_tokens_per_second": self.trained / seconds,
+            "trained_tokens": self.trained,
+            "data_wait_share": self.waited / seconds,
+            "seconds_to_first_step": self.seconds_to_first_step,
+        } | ({"skipped_steps": self.skipped} if self.skipped else {})
+
+    def _say(self, text: str) -> None:
+        if self._bar is not None and not self._bar.disable:
+            self._bar.write(text)
+        else:
+            print(text, flush=True)

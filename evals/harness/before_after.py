@@ -1,0 +1,46 @@
+"""What a model answers and scores before it is trained and after."""
+
+from pathlib import Path
+from typing import Any
+
+from tunebook.common import generation
+from tunebook.evals.harness import scoring
+
+
+class BeforeAfter:
+    """Answers to a few held-out rows (`samples`), and the scores of a run's --eval_suite.
+
+    Args:
+        run: a common.run.Run.
+
+    Raises:
+        UserError: there is no such suite.
+    """
+
+    def __init__(self, run: Any):
+        self.dry_run = run.args.dry_run
+        self.scores = scoring.Scores(scoring.suite_for(run.args.eval_suite, run.args.dataset), run.dir / "eval")
+        self.samples: Any = None
+        self.tokenizer: Any = None
+
+    def before(self, model: Any, tokenizer: Any, template: Any, splits: Any, save_to: Path | None = None) -> None:
+        """Let the model answer and score it, unless the run is a dry one.
+
+        Args:
+            save_to: a folder for it, where lm-eval's own command is to score the same weights.
+        """
+        self.tokenizer = tokenizer
+        self.samples = generation.Samples(tokenizer, template, splits["test"] or splits["validation"], count=4)
+        if not self.dry_run:
+            self.samples.take("before", model)
+            self.scores.take("before", model, tokenizer, keep=save_to)
+
+    def after(self, model: Any, base: Path | str | None, adapter: Path | None) -> dict[str, Any]:
+        """The same of the trained model; both, their comparison and lm-eval's command, as report.write takes them.
+
+        Args:
+            base, adapter: what that command has to load; None: it cannot.
+        """
+        self.samples.take("after", model)
+        self.scores.take("after", model, self.tokenizer)
+        return self.scores.account(base, adapter)

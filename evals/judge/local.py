@@ -1,0 +1,74 @@
+"""A model on this machine as a judge, in its own chat template, greedily."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from tunebook.common.errors import UserError
+from tunebook.common.generation.budget import Budget, Messages, Reply, Stopped
+from tunebook.common.generation.decoding import Decoding
+from tunebook.common.tokens.jinja_templates import Unstable
+from tunebook.evals.responses import generate
+
+TOGETHER = 8
+
+
+class LocalJudge:
+    """A judge like Endpoint; a prompt that is longer than its positions stays without a reply, and is counted.
+
+    Args:
+        word: what `answering.Model` takes.
+    """
+
+    def __init__(self, word: str, max_new_tokens: int, budget: Budget):
+        self.asked = generate.Model(word, decoding=Decoding(max_new_tokens=max_new_tokens))
+        self.name, self.budget = word, budget
+        self.request = {"decoding": vars(self.asked.decoding), "files": self.asked.key()[0]}
+
+    def ask(self, prompts: Sequence[Messages]) -> Iterator[tuple[int, Reply]]:
+        """(place of the prompt, its reply), in batches.
+
+        Raises:
+            Stopped: the budget is used up.
+        """
+        from tunebook.common import generation
+        from tunebook.common.models.inference import Adapted
+        from tunebook.common.tokens import rendering
+
+        if not prompts:
+            return  # nothing to load a model for
+        word = self.asked.word
+        model = Adapted("" if self.asked.adapter else word, [word] if self.asked.adapter else [])
+        stop = generation.ends(model.tokenizer, model.template, model.model)
+        for start in range(0, len(prompts), TOGETHER):
+            going: list[tuple[int, list[int], int]] = []
+            stopped: Stopped | None = None
+            for place in range(start, min(start + TOGETHER, len(prompts))):
+                try:
+                    ids = rendering.prompts(model.tokenizer, model.template, [_row(model, prompts[place])])[0]
+                    cost = len(ids) + generation.room(model.model, ids, self.asked.decoding)
+                except (UserError, Unstable) as error:
+                    yield place, Reply(None, failure=str(error))
+                    continue
+                try:
+                    self.budget.take(cost, patient=False)  # nobody else gives back while it waits
+                except Stopped as error:
+                    stopped = error
+                    break
+                going.append((place, ids, cost))
+            found = generation.generate(
+                model.model, model.tokenizer, [ids for _, ids, _ in going], self.asked.decoding, stop, TOGETHER
+            )
+            for (place, ids, cost), answer in zip(going, found, strict=True):
+                tokens = len(ids) + len(model.tokenizer.encode(answer.text, add_special_tokens=False))
+                self.budget.give(cost, tokens)
+                yield place, Reply(answer.text, "stop" if answer.limit is None else "length", tokens)
+            if stopped:
+                raise stopped
+
+
+def _row(model: Any, messages: Messages) -> dict[str, Any]:
+    from tunebook.common.tokens.chat_templates import ChatTemplate
+
+    if isinstance(model.template, ChatTemplate):
+        return {"messages": [*messages, {"role": "assistant", "content": ""}]}
+    return {"instruction": messages[-1]["content"], "input": "", "output": ""}

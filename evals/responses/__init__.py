@@ -1,0 +1,3 @@
+"""Questions, and models' answers to them, kept as they come.
+
+May import stats and common."""

@@ -1,0 +1,93 @@
+"""Prompt tuning on Alpaca rows: twenty learnt vectors in front of every prompt of a frozen base, begun from a text.
+
+accelerate launch recipes/prompt_tuning_alpaca.py
+accelerate launch recipes/prompt_tuning_alpaca.py --model unsloth/Llama-3.2-1B --dataset tatsu-lab/alpaca
+
+Measured, 2 CPU cores: exact match 0 -> 6 % (new phrasings 0 -> 6 %), plain facts 99.0 -> 81.3 %. Twenty vectors steer a
+large model (Lester et al. 2021), not one of 2.4 million parameters.
+"""
+
+from dataclasses import dataclass, field
+
+from tunebook.common import cli
+from tunebook.common.run import Run, TrainerOptions
+
+
+@dataclass
+class Args(TrainerOptions):
+    model: str = "pocket"  # Hub name, folder, or the bundled model
+    dataset: list[str] = field(default_factory=lambda: ["pocket"])  # files or Hub names; a.json:0.7 b.csv:0.3 mixes
+    max_length: int = 512  # tokens of prompt and answer; longer rows are dropped, and counted
+    num_virtual_tokens: int = 20
+    learning_rate: float = 0.3  # vectors take far larger steps than weights (Lester et al. 2021 take 0.3)
+    per_device_train_batch_size: int = 16  # per-device batch size
+    num_train_epochs: float | None = None  # passes over the training set; default: 5 below 50 M parameters, else 3
+
+
+def main(args: Args) -> dict:
+    from tunebook.common import data, models
+    from tunebook.common.tokens import templates
+    from tunebook.common.training import defaults
+    from tunebook.evals.harness.before_after import BeforeAfter
+
+    base, run = models.locate(args.model, args.max_length), Run(__file__, args)
+    evaluation = BeforeAfter(run)
+    splits = data.load(args.dataset, seed=args.seed, bad_rows=args.bad_rows)
+
+    import unsloth  # noqa: F401  first: it patches trl, transformers and peft
+    from peft import PromptTuningConfig, get_peft_model
+    from trl import SFTConfig, SFTTrainer
+
+    from tunebook.common.training import config_overrides, served_tokenizer
+
+    run.start(SFTConfig, unheard=config_overrides.VIRTUAL)
+
+    # Model: the base in the precision of the device. Not by Unsloth, whose forwards on a GPU pass virtual tokens by.
+    model, tokenizer = models.load(args.model, args.max_length, fast=False)
+
+    # Data: prompts are masked, answers and their end tokens train; every dropped row is counted in the report.
+    template = templates.ALPACA
+    defaults.choose(args, model, tokenizer, template, epochs=(5, 3))
+    train, held_out = run.encode(splits, tokenizer, template, args.max_length)
+
+    # Before: what the base answers and scores.
+    evaluation.before(model, tokenizer, template, splits)
+
+    model = get_peft_model(
+        model,
+        PromptTuningConfig(
+            task_type="CAUSAL_LM",
+            num_virtual_tokens=args.num_virtual_tokens,
+            prompt_tuning_init="TEXT",
+            prompt_tuning_init_text="Read the instruction and its input, and write the answer that is asked for.",
+            tokenizer_name_or_path=base,
+        ),
+    )
+    trainer = SFTTrainer(
+        model=model,
+        processing_class=served_tokenizer.dressed(tokenizer, template, model),
+        train_dataset=train,
+        eval_dataset=held_out,
+        callbacks=run.callbacks(evaluation.samples),
+        args=run.config(  # adds what run and device decide: folders, checkpoints, precision, data loader, --set
+            SFTConfig,
+            held_out,
+            max_length=args.max_length,
+            learning_rate=args.learning_rate,
+            lr_scheduler_type="cosine",
+            warmup_steps=0.03,  # fraction of total steps
+            weight_decay=0.0,
+            optim="adamw_torch_fused",
+        ),
+    )
+    run.prepare(trainer)  # length-grouped batches, one of them previewed; memory and time estimated
+    if args.dry_run:
+        return run.forecast
+
+    run.train(trainer)
+    trainer.save_model(str(run.dir / "adapter"))
+    return run.finish(model, evaluation.samples, evaluation.after(model, base, run.dir / "adapter"))
+
+
+if __name__ == "__main__":
+    cli.run(main, Args)

@@ -1,0 +1,81 @@
+"""What tests share: the bundled tokenizer and model, commands without a new process, and the order over workers."""
+
+import subprocess
+
+import forked
+import pytest
+
+from tunebook.common.pocket import FOLDER
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """That of pocket, for all tests: whoever changes one loads it."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(FOLDER / "model")
+
+
+@pytest.fixture(scope="module")
+def pocket():
+    """The bundled model in float32, for evaluation."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(FOLDER / "model", dtype=torch.float32).eval()
+
+
+@pytest.fixture
+def forks(monkeypatch):
+    """Pythons that this process starts are forks, without their imports (see forked.py)."""
+    monkeypatch.setattr(subprocess, "Popen", forked.Popen)
+
+
+@pytest.fixture
+def tunebook(capsys):
+    """`tunebook words` in this process: its exit code, standard output and standard error."""
+    from tunebook.common import commands
+
+    def call(*words):
+        capsys.readouterr()
+        code = 0
+        try:
+            commands.main([str(word) for word in words])
+        except SystemExit as end:
+            code = end.code or 0
+        return code, *capsys.readouterr()
+
+    return call
+
+
+# --- workers
+
+LONG = ("module", "session")  # scopes of what is made once for several tests
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    """Long tests first, and what shares something on one worker, so that it is made once."""
+    for item in items:
+        if not apart(item) and not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    if hasattr(config, "workerinput"):  # else in the order of the files, the quick ones of a file at once
+        items.sort(key=rank)
+
+
+def apart(item):
+    """Whether it may run on another worker than the rest of its file."""
+    defs = item._fixtureinfo.name2fixturedefs
+    made = [name for name, found in defs.items() if found[-1].scope in LONG and item.path.name in found[-1].baseid]
+    return bool(item.get_closest_marker("recipe")) and not made
+
+
+def rank(item):
+    return 0 if item.get_closest_marker("cuda_branches") else 1 if item.get_closest_marker("recipe") else 2
+
+
+def pytest_collection_finish(session):
+    """The libraries are imported for the forks while the first tests run."""
+    items = [] if session.config.option.collectonly else getattr(session, "items", [])  # the controller has none
+    if any(item.get_closest_marker("recipe") for item in items):
+        forked.server()

@@ -1,0 +1,15 @@
+"""Where things lie: the repository, and the real data beside a development checkout."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+ROOT = TESTS.parent
+SHARED = Path(os.environ.get("TUNEBOOK_SHARED", ROOT.parent / "shared"))
+DATA = SHARED / "data"
+TOKENIZERS = DATA / "tokenizers"
+BENCHMARKS = DATA / "benchmarks"
+LACKING = "no shared/data beside the checkout (or in TUNEBOOK_SHARED)"
+needs_data = pytest.mark.skipif(not DATA.exists(), reason=LACKING)
