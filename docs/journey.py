@@ -28,7 +28,7 @@ def main() -> None:
 
     print("\n2. tokens: the template writes the prompt; labels of -100 do not train")
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
-    encoded, counts = encoding.encode(rows, tokenizer, templates.ALPACA, max_length=512)
+    encoded, stats = encoding.encode(rows, tokenizer, templates.ALPACA, max_length=512)
     ids, labels = encoded[7]["input_ids"], encoded[7]["labels"]
     print(f"   {len(ids)} tokens; the last six:")
     for token, label in list(zip(ids, labels, strict=True))[-6:]:
@@ -61,7 +61,7 @@ def main() -> None:
         if step in (0, STEPS - 1):
             print(f"   step {step + 1:2}: loss {loss.item():.2f} nats per trained token")
 
-    print(f"\n6. report: {counts.line()}")
+    print(f"\n6. report: {stats.summary()}")
     print(f"   after: {answer(model, tokenizer, row)!r}, reference {row['output']!r}")
 
 
