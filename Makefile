@@ -9,7 +9,7 @@ RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 EXTRA := $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
 
-.PHONY: demo test test-all unit lint clean install install-dev
+.PHONY: demo test test-all unit lint docs clean install install-dev
 
 demo: install
 	$(RUN) accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
@@ -35,6 +35,10 @@ lint: install-dev
 	$(RUN) pyright
 	$(RUN) lint-imports
 
+# The documentation as a site, in build/site; links and anchors that lead nowhere end it.
+docs: install-dev
+	$(RUN) NO_MKDOCS_2_WARNING=1 mkdocs build --strict
+
 install: .venv/installed
 install-dev: .venv/installed-dev
 
@@ -53,7 +57,7 @@ install-dev: .venv/installed-dev
 	@touch $@
 
 .venv/installed-dev: .venv/installed
-	$(PIP) -e ".[dev]"
+	$(PIP) -e ".[dev,docs]"
 	@touch $@
 
 # runs/ stays: it holds what people have trained.
