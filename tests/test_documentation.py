@@ -48,15 +48,6 @@ TRUE = (  # run although they begin so
 NOT_OURS = (  # what runs write
     "runs/", "adapter/", "model/", "checkpoint", "eval/", "base/", "tests/golden/", "evals/tasks/NAME",
 )  # fmt: skip
-    "runs/",
-    "adapter/",
-    "model/",
-    "checkpoint",
-    "eval/",
-    "base/",
-    "tests/golden/",
-    "evals/tasks/NAME",
-)  # what runs write
 ANYWHERE = {"--config", "--debug", "--help", "--version", "--sft", "--shm-size", "--config_file", "--num_processes"}
 
 
