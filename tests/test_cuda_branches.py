@@ -242,7 +242,7 @@ TWO_ROWS = """
 import sys, torch, unsloth
 from common import attention, batches, models
 model, tokenizer = models.load(sys.argv[1], 64)
-assert attention.one_row(model) and attention.by_document(model)
+assert attention.one_row(model) and attention.use_document_attention(model)
 rows = [{"input_ids": [5 + n for n in range(40)], "labels": [5] * 40, "seq_lengths": [17, 23]},
         {"input_ids": [90 + n for n in range(30)], "labels": [5] * 30, "seq_lengths": [30]}]
 batch = attention.collator(model, tokenizer)(rows)
