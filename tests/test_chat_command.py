@@ -333,7 +333,8 @@ def test_answers_are_those_through_unsloth(tmp_path, peft_adapters, tokenizer):
     folder = peft_adapters["lora"][0]
     code = f"""
 import json, sys
-from common import generation, models, rendering, templates
+from tunebook.common import generation, models
+from tunebook.common.tokens import rendering, templates
 from tunebook.common.generation.decoding import Decoding
 model, tokenizer = models.load("pocket", 512)
 from peft import PeftModel

@@ -311,7 +311,7 @@ def test_a_page_without_gradio_names_the_command(monkeypatch, capsys, tmp_path):
 
 def served(folder, port, *words):
     """A server of a process of its own, once it says where it is."""
-    command = [sys.executable, "-c", "from common import commands; commands.main()", "rate", *words]
+    command = [sys.executable, "-c", "from tunebook.common import commands; commands.main()", "rate", *words]
     process = subprocess.Popen(
         [*command, "--output_dir", str(folder), "--port", str(port)],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT,

@@ -176,12 +176,13 @@ def same_logits_with_plain_peft(folder):
     code = """
 import sys, torch
 folder, how = sys.argv[1:]
-from common import data, models, templates
+from tunebook.common import data, models
+from tunebook.common.tokens import templates
 if how == "unsloth":
     base, tokenizer = models.load("pocket", 512)
 else:
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    base = AutoModelForCausalLM.from_pretrained(models.locate("pocket"), dtype=torch.float32)
+    base = AutoModelForCausalLM.from_pretrained(models.resolve("pocket"), dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(folder + "/adapter")
 from peft import PeftModel
 model = PeftModel.from_pretrained(base, folder + "/adapter").eval()

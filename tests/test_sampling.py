@@ -235,7 +235,7 @@ import unsloth
 import datasets, torch
 from trl import SFTConfig, SFTTrainer
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-from common import sampling
+from tunebook.common.batching import samplers
 
 folder, batch, accumulation, checkpoint = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 torch.set_num_threads(1)
