@@ -337,9 +337,8 @@ def test_the_plan_is_what_the_rehearsal_finds(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     planned = json.loads((tmp_path / "plan.json").read_text())
     words = [*data, "--dry_run", "--eval_suite", "none", "--output_dir", tmp_path / "run"]
-    code = (
-        "import json, runpy, sys; sys.argv[0] = 'qlora_alpaca.py'; from tunebook.common import catalog, cli; cli._environment();"
-    )
+    code = "import json, runpy, sys; sys.argv[0] = 'qlora_alpaca.py'; "
+    code += "from tunebook.common import catalog, cli; cli._environment();"
     code += "from pathlib import Path; module = catalog.load(Path(sys.argv.pop(1)));"
     code += "print('\\n' + json.dumps(module.main(cli.parse(module.Args, sys.argv[1:]))))"
     real = forked.run("-c", code, ROOT / "recipes" / "qlora_alpaca.py", *words)

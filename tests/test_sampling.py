@@ -257,7 +257,7 @@ trainer = SFTTrainer(
         gradient_checkpointing=False, dataloader_pin_memory=False,
     ),
 )
-sampling.group_by_length(trainer)
+samplers.group_by_length(trainer)
 trainer.train(resume_from_checkpoint=checkpoint if checkpoint != "-" else None)
 with open(f"{folder}/seen{os.environ.get('RANK', 0)}.json", "w") as file:
     json.dump(seen, file)
