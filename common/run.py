@@ -50,10 +50,10 @@ class Run:
         self.recipe, self.args = recipe, args
         args.output_dir = args.output_dir or f"runs/{Path(recipe).stem}"
         self.dir = output_dir.prepare(args.output_dir, args.overwrite, marker="report.json")
-        self.tracker = None if args.report_to == "none" else args.report_to
         self.overrides: dict[str, Any] = {}
         self.checkpoint: str | None = None
         self.counts: Any = None
+        self.evaluated = False
         self.tokenizer: Any = None
         self.preview: list[list] = []
         self.forecast: dict[str, Any] = {}
@@ -106,9 +106,34 @@ class Run:
         print(f"{' '.join(self.args.dataset)}: {self.counts.summary()}{beside}", *splits.notes, sep="\n")
         self.counts.require_trainable(max_length)
         train, self.counts.sources = mixing.mix(train, splits.weights, splits.unit, self.args.seed)
-        return train, evaluated if len(evaluated) else None
+        self.evaluated = len(evaluated) > 0
+        return train, evaluated if self.evaluated else None
 
-    def config(self, config_class: Any, held_out: Any, **choices: Any) -> Any:
+    def defaults(self, model: Any, tokenizer: Any, template: Any, **pairs: tuple[float, float]) -> None:
+        """Fill the learning rate and the epochs that no flag gave by the model's size (training/defaults.py).
+
+        Args:
+            pairs: rate, epochs: for a small model, and for one of 50 M parameters or more.
+        """
+        from tunebook.common.training import defaults
+
+        defaults.choose(self.args, model, tokenizer, template, **pairs)
+
+    def processing_class(self, template: Any, model: Any) -> Any:
+        """The tokenizer to be saved with the weights: its chat template and end token are those of the training."""
+        from tunebook.common.training import served_tokenizer
+
+        return served_tokenizer.with_template(self.tokenizer, template, model)
+
+    def accelerator_options(self) -> dict[str, Any]:
+        """Arguments of accelerate.Accelerator: precision, tracker, folder; batches are moved by the loop."""
+        from tunebook.common.models import device
+
+        tracker = None if self.args.report_to == "none" else self.args.report_to
+        precision = device.current().mixed_precision
+        return dict(mixed_precision=precision, log_with=tracker, project_dir=self.dir)
+
+    def config(self, config_class: Any, **choices: Any) -> Any:
         """`config_class` with the recipe's choices, beside them what run and device decide, and --set over all."""
         from tunebook.common.batching import dataloader
         from tunebook.common.models import device
@@ -130,7 +155,7 @@ class Run:
         )
         if "dataset_kwargs" in known:  # SFTConfig: ids and labels are there already, packed where they are to be
             mine |= dict(dataset_kwargs={"skip_prepare_dataset": True}, packing=False, padding_free=False)
-        if held_out is not None:
+        if self.evaluated:
             mine |= {
                 **config_overrides.EVALUATION_SCHEDULE,
                 "per_device_eval_batch_size": args.per_device_train_batch_size,
@@ -168,7 +193,7 @@ class Run:
         self.preview = checks.first_batch(trainer.get_train_dataloader(), self.tokenizer, self.args.debug_batches)
         self.forecast = forecast.forecast(trainer, self.args.find_batch_size).as_dict()
 
-    def prepare_loop(self, actor: Any, loader: Any, optimizer: Any, max_steps: int) -> None:
+    def prepare_loop(self, actor: Any, loader: Any, optimizer: Any, max_steps: int) -> Any:
         """For a loop without a Trainer: the first batch previewed, memory and time estimated, metrics ready.
 
         Args:
@@ -186,6 +211,7 @@ class Run:
         self.preview = checks.first_batch(loader, self.tokenizer, self.args.debug_batches)
         self.forecast = forecast.forecast_loop(actor, loader, optimizer, max_steps).as_dict()
         self.metrics = TrainingMetrics(self.dir / "log.jsonl")
+        return self.metrics
 
     def train(self, trainer: Any, metrics: Any = None) -> None:
         """`trainer.train`, from the checkpoint where there is one, between two evaluations.

@@ -26,7 +26,6 @@ class Args(TrainerOptions):
 def main(args: Args) -> dict:
     from tunebook.common import data, models
     from tunebook.common.tokens import templates
-    from tunebook.common.training import defaults
     from tunebook.evals.harness.before_after import BeforeAfter
 
     models.resolve(args.model, args.max_length)
@@ -38,7 +37,6 @@ def main(args: Args) -> dict:
     from trl import SFTConfig, SFTTrainer
 
     from tunebook.common.models import bottleneck_adapters
-    from tunebook.common.training import served_tokenizer
 
     run.start(SFTConfig)
 
@@ -47,7 +45,7 @@ def main(args: Args) -> dict:
 
     # Data: prompts are masked, answers and their end tokens train; every dropped row is counted in the report.
     template = templates.ALPACA
-    defaults.choose(args, model, tokenizer, template, rate=(2e-3, 1e-4), epochs=(5, 3))
+    run.defaults(model, tokenizer, template, rate=(2e-3, 1e-4), epochs=(5, 3))
     train, held_out = run.encode(splits, tokenizer, template, args.max_length)
 
     # Before: what the base answers and scores.
@@ -58,13 +56,12 @@ def main(args: Args) -> dict:
     )
     trainer = SFTTrainer(
         model=model,
-        processing_class=served_tokenizer.with_template(tokenizer, template, model),
+        processing_class=run.processing_class(template, model),
         train_dataset=train,
         eval_dataset=held_out,
         callbacks=run.callbacks(evaluation.samples),
         args=run.config(  # adds what run and device decide: folders, checkpoints, precision, data loader, --set
             SFTConfig,
-            held_out,
             max_length=args.max_length,
             learning_rate=args.learning_rate,
             lr_scheduler_type="cosine",

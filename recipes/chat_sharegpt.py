@@ -27,7 +27,6 @@ class Args(TrainerOptions):
 def main(args: Args) -> dict:
     from tunebook.common import data, models
     from tunebook.common.tokens import templates
-    from tunebook.common.training import defaults
     from tunebook.evals.harness.before_after import BeforeAfter
 
     base, run = models.resolve(args.model, args.max_length), Run(__file__, args)
@@ -38,7 +37,6 @@ def main(args: Args) -> dict:
     from trl import SFTConfig, SFTTrainer
 
     from tunebook.common.models import lora
-    from tunebook.common.training import served_tokenizer
 
     run.start(SFTConfig)
 
@@ -48,7 +46,7 @@ def main(args: Args) -> dict:
     # Data: every assistant turn trains; every dropped conversation is counted in the report.
     # Its own template; "chatml" and "llama3" are others. options={"enable_thinking": False} sets what it reads.
     template = templates.get("tokenizer", tokenizer, thinking="keep")  # "drop" trains without thinking
-    defaults.choose(args, model, tokenizer, template, rate=(2e-3, 2e-4), epochs=(10, 3))
+    run.defaults(model, tokenizer, template, rate=(2e-3, 2e-4), epochs=(10, 3))
     masks = dict(max_length=args.max_length, train_on="answers")  # "last": the last assistant turn alone
     train, held_out = run.encode(splits, tokenizer, template, **masks)
 
@@ -65,13 +63,12 @@ def main(args: Args) -> dict:
     )
     trainer = SFTTrainer(
         model=model,
-        processing_class=served_tokenizer.with_template(tokenizer, template, model),
+        processing_class=run.processing_class(template, model),
         train_dataset=train,
         eval_dataset=held_out,
         callbacks=run.callbacks(evaluation.samples),
         args=run.config(  # adds what run and device decide: folders, checkpoints, precision, data loader, --set
             SFTConfig,
-            held_out,
             max_length=args.max_length,
             learning_rate=args.learning_rate,
             lr_scheduler_type="cosine",

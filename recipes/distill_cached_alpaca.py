@@ -31,7 +31,6 @@ class Args(TrainerOptions):
 def main(args: Args) -> dict:
     from tunebook.common import data, models
     from tunebook.common.tokens import templates
-    from tunebook.common.training import defaults
     from tunebook.evals.harness.before_after import BeforeAfter
 
     base, run = models.resolve(args.model, args.max_length), Run(__file__, args)
@@ -44,23 +43,20 @@ def main(args: Args) -> dict:
     from tunebook.common import distillation
     from tunebook.common.distillation import losses, teacher_cache, teacher_cache_writer
     from tunebook.common.models import lora
-    from tunebook.common.training import served_tokenizer, weighted_loss
+    from tunebook.common.training import weighted_loss
 
     blend = losses.DistillationLoss(args.alpha, args.temperature, args.beta)
     run.start(SFTConfig, unheard=distillation.UNUSED_FIELDS)
     model, tokenizer = models.load(args.model, args.max_length, args.load_in_4bit)
 
     template = templates.ALPACA
-    defaults.choose(args, model, tokenizer, template, rate=(2e-3, 2e-4), epochs=(5, 3))
+    run.defaults(model, tokenizer, template, rate=(2e-3, 2e-4), epochs=(5, 3))
     train, held_out = run.encode(splits, tokenizer, template, args.max_length)
-
-    # Teacher: what it says at its temperature; it is loaded only where its file is not there.
     said = (args.teacher, args.temperature, args.top_k, args.max_length, held_out)
     teacher = teacher_cache_writer.open_or_make(
         args.targets or run.dir / "targets.safetensors", train, tokenizer, template, *said
     )
     evaluation.before(model, tokenizer, template, splits)
-
     ranks = dict(r=args.lora_r, lora_alpha=2 * args.lora_r)
     model = lora.add(model, **ranks, target_modules="all-linear", random_state=args.seed)
     distillation.prepare(model, args.model)
@@ -71,13 +67,12 @@ def main(args: Args) -> dict:
 
     trainer = Distiller(
         model=model,
-        processing_class=served_tokenizer.with_template(tokenizer, template, model),
+        processing_class=run.processing_class(template, model),
         train_dataset=train,
         eval_dataset=held_out,
         callbacks=run.callbacks(evaluation.samples),
         args=run.config(  # adds what run and device decide: folders, checkpoints, precision, data loader, --set
             SFTConfig,
-            held_out,
             max_length=args.max_length,
             learning_rate=args.learning_rate,
             lr_scheduler_type="cosine",

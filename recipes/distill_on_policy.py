@@ -34,7 +34,6 @@ def main(args: Args) -> dict:
     from tunebook.common import data, models
     from tunebook.common.data import rows
     from tunebook.common.tokens import templates
-    from tunebook.common.training import defaults
     from tunebook.evals.harness.before_after import BeforeAfter
 
     base, run = models.resolve(args.model, args.max_length), Run(__file__, args)
@@ -48,19 +47,15 @@ def main(args: Args) -> dict:
     from tunebook.common import distillation
     from tunebook.common.distillation import losses, on_policy, teacher_cache_writer
     from tunebook.common.models import lora
-    from tunebook.common.training import served_tokenizer
 
     blend = losses.DistillationLoss(1.0, args.temperature, args.beta)
     run.start(DistillationConfig)
-
     model, tokenizer = models.load(args.model, args.max_length, args.load_in_4bit)
     teacher = distillation.load_teacher(args.teacher, args.max_length, args.teacher_load_in_4bit, tokenizer)
-
     template = templates.ALPACA
-    defaults.choose(args, model, tokenizer, template, rate=(2e-3, 2e-4), epochs=(5, 3))
+    run.defaults(model, tokenizer, template, rate=(2e-3, 2e-4), epochs=(5, 3))
     train, _ = run.encode(splits, tokenizer, template, args.max_length, held_out=0)
     evaluation.before(model, tokenizer, template, splits)
-
     ranks = dict(r=args.lora_r, lora_alpha=2 * args.lora_r)
     model = lora.add(model, **ranks, target_modules="all-linear", random_state=args.seed)
     distillation.prepare(model, args.model)
@@ -74,12 +69,11 @@ def main(args: Args) -> dict:
 
     trainer = OnPolicy(
         model=model,
-        processing_class=served_tokenizer.with_template(tokenizer, template, model),
+        processing_class=run.processing_class(template, model),
         train_dataset=on_policy.prompts(train),
         callbacks=run.callbacks(evaluation.samples),
         args=run.config(  # adds what run and device decide: folders, checkpoints, precision, data loader, --set
             DistillationConfig,
-            None,
             max_completion_length=args.max_completion_length,
             temperature=args.temperature,
             beta=args.beta,

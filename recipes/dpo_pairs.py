@@ -33,7 +33,6 @@ class Args(TrainerOptions):
 def main(args: Args) -> dict:
     from tunebook.common import models, preference
     from tunebook.common.preference import dpo, pairs
-    from tunebook.common.training import defaults
     from tunebook.evals.harness.before_after import BeforeAfter
 
     args.model, args.adapter = dpo.starting_point(args.model, args.adapter)
@@ -45,7 +44,6 @@ def main(args: Args) -> dict:
     from trl import DPOConfig, DPOTrainer
 
     from tunebook.common.models import lora
-    from tunebook.common.training import served_tokenizer
 
     run.start(DPOConfig)
 
@@ -55,7 +53,7 @@ def main(args: Args) -> dict:
 
     # Data: pairs of a better and a worse answer to a prompt; every pair that is dropped is counted in the report.
     template = dpo.template(args.template, tokenizer, args.adapter, base)
-    defaults.choose(args, model, tokenizer, template, rate=(1e-4, 5e-6), epochs=(2, 1))
+    run.defaults(model, tokenizer, template, rate=(1e-4, 5e-6), epochs=(2, 1))
     train, held_out = run.encode(splits, tokenizer, template, args.max_length, encode=preference.encode)
     tested = (splits["test"] or splits["validation"])[:1000]
     test_pairs, _ = preference.encode(tested, tokenizer, template, args.max_length)
@@ -66,14 +64,13 @@ def main(args: Args) -> dict:
         model = lora.add(model, **ranks, target_modules="all-linear", random_state=args.seed)
     trainer = dpo.PreTokenizedDPOTrainer(DPOTrainer)(
         model=model,
-        processing_class=served_tokenizer.with_template(tokenizer, template, model),
+        processing_class=run.processing_class(template, model),
         train_dataset=train,
         eval_dataset=held_out,
         data_collator=preference.Collator(tokenizer.pad_token_id or 0),
         callbacks=run.callbacks(evaluation.samples),
         args=run.config(  # adds what run and device decide: folders, checkpoints, precision, data loader, --set
             DPOConfig,
-            held_out,
             max_length=args.max_length,
             beta=args.beta,
             loss_type=["sigmoid"],

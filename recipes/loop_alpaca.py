@@ -30,7 +30,6 @@ def main(args: Args) -> dict:
     from tunebook.common import data, models
     from tunebook.common.batching import dataloader, samplers
     from tunebook.common.tokens import lengths, templates
-    from tunebook.common.training import defaults
     from tunebook.evals.harness.before_after import BeforeAfter
 
     base, run = models.resolve(args.model, args.max_length), Run(__file__, args)
@@ -44,22 +43,21 @@ def main(args: Args) -> dict:
     from trl.trainer import add_fused_lm_head
 
     from tunebook.common.estimate import trainer_steps
-    from tunebook.common.models import device, lora
-    from tunebook.common.training import checkpoints, loop, served_tokenizer
+    from tunebook.common.models import lora
+    from tunebook.common.training import checkpoints, loop
 
     run.start()
     model, tokenizer = models.load(args.model, args.max_length)
     add_fused_lm_head(model)  # never makes full logits
     template = templates.ALPACA
-    defaults.choose(args, model, tokenizer, template, rate=(2e-3, 2e-4), epochs=(5, 3))
+    run.defaults(model, tokenizer, template, rate=(2e-3, 2e-4), epochs=(5, 3))
     train, held_out = run.encode(splits, tokenizer, template, args.max_length)
     evaluation.before(model, tokenizer, template, splits)
     ranks = dict(r=args.lora_r, lora_alpha=2 * args.lora_r)
     model = lora.add(model, **ranks, target_modules="all-linear", random_state=args.seed)
     models.train_in_float32(model)
 
-    precision = device.current().mixed_precision
-    accelerator = Accelerator(mixed_precision=precision, log_with=run.tracker, project_dir=run.dir)
+    accelerator = Accelerator(**run.accelerator_options())
     accelerator.init_trackers("tunebook")
     size, accumulation = args.per_device_train_batch_size, args.gradient_accumulation_steps
     group = size * accumulation * accelerator.num_processes  # rows of an optimizer step
@@ -68,17 +66,15 @@ def main(args: Args) -> dict:
     max_steps = loop.num_steps(len(train), group, args.num_train_epochs, args.max_steps)
     optimizer = AdamW(model.parameters(), lr=args.learning_rate, weight_decay=0.0, fused=True)
     schedule = get_scheduler("cosine", optimizer, math.ceil(0.03 * max_steps), max_steps)
-    prepared = accelerator.prepare(model, optimizer, loader, eval_loader, device_placement=[None, None, False, False])
-    model, optimizer, loader, eval_loader = prepared
+    model, optimizer, loader, eval_loader = accelerator.prepare(model, optimizer, loader, eval_loader)
     actor = trainer_steps.loop_step_functions(accelerator, model, loader, loss_of, accumulation)
-    run.prepare_loop(actor, loader, "adamw_torch_fused", max_steps)
+    metrics = run.prepare_loop(actor, loader, "adamw_torch_fused", max_steps)
     if args.dry_run:
         return run.forecast
 
-    metrics = run.metrics
     metrics.evaluated(0, loop.mean_loss(accelerator, model, eval_loader, loss_of))
-    dressed = served_tokenizer.with_template(tokenizer, template, accelerator.unwrap_model(model))
-    saved = checkpoints.Checkpoints(accelerator, run.dir, schedule, metrics, tokenizer=dressed)
+    processing_class = run.processing_class(template, accelerator.unwrap_model(model))
+    saved = checkpoints.Checkpoints(accelerator, run.dir, schedule, metrics, tokenizer=processing_class)
     metrics.begin(done := saved.load(run.checkpoint), max_steps)
     for step, batches, tokens in loop.batches(accelerator, loader, order, accumulation, done, max_steps, metrics):
         values = train_step(accelerator, model, optimizer, schedule, batches, tokens)

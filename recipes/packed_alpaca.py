@@ -27,7 +27,6 @@ class Args(TrainerOptions):
 def main(args: Args) -> dict:
     from tunebook.common import data, models
     from tunebook.common.tokens import templates
-    from tunebook.common.training import defaults
     from tunebook.evals.harness.before_after import BeforeAfter
 
     base, run = models.resolve(args.model, args.max_length), Run(__file__, args)
@@ -39,7 +38,7 @@ def main(args: Args) -> dict:
 
     from tunebook.common.batching import packing
     from tunebook.common.models import attention, lora
-    from tunebook.common.training import checks, config_overrides, served_tokenizer
+    from tunebook.common.training import checks, config_overrides
 
     run.start(SFTConfig, unheard=config_overrides.JOINED)
 
@@ -48,7 +47,7 @@ def main(args: Args) -> dict:
 
     # Data: prompts are masked, answers and their end tokens train; every dropped row is counted in the report.
     template = templates.ALPACA
-    defaults.choose(args, model, tokenizer, template, rate=(2e-3, 2e-4), epochs=(5, 3))
+    run.defaults(model, tokenizer, template, rate=(2e-3, 2e-4), epochs=(5, 3))
     train, held_out = run.encode(splits, tokenizer, template, args.max_length)
     train, held_out = (packing.pack_dataset(rows, args.max_length) if rows else None for rows in (train, held_out))
 
@@ -65,14 +64,13 @@ def main(args: Args) -> dict:
     )
     trainer = SFTTrainer(
         model=model,
-        processing_class=served_tokenizer.with_template(tokenizer, template, model),
+        processing_class=run.processing_class(template, model),
         train_dataset=train,
         eval_dataset=held_out,
         data_collator=attention.collator(model, tokenizer),
         callbacks=run.callbacks(evaluation.samples),
         args=run.config(  # adds what run and device decide: folders, checkpoints, precision, data loader, --set
             SFTConfig,
-            held_out,
             max_length=args.max_length,
             learning_rate=args.learning_rate,
             lr_scheduler_type="cosine",

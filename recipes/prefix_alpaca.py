@@ -26,7 +26,6 @@ class Args(TrainerOptions):
 def main(args: Args) -> dict:
     from tunebook.common import data, models
     from tunebook.common.tokens import templates
-    from tunebook.common.training import defaults
     from tunebook.evals.harness.before_after import BeforeAfter
 
     base, run = models.resolve(args.model, args.max_length), Run(__file__, args)
@@ -37,7 +36,7 @@ def main(args: Args) -> dict:
     from peft import PrefixTuningConfig, get_peft_model
     from trl import SFTConfig, SFTTrainer
 
-    from tunebook.common.training import config_overrides, served_tokenizer
+    from tunebook.common.training import config_overrides
 
     run.start(SFTConfig, unheard=config_overrides.PREFIXES)
 
@@ -46,7 +45,7 @@ def main(args: Args) -> dict:
 
     # Data: prompts are masked, answers and their end tokens train; every dropped row is counted in the report.
     template = templates.ALPACA
-    defaults.choose(args, model, tokenizer, template, rate=(5e-2, 1e-2), epochs=(5, 3))
+    run.defaults(model, tokenizer, template, rate=(5e-2, 1e-2), epochs=(5, 3))
     train, held_out = run.encode(splits, tokenizer, template, args.max_length)
 
     # Before: what the base answers and scores.
@@ -62,13 +61,12 @@ def main(args: Args) -> dict:
     )
     trainer = SFTTrainer(
         model=model,
-        processing_class=served_tokenizer.with_template(tokenizer, template, model),
+        processing_class=run.processing_class(template, model),
         train_dataset=train,
         eval_dataset=held_out,
         callbacks=run.callbacks(evaluation.samples),
         args=run.config(  # adds what run and device decide: folders, checkpoints, precision, data loader, --set
             SFTConfig,
-            held_out,
             max_length=args.max_length,
             gradient_checkpointing=False,  # transformers drops the prefixes where it recomputes a layer
             learning_rate=args.learning_rate,

@@ -6,11 +6,12 @@
 Measured on 2 shared CPU cores: 12.3 million tokens in 68 minutes (6,789 CPU seconds), held-out loss 1.47.
 """
 
-import json
 import time
 from dataclasses import dataclass
 
 from tunebook.common import cli
+
+SHAPE = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 
 
 @dataclass
@@ -34,7 +35,7 @@ def main(args: Args) -> dict:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from tunebook.common import output_dir
+    from tunebook.common import files, output_dir
     from tunebook.common.models import device as devices
     from tunebook.common.pocket import tokenizer
     from tunebook.common.synthetic import corpus
@@ -52,10 +53,8 @@ def main(args: Args) -> dict:
     per_step = args.per_device_train_batch_size * args.max_length
     ids = corpus.token_ids(bpe, args.max_steps * per_step, args.seed)
     held_out = corpus.token_ids(bpe, 8 * per_step, args.seed + 1)[: 8 * per_step].view(-1, args.max_length)
-
-    names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
     config = LlamaConfig(
-        **{name: getattr(args, name) for name in names},
+        **{name: getattr(args, name) for name in SHAPE},
         num_key_value_heads=args.num_attention_heads,
         max_position_embeddings=args.long_length,
         tie_word_embeddings=True,
@@ -68,8 +67,6 @@ def main(args: Args) -> dict:
     curve, started, cpu = [], time.time(), time.process_time()
     for step in range(args.max_steps):
         rate = args.learning_rate * min((step + 1) / 100, 1, (args.max_steps - step) / (0.4 * args.max_steps))
-        for optimizer in optimizers:
-            optimizer.param_groups[0]["lr"] = rate
         length = args.max_length if step < 0.9 * args.max_steps else args.long_length
         batch_BT = ids[step * per_step : (step + 1) * per_step].view(-1, length).to(device)
         with torch.autocast(device, dtype=torch.bfloat16, enabled=devices.current().dtype == torch.bfloat16):
@@ -77,6 +74,7 @@ def main(args: Args) -> dict:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
+            optimizer.param_groups[0]["lr"] = rate
             optimizer.step()
             optimizer.zero_grad()
         if step % 50 == 0 or step == args.max_steps - 1:
@@ -86,15 +84,14 @@ def main(args: Args) -> dict:
         if step % 500 == 499:
             model.save_pretrained(folder / "model")
 
-    model.eval()
-    with torch.no_grad():
-        losses = [model(input_ids=b, labels=b, use_cache=False).loss.item() for b in held_out.to(device).split(16)]
+    model.eval().requires_grad_(False)
+    losses = [model(input_ids=b, labels=b, use_cache=False).loss.item() for b in held_out.to(device).split(16)]
     model.save_pretrained(folder / "model")
     record = dict(command="python recipes/pretrain_pocket.py", args=vars(args), parameters=model.num_parameters())
     record |= dict(tokens=args.max_steps * per_step, seconds=round(time.time() - started, 1), device=device)
     record |= dict(cpu_seconds=round(time.process_time() - cpu, 1), loss=curve)
     record["held_out_loss"] = round(sum(losses) / len(losses), 4)
-    (folder / "pretraining.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    files.write_json(folder / "pretraining.json", record)
     print(f"held-out loss {record['held_out_loss']} · {folder / 'model'}")
     return record
 

@@ -1,4 +1,4 @@
-"""Who may know whom, and how long things may be."""
+"""How long things may be, and who may load the training libraries (imports: import-linter, in pyproject.toml)."""
 
 import ast
 import re
@@ -11,7 +11,7 @@ from tunebook.common import catalog
 from tunebook.common.run import RunOptions, TrainerOptions
 
 TRAINING = {"unsloth", "unsloth_zoo", "peft", "trl"}
-MAY_NOT = {"common": {"recipes", "evals"}, "evals": {"recipes"}}
+LOADERS = {f"common/models/{name}.py" for name in ("loading", "lora", "inference")}
 RECIPES = sorted((ROOT / "recipes").glob("*.py"))
 LINES = {"loop_alpaca.py": 120}  # its loss and its step are functions of its own
 FILES = [path for folder in ("common", "evals", "recipes") for path in sorted((ROOT / folder).rglob("*.py"))]
@@ -27,19 +27,17 @@ def imports(tree):
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_layers_and_sizes(path):
+def test_sizes_and_training_libraries(path):
     text = path.read_text(encoding="utf-8")
     tree = ast.parse(text)
     place = path.relative_to(ROOT)
-    roots = {name.split(".")[0] for name in imports(tree)}
-    assert not roots & MAY_NOT.get(place.parts[0], {"recipes"})
-    if place.parts[0] != "recipes" and str(place) not in ("models/loading.py", "models/lora.py", "models/inference.py"):
-        assert not roots & TRAINING
+    if place.parts[0] != "recipes" and place.as_posix() not in LOADERS:
+        assert not {name.split(".")[0] for name in imports(tree)} & TRAINING
     assert len(text.splitlines()) <= (LINES.get(place.name, 100) if place.parts[0] == "recipes" else 350)
     if place.parts[0] != "recipes":
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef):
-                assert node.end_lineno - node.lineno < 50, node.name
+                assert node.end_lineno - node.lineno < 60, node.name
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
@@ -59,7 +57,7 @@ def test_a_recipe_is_read_in_two_minutes(path):
     (main,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "main")
     assert main.end_lineno - main.lineno < 65
     given = {alias.asname or alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)
-             and node.module.split(".")[0] in ("common", "evals") for alias in node.names}  # fmt: skip
+             and node.module.startswith("tunebook.") for alias in node.names}  # fmt: skip
     used = {node.id for node in ast.walk(main) if isinstance(node, ast.Name)} & given
     assert len(used) <= 15, sorted(used)
 
@@ -77,6 +75,6 @@ def test_flags_and_what_is_said_of_them(path):
         if told := re.search(
             rf"{flag}: float \| None = None  # .*default: (\S+) below 50 M parameters, else (\S+)", text
         ):
-            assert re.search(rf"defaults\.choose\(.*{word}=\((\S+), (\S+?)[,)]", text).groups()[:2] == told.groups()
+            assert re.search(rf"run\.defaults\(.*{word}=\((\S+), (\S+?)[,)]", text).groups()[:2] == told.groups()
         else:
             assert f"{flag}: float | None" not in text

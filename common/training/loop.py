@@ -28,7 +28,7 @@ def batches(
     `done`, up to `last`: what an undisturbed run would have got.
 
     Args:
-        loader: prepared by the accelerator; where it left its batches on the CPU they are copied to the device.
+        loader: prepared by the accelerator.
         order: its sampler (sampling.LengthGroupedSampler), told of each epoch.
         accumulation: batches of a step; the last step of an epoch may have fewer.
         meter: told of each step's batches and of the time it took to get them.
@@ -39,19 +39,13 @@ def batches(
         order.set_epoch(epoch)
         loader.set_epoch(epoch)  # a loader for several processes shuffles nothing, but counts its epochs
         rest = accelerator.skip_first_batches(loader, inside * accumulation) if inside else loader
-        rest = _on_device(rest, accelerator.device)
+        rest = iter(rest)
         for step in range(done + 1, min(last, (epoch + 1) * per_epoch) + 1):
             begun = time.monotonic()
             parts = list(islice(rest, accumulation))
             meter.batches(parts, time.monotonic() - begun, accelerator)
             yield step, parts, accelerator.reduce(sum(map(total_weight, parts)), "sum")
             done = step
-
-
-def _on_device(loader: Any, device: Any) -> Iterator[Any]:
-    from accelerate.utils import send_to_device
-
-    return (send_to_device(batch, device, non_blocking=True) for batch in loader)
 
 
 def mean_loss(accelerator: Any, model: Any, loader: Any, loss_of: Callable[[Any, dict[str, Any]], Any]) -> float:
@@ -64,7 +58,7 @@ def mean_loss(accelerator: Any, model: Any, loader: Any, loss_of: Callable[[Any,
 
     model.eval()
     with torch.no_grad():
-        batches = map(weight_collator.without_weights, _on_device(loader, accelerator.device))
+        batches = map(weight_collator.without_weights, loader)
         parts = [(loss_of(model, batch), total_weight(batch)) for batch in batches]
     model.train()
     loss, tokens = (accelerator.reduce(torch.stack(column).sum(), "sum") for column in zip(*parts, strict=True))
