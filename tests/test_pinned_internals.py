@@ -33,7 +33,6 @@ FUNCTIONS = {
 ATTRIBUTES = {
     "_attn_implementation": "transformers.PretrainedConfig",
     "_cdata": "torch.UntypedStorage",
-    "_hf_peft_config_loaded": "transformers.PreTrainedModel",
     "_is_accelerate_prepared": "accelerate.Accelerator",
     "_keys_to_ignore_on_save": "transformers.PreTrainedModel",
     "_metrics": "trl.SFTTrainer",

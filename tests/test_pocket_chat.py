@@ -37,7 +37,6 @@ def asked(row):
 def test_files_are_what_the_generator_writes(files, tmp_path, monkeypatch):
     monkeypatch.setattr(chat, "FOLDER", tmp_path)
     chat.phrasings.cache_clear()
-    (tmp_path / "chat.yaml").write_bytes((FOLDER / "chat.yaml").read_bytes())
     chat.main()
     for side in SIDES:
         assert (tmp_path / f"chat_{side}.jsonl").read_bytes() == (FOLDER / f"chat_{side}.jsonl").read_bytes()
