@@ -4,7 +4,7 @@ import os
 
 from paths import TESTS
 
-FOLDER = TESTS / "golden"
+FOLDER = TESTS / "assets" / "golden"
 
 
 def check(name, text):

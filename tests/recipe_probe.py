@@ -140,7 +140,6 @@ def watch(file):
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent.parent))
     file, *sys.argv = sys.argv[1:]
     watch(file)
     runpy.run_path(sys.argv[0], run_name="__main__")

@@ -134,7 +134,7 @@ def test_splits_under_adam(tmp_path):
 
 @pytest.mark.recipe
 def test_splits_by_the_flags_of_the_loop(tmp_path):
-    """The plain loop as it is run, with its AdamW; tests/test_loop.py has its step under plain gradient descent."""
+    """The plain loop as it is run, with its AdamW; test_loop.py has its step under plain gradient descent."""
     from safetensors.torch import load_file
 
     losses, adapters = [], []

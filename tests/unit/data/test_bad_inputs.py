@@ -2,17 +2,17 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
+from paths import TESTS
 
 from tunebook.common import data
 from tunebook.common.data import loading
 from tunebook.common.data.rows import kind
 from tunebook.common.errors import UserError
 
-FOLDER = Path(__file__).parent / "bad_inputs"
+FOLDER = TESTS / "assets" / "bad_inputs"
 EXPECTED = yaml.safe_load((FOLDER / "expected.yaml").read_text(encoding="utf-8"))
 LOADING = [name for name, expected in EXPECTED.items() if expected["exit"] == 2]
 RIGHT = [name for name, expected in EXPECTED.items() if expected["exit"] == 0]  # it only looks bad

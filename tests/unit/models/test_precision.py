@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from paths import ROOT
+from paths import TESTS
 
 from tunebook.common import models
 from tunebook.common.models import device
@@ -91,7 +91,7 @@ def train(out, fields):
 def trained(tmp_path, *settings):
     """What was seen of a run with each of these settings, one after the other in a process of their own."""
     outs = [tmp_path / f"{number}.json" for number in range(len(settings))]
-    environment = {**os.environ, "UNSLOTH_DISABLE_STATISTICS": "1", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "UNSLOTH_DISABLE_STATISTICS": "1", "PYTHONPATH": str(TESTS)}
     environment |= {"UNSLOTH_CPU_BF16": "1"}  # also where bfloat16 is emulated, and slow
     command = [sys.executable, __file__, str(tmp_path), json.dumps(settings)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)

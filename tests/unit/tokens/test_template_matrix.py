@@ -1,7 +1,7 @@
 """Every chat template that TRL brings, the project's own, and the shared tokenizers', with every shape of conversation.
 
 Ids are compared with transformers' apply_chat_template, what trains with TRL's training templates. The outcome of each
-pair is written down in docs/templates.md; `TEMPLATE_TABLE=write pytest tests/test_template_matrix.py` writes it anew.
+pair is written down in docs/templates.md; `TEMPLATE_TABLE=write pytest -k template_matrix` writes it anew.
 """
 
 import json
@@ -114,7 +114,7 @@ def test_the_table_says_what_happens(cells):
         "What becomes of a row of each shape under each chat template: `yes`: ids as `apply_chat_template` gives them,",
         "every answer and its end train; `by turn`: the same, in a sequence for each turn that the template writes in",
         "another way once the conversation goes on; `no`: refused, for the reason below. Written by",
-        "`TEMPLATE_TABLE=write pytest tests/test_template_matrix.py`; templates are those of the pinned TRL.",
+        "`TEMPLATE_TABLE=write pytest -k template_matrix`; templates are those of the pinned TRL.",
         "",
         "| template | " + " | ".join(SHAPES) + " |",
         "|---" * (len(SHAPES) + 1) + "|",

@@ -4,6 +4,7 @@ Run as a script, it makes the models and trains them in one process.
 """
 
 import json
+import os
 import subprocess
 import sys
 import warnings
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import few
 import pytest
-from paths import ROOT
+from paths import ROOT, TESTS
 
 pytestmark = pytest.mark.recipe
 
@@ -124,9 +125,8 @@ def score(folder, adapter):
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mixtures")
     few.rows(folder / "rows", train=80, others=8)
-    done = subprocess.run(
-        [sys.executable, __file__, str(folder)], cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
-    )
+    command, environment = [sys.executable, __file__, str(folder)], {**os.environ, "PYTHONPATH": str(TESTS)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder, json.loads((folder / "found.json").read_text()), done.stdout
 
@@ -166,5 +166,4 @@ def test_the_vision_tower_stays_frozen(trained):
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
     train(Path(sys.argv[1]))

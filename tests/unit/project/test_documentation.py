@@ -46,7 +46,7 @@ TRUE = (  # run although they begin so
     "tunebook compare scores/base scores/tuned --html",
 )
 NOT_OURS = (  # what runs write
-    "runs/", "adapter/", "model/", "checkpoint", "eval/", "base/", "tests/golden/", "evals/tasks/NAME",
+    "runs/", "adapter/", "model/", "checkpoint", "eval/", "base/", "tests/assets/golden/", "evals/tasks/NAME",
 )  # fmt: skip
 ANYWHERE = {"--config", "--debug", "--help", "--version", "--sft", "--shm-size", "--config_file", "--num_processes"}
 

@@ -12,7 +12,7 @@ import pytest
 from paths import ROOT
 
 CONFIGS = sorted((ROOT / "recipes" / "accelerate").glob("*.yaml"))
-# Plain gradient descent: Adam makes steps of weights whose gradient is rounding alone (tests/test_accumulation.py).
+# Plain gradient descent: Adam makes steps of weights whose gradient is rounding alone (test_accumulation.py).
 FLAGS = ["--max_steps", "6", "--learning_rate", "0.3", "--eval_suite", "none"]
 SFT = ["--sft", "optim=sgd", "eval_strategy='no'", "load_best_model_at_end=false", "save_strategy='no'"]
 AT_ONCE = "--per_device_train_batch_size"
