@@ -12,13 +12,19 @@ from paths import ROOT
 SETUP = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
 
 
+def tracked(*folders):
+    """The files of the repository as git has them, without those that are removed."""
+    command = ["git", "ls-files", "-z", *folders]
+    names = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0")
+    return [name for name in names if name and (ROOT / name).is_file()]
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"  # a build writes beside its sources
-    files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    for name in filter(None, files.split("\0")):
-        if (ROOT / name).is_file() and not name.startswith(("tests/", "docs/", "benchmarks/")):
+    for name in tracked():
+        if not name.startswith(("tests/", "docs/", "benchmarks/")):
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             (source / name).write_bytes((ROOT / name).read_bytes())
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder, source]
@@ -41,10 +47,8 @@ def test_the_list_of_packages_is_complete():
 def test_the_wheel_holds_every_file_and_no_name_but_tunebook(wheel):
     held = set(zipfile.ZipFile(wheel).namelist())
     assert {name.split("/")[0] for name in held if ".dist-info" not in name} == {"tunebook"}
-    for base in ("common", "evals", "recipes"):
-        for path in (ROOT / base).rglob("*"):
-            if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".md":
-                assert f"tunebook/{path.relative_to(ROOT).as_posix()}" in held, path
+    for name in tracked("common", "evals", "recipes"):
+        assert f"tunebook/{name}" in held or name.endswith(".md")
 
 
 @pytest.mark.recipe
