@@ -62,4 +62,4 @@ install-dev: .venv/installed-dev
 
 # runs/ stays: it holds what people have trained.
 clean:
-	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache unsloth_compiled_cache
+	rm -rf .venv build *.egg-info .pytest_cache .hypothesis .ruff_cache unsloth_compiled_cache

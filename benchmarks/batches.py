@@ -181,7 +181,7 @@ def plan(encoded: Any, args: Args) -> dict[str, Way]:
     return {
         "naive": way(encoded, shuffled(len(encoded)), size, pad_all, width=most),
         "TRL": way(encoded, shuffled(len(encoded)), size, pad),
-        "bucketed": way(encoded, samplers.Buckets(lengths, size, args.seed).order(0), size, pad),
+        "bucketed": way(encoded, samplers.LengthGroupedSampler(lengths, size, args.seed).order(0), size, pad),
         "packed": way(bins, shuffled(len(bins)), each, together, attention="documents"),
         "dense mask": way(bins, shuffled(len(bins)), each, together),
     }

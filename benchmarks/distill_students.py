@@ -141,7 +141,7 @@ class World:
         distillation.prepare(model, args.model)
         teacher = self.cached if way == "cached" else self.teacher
         collate = teacher_cache.Placed(self.collate, self.cached) if way == "cached" else self.collate
-        order = samplers.Buckets(lengths_of(self.train), args.batch_size, seed)
+        order = samplers.LengthGroupedSampler(lengths_of(self.train), args.batch_size, seed)
         steps = args.epochs * math.ceil(len(order) / args.batch_size)
         optimizer = torch.optim.AdamW(
             [p for p in model.parameters() if p.requires_grad], lr=args.learning_rate, weight_decay=0.0, fused=True

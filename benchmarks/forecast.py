@@ -144,7 +144,7 @@ def one(args: Args) -> dict:
         rows = make_rows(args, len(tokenizer))
         trainer = SFTTrainer(model=model, processing_class=tokenizer, train_dataset=rows, args=config)
         models.train_in_float32(trainer.model)
-        samplers.bucket(trainer)
+        samplers.group_by_length(trainer)
         expected = forecast.forecast(trainer)
         resources.release()
         peak, begun, cpu = resources.Peak(), time.monotonic(), time.process_time()

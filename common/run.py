@@ -105,7 +105,7 @@ class Run:
         beside = f"; {len(evaluated)} held-out rows" if held_out else ""
         print(f"{' '.join(self.args.dataset)}: {self.counts.summary()}{beside}", *splits.notes, sep="\n")
         self.counts.require_trainable(max_length)
-        train, self.counts.sources = mixing.mix(train, splits.shares, splits.by, self.args.seed)
+        train, self.counts.sources = mixing.mix(train, splits.weights, splits.unit, self.args.seed)
         return train, evaluated if len(evaluated) else None
 
     def config(self, config_class: Any, held_out: Any, **choices: Any) -> Any:
@@ -160,7 +160,7 @@ class Run:
         if hasattr(trainer.model, "peft_config"):
             models.train_in_float32(trainer.model)
         if "seq_lengths" not in trainer.train_dataset.column_names:
-            samplers.bucket(trainer)
+            samplers.group_by_length(trainer)
         (weigh or weighted_loss.heed)(trainer)
         self.preview = checks.first_batch(trainer.get_train_dataloader(), self.tokenizer, self.args.debug_batches)
         self.forecast = forecast.forecast(trainer, self.args.find_batch_size).as_dict()

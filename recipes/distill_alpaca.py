@@ -46,9 +46,9 @@ def main(args: Args) -> dict:
     from trl import SFTConfig, SFTTrainer
 
     from tunebook.common import distillation
-    from tunebook.common.batching import collator, packing
+    from tunebook.common.batching import packing
     from tunebook.common.distillation import losses, teacher_cache_writer
-    from tunebook.common.models import lora
+    from tunebook.common.models import attention, lora
     from tunebook.common.training import served_tokenizer, weighted_loss
 
     blend = losses.Blend(args.alpha, args.temperature, args.beta)
@@ -76,7 +76,7 @@ def main(args: Args) -> dict:
         processing_class=served_tokenizer.dressed(tokenizer, template, model),
         train_dataset=train,
         eval_dataset=held_out,
-        data_collator=collator.collator(model, tokenizer) if args.packing else None,
+        data_collator=attention.collator(model, tokenizer) if args.packing else None,
         callbacks=run.callbacks(evaluation.samples),
         args=run.config(  # adds what run and device decide: folders, checkpoints, precision, data loader, --set
             SFTConfig,

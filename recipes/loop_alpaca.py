@@ -63,7 +63,7 @@ def main(args: Args) -> dict:
     accelerator.init_trackers("tunebook")
     size, accumulation = args.per_device_train_batch_size, args.gradient_accumulation_steps
     group = size * accumulation * accelerator.num_processes  # rows of an optimizer step
-    order = samplers.Buckets(lengths.lengths_of(train), group, args.seed)
+    order = samplers.LengthGroupedSampler(lengths.lengths_of(train), group, args.seed)
     loader, eval_loader = dataloader.loader(train, tokenizer, size, order), dataloader.loader(held_out, tokenizer, size)
     max_steps = loop.count(len(train), group, args.num_train_epochs, args.max_steps)
     optimizer = AdamW(model.parameters(), lr=args.learning_rate, weight_decay=0.0, fused=True)

@@ -37,7 +37,7 @@ def main(args: Args) -> dict:
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
     from trl import SFTConfig, SFTTrainer
 
-    from tunebook.common.batching import collator, packing
+    from tunebook.common.batching import packing
     from tunebook.common.models import attention, lora
     from tunebook.common.training import checks, config_overrides, served_tokenizer
 
@@ -68,7 +68,7 @@ def main(args: Args) -> dict:
         processing_class=served_tokenizer.dressed(tokenizer, template, model),
         train_dataset=train,
         eval_dataset=held_out,
-        data_collator=collator.collator(model, tokenizer),
+        data_collator=attention.collator(model, tokenizer),
         callbacks=run.callbacks(evaluation.samples),
         args=run.config(  # adds what run and device decide: folders, checkpoints, precision, data loader, --set
             SFTConfig,

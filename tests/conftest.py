@@ -58,7 +58,8 @@ def pytest_collection_modifyitems(config, items):
     """Long tests first, and what shares something on one worker, so that it is made once."""
     for item in items:
         if not apart(item) and not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+            shares = "real" if hasattr(item.module, "real") else item.path.stem  # tokenizers of known models
+            item.add_marker(pytest.mark.xdist_group(shares))
     if hasattr(config, "workerinput"):  # else in the order of the files, the quick ones of a file at once
         items.sort(key=rank)
 

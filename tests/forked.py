@@ -230,7 +230,9 @@ def load():
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
 
     from tunebook.common import generation
+    from tunebook.common.estimate import probe
 
+    probe.ENOUGH = 0.0  # seconds: one step is timed beside the longest
     generation.Samples.max_new_tokens = 8  # half of a short run's time, at 64; what a sample says is another test's
 
 

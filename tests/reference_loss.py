@@ -3,7 +3,7 @@
 import torch
 
 from tunebook.common.distillation.losses import Blend
-from tunebook.common.tokens.encoding import IGNORE
+from tunebook.common.tokens.lengths import IGNORE_INDEX
 
 
 def reference_loss(student_BTV, teacher_BTV, labels_BT, blend: Blend, items) -> torch.Tensor:
@@ -11,11 +11,11 @@ def reference_loss(student_BTV, teacher_BTV, labels_BT, blend: Blend, items) -> 
 
     Args:
         student_BTV, teacher_BTV: logits. Where one vocabulary is longer, the divergence is of the part that both have.
-        labels_BT: IGNORE where nothing trains; the logits before a label are compared.
+        labels_BT: IGNORE_INDEX where nothing trains; the logits before a label are compared.
         items: labels of the whole step.
     """
     student_BTV, teacher_BTV, labels_BT = student_BTV[:, :-1], teacher_BTV[:, :-1], labels_BT[:, 1:]
-    shared, keep, beta = min(student_BTV.shape[-1], teacher_BTV.shape[-1]), labels_BT != IGNORE, blend.beta
+    shared, keep, beta = min(student_BTV.shape[-1], teacher_BTV.shape[-1]), labels_BT != IGNORE_INDEX, blend.beta
     log_s = torch.log_softmax(student_BTV[..., :shared] / blend.temperature, -1)
     log_t = torch.log_softmax(teacher_BTV[..., :shared] / blend.temperature, -1)
     if beta == 0:

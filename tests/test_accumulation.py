@@ -74,7 +74,7 @@ def train(way, optimizer, per_device, accumulation, folder, by_micro_batch=False
             **device.current().precision,
         ),
     )
-    samplers.bucket(trainer)
+    samplers.group_by_length(trainer)
     if by_micro_batch:
         fetch = trainer.get_batch_samples
         trainer.get_batch_samples = lambda *words, **named: (fetch(*words, **named)[0], None)

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from tunebook.common import data
+from tunebook.common.data import loading
 from tunebook.common.data.rows import kind
 from tunebook.common.errors import UserError
 
@@ -31,7 +32,7 @@ def test_the_message_names_the_place(name):
 
 @pytest.mark.parametrize("name", LOADING)
 def test_streaming_says_the_same(name, monkeypatch):
-    monkeypatch.setattr(data, "HELD", 0)
+    monkeypatch.setattr(loading, "IN_MEMORY_BYTES", 0)
     test_the_message_names_the_place(name)
 
 

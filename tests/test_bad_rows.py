@@ -10,6 +10,7 @@ import pytest
 from paths import SHARED
 
 from tunebook.common import data, generation, preference
+from tunebook.common.data import loading
 from tunebook.common.errors import REMEDY, UserError
 from tunebook.common.preference import pairs
 from tunebook.common.tokens import encoding, encoding_stats, templates, tokenization
@@ -46,7 +47,7 @@ def write(path, rows, broken=()):
 @pytest.mark.parametrize("held", [True, False])
 def test_they_are_dropped_and_counted_to_the_report(tmp_path, monkeypatch, pocket, held):
     if not held:
-        monkeypatch.setattr(data, "HELD", 0)
+        monkeypatch.setattr(loading, "IN_MEMORY_BYTES", 0)
     broken = ((3, '{"messages": '), (9, "\ufeff{}"))
     name = write(tmp_path / "a.jsonl", [*GOOD, LATE, FIRST, {"images": [1], **GOOD[0]}], broken)
     with pytest.raises(UserError) as error:

@@ -1,6 +1,7 @@
 """Which tokens of a conversation train, on every real tokenizer and template, against texts that are written here."""
 
 import pytest
+import real
 from paths import LACKING, TOKENIZERS
 
 from tunebook.common.errors import UserError
@@ -57,7 +58,7 @@ def named(request):
         return "pocket", tokenization.load(str(FOLDER / "model"))[0]
     if not TOKENIZERS.exists():
         pytest.skip(LACKING)
-    return request.param, tokenization.load(str(TOKENIZERS / request.param))[0]
+    return request.param, real.tokenizer(request.param)
 
 
 def trained(row, tokenizer, template, train_on="answers"):

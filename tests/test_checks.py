@@ -46,7 +46,7 @@ def test_goes_on_from_the_last_whole_checkpoint(tmp_path):
     (tmp_path / "checkpoint-200").mkdir()  # killed while it was written
     free = {**ARGS, "report_to": "wandb"}
     assert resuming.find_checkpoint(tmp_path, free, resume=True, overwrite=False) == str(tmp_path / "checkpoint-100")
-    with pytest.raises(UserError, match="holds a run that stopped"):
+    with pytest.raises(UserError, match="contains an interrupted run"):
         resuming.find_checkpoint(tmp_path, ARGS, resume=False, overwrite=False)
 
 

@@ -3,45 +3,12 @@
 import json
 
 import pytest
+from tables import HELLO, Rows, canonical, fault, talk
 
 from tunebook.common.data import schema
 from tunebook.common.data.conversations import ROLES
 from tunebook.common.data.rows import kind, question
 from tunebook.common.data.tools import CALLERS
-from tunebook.common.errors import UserError
-
-
-class Rows:
-    """Values in memory as a source."""
-
-    def __init__(self, *values):
-        self.values = values
-
-    def rows(self, problems):
-        return enumerate(self.values, 1)
-
-    def place(self, number):
-        return f"row {number}"
-
-
-def canonical(*values, **mapping):
-    rows = list(schema.Table(Rows(*values), "mine", mapping))
-    assert [row.pop("row") for row in rows] == list(range(1, len(values) + 1))
-    assert {row.pop("source") for row in rows} == {"mine"}
-    return rows
-
-
-def fault(*values, **mapping):
-    with pytest.raises(UserError) as error:
-        canonical(*values, **mapping)
-    return str(error.value)
-
-
-def talk(*pairs):
-    return [{"role": role, "content": content} for role, content in pairs]
-
-
-HELLO = talk(("user", "hello"), ("assistant", "hi"))
 
 
 @pytest.mark.parametrize(
@@ -85,7 +52,9 @@ def test_kinds_and_questions():
 
 def test_fields_that_are_kept_and_ours_that_win():
     row = next(
-        iter(schema.Table(Rows({"instruction": "a", "output": "b", "row": 9, "source": "web", "tags": [1]}), "f"))
+        iter(
+            schema.SchemaReader(Rows({"instruction": "a", "output": "b", "row": 9, "source": "web", "tags": [1]}), "f")
+        )
     )
     assert row["row"] == 1 and row["their_row"] == 9 and row["source"] == "f" and row["their_source"] == "web"
     assert row["tags"] == [1]

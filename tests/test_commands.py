@@ -9,12 +9,14 @@ import sys
 
 import browser
 import pytest
+from called import ROWS, TOPICS, call, read, write
 from paths import ROOT
 
 from tunebook.common import catalog, commands
 from tunebook.common.commands import cp, inputs, split
 from tunebook.common.commands.doctor import finding as doctor
 from tunebook.common.commands.doctor import machine, packages
+from tunebook.common.data.spec import SPLITS
 
 
 def run(*words, cwd=ROOT, code=0):
@@ -30,28 +32,6 @@ def run(*words, cwd=ROOT, code=0):
     assert done.returncode == code, done.stderr + done.stdout
     assert "Traceback" not in done.stderr
     return done.stdout, done.stderr
-
-
-def call(*words):
-    """Exit code of a command in this process."""
-    try:
-        commands.main([str(word) for word in words])
-    except SystemExit as end:
-        return end.code
-    return 0
-
-
-def write(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
-TOPICS = ["rain", "bread", "music", "trains", "glass", "otters", "maps", "winter", "paint", "rope", "salt", "kites"]
-ROWS = [
-    {"instruction": f"Write about {one} and {other}.", "input": "", "output": f"{one} goes with {other}."}
-    for one in TOPICS
-    for other in TOPICS
-]
 
 
 def test_help_lists_every_command_and_loads_nothing():
@@ -200,16 +180,12 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path):
     assert done.returncode == commands.BROKEN_PIPE and "Traceback" not in done.stderr
 
 
-def read(path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
 def test_split_writes_every_row_once_and_proves_it(tmp_path, capsys):
     data, out = write(tmp_path / "rows.jsonl", ROWS), tmp_path / "out"
     assert call("split", data, "--output_dir", out, "--json", tmp_path / "a.json") == 0
     said = capsys.readouterr().out
     assert "checked on the result: 0 pairs" in said
-    parts = [read(out / f"{name}.jsonl") for name in split.NAMES]
+    parts = [read(out / f"{name}.jsonl") for name in SPLITS]
     assert sorted(row["row"] for part in parts for row in part) == list(range(1, len(ROWS) + 1))
     assert json.loads((tmp_path / "a.json").read_text())["leaks"] == 0
     for part in parts:

@@ -213,7 +213,7 @@ def resumed(stack, out, dtype, words):
     last = max(run.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     subprocess.run(["rm", "-r", last, result, run / "report.json", run / "report.html"], check=True)
     code, said, errors = stack.run(out, dtype, *words)
-    assert code == 0 and "going on from" in said, errors[-3000:]
+    assert code == 0 and "resuming from" in said, errors[-3000:]
     again = load_file(file)
     assert whole.keys() == again.keys() and all(torch.equal(whole[name], again[name]) for name in whole)
 
@@ -245,7 +245,7 @@ model, tokenizer = models.load(sys.argv[1], 64)
 assert attention.one_row(model) and attention.by_document(model)
 rows = [{"input_ids": [5 + n for n in range(40)], "labels": [5] * 40, "seq_lengths": [17, 23]},
         {"input_ids": [90 + n for n in range(30)], "labels": [5] * 30, "seq_lengths": [30]}]
-batch = batches.collator(model, tokenizer)(rows)
+batch = attention.collator(model, tokenizer)(rows)
 assert batch["input_ids"].shape == (1, 70)
 with torch.no_grad():
     logits = model.eval()(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits[0]

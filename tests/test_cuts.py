@@ -8,7 +8,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tunebook.common.pocket import FOLDER
 from tunebook.common.tokens import rendering
-from tunebook.common.tokens.boundaries import Cutter
+from tunebook.common.tokens.boundaries import SafeBoundaries
 from tunebook.common.tokens.templates import ALPACA
 from tunebook.common.tokens.tokenization import encoder
 
@@ -113,5 +113,5 @@ def test_most_ordinary_rows_are_cut(name):
 
 @pytest.mark.parametrize("pattern", [r"(?<=a)b|.", r"\bword|.", r"^a|.", r"a$|."])
 def test_patterns_that_look_back_are_not_cut(pattern):
-    assert not Cutter(bytewise(pattern).backend_tokenizer).by_regex
-    assert Cutter(bytewise(r"[$^\[]+|\$|\p{L}+|.").backend_tokenizer).by_regex
+    assert not SafeBoundaries(bytewise(pattern).backend_tokenizer).by_regex
+    assert SafeBoundaries(bytewise(r"[$^\[]+|\$|\p{L}+|.").backend_tokenizer).by_regex

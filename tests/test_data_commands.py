@@ -6,7 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from test_commands import ROOT, ROWS, call, read, write
+from called import ROWS, call, read, write
+from paths import ROOT
 
 from tunebook.common import catalog
 from tunebook.common.commands import trained

@@ -1,21 +1,16 @@
 """Rate and epochs by what the model is; flags win; who trains another prompt on a chat-tuned model is told."""
 
-import functools
 from types import SimpleNamespace
 
 import pytest
+import real
 import torch
-from paths import TOKENIZERS, needs_data
+from paths import needs_data
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tunebook.common.pocket import FOLDER
 from tunebook.common.tokens import templates, tokenization
 from tunebook.common.training import defaults
-
-
-@functools.cache
-def loaded(name):
-    return tokenization.load(str(TOKENIZERS / name))[0]
 
 
 def model(large, eos=2):
@@ -62,7 +57,7 @@ def test_by_size_and_flags_win(capsys):
     ],
 )
 def test_a_chat_tuned_model_under_another_prompt(name, eos, end, capsys):
-    tokenizer = loaded(name)
+    tokenizer = real.tokenizer(name)
     said = chosen(model(True, eos), tokenizer, capsys, rate=1, epochs=1)[2]
     assert bool(said) == bool(end)
     assert end is None or (f"ends an answer with {end})" in said and "chat_sharegpt" in said)

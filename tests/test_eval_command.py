@@ -10,8 +10,8 @@ from pathlib import Path
 import forked_lm_eval
 import pytest
 import torch
+from benchmark_files import arc, encoder
 from paths import BENCHMARKS, LACKING, ROOT
-from test_suites import arc, encoder
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tunebook.common.errors import UserError
@@ -213,7 +213,7 @@ def test_bottleneck_adapters_which_lm_eval_cannot_load(tmp_path, capsys):
 
 
 @pytest.mark.real_data
-@pytest.mark.parametrize("suite", ["quick", "core", "code", "chat"])
+@pytest.mark.parametrize("suite", ["quick", pytest.param("core", marks=pytest.mark.slow), "code", "chat"])
 def test_every_suite_runs_offline_in_one_go(suite, tmp_path):
     """On pocket, whose 512 positions ask for shorter answers; with what IFEval needs, where that is here."""
     if not HUB.exists():

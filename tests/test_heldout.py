@@ -9,10 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from benchmark_files import ROWS
 from lm_eval.api.instance import Instance
 from peft import LoraConfig, PeftModel, get_peft_model
-from test_heldout_tokens import same_tokens, shared
-from test_suites import ROWS
+from scored_tokens import same_tokens, shared
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from tunebook.common import commands

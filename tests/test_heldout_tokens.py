@@ -3,10 +3,11 @@
 import json
 
 import pytest
-from lm_eval.models.huggingface import HFLM
-from paths import DATA, TOKENIZERS, needs_data
+import real
+from paths import DATA, needs_data
+from scored_tokens import same_tokens, shared
 
-from tunebook.common.tokens import templates, tokenization
+from tunebook.common.tokens import templates
 from tunebook.evals.harness import heldout
 
 pytestmark = [
@@ -25,32 +26,13 @@ def rows() -> list[dict]:
 
 @pytest.fixture(scope="module", params=NAMES)
 def tokenizer(request):
-    return tokenization.load(str(TOKENIZERS / request.param))[0]
-
-
-def of_lm_eval(tokenizer, bare: bool = False):
-    """lm-eval's own model class as far as it encodes."""
-    lm = HFLM.__new__(HFLM)
-    lm.tokenizer, lm.add_bos_token, lm.custom_prefix_token_id = tokenizer, False if bare else None, None
-    return lm
+    return real.tokenizer(request.param)
 
 
 def as_trl(tokenizer, prompt: str, answer: str) -> tuple[list[int], int]:
     """Ids, and where labels start, by TRL's rule: the longest beginning that prompt and whole have in common."""
     before, ids = tokenizer(prompt).input_ids, tokenizer(prompt + answer).input_ids
     return [*ids, tokenizer.eos_token_id], shared(before, ids)
-
-
-def shared(before: list[int], ids: list[int]) -> int:
-    return next((at for at, (a, b) in enumerate(zip(before, ids, strict=False)) if a != b), min(len(before), len(ids)))
-
-
-def same_tokens(tokenizer, doc: dict, ids: list[int], start: int, bare: bool = False) -> None:
-    lm = of_lm_eval(tokenizer, bare)
-    context, scored = lm._encode_pair(doc["context"], doc["scored"][0])
-    lead = lm._encode_pair(doc["context"], doc["scored"][1])[1] if len(doc["scored"]) > 1 else []
-    assert context + scored == ids and context + lead == ids[:start] and doc["tokens"] == len(ids) - start
-    assert doc["as_trained"] == 1.0
 
 
 @pytest.mark.parametrize("name", ["alpaca", "plain"])

@@ -11,6 +11,7 @@ from paths import ROOT
 from tunebook.common import commands
 
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.py"))
+pytestmark = pytest.mark.golden
 HEAVY = ("torch", "transformers", "datasets", "trl", "peft", "unsloth", "lm_eval", "matplotlib", "scipy")
 # Each in a fork of a Python that has imported nothing of ours.
 CODE = """

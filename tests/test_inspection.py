@@ -5,11 +5,12 @@ import json
 import re
 
 import pytest
-from paths import DATA, TOKENIZERS, needs_data
+import real
+from paths import DATA, needs_data
 
-from tunebook.common.data import findings, statistics
+from tunebook.common.data import quality, statistics
 from tunebook.common.report import dataset
-from tunebook.common.tokens import encoding, templates, tokenization
+from tunebook.common.tokens import encoding, templates
 
 
 def rows(count=6):
@@ -158,7 +159,7 @@ def test_what_is_looked_for_on_request(tokenizer, tmp_path):
         f"Solve this. {item}",
     ]
     asked = [{**rows(1)[0], "instruction": text, "row": n} for n, text in enumerate(texts, 1)]
-    more, overlaps = findings.search(asked, True, "en", [str(tmp_path / "bench.jsonl")])
+    more, overlaps = quality.search(asked, True, "en", [str(tmp_path / "bench.jsonl")])
     assert {name: [at["row"] for at in problem["first"]] for name, problem in more.items()} == {
         "not_en": [3], "near_duplicate": [2], "benchmark_overlap": [4]
     }  # fmt: skip
@@ -166,7 +167,7 @@ def test_what_is_looked_for_on_request(tokenizer, tmp_path):
     report, _ = dataset.look(asked, tokenizer, ALPACA, more=more)
     text = page({**report, "overlaps": overlaps})
     assert "Not en" in text and "bench.jsonl:1" in text
-    assert findings.search(asked) == ({}, [])
+    assert quality.search(asked) == ({}, [])
 
 
 @pytest.mark.real_data
@@ -175,7 +176,7 @@ def test_alpaca_in_full():
     from tunebook.common.commands import inputs
 
     found = inputs.rows([str(DATA / "alpaca" / "alpaca_52k_en.json")], "inspect")
-    llama = tokenization.load(str(TOKENIZERS / "llama3"))[0]
+    llama = real.tokenizer("llama3")
     report, _ = dataset.look(found, llama, ALPACA, 512)
     # The figures count a beginning and an end token; this tokenizer leaves the first to whoever uses it.
     counted, tokens = report["statistics"], report["tokens_with_begin"] or report["tokens"]

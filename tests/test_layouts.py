@@ -3,7 +3,7 @@
 import itertools
 
 import pytest
-from test_columns import HELLO, Rows, canonical, fault, talk
+from tables import HELLO, Rows, canonical, fault, talk
 
 from tunebook.common.data import rows, schema
 from tunebook.common.tokens import encoding, templates, tokenization
@@ -14,7 +14,7 @@ PAIR = {"question": "q", "answer": "r"}
 
 
 def table(*values, **options):
-    found = schema.Table(Rows(*values), "mine", **options)
+    found = schema.SchemaReader(Rows(*values), "mine", **options)
     return list(found), found
 
 
@@ -123,7 +123,7 @@ def test_what_is_no_fault():
 
 def test_names_of_earlier_files_are_kept():
     once = canonical({**ORDER, "source": "web", "row": 9})[0]
-    again = next(iter(schema.Table(Rows({**once, "row": 1, "source": "first.jsonl"}), "second.jsonl")))
+    again = next(iter(schema.SchemaReader(Rows({**once, "row": 1, "source": "first.jsonl"}), "second.jsonl")))
     assert (again["their_source"], again["their_their_source"], again["source"]) == (
         "web",
         "first.jsonl",

@@ -110,7 +110,7 @@ def test_weights_of_turns_with_several_stretches_and_without_a_place(tokenizer, 
     assert sum(example[lengths.LOSS_WEIGHTS]) == 2 * len(said)
 
 
-def read(tmp_path, rows, name="rows.jsonl", reads=schema.Table):
+def read(tmp_path, rows, name="rows.jsonl", reads=schema.SchemaReader):
     path = tmp_path / name
     text = rows if isinstance(rows, str) else "".join(json.dumps(row) + "\n" for row in rows)
     path.write_text(text, encoding="utf-8")
@@ -156,12 +156,12 @@ def test_turns_that_do_not_train_have_0_or_1(tmp_path):
 
 def test_losses_without_a_place_for_weights_refuse_them(tmp_path):
     pair = {"prompt": "a", "chosen": "b", "rejected": "c"}
-    read(tmp_path, [{**pair, "weight": 1}], reads=pairs.Table)
+    read(tmp_path, [{**pair, "weight": 1}], reads=pairs.PairReader)
     with pytest.raises(UserError, match="row 2: `weight` is not 1: preference pairs take no weights"):
-        read(tmp_path, [pair, {**pair, "weight": 0.5}], reads=pairs.Table)
+        read(tmp_path, [pair, {**pair, "weight": 0.5}], reads=pairs.PairReader)
     said = [{"role": "assistant", "content": "b", "weight": 0}]
     with pytest.raises(UserError, match="row 1: `weight` is not 1: preference pairs"):
-        read(tmp_path, [{"prompt": [TURNS[1]], "chosen": said, "rejected": TURNS[2:3]}], reads=pairs.Table)
+        read(tmp_path, [{"prompt": [TURNS[1]], "chosen": said, "rejected": TURNS[2:3]}], reads=pairs.PairReader)
     with pytest.raises(UserError, match="distill_on_policy takes no weights, and row 2 has `weight` 2"):
         refuse_weights([{**ROW, "row": 1}, {**ROW, "row": 2, "weight": 2}], "distill_on_policy", "Leave")
 

@@ -53,7 +53,7 @@ def test_shares_by_rows():
 
 def test_shares_by_tokens():
     rows = encoded(a=(800, 10), b=(500, 40), c=(900, 25))
-    found = check(rows, *mixing.mix(rows, {"a": 0.2, "b": 0.5, "c": 0.3}, by="tokens"))
+    found = check(rows, *mixing.mix(rows, {"a": 0.2, "b": 0.5, "c": 0.3}, unit="tokens"))
     total = sum(tokens for _, tokens in found.values())
     for source, share in {"a": 0.2, "b": 0.5, "c": 0.3}.items():
         assert abs(found[source][1] - share * total) < 80  # a row
@@ -65,7 +65,7 @@ def test_counts_are_rows_and_too_few_is_reported():
     after, report = mixing.mix(rows, {"a": 40, "b": 50})
     assert check(rows, after, report)["a"][0] == 40 and report["b"] | {"tokens": 0} == {
         "rows": 30, "tokens": 0, "of_rows": 30, "asked": 50}  # fmt: skip
-    assert "30 of 30 rows, 50 were asked for" in mixing.line(report)
+    assert "30 of 30 rows, 50 were asked for" in mixing.summary(report)
 
 
 def test_counts_beside_shares_and_sources_without():
@@ -91,7 +91,7 @@ def test_seeded():
 
 def test_rows_that_were_selected_before_are_counted_right():
     rows = encoded(a=(50, 5), b=(50, 9)).select(range(10, 90, 2))
-    check(rows, *mixing.mix(rows, {"a": 0.5, "b": 0.5}, by="tokens"))
+    check(rows, *mixing.mix(rows, {"a": 0.5, "b": 0.5}, unit="tokens"))
 
 
 def test_what_cannot_be_mixed():
@@ -101,6 +101,6 @@ def test_what_cannot_be_mixed():
     with pytest.raises(UserError, match="leave nothing for b"):
         mixing.mix(encoded(a=(5, 5), b=(5, 5)), {"a": 1.0, "b": None})
     with pytest.raises(UserError, match="rows or tokens"):
-        mixing.mix(rows, {"a": 0.5}, by="bytes")
+        mixing.mix(rows, {"a": 0.5}, unit="bytes")
     with pytest.raises(ValueError, match="rows of a"):
         mixing.mix(rows, {"b": None})

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from tunebook.common import data
+from tunebook.common.data import loading
 
 ROWS = [{"instruction": f"Say {number}.", "input": "", "output": str(number)} for number in range(12)]
 
@@ -22,7 +23,7 @@ def told(*words):
 
 @pytest.mark.parametrize("held", [0, 64 << 20])  # bytes that are kept in memory: none, or all of it
 def test_equal_rows_are_counted_by_side(tmp_path, monkeypatch, held):
-    monkeypatch.setattr(data, "HELD", held)
+    monkeypatch.setattr(loading, "IN_MEMORY_BYTES", held)
     other = [
         {**ROWS[3], "output": "three"},
         {"id": 7, "instruction": "Say 4.", "output": "4"},

@@ -1,4 +1,4 @@
-"""Plans on models without weights: known counts and bytes, arithmetic as with weights, and the command itself."""
+"""Plans without weights: known counts and bytes, arithmetic as with weights, and the command itself."""
 
 import json
 import os
@@ -200,7 +200,7 @@ def test_a_plan_needs_no_weights(tmp_path):
     with meta_model.plan_mode(device.make(gpu=True, bf16=True)):
         assert locate(place) == place and device.current().dtype == torch.bfloat16
         assert device.current().precision == {"bf16": False, "fp16": False}  # there is nothing to compute
-    assert device.planned() is None and device.current().dtype == torch.float32
+    assert device.planned() is None and device.current() == device.here()
 
 
 CARDS = """0, GPU-1f0c, 81000, 9.0, NVIDIA H100 80GB HBM3

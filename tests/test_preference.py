@@ -26,6 +26,8 @@ from tunebook.common.training import callbacks
 ASKED = {"role": "user", "content": "What is hot?"}
 GOOD, BAD = ({"role": "assistant", "content": text} for text in ("fire", "ice"))
 
+pytestmark = pytest.mark.xdist_group("unsloth")  # imported in this process: in one is enough
+
 
 def read(tmp_path, rows, *words, name="pairs.json"):
     path = tmp_path / name
@@ -549,7 +551,7 @@ def test_an_adapter_over_four_bits_goes_on_and_resumes(made, tmp_path):
     last = max(part.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     subprocess.run(["rm", "-r", last, part / "adapter"], check=True)
     done = run("--output_dir", part, *flags)
-    assert done.returncode == 0 and "going on from" in done.stdout, done.stderr[-3000:]
+    assert done.returncode == 0 and "resuming from" in done.stdout, done.stderr[-3000:]
 
     from safetensors.torch import load_file
 

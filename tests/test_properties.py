@@ -68,7 +68,7 @@ rejected = st.fixed_dictionaries({"prompt": turns(False), "chosen": words, "reje
 )
 
 
-def kept(folder, rows, reads=data.Table):
+def kept(folder, rows, reads=data.SchemaReader):
     """The rows of a folder's train side, without what tells where they are from."""
     for name in ("train", "validation", "test"):
         lines = [json.dumps(row) for row in rows]
@@ -97,7 +97,7 @@ def test_conversations_come_back_from_either_names(folder, rows):
 @some
 @given(rows=st.lists(rejected, min_size=1, max_size=4))
 def test_pairs_come_back(folder, rows):
-    for found, row in zip(kept(folder, rows, pairs.Table), rows, strict=True):
+    for found, row in zip(kept(folder, rows, pairs.PairReader), rows, strict=True):
         assert found["messages"] == row["prompt"] + row["chosen"]
         assert found["rejected"]["messages"] == row["prompt"] + row["rejected"]
 
@@ -135,7 +135,7 @@ def test_packing_is_that_of_trl(limit, data):
 @given(texts=st.lists(st.text("abc ", max_size=12), max_size=40), seed=st.integers(0, 5),
        sizes=st.lists(st.integers(1, 9), min_size=2, max_size=3))  # fmt: skip
 def test_a_split_is_a_partition_without_leaks(texts, seed, sizes):
-    found = splitting.sides(texts, sizes, seed=seed)
+    found = splitting.assign(texts, sizes, seed=seed)
     assert len(found) == len(texts) and set(found.tolist()) <= set(range(len(sizes)))
     assert not len(splitting.leaks(texts, found))
     alike = {}

@@ -103,7 +103,8 @@ def test_rows_in_another_language():
         _row("Ja?", "Oui."),
         _row(output="Ceci est une pomme rouge qui vient de notre jardin."),
     ]
-    rows = [{**row, "row": place} for place, row in enumerate(rows, 1)]
-    assert [row["row"] for row in rows if not quality.speaks(row, "en")] == [2, 4]
+    rows = [{**row, "row": place, "source": "a"} for place, row in enumerate(rows, 1)]
+    found, _ = quality.search(rows, language="en")
+    assert [place["row"] for place in found["not_en"]["first"]] == [2, 4]
     with pytest.raises(UserError, match="'english' is not known; these are: "):
         quality.speaks(_row(), "english")

@@ -6,6 +6,7 @@ import pytest
 from paths import DATA, TOKENIZERS, needs_data
 
 pytestmark = [
+    pytest.mark.xdist_group("unsloth"),  # imported in this process: in one is enough
     pytest.mark.real_data,
     pytest.mark.recipe,
     needs_data,

@@ -6,6 +6,7 @@ import random
 import unicodedata
 
 import pytest
+import real
 from paths import DATA, TOKENIZERS, needs_data
 
 from tunebook.common.errors import UserError
@@ -28,7 +29,7 @@ PIECES = ["the", " cat", "don't", "12345", "3.14", " ", "\n", "\n\n\n", "\t", "\
 
 @pytest.fixture(scope="module", params=LOADING)
 def tokenizer(request):
-    return tokenization.load(str(TOKENIZERS / request.param))[0]
+    return real.tokenizer(request.param)
 
 
 def alpaca():

@@ -7,6 +7,7 @@ import sys
 import browser
 import few
 import forked
+import golden
 import plain
 import pytest
 from paths import ROOT
@@ -19,6 +20,15 @@ from tunebook.common.models.inference import Adapted
 from tunebook.common.tokens import templates
 
 RECIPES = sorted(path.name for path in (ROOT / "recipes").glob("*.py"))
+# Resumed as another recipe is; they are where time does not matter.
+AS_OTHERS = ("chat_sharegpt.py", "distill_alpaca.py", "lora_alpaca.py", "packed_alpaca.py", "soft_prompts_alpaca.py")
+OTHERS = [name for name in RECIPES if name not in ("pretrain_pocket.py", "qlora_alpaca.py", *AS_OTHERS)]
+TRAINED = [
+    pytest.param("qlora_alpaca.py", True, marks=pytest.mark.golden),  # its report's keys are kept
+    *((name, True) for name in OTHERS),
+    *((name, False) for name in AS_OTHERS),
+    *(pytest.param(name, True, marks=pytest.mark.slow) for name in AS_OTHERS),
+]
 
 
 def run(*words, recipe="qlora_alpaca.py", cwd=ROOT):
@@ -76,54 +86,61 @@ def test_nothing_to_train_ends_with_1(tmp_path):
 
 
 @pytest.mark.recipe
-@pytest.mark.parametrize("recipe", [name for name in RECIPES if name != "pretrain_pocket.py"])
-def test_train_stop_resume_reload(tmp_path, recipe):
-    """A run killed after its checkpoint goes on to the weights of a run that was left alone; plain PEFT reads them."""
+@pytest.mark.parametrize(("recipe", "resumes"), TRAINED)
+def test_train_stop_resume_reload(tmp_path, recipe, resumes):
+    """What a run writes, that it goes on where it was killed, and that plain PEFT reads it."""
     kind = {"dpo_pairs.py": "pairs", "chat_sharegpt.py": "chat"}.get(recipe, "")
     data = few.rows(tmp_path / "rows_in_a_folder_whose_name_is_wider_than_a_phone", kind, 40, 8)
-    flags = ["--max_steps", "5", "--per_device_train_batch_size", "4", "--eval_suite", "none", "--dataset", data]
+    flags = ["--max_steps", "4", "--per_device_train_batch_size", "4", "--eval_suite", "none", "--dataset", data]
+    if recipe != "loop_alpaca.py":  # it has no --sft
+        flags += ["--sft", "save_steps=2", *(["eval_steps=2"] if recipe != "distill_on_policy.py" else [])]
     whole = fork("--output_dir", tmp_path / "whole", *flags, recipe=recipe)
     assert whole.returncode == 0, whole.stderr[-3000:]
     report = json.loads((tmp_path / "whole" / "report.json").read_text())
     for key in ("recipe", "args", "versions", "commit", "device", "data", "forecast", "measured", "train", "eval"):
         assert key in report
-    assert report["train"]["steps"] == 5 and report["data"]["kept"] == 40
+    assert report["train"]["steps"] == 4 and report["data"]["kept"] == 40
     assert report["forecast"]["seconds"] > 0 and report["measured"]["peak_bytes"] > 2**28
     assert all(sample["after"] is not None for sample in report["samples"])
     page = (tmp_path / "whole" / "report.html").read_text()
     assert "http" not in page.replace("http-equiv", "") and "<mark>" in page
 
-    part = tmp_path / "part"
-    subprocess.run(["cp", "-r", tmp_path / "whole", part], check=True)
-    for path in [part / "report.json", part / "report.html"]:
-        path.unlink()
-    last = max(part.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     result = "model" if recipe == "sft_alpaca.py" else "adapter"
-    subprocess.run(["rm", "-r", last, part / result], check=True)  # as if it had been killed before the last one
-    again = run if recipe == "qlora_alpaca.py" else fork  # one in a process, with other seeds of str hashes
-    resumed = again("--output_dir", part, *flags, recipe=recipe)
-    assert resumed.returncode == 0 and "going on from" in resumed.stdout, resumed.stderr[-3000:]
-
-    import torch
-    from safetensors.torch import load_file
-
-    (file,) = (path.name for path in (tmp_path / "whole" / result).glob("*.safetensors"))
-    one, two = (load_file(folder / result / file) for folder in (tmp_path / "whole", part))
-    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
-    of_both = json.loads((part / "report.json").read_text())
-    for place, key in (("measured", "trained_tokens"), ("train", "loss"), ("train", "parts"), ("train", "evaluations")):
-        assert of_both[place][key] == report[place][key], key
     if "distillation" in report:
         taught = report["distillation"]
         assert taught["teacher"] == "pocket_teacher" and report["train"]["parts"]["divergence"]
         assert all(words in page for words in ("pocket_teacher", f"{taught['divergence']} at T", taught["loss"]))
-    assert fork("--output_dir", part, *flags, recipe=recipe).returncode == 2  # finished now
-
+    assert fork("--output_dir", tmp_path / "whole", *flags, recipe=recipe).returncode == 2  # finished now
+    if resumes:
+        goes_on(tmp_path / "whole", tmp_path / "part", recipe, result, flags)
     travels(tmp_path / "whole", result)
     if recipe == "dpo_pairs.py":
         browser.look(tmp_path / "whole" / "report.html")
+    if recipe == "qlora_alpaca.py":
+        golden.check("report_keys.txt", "\n".join(golden.keys(report)))
     if recipe in ("packed_alpaca.py", "qlora_alpaca.py"):
         same_logits_with_plain_peft(tmp_path / "whole")
+
+
+def goes_on(whole, part, recipe, result, flags):
+    """A run killed after its checkpoint goes on to the weights, and the account, of the run that was left alone."""
+    import torch
+    from safetensors.torch import load_file
+
+    subprocess.run(["cp", "-r", whole, part], check=True)
+    for path in [part / "report.json", part / "report.html"]:
+        path.unlink()
+    last = max(part.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    subprocess.run(["rm", "-r", last, part / result], check=True)  # as if it had been killed before the last one
+    again = run if recipe == "qlora_alpaca.py" else fork  # one in a process, with other seeds of str hashes
+    resumed = again("--output_dir", part, *flags, recipe=recipe)
+    assert resumed.returncode == 0 and "resuming from" in resumed.stdout, resumed.stderr[-3000:]
+    (file,) = (path.name for path in (whole / result).glob("*.safetensors"))
+    one, two = (load_file(folder / result / file) for folder in (whole, part))
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+    report, of_both = (json.loads((folder / "report.json").read_text()) for folder in (whole, part))
+    for place, key in (("measured", "trained_tokens"), ("train", "loss"), ("train", "parts"), ("train", "evaluations")):
+        assert of_both[place][key] == report[place][key], key
 
 
 def travels(folder, result):
@@ -155,36 +172,31 @@ def travels(folder, result):
 
 
 def same_logits_with_plain_peft(folder):
-    """Unsloth in a process of its own, and transformers and PEFT alone in this one, give the same logits."""
+    """Unsloth, and transformers and PEFT alone in a process of their own, give the same logits."""
     code = """
 import sys, torch
-folder, text = sys.argv[1:]
-from common import models
+folder, how = sys.argv[1:]
+from common import data, models, templates
+if how == "unsloth":
+    base, tokenizer = models.load("pocket", 512)
+else:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    base = AutoModelForCausalLM.from_pretrained(models.locate("pocket"), dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder + "/adapter")
 from peft import PeftModel
-base, tokenizer = models.load("pocket", 512)
 model = PeftModel.from_pretrained(base, folder + "/adapter").eval()
+text = templates.load(folder + "/adapter").prompt(data.load("pocket")["test"][0])
 with torch.no_grad():
-    torch.save(model(**tokenizer(text, return_tensors="pt")).logits, folder + "/unsloth.pt")
+    torch.save(model(**tokenizer(text, return_tensors="pt")).logits, f"{folder}/{how}.pt")
+assert ("unsloth" in sys.modules) == (how == "unsloth")
 """
     import torch
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
 
-    from tunebook.common import data
-    from tunebook.common.models import locate
-
-    text = templates.load(folder / "adapter").prompt(data.load("pocket")["test"][0])
-    done = forked.run("-c", code, folder, text)
+    done = forked.run("-c", code, folder, "unsloth")
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "unsloth" not in sys.modules
-    base = AutoModelForCausalLM.from_pretrained(locate("pocket"), dtype=torch.float32)
-    model, tokenizer = (
-        PeftModel.from_pretrained(base, folder / "adapter").eval(),
-        AutoTokenizer.from_pretrained(folder / "adapter"),
-    )
-    with torch.no_grad():
-        plain = model(**tokenizer(text, return_tensors="pt")).logits
-    assert torch.allclose(torch.load(folder / "unsloth.pt"), plain, atol=1e-5, rtol=0)
+    subprocess.run([sys.executable, "-c", code, str(folder), "plain"], check=True, timeout=300, cwd=ROOT)
+    logits = [torch.load(folder / f"{how}.pt") for how in ("unsloth", "plain")]
+    assert torch.allclose(*logits, atol=1e-5, rtol=0)
 
 
 @pytest.mark.recipe

@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import json
 import math
+import re
 from pathlib import Path
 
 import lm_eval.tasks
@@ -249,7 +250,7 @@ def test_lm_eval_on_our_tasks_and_the_table(data, capsys):
     commands.main(["safety", str(data / "base"), str(data / "tuned"), "--markdown", str(data / "out.md")])
     said = capsys.readouterr().out
     assert "No template was applied" in said and "Blodgett" in said and "tunebook compare" in said
-    table = (data / "out.md").read_text(encoding="utf-8")
+    table = re.sub(" +", " ", (data / "out.md").read_text(encoding="utf-8"))
     assert (
         "| refuses what it should (XSTest, unsafe) | high | 4 | 25.0 % (4.6 to 69.9) | 100.0 % (51.0 to 100.0) |"
         in table

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import pytest
@@ -83,9 +82,7 @@ def test_a_right_program_passes(program):
 )  # fmt: skip
 def test_a_program_that_would_do_harm_fails(program, verdict, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    seconds, started = 2 if verdict == "timed out" else 60, time.time()
-    assert sandbox.run(program, seconds) == verdict
-    assert time.time() - started < seconds + 30
+    assert sandbox.run(program, 2 if verdict == "timed out" else 60) == verdict
     assert not running(tmp_path)
 
 

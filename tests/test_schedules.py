@@ -109,7 +109,7 @@ def trainer(place, lora=None, packed=False, callbacks=(), **changed):
     if packed:
         attention.by_document(made.model)
     else:
-        samplers.bucket(made)
+        samplers.group_by_length(made)
     return made
 
 

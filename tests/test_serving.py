@@ -5,8 +5,9 @@ import json
 
 import plain
 import pytest
+import real
 import torch
-from paths import TOKENIZERS, needs_data
+from paths import needs_data
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from tunebook.common import generation
@@ -143,7 +144,7 @@ def test_what_a_template_calls_its_tokens_stays_what_it_was(tokenizer, tmp_path)
 @needs_data
 @pytest.mark.parametrize("name", ["llama2", "phi-3-mini", "llama3"])
 def test_the_same_on_real_tokenizers(tmp_path, name):
-    tokenizer = tokenization.load(str(TOKENIZERS / name))[0]
+    tokenizer = real.tokenizer(name)
     for kind in ("alpaca", "plain", "llama2", "tokenizer"):
         if kind == "tokenizer" and not tokenizer.chat_template:
             continue

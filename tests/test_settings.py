@@ -14,7 +14,7 @@ from paths import ROOT
 from tunebook.common import cli, errors
 from tunebook.common.training import config_overrides
 
-pytestmark = pytest.mark.recipe
+pytestmark = [pytest.mark.recipe, pytest.mark.xdist_group("unsloth")]  # imported in this process: in one is enough
 # Fields that do something in a recipe; one that TRL or transformers adds has to be put here or in settings.UNHEARD.
 HEARD = """
     output_dir per_device_train_batch_size num_train_epochs max_steps learning_rate lr_scheduler_type
@@ -117,7 +117,7 @@ def test_they_have_no_effect(configs, tmp_path):
                "per_device_train_batch_size": 3, "max_length": 8, **fixed, **given}
         )  # fmt: skip
         trainer = SFTTrainer(model=model, processing_class=tokenizer, train_dataset=rows, args=args)
-        samplers.bucket(trainer)
+        samplers.group_by_length(trainer)
         batch = next(iter(trainer.get_train_dataloader()))
         return batch["input_ids"].tolist(), trainer.compute_loss(trainer.model, batch).item()
 

@@ -157,7 +157,7 @@ def test_folder_names_file_and_row(tmp_path):
 def test_sides_by_name(tmp_path):
     for name in ("train-00000-of-00001.parquet", "valid.csv", "test_01.jsonl", "trainer_notes.json", "testament.jsonl"):
         write(tmp_path / name, "")
-    found, others = readers.sides(tmp_path)
+    found, others = readers.splits(tmp_path)
     assert {side: source.path.name for side, source in found.items()} == {
         "train": "train-00000-of-00001.parquet",
         "validation": "valid.csv",
@@ -201,7 +201,7 @@ def test_a_folder_of_save_to_disk_is_what_datasets_reads(tmp_path, shards):
         assert values(tmp_path / name) == list(datasets.load_from_disk(str(tmp_path / name)))
     assert readers.passed_over(tmp_path / "one") == ["dataset_info.json", "state.json"]
     datasets.DatasetDict({"train": made, "test": made.select([7])}).save_to_disk(str(tmp_path / "sides"))
-    found, others = readers.sides(tmp_path / "sides")
+    found, others = readers.splits(tmp_path / "sides")
     assert {side: [value for _, value in source] for side, source in found.items()} == {
         "train": rows,
         "test": [rows[7]],
@@ -227,7 +227,7 @@ def test_a_clone_of_the_hub_gives_its_data(tmp_path):
         write(tmp_path / name, '{"a": 1}\n')
     write(tmp_path / "dataset_infos.json", "{}")
     write(tmp_path / "README.md", "words")
-    found, others = readers.sides(tmp_path)
+    found, others = readers.splits(tmp_path)
     assert list(found) == ["test", "train"] and others == []
     assert readers.passed_over(tmp_path) == ["dataset_infos.json"]
     write(tmp_path / "rows.jsonl", '{"a": 2}\n')

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from test_template_matrix import ASK, MORE, NO, TOOL, YES, call, made, sources
+from turns import ASK, MORE, NO, TOOL, YES, call, made, sources
 
 from tunebook.common import generation
 from tunebook.common.errors import UserError

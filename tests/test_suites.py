@@ -9,13 +9,14 @@ from types import SimpleNamespace
 import datasets
 import pytest
 import torch
+from benchmark_files import ROWS, arc, encoder
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from tunebook.common.errors import UserError
 from tunebook.common.pocket import FOLDER
 from tunebook.common.tokens import encoding, lengths, templates
 from tunebook.evals import sandbox
-from tunebook.evals.harness import catalog, heldout, preflight, suites
+from tunebook.evals.harness import catalog, heldout, preflight, scoring, suites
 
 TOKENIZER = AutoTokenizer.from_pretrained(FOLDER / "model", padding_side="left")
 TASKS = Path(catalog.TASKS)
@@ -26,23 +27,6 @@ def utils(folder: str):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def arc(folder: Path, items: int = 3) -> Path:
-    """A folder of data sets with a small ARC in it, laid out as the Hub's."""
-    place = folder / "allenai" / "ai2_arc"
-    place.mkdir(parents=True)
-    rows = [
-        {
-            "id": str(number), "question": f"Which is number {number}?", "answerKey": "B",
-            "choices": {"text": ["the first", "the second"], "label": ["A", "B"]},
-        }
-        for number in range(items)
-    ]  # fmt: skip
-    (place / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    parts = "".join(f"  - split: {split}\n    path: rows.jsonl\n" for split in ("train", "validation", "test"))
-    (place / "README.md").write_text(f"---\nconfigs:\n- config_name: ARC-Challenge\n  data_files:\n{parts}---\n")
-    return folder
 
 
 def test_names_of_suites_and_tasks():
@@ -158,9 +142,6 @@ def test_prompts_that_do_not_fit_are_counted(tmp_path):
     assert "1 of 8 of arc_challenge" in note
 
 
-ROWS = [json.loads(line) for line in (FOLDER / "test.jsonl").read_text(encoding="utf-8").splitlines()][::40]
-
-
 @pytest.mark.parametrize("name", ["alpaca", "chatml"])
 def test_items_are_the_tokens_that_train(name):
     template = templates.get(name, TOKENIZER)
@@ -250,7 +231,6 @@ def test_which_rows_and_which_template(tmp_path, capsys):
 
 
 def test_metrics_of_several_filters_and_lists_are_kept():
-    from tunebook.evals import harness
 
     results = {
         "results": {
@@ -267,7 +247,7 @@ def test_metrics_of_several_filters_and_lists_are_kept():
             for name, value in (("strict", 0.0), ("loose", 1.0))
         ],
     }
-    found = harness._account(results, samples, {"a": {0}})
+    found = scoring._account(results, samples, {"a": {0}})
     assert found["metrics"] == {"a": {"x": 0.5}, "b": {"x,strict": 0.0, "x,loose": 1.0}}
     assert found["errors"] == {"a": {"x": 0.1}, "b": {"x,loose": 0.2}}
     assert found["items"]["b"][0] == {"skill": None, "x,strict": 0.0, "x,loose": 1.0}
@@ -283,20 +263,6 @@ def test_items_reach_lm_eval_as_a_data_set(tmp_path):
     assert isinstance(found["test"], datasets.Dataset) and found["test"][0]["answer"] == "b"
     with pytest.raises(UserError, match="--metadata"):
         utils("heldout").load(version=1.0)
-
-
-def encoder(folder: Path) -> str:
-    """A small encoder with random weights, and a tokenizer of letters and a few words."""
-    from transformers import BertConfig, BertModel, BertTokenizerFast
-
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters), "cat", "."]
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "max_position_embeddings": 64}
-    BertModel(BertConfig(vocab_size=len(words), num_hidden_layers=3, **sizes)).save_pretrained(folder)
-    tokenizer = BertTokenizerFast(vocab={word: place for place, word in enumerate(words)}, model_max_length=64)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
 
 
 def test_bertscore_is_the_papers(tmp_path):

@@ -3,10 +3,10 @@
 import numpy
 import pytest
 import torch
-from test_distillation import Stub, bins, model, padded, rows
+from students import Stub, bins, model, padded, rows
 
 from tunebook.common import distillation
-from tunebook.common.distillation import teacher_cache, teacher_cache_writer
+from tunebook.common.distillation import student, teacher_cache, teacher_cache_writer
 from tunebook.common.distillation.losses import Blend
 from tunebook.common.errors import UserError
 from tunebook.common.models import lm_head
@@ -73,7 +73,7 @@ def test_a_teachers_own_loss_is_its_cross_entropy_over_tokens(tmp_path, monkeypa
     # Where the teacher's file is read again, the loss is known of the rows that were held out when it was made.
     described, loaded = {**METADATA, "k": "5"}, []
     monkeypatch.setattr(teacher_cache, "described", lambda *_: dict(described))
-    monkeypatch.setattr(distillation, "teacher", lambda *_: loaded.append(1) or teacher)
+    monkeypatch.setattr(student, "teacher", lambda *_: loaded.append(1) or teacher)
     words = (None, None, "big", 2.0, 5, 16)
     for _ in range(2):
         found = teacher_cache_writer.open_or_make(tmp_path / "made", other, *words, held_out=part)

@@ -1,7 +1,7 @@
 """Thinking of assistant turns: read from keys and text alike, written where the template has a place, never lost."""
 
 import pytest
-from test_template_matrix import ASK, MORE, NO, YES, made, sources, texted, theirs, thought
+from turns import ASK, MORE, NO, YES, made, sources, texted, theirs, thought
 
 from tunebook.common.errors import UserError
 from tunebook.common.tokens import encoding, lengths, templates

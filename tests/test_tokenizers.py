@@ -52,7 +52,7 @@ def test_begin_and_end_are_added_once():
     pieces = [("<|im_start|>", 2), ("<|endoftext|>", 0)]
     single = processors.TemplateProcessing("<|im_start|> $A <|endoftext|>", special_tokens=pieces)
     tokenizer.backend_tokenizer.post_processor = single
-    assert tokenization.affixes(tokenizer) == ([2], [0])
+    assert tokenization.bos_eos_ids(tokenizer) == ([2], [0])
     encoded, _ = encoding.encode([{"instruction": "Say a.", "input": "", "output": "a"}], tokenizer, ALPACA, 512)
     ids = encoded[0]["input_ids"]
     assert ids[0] == 2 and ids.count(2) == 1 and ids[-1] == 0 and ids.count(0) == 1

@@ -5,13 +5,14 @@ import json
 from pathlib import Path
 
 import pytest
-from paths import DATA, TOKENIZERS, needs_data
+import real
+from paths import DATA, needs_data
 from transformers import AutoTokenizer
 
 from tunebook.common.data import schema
 from tunebook.common.errors import UserError
 from tunebook.common.pocket import FOLDER
-from tunebook.common.tokens import chat_templates, encoding, templates, tokenization
+from tunebook.common.tokens import chat_templates, encoding, templates
 from tunebook.common.tokens.jinja_templates import Unstable
 
 TRL = Path(str(importlib.metadata.distribution("trl").locate_file("trl/chat_templates")))
@@ -40,7 +41,7 @@ class Rows:
 
 
 def read(*values, **mapping):
-    rows = list(schema.Table(Rows(*values), "mine", mapping))
+    rows = list(schema.SchemaReader(Rows(*values), "mine", mapping))
     return [{name: row[name] for name in ("messages", "tools") if name in row} for row in rows]
 
 
@@ -277,7 +278,7 @@ def test_text_templates_take_no_tools(pocket):
     "row", [{"instruction": "Is it warm?", "output": "Yes."}, {"prompt": "Is it warm?", "completion": "Yes."}]
 )
 def test_tools_beside_texts_are_rendered(pocket, chatml, row):
-    (found,) = schema.Table(Rows({**row, "tools": json.dumps([FUNCTION])}), "mine")
+    (found,) = schema.SchemaReader(Rows({**row, "tools": json.dumps([FUNCTION])}), "mine")
     turns = [QUESTION, {"role": "assistant", "content": "Yes."}]
     theirs = pocket.apply_chat_template(
         turns, tools=[TOOL], chat_template=chatml.jinja, return_dict=False, **chatml.tokens
@@ -370,7 +371,7 @@ def test_every_family_is_handed_its_form(pocket, name):
 @pytest.mark.parametrize(("name", "trl_name"), [("qwen3", ""), ("qwen2.5", "qwen2_5"), ("llama3", "")])
 def test_calls_train_on_real_tokenizers(name, trl_name):
     """The ids are those of the tokenizer's own template; where TRL's has the same text, its marks are the oracle."""
-    tokenizer, _ = tokenization.load(str(TOKENIZERS / name))
+    tokenizer = real.tokenizer(name)
     theirs = tokenizer.apply_chat_template(conversation(), tools=[TOOL], return_dict=False)
     rows = [read(CUSTOMS[custom])[0] for custom in ("openai", "sharegpt", "older")]
     encoded, _ = encoding.encode(rows, tokenizer, templates.get("tokenizer", tokenizer), 4096)
@@ -396,7 +397,7 @@ def test_calls_train_on_real_tokenizers(name, trl_name):
 def test_sharegpt_rows_are_the_openai_form():
     file = DATA / "chat" / "llamafactory_glaive_toolcall_en_demo.json"
     values = [row for row in json.loads(file.read_text(encoding="utf-8")) if row.get("tools")]
-    tokenizer, _ = tokenization.load(str(TOKENIZERS / "qwen3"))
+    tokenizer = real.tokenizer("qwen3")
     encoded, counts = encoding.encode(read(*values), tokenizer, templates.get("tokenizer", tokenizer), 100_000)
     assert counts.kept == len(values) > 100
     roles = {"human": "user", "gpt": "assistant", "observation": "tool"}

@@ -43,7 +43,7 @@ def ours(case: Case, results: str) -> Any:
     from trl import SFTConfig, SFTTrainer
 
     from tunebook.common import models
-    from tunebook.common.batching import collator, dataloader, packing, samplers
+    from tunebook.common.batching import dataloader, packing, samplers
     from tunebook.common.models import attention, device, lora
 
     model, tokenizer = models.load(case.folder, WIDTH, four_bit=case.method == "QLoRA", full=case.method == "full")
@@ -55,7 +55,7 @@ def ours(case: Case, results: str) -> Any:
         model=model,
         processing_class=tokenizer,
         train_dataset=packing.packed(data, WIDTH) if case.packed else data,
-        data_collator=collator.collator(model, tokenizer) if case.packed else None,
+        data_collator=attention.collator(model, tokenizer) if case.packed else None,
         args=SFTConfig(
             output_dir=results,
             max_length=WIDTH,
@@ -79,7 +79,7 @@ def ours(case: Case, results: str) -> Any:
     if case.packed:
         attention.by_document(trainer.model)
     else:
-        samplers.bucket(trainer)
+        samplers.group_by_length(trainer)
     return trainer
 
 

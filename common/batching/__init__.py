@@ -1,3 +1,3 @@
 """Encoded rows become batches: packing, sampling by length, collating, loading.
 
-May import models, tokens, data and the ground modules."""
+May import tokens, data and the ground modules."""

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-from tunebook.common.models import attention
 from tunebook.common.tokens.lengths import IGNORE_INDEX
 
 
@@ -41,11 +40,6 @@ class PackedCollator:
             positions_BT[place, :length] = starts
         labels_BT[positions_BT == 0] = IGNORE_INDEX
         return {"input_ids": ids_BT, "labels": labels_BT, "position_ids": positions_BT}
-
-
-def collator(model: Any, tokenizer: Any) -> PackedCollator:
-    """The collator of packed rows for a model: bins in one row where its attention needs that to part documents."""
-    return PackedCollator(tokenizer.pad_token_id or 0, attention.one_row(model))
 
 
 def real(batch: dict[str, Any]) -> Any:

@@ -82,7 +82,7 @@ def loader(rows: Any, tokenizer: Any, batch_size: int, order: Any = None) -> Any
     batch, with the settings of `workers`; their weights are `loss_weights` in it.
 
     Args:
-        order: a sampler, such as sampling.Buckets; None: as they stand.
+        order: a sampler, such as sampling.LengthGroupedSampler; None: as they stand.
     """
     from torch.utils.data import DataLoader
     from transformers import DataCollatorForSeq2Seq

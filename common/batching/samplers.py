@@ -6,8 +6,10 @@ from typing import Any
 from tunebook.common.tokens.lengths import lengths_of
 
 
-class Buckets:
-    """A sampler for a DataLoader: the rows of one optimiser step stand together and are of like length.
+class LengthGroupedSampler:
+    """A sampler for a DataLoader: the rows of one optimizer step stand together and are of like length.
+
+    Unlike the group_by_length of transformers it keeps a step's rows however they are split over devices, and resumes.
 
     Rows are shuffled, cut into windows, sorted by length inside each window, and cut into groups; whole groups come in
     random order. Rows left over from whole groups are a random choice and come last. The order is that of (seed,
@@ -17,7 +19,7 @@ class Buckets:
 
     Args:
         lengths: tokens of each row.
-        group: rows of one optimiser step, over all processes.
+        group: rows of one optimizer step, over all processes.
         seed: another seed, another order.
         window: groups that are sorted together. More of them: less padding, but batches more alike from epoch to epoch.
             With the 51,912 Alpaca rows of at most 512 Llama-3 tokens in groups of 8, 46 % of the positions are
@@ -86,8 +88,8 @@ def padding_share(
     return float(1 - taken.sum() / positions)
 
 
-def bucket(trainer: Any) -> Buckets:
-    """Make a transformers.Trainer take its training rows through Buckets, and print how much padding that saves.
+def group_by_length(trainer: Any) -> LengthGroupedSampler:
+    """Make a transformers.Trainer take its training rows by LengthGroupedSampler, and print the padding that it saves.
 
     The group is what the trainer's arguments make a step now; it stays when batch size and accumulation are traded for
     each other later. Call it before `trainer.train`.
@@ -97,29 +99,29 @@ def bucket(trainer: Any) -> Buckets:
     args = trainer.args
     seed = args.seed if args.data_seed is None else args.data_seed
     group = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    buckets = Buckets(lengths_of(trainer.train_dataset), group, seed)
+    sampler = LengthGroupedSampler(lengths_of(trainer.train_dataset), group, seed)
 
     class Epoch(TrainerCallback):
         """accelerate (1.15) reaches no sampler when it skips rows for several processes: a resumed run would take the
         order of epoch 0."""
 
         def on_epoch_begin(self, args, state, control, **kwargs):
-            buckets.set_epoch(int(state.epoch or 0))
+            sampler.set_epoch(int(state.epoch or 0))
 
-    trainer._get_train_sampler = lambda dataset=None: buckets
+    trainer._get_train_sampler = lambda dataset=None: sampler
     trainer.add_callback(Epoch())
     if trainer.is_world_process_zero():
         multiple = vars(args).get("pad_to_multiple_of") or 1  # a field of SFTConfig alone
-        print(saving(buckets, args.train_batch_size, multiple))
-    return buckets
+        print(padding_summary(sampler, args.train_batch_size, multiple))
+    return sampler
 
 
-def saving(buckets: Buckets, batch_size: int, multiple: int = 1) -> str:
+def padding_summary(sampler: LengthGroupedSampler, batch_size: int, multiple: int = 1) -> str:
     """One line: padding in the first epoch, and what the same rows would have in random order."""
     import numpy
 
-    shuffled = numpy.random.default_rng(buckets.seed).permutation(len(buckets))
+    shuffled = numpy.random.default_rng(sampler.seed).permutation(len(sampler))
     ours, random = (
-        padding_share(buckets.lengths, order, batch_size, multiple) for order in (buckets.order(0), shuffled)
+        padding_share(sampler.lengths, order, batch_size, multiple) for order in (sampler.order(0), shuffled)
     )
-    return f"batches of like length: {ours:.1%} of the positions are padding; in random order it would be {random:.1%}"
+    return f"length-grouped batches: {ours:.1%} padding ({random:.1%} if shuffled)"

@@ -51,7 +51,7 @@ def main(args: Args) -> None:
     if args.page:
         from tunebook.common.commands import chat_page
 
-        chat_page.check(decoding)  # before the model is loaded
+        chat_page.check()  # before the model is loaded
     from tunebook.common.models.inference import Adapted
 
     adapted = Adapted(args.model, args.adapter, args.template)
@@ -65,7 +65,6 @@ class Terminal:
     """The loop that reads questions and commands from standard input."""
 
     def __init__(self, adapted: Any, decoding: Any, system: str):
-
         self.adapted, self.decoding = adapted, decoding
         self.conversation = session.Conversation(adapted.tokenizer, adapted.template, system)
         self.typed = sys.stdin.isatty()

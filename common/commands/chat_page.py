@@ -13,7 +13,7 @@ from tunebook.common.generation.decoding import Decoding
 NO_ADAPTER = "none"
 
 
-def check(decoding: Decoding) -> None:
+def check() -> None:
     """Raise UserError where no page can be made."""
     if importlib.util.find_spec("gradio") is None:
         raise UserError('--page needs gradio, which is not installed: pip install "gradio>=6,<7"')

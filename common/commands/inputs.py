@@ -10,18 +10,19 @@ from typing import Any
 
 from tunebook.common import data
 from tunebook.common.data.rows import Row, kind
-from tunebook.common.data.schema import PEEKED, Table
+from tunebook.common.data.schema import PEEKED, SchemaReader
+from tunebook.common.data.spec import parse
 from tunebook.common.errors import UserError
 
 
-class Everything:
+class AllRows:
     """All rows of several sources, one after the other, not split. Small sources are kept, large ones read again.
 
     Attributes:
         drop: as in data.Listed.
     """
 
-    def __init__(self, tables: list[tuple[Table, bool]], drop: bool = False):
+    def __init__(self, tables: list[tuple[SchemaReader, bool]], drop: bool = False):
         self.tables, self.drop = tables, drop
         self.held: dict[int, list[Row]] = {}
 
@@ -50,15 +51,15 @@ class Everything:
 
     def columns(self) -> list[str]:
         """What the columns became and what was dropped, in words, once the rows have been gone through."""
-        return data.columns_of([table for table, _ in self.tables])
+        return data.column_notes([table for table, _ in self.tables])
 
 
-def rows(words: list[str], command: str, only_train: bool = False, bad_rows: str = "refuse") -> Everything:
-    """The rows of files, folders, Hub names or pocket. Sides that a source has of its own are read one by one.
+def rows(words: list[str], command: str, only_train: bool = False, bad_rows: str = "refuse") -> AllRows:
+    """The rows of files, folders, Hub names or pocket. Splits that a source has of its own are read one by one.
 
     Args:
         command: whose name a message gives.
-        only_train: leave the other sides of a source that has sides.
+        only_train: leave out all but the training rows of a source that has splits.
         bad_rows: `refuse` a source with rows that are wrong, or `drop` and count them.
 
     Raises:
@@ -66,25 +67,25 @@ def rows(words: list[str], command: str, only_train: bool = False, bad_rows: str
     """
     if not words:
         raise UserError(f"name a file, a folder, a Hub name or pocket: tunebook {command} my_rows.json")
-    wanted, _ = data.parse(words)
+    wanted, _ = parse(words)
     notes: list[str] = []
     tables = []
-    for name, want in wanted.items():
-        if want.share is not None:
+    for name, spec in wanted.items():
+        if spec.share is not None:
             notes.append(f"{name}: a share is for training; all its rows are read here")
-        sides = data.sides_of(name, want, notes)
-        if only_train and sides.keys() - {"train", ""}:
-            notes.append(f"{name}: its train side alone is read")
-            sides = {"train": sides["train"]}
-        for side, source in sides.items():
-            called = f"{name} ({side})" if side else name
-            tables.append((Table(source, called, want.mapping, bad_rows), source.size <= data.HELD))
+        splits = data.splits_of(name, spec, notes)
+        if only_train and splits.keys() - {"train", ""}:
+            notes.append(f"{name}: its train split alone is read")
+            splits = {"train": splits["train"]}
+        for split, source in splits.items():
+            called = f"{name} ({split})" if split else name
+            tables.append((SchemaReader(source, called, spec.mapping, bad_rows), source.size <= data.IN_MEMORY_BYTES))
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
-    return Everything(tables, bad_rows == "drop")
+    return AllRows(tables, bad_rows == "drop")
 
 
-def template(found: Everything, tokenizer: Any) -> tuple[str, str]:
+def template(found: AllRows, tokenizer: Any) -> tuple[str, str]:
     """The template that recipes train such rows with, by the kind of the first rows, and in words which recipes do."""
     kinds = {kind(row) for row in itertools.islice(found, PEEKED)}
     if "chat" not in kinds:

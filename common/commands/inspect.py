@@ -64,9 +64,9 @@ def main(args: Args) -> dict[str, Any]:
         rows = inputs.rows(args.data, "inspect", bad_rows=args.bad_rows)
         rows.check()
         from tunebook.common.commands import inspect_view
-        from tunebook.common.data import findings
+        from tunebook.common.data import quality
         from tunebook.common.report import dataset
-        from tunebook.common.tokens import templates, tokenization  # only now: transformers takes seconds to import
+        from tunebook.common.tokens import templates, tokenization
 
         tokenizer, warnings = tokenization.load(args.tokenizer)
         if args.tokenizer == "pocket" and args.data != ["pocket"]:
@@ -75,7 +75,7 @@ def main(args: Args) -> dict[str, Any]:
         if name == "auto":
             name, because = inputs.template(rows, tokenizer)
         template = templates.get(name, tokenizer, args.thinking, args.chat_template_kwargs)
-        more, overlaps = findings.search(rows, args.near, args.language, args.benchmarks)
+        more, overlaps = quality.search(rows, args.near, args.language, args.benchmarks)
         limit = args.max_length or None
         report, kept = dataset.look(
             rows, tokenizer, template, limit, args.too_long, args.train_on, args.rows, args.packed, more

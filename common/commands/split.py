@@ -1,10 +1,10 @@
-"""Train, validation and test files from a data set. Near-duplicates stay on one side, and the result is checked anew.
+"""Train, validation and test files from a dataset. Near-duplicates stay in one split, and the result is checked anew.
 
     tunebook split my_rows.json --output_dir my_split
     tunebook split my_rows.json --output_dir my_split --sizes 90 10 --stratify category --seed 1
     tunebook split my_rows.json --output_dir my_folds --folds 5
 
-Ends with 1 where the check finds questions on two sides.
+Ends with 1 where the check finds questions in two splits.
 """
 
 import contextlib
@@ -16,10 +16,9 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from tunebook.common import files
+from tunebook.common.data.spec import SPLITS
 from tunebook.common.data.texts import normalized
 from tunebook.common.errors import CheckFailed, UserError
-
-NAMES = ("train", "validation", "test")
 
 
 @dataclass
@@ -31,7 +30,7 @@ class Args:
     output_dir: str = ""  # gets train.jsonl, validation.jsonl and test.jsonl, or a folder a fold
     sizes: list[float] = field(default_factory=lambda: [85.0, 10.0, 5.0])  # of train, validation and, if given, test
     seed: int = 0  # another seed, another split; the same seed, the same split
-    stratify: Literal["no", "category", "length"] = "no"  # each kind of question, or each length, on every side alike
+    stratify: Literal["no", "category", "length"] = "no"  # each kind of question, or each length, in every split alike
     folds: int = 0  # cross-validation: so many folders with a train and a validation file each; sizes do not matter
     near: Literal["auto", "yes", "no"] = "auto"  # keep near-duplicates together; auto: up to 200,000 rows
     bad_rows: Literal["refuse", "drop"] = "refuse"  # drop: leave rows out that cannot be trained on, and count them
@@ -54,7 +53,7 @@ def main(args: Args) -> dict[str, Any]:
     if args.json:
         files.write_json(args.json, report)
     if report["leaks"]:
-        raise CheckFailed(f"{report['leaks']} pairs of like questions are on different sides; the files are written")
+        raise CheckFailed(f"{report['leaks']} pairs of like questions are in different splits; the files are written")
     return report
 
 
@@ -74,14 +73,14 @@ def check(args: Args) -> None:
 
 
 def targets(args: Args) -> dict[int, dict[str, Path]]:
-    """Where the rows go: fold (0 where there are none) -> side -> file."""
+    """Where the rows go: fold (0 where there are none) -> split -> file."""
     folder = Path(args.output_dir)
     if args.folds:
         return {
-            fold: {name: folder / f"fold-{fold + 1}" / f"{name}.jsonl" for name in NAMES[:2]}
+            fold: {name: folder / f"fold-{fold + 1}" / f"{name}.jsonl" for name in SPLITS[:2]}
             for fold in range(args.folds)
         }
-    return {0: {name: folder / f"{name}.jsonl" for name, size in zip(NAMES, args.sizes, strict=False) if size}}
+    return {0: {name: folder / f"{name}.jsonl" for name, size in zip(SPLITS, args.sizes, strict=False) if size}}
 
 
 def divide(rows: Iterable[dict], args: Args) -> dict[str, Any]:
@@ -97,7 +96,7 @@ def divide(rows: Iterable[dict], args: Args) -> dict[str, Any]:
         found = splitting.folds(texts, args.folds, args.seed, strata)
         method = splitting.method(len(texts))
     else:
-        found = splitting.sides(texts, args.sizes, args.seed, strata, near, args.threshold)
+        found = splitting.assign(texts, args.sizes, args.seed, strata, near, args.threshold)
         method = splitting.method(len(texts), near)
     together = "near" if method.startswith("near") else "equal"
     pairs = splitting.leaks(texts, found, args.threshold) if together == "near" else across(texts, found)
@@ -129,7 +128,7 @@ def stratify(rows: Iterable[dict], texts: Sequence[str], how: str) -> list[str] 
 
 
 def across(texts: Sequence[str], found: Any) -> list[tuple[int, int]]:
-    """Pairs of rows on different sides whose texts are equal but for case and white space, from the result alone."""
+    """Pairs of rows in different splits whose texts are equal but for case and white space, from the result alone."""
     first: dict[str, int] = {}
     pairs = []
     for place, text in enumerate(texts):
@@ -152,7 +151,7 @@ def write(rows: Iterable[dict], found: Any, args: Args) -> dict[str, int]:
             except OSError as error:
                 raise UserError(f"--output_dir {args.output_dir} cannot be written: {error.strerror}") from None
             for row, side in zip(rows, found.tolist(), strict=True):
-                name = NAMES[side] if not args.folds else NAMES[side == fold]
+                name = SPLITS[side] if not args.folds else SPLITS[side == fold]
                 handles[name].write(files.json_line(row))
                 counts[str(paths[name])] += 1
     return counts

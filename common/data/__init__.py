@@ -2,6 +2,14 @@
 
 May import the ground modules alone."""
 
-from tunebook.common.data.loading import HELD, TEXTS, Sides, Table, columns_of, load, parse, sides_of
+from tunebook.common.data.loading import (
+    IN_MEMORY_BYTES,
+    NEAR_DUPLICATE_LIMIT,
+    SchemaReader,
+    Splits,
+    column_notes,
+    load,
+    splits_of,
+)
 
-__all__ = ["HELD", "TEXTS", "Sides", "Table", "columns_of", "load", "parse", "sides_of"]
+__all__ = ["IN_MEMORY_BYTES", "NEAR_DUPLICATE_LIMIT", "SchemaReader", "Splits", "column_notes", "load", "splits_of"]

@@ -3,7 +3,7 @@
 from collections import Counter
 from typing import Any
 
-from tunebook.common.data.layouts import Layout
+from tunebook.common.data.layouts import Schema
 from tunebook.common.errors import counted, first_names
 
 # Columns that are read elsewhere, or that this collection wrote.
@@ -12,25 +12,25 @@ SHOWN = 12  # names of columns that are not used
 
 
 class Uses:
-    """Counts the rows of a source by layout, and gathers the columns that are filled and mean nothing."""
+    """Counts the rows of a source by schema, and gathers the columns that are filled and mean nothing."""
 
     def __init__(self) -> None:
-        self.layouts: Counter[tuple[Layout, tuple[str, ...]]] = Counter()
+        self.layouts: Counter[tuple[Schema, tuple[str, ...]]] = Counter()
         self.unused: dict[str, None] = {}
 
-    def add(self, layout: Layout, filled: tuple[str, ...], others: dict[str, Any]) -> None:
+    def add(self, schema: Schema, filled: tuple[str, ...], others: dict[str, Any]) -> None:
         """Count a row: our names of the columns that it fills, and its other columns."""
-        self.layouts[layout, filled] += 1
+        self.layouts[schema, filled] += 1
         if others and others.keys() - self.unused.keys():
             self.unused.update({name: None for name, value in others.items() if value not in (None, "", [], {})})
 
     def line(self) -> str:
         """Such as: columns prompt=question, completion=answer; not used: id, date."""
         rows: Counter[str] = Counter()
-        for layout in dict.fromkeys(layout for layout, _ in self.layouts):
-            counts = {names: count for (of, names), count in self.layouts.items() if of is layout}
-            used = [ours for ours in layout.columns if any(ours in names for names in counts)]
-            rows[", ".join(_word(ours, layout.columns[ours]) for ours in used)] += sum(counts.values())
+        for schema in dict.fromkeys(schema for schema, _ in self.layouts):
+            counts = {names: count for (of, names), count in self.layouts.items() if of is schema}
+            used = [ours for ours in schema.columns if any(ours in names for names in counts)]
+            rows[", ".join(_word(ours, schema.columns[ours]) for ours in used)] += sum(counts.values())
         several = len(rows) > 1
         listed = "; ".join(f"{words} ({counted(count)})" if several else words for words, count in rows.most_common())
         return f"columns {listed}" + self._rest()

@@ -1,4 +1,4 @@
-"""Data sets of the Hub as sources of rows, and a quick answer where the Hub cannot be reached."""
+"""Datasets of the Hub as sources of rows, and a quick answer where the Hub cannot be reached."""
 
 import contextlib
 import socket
@@ -7,14 +7,14 @@ import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
+from tunebook.common.data.spec import SPLIT_OF
 from tunebook.common.errors import RowErrors, UserError
 
 PATIENCE = 3  # seconds for a first connection; the Hub's client alone takes half a minute to give up
-SIDES = {"train": "train", "validation": "validation", "valid": "validation", "dev": "validation", "test": "test"}
 
 
 class Source:
-    """One part of a data set of the Hub; its rows stay in the files that `datasets` keeps."""
+    """One part of a dataset of the Hub; its rows stay in the files that `datasets` keeps."""
 
     def __init__(self, parts: list[tuple[str, Any]]):
         self.parts = parts
@@ -31,17 +31,17 @@ class Source:
         return f"row {number}"
 
 
-def sides(name: str, notes: list[str]) -> dict[str, Source]:
-    """The parts of a data set by side; {"": all of it} where it has no train part.
+def splits(name: str, notes: list[str]) -> dict[str, Source]:
+    """The parts of a dataset by split; {"": all of it} where it has no train part.
 
     Raises:
-        UserError: there is no such data set, or it is not here and the Hub cannot be reached.
+        UserError: there is no such dataset, or it is not here and the Hub cannot be reached.
     """
     import datasets
 
-    reached = _reachable()
+    reached = reachable()
     try:
-        with contextlib.nullcontext() if reached else _offline():
+        with contextlib.nullcontext() if reached else offline():
             found = datasets.load_dataset(name)
     except Exception as error:
         # The Hub client raises many kinds; what a user needs is which name failed and that a file works, too.
@@ -50,15 +50,15 @@ def sides(name: str, notes: list[str]) -> dict[str, Source]:
     if not reached:
         notes.append(f"{name}: the Hub cannot be reached; the copy that is here was used")
     parts = {str(part): rows for part, rows in found.items()}
-    known = {SIDES[part]: part for part in parts if part in SIDES}
+    known = {SPLIT_OF[part]: part for part in parts if part in SPLIT_OF}
     if "train" not in known:
         return {"": Source(list(parts.items()))}
     if others := [part for part in parts if part not in known.values()]:
         notes.append(f"{name}: parts that are not used: {', '.join(others)}")
-    return {side: Source([(part, parts[part])]) for side, part in known.items()}
+    return {split: Source([(part, parts[part])]) for split, part in known.items()}
 
 
-def _reachable() -> bool:
+def reachable() -> bool:
     """Whether a connection to the Hub opens. Behind a proxy that is the proxy's affair, and the answer is yes."""
     from huggingface_hub import constants
 
@@ -76,7 +76,7 @@ def _reachable() -> bool:
 
 
 @contextlib.contextmanager
-def _offline() -> Iterator[None]:
+def offline() -> Iterator[None]:
     """The Hub's clients use only what is on this machine."""
     from datasets import config
     from huggingface_hub import constants

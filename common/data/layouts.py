@@ -18,49 +18,49 @@ NAMES = {name for kind in REQUIRED for name in REQUIRED[kind] + OPTIONAL[kind]}
 
 
 @dataclass(frozen=True, eq=False)
-class Layout:
-    """Which column holds what: `columns` maps our names to theirs; the ones in `must` have to be in every row."""
+class Schema:
+    """Which column holds what: `columns` maps our names to theirs; the ones in `required` have to be in every row."""
 
     kind: str
     columns: dict[str, str]
-    must: tuple[str, ...]
+    required: tuple[str, ...]
     tree: bool = False
 
     @property
-    def required(self) -> list[str]:
+    def required_columns(self) -> list[str]:
         """Their columns that have to be in every row."""
-        return [self.columns[name] for name in self.must]
+        return [self.columns[name] for name in self.required]
 
     def expected(self) -> str:
-        names = ", ".join(f"`{self.columns[name]}`" for name in self.must)
-        optional = [f"`{theirs}`" for ours, theirs in self.columns.items() if ours not in self.must]
+        names = ", ".join(f"`{self.columns[name]}`" for name in self.required)
+        optional = [f"`{theirs}`" for ours, theirs in self.columns.items() if ours not in self.required]
         return f"expected {names}" + (f" ({', '.join(optional)} may be missing)" if optional else "")
 
 
-def layout(kind: str, columns: dict[str, str] | None = None, tree: bool = False) -> Layout:
-    """A layout of a kind; names that are not given are called as ours are."""
+def schema(kind: str, columns: dict[str, str] | None = None, tree: bool = False) -> Schema:
+    """A schema of a kind; names that are not given are called as ours are."""
     names = {name: name for name in (*REQUIRED[kind], *OPTIONAL[kind])} | (columns or {})
-    return Layout(kind, names, REQUIRED[kind], tree)
+    return Schema(kind, names, REQUIRED[kind], tree)
 
 
-def _pairs(prompt: str, completion: str) -> tuple[Layout, ...]:
+def _pairs(prompt: str, completion: str) -> tuple[Schema, ...]:
     """Question and answer alone, and with what may stand beside them: a text to read, a system text, a history."""
     asked = {"instruction": prompt, "output": completion}
-    beside = (layout("instruction", {**asked, "input": column}) for column in ("input", "context"))
-    return layout("pair", {"prompt": prompt, "completion": completion}), *beside
+    beside = (schema("instruction", {**asked, "input": column}) for column in ("input", "context"))
+    return schema("pair", {"prompt": prompt, "completion": completion}), *beside
 
 
 # Of the layouts that a row fills, the one that most rows fill holds; where they share their columns, the one that uses
 # more of them; then the first.
 KNOWN = (
-    layout("chat"),
-    layout("chat", {"messages": "conversations"}),
-    layout("chat", {"tools": "functions"}),  # OpenAI's older name of it
-    layout("chat", {"messages": "prompt"}, tree=True),
-    layout("instruction"),
-    layout("instruction", {"input": "context"}),
-    layout("instruction", {"input": "context", "output": "response"}),
-    layout("instruction", {"output": "response"}),
+    schema("chat"),
+    schema("chat", {"messages": "conversations"}),
+    schema("chat", {"tools": "functions"}),  # OpenAI's older name of it
+    schema("chat", {"messages": "prompt"}, tree=True),
+    schema("instruction"),
+    schema("instruction", {"input": "context"}),
+    schema("instruction", {"input": "context", "output": "response"}),
+    schema("instruction", {"output": "response"}),
     *_pairs("prompt", "completion"),
     *_pairs("prompt", "response"),
     *_pairs("prompt", "answer"),
@@ -72,7 +72,7 @@ THEIRS = {column for known in KNOWN for column in known.columns.values()}
 
 
 def signature(value: Row) -> Signature:
-    """Of each column of a row that a known layout has and that is not null: 1 empty, 2 filled, 3 an object."""
+    """Of each column of a row that a known schema has and that is not null: 1 empty, 2 filled, 3 an object."""
     return tuple(
         [
             (name, 3 if isinstance(cell, dict) else 2 if cell else 1)
@@ -82,44 +82,47 @@ def signature(value: Row) -> Signature:
     )
 
 
-def filled(columns: Signature, most: Layout | None = None) -> Layout | None:
-    """The known layout whose columns a row has; None where it has those of none.
+def filled(columns: Signature, most: Schema | None = None) -> Schema | None:
+    """The known schema whose columns a row has; None where it has those of none.
 
     Args:
         columns: `signature` of the row.
-        most: the layout of most rows.
+        most: the schema of most rows.
     """
     state = dict(columns)
 
-    def rank(known: Layout) -> tuple[bool, bool, int, bool]:
-        required = known.required
-        alike = most is not None and required == most.required
+    def rank(known: Schema) -> tuple[bool, bool, int, bool]:
+        required = known.required_columns
+        alike = most is not None and required == most.required_columns
         used = sum(state.get(column, 0) > 1 for column in known.columns.values())
         return all(state[column] > 1 for column in required), alike, used, known is most
 
     whole = [
         known
         for known in KNOWN
-        if all(column in state for column in known.required)
+        if all(column in state for column in known.required_columns)
         and (known.columns.get("messages") != "prompt" or state["prompt"] == 3)
     ]
     return max(whole, key=rank, default=None)
 
 
-def only(names: tuple[str, ...], most: Layout) -> bool:
-    """Whether no known layout could suit a row of these columns better than the one of most rows, whatever is null."""
+def only(names: tuple[str, ...], most: Schema) -> bool:
+    """Whether no known schema could suit a row of these columns better than the one of most rows, whatever is null."""
     there = set(names)
     used = there & set(most.columns.values())
-    fits = (known for known in KNOWN if known is not most and there.issuperset(known.required))
-    return all(known.required == most.required and there.intersection(known.columns.values()) <= used for known in fits)
+    fits = (known for known in KNOWN if known is not most and there.issuperset(known.required_columns))
+    return all(
+        known.required_columns == most.required_columns and there.intersection(known.columns.values()) <= used
+        for known in fits
+    )
 
 
-def detect(values: list[Row], name: str) -> Layout:
-    """The known layout that most of the rows fill; else the one whose columns most rows have, at least in part."""
+def detect(values: list[Row], name: str) -> Schema:
+    """The known schema that most of the rows fill; else the one whose columns most rows have, at least in part."""
     votes = Counter(found for value in values if (found := filled(signature(value))))
     if votes:
         first = max(KNOWN, key=lambda known: votes[known])
-        beside = [known for known in KNOWN if votes[known] and known.required == first.required]
+        beside = [known for known in KNOWN if votes[known] and known.required_columns == first.required_columns]
         return max(beside, key=lambda known: (known.kind != "pair", votes[known]))
     if any({"chosen", "rejected"} <= value.keys() for value in values):
         raise UserError(
@@ -127,11 +130,11 @@ def detect(values: list[Row], name: str) -> Layout:
             f"train on one of the answers, name it after the file: --dataset {name} instruction=COLUMN output=chosen"
         )
     for test in (all, any):
-        fits = [sum(test(column in value for column in known.required) for value in values) for known in TEXTS]
+        fits = [sum(test(column in value for column in known.required_columns) for value in values) for known in TEXTS]
         if max(fits):
             return TEXTS[fits.index(max(fits))]
     if not values:  # nothing to go by: empty, or all rows are wrong, and iterating says how
-        return layout("instruction")
+        return schema("instruction")
     there = list(dict.fromkeys(str(column) for value in values for column in value))
     raise UserError(
         f"--dataset {name}: no known columns. It has: {_listed(there)}{_hint(there)}\n"
@@ -154,8 +157,8 @@ def _hint(there: list[str]) -> str:
     return ""
 
 
-def mapped(mapping: dict[str, str], values: list[Row], name: str) -> Layout:
-    """The layout that a user names; columns that are not named are called as ours are.
+def mapped(mapping: dict[str, str], values: list[Row], name: str) -> Schema:
+    """The schema that a user names; columns that are not named are called as ours are.
 
     Args:
         mapping: our name -> their column.
@@ -176,15 +179,15 @@ def mapped(mapping: dict[str, str], values: list[Row], name: str) -> Layout:
         if base.kind != "pair" or not mapping.keys() & BESIDE:
             if strange := mapping.keys() - _all(base.kind):
                 raise UserError(f"--dataset {name}: {min(strange)} does not belong to a {base.kind}; {listed}")
-            return Layout(base.kind, {**base.columns, **mapping}, base.must, base.tree)
+            return Schema(base.kind, {**base.columns, **mapping}, base.required, base.tree)
         mapping = {**base.columns, **mapping}
     if mapping.keys() & set(REQUIRED["pair"]) and mapping.keys() & BESIDE:
         asked = {"instruction": mapping.get("prompt", "prompt"), "output": mapping.get("completion", "completion")}
         mapping = {**asked, **{ours: theirs for ours, theirs in mapping.items() if ours not in REQUIRED["pair"]}}
     for known in ("chat", "pair", "instruction"):
         if mapping.keys() & set(REQUIRED[known]):
-            made = layout(known, {ours: theirs for ours, theirs in mapping.items() if ours in _all(known)})
-            if missing := [ours for ours in made.must if made.columns[ours] not in there]:
+            made = schema(known, {ours: theirs for ours, theirs in mapping.items() if ours in _all(known)})
+            if missing := [ours for ours in made.required if made.columns[ours] not in there]:
                 raise UserError(f"--dataset {name}: name the column of {missing[0]}: {missing[0]}=COLUMN; {listed}")
             if strange := mapping.keys() - _all(known):
                 raise UserError(f"--dataset {name}: {min(strange)} does not belong to a {known}; {listed}")

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from tunebook.common.errors import UserError
+from tunebook.common.tokens.lengths import lengths_of
 
 if TYPE_CHECKING:
     import datasets
@@ -13,16 +14,16 @@ BATCH = 10_000  # rows whose lengths are read at once
 
 
 def mix(
-    dataset: "datasets.Dataset", shares: dict[str, Share], by: str = "rows", seed: int = 0
+    dataset: "datasets.Dataset", weights: dict[str, Share], unit: str = "rows", seed: int = 0
 ) -> "tuple[datasets.Dataset, dict[str, dict[str, int]]]":
     """The rows that make the mix, in a random order, and how many of each source they are.
 
     Args:
         dataset: encoded rows with `input_ids` and `source`.
-        shares: source -> an int (so many rows, or all if there are fewer), a float up to 1.0 (a share of what is left
+        weights: source -> an int (so many rows, or all if there are fewer), a float up to 1.0 (a share of what is left
             beside the counted rows; shares are weights and need not add up to 1), or None: beside shares what they
             leave of 1, otherwise all rows. A share with no other beside it is of its own rows.
-        by: what shares are of, "rows" or "tokens". The total is the most that the scarcest source allows, so that no
+        unit: what shares are of, "rows" or "tokens". The total is the most that the scarcest source allows, so that no
             row comes twice; token shares hold to within a row.
 
     Returns:
@@ -31,34 +32,35 @@ def mix(
 
     Raises:
         UserError: a source of which no row is left, shares that leave nothing to one without, or a source in the
-            rows that `shares` does not name.
+            rows that `weights` does not name.
     """
     import numpy as np
 
-    if by not in ("rows", "tokens"):
-        raise UserError(f"shares={by}: shares count rows or tokens")
-    names, codes, lengths = _columns(dataset)
-    if strangers := set(names) - shares.keys():
-        raise ValueError(f"rows of {', '.join(sorted(strangers))}, which has no entry in shares")
-    places = {source: np.flatnonzero(codes == names.get(source, -1)) for source in shares}
-    if empty := [source for source in shares if not len(places[source])]:
+    if unit not in ("rows", "tokens"):
+        raise UserError(f"shares={unit}: shares count rows or tokens")
+    names, codes = _sources(dataset)
+    lengths = lengths_of(dataset)
+    if strangers := set(names) - weights.keys():
+        raise ValueError(f"rows of {', '.join(sorted(strangers))}, which has no entry in weights")
+    places = {source: np.flatnonzero(codes == names.get(source, -1)) for source in weights}
+    if empty := [source for source in weights if not len(places[source])]:
         raise UserError(f"--dataset {', '.join(empty)}: no row is left for the mix after preparation")
-    if all(share is None for share in shares.values()) and len(shares) == 1:
+    if all(share is None for share in weights.values()) and len(weights) == 1:
         return dataset, {source: _count(rows, rows, lengths) for source, rows in places.items()}
     generator = np.random.default_rng(seed)
     order = {source: generator.permutation(rows) for source, rows in places.items()}
-    taken = _take(order, _weights(shares), shares, lengths if by == "tokens" else np.ones_like(lengths))
+    taken = _take(order, _weights(weights), weights, lengths if unit == "tokens" else np.ones_like(lengths))
     report = {}
-    for source, share in shares.items():
+    for source, share in weights.items():
         report[source] = _count(taken[source], places[source], lengths)
         if isinstance(share, int) and share > len(places[source]):
             report[source]["asked"] = share
     chosen = generator.permutation(np.concatenate(list(taken.values())))
-    print(line(report))
+    print(summary(report))
     return dataset.select(chosen), report
 
 
-def line(report: dict[str, dict[str, int]]) -> str:
+def summary(report: dict[str, dict[str, int]]) -> str:
     """What was mixed, for people: `a.json 700 of 900 rows (61.2 % of tokens), ...`."""
     tokens = max(1, sum(entry["tokens"] for entry in report.values()))
     return ", ".join(
@@ -73,19 +75,17 @@ def _count(taken: "numpy.ndarray", of: "numpy.ndarray", lengths: "numpy.ndarray"
     return {"rows": len(taken), "tokens": int(lengths[taken].sum()), "of_rows": len(of)}
 
 
-def _columns(dataset: "datasets.Dataset") -> tuple[dict[str, int], Any, Any]:
-    """Source name -> code, each row's code, each row's tokens: numpy int64 arrays, one entry a row."""
+def _sources(dataset: "datasets.Dataset") -> tuple[dict[str, int], Any]:
+    """Source name -> code, and each row's code, int64."""
     import numpy as np
-    import pyarrow.compute as compute
 
     names: dict[str, int] = {}
-    codes, lengths = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-    for table in dataset.select_columns(["input_ids", "source"]).with_format("arrow").iter(batch_size=BATCH):
-        encoded = compute.dictionary_encode(table["source"].combine_chunks())  # type: ignore[index]
+    codes = [np.empty(0, np.int64)]
+    for table in dataset.select_columns("source").with_format("arrow").iter(batch_size=BATCH):
+        encoded = table["source"].combine_chunks().dictionary_encode()  # type: ignore[index]
         own = np.array([names.setdefault(name, len(names)) for name in encoded.dictionary.to_pylist()], np.int64)
         codes.append(own[encoded.indices.to_numpy()])
-        lengths.append(compute.list_value_length(table["input_ids"]).to_numpy().astype(np.int64))  # type: ignore[index]
-    return names, np.concatenate(codes), np.concatenate(lengths)
+    return names, np.concatenate(codes)
 
 
 def _weights(shares: dict[str, Share]) -> dict[str, float]:

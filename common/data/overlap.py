@@ -12,22 +12,22 @@ def key(row: Row) -> bytes:
     return digest(content(row) + (content(other) if isinstance(other, dict) else ""))
 
 
-def notes(sides: Mapping[str, Iterable[Row]]) -> list[str]:
+def notes(splits: Mapping[str, Iterable[Row]]) -> list[str]:
     """A line for each of validation and test that holds rows of train, equal in all that a model sees of them.
 
     Args:
-        sides: rows of `train`, which are gone through once, and of the others.
+        splits: rows of `train`, which are gone through once, and of the others.
     """
-    held = {side: [(key(row), row.get("row")) for row in sides[side]] for side in ("validation", "test")}
+    held = {split: [(key(row), row.get("row")) for row in splits[split]] for split in ("validation", "test")}
     wanted = {one for rows in held.values() for one, _ in rows}
-    trained = {one for row in sides["train"] if wanted and (one := key(row)) in wanted}
+    trained = {one for row in splits["train"] if wanted and (one := key(row)) in wanted}
     found = []
-    for side, rows in held.items():
+    for split, rows in held.items():
         places = [place for one, place in rows if one in trained]
         if places:
             found.append(
-                f"warning: {len(places)} of {len(rows)} {side} rows are training rows, too (the first is row "
-                f"{places[0]}): scores on them say what was memorized. Take them out of one side, or give one file and "
-                "let it be split"
+                f"warning: {len(places)} of {len(rows)} {split} rows are training rows, too (the first is row "
+                f"{places[0]}): scores on them say what was memorized. Take them out of one split, or give one file "
+                "and let it be split"
             )
     return found

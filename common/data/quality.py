@@ -1,17 +1,21 @@
 """What is wrong with a row's text: names of problems, cheap to find, for a report and for a gate; nothing is dropped.
 
-The rules look at one row at a time (`examine`), `Answers` and findings.py at the set.
+Rules look at one row at a time (`examine`). What needs the set is looked for on request (`search`): near-duplicates,
+other languages, overlap with benchmark items.
 """
 
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
-from tunebook.common.data import rows
+from tunebook.common.data import rows as row_of
 from tunebook.common.data.rows import Row
+from tunebook.common.data.statistics import SHOWN, short_names
+from tunebook.common.errors import UserError
 
+Problem = dict[str, Any]  # {"rows": int, "first": [{"row", "source"}, ...], "why": what the name means}
 SHORTEST, LONGEST = 2, 20_000  # characters of an instruction; of a whole row
 LOOP_LENGTH, LOOP_RATIO = 200, 0.12  # a long answer that compresses this well says one thing over and over
 EXPLAIN = {
@@ -62,7 +66,7 @@ def examine(row: Row, shortest: int = SHORTEST, longest: int = LONGEST) -> list[
     """
     found: dict[str, None] = {}  # a set that keeps its order
     asks, answers, length = [], [], 0
-    for role, field, text in rows.texts(row):
+    for role, field, text in row_of.texts(row):
         length += len(text)
         stripped = text.strip()
         if stripped:
@@ -120,7 +124,7 @@ class Answers:
         """`two_answers`, where an earlier row asks the same under the same system text and answers otherwise."""
         from tunebook.common.data.dedup import digests
 
-        asked, said = digests([f"{rows.system(row)}\0{rows.question(row)}", rows.last_answer(row)]).tolist()
+        asked, said = digests([f"{row_of.system(row)}\0{row_of.question(row)}", row_of.last_answer(row)]).tolist()
         return ["two_answers"] if self.first.setdefault(asked, said) != said else []
 
 
@@ -146,15 +150,84 @@ def speaks(row: Row, code: str, least: float = 0.9, shortest: int = 40) -> bool:
     Raises:
         UserError: a code that the identifier does not know.
     """
-    from tunebook.common.errors import UserError
-
     known = set(_identifier().nb_classes)
     if code not in known:
         raise UserError(f"language {code!r} is not known; these are: {', '.join(sorted(known))}")
     for side in ("ask", "answer"):
-        text = CODE.sub(" ", "\n".join(text for role, _, text in rows.texts(row) if role == side)).strip()
+        text = CODE.sub(" ", "\n".join(text for role, _, text in row_of.texts(row) if role == side)).strip()
         if len(text) >= shortest:
             found, probability = language(text)
             if found != code and probability >= least:
                 return False
     return True
+
+
+def search(
+    rows: Iterable[Row], near: bool = False, language: str = "", benchmarks: Sequence[str] = ()
+) -> tuple[dict[str, Problem], list[dict[str, str]]]:
+    """Problems by name, as statistics.survey gives them, with what was searched for and not found as 0 rows.
+
+    Args:
+        rows: canonical rows, gone through once for each search.
+        near: compare all questions with each other.
+        language: name rows that are not in it (an ISO 639-1 code).
+        benchmarks: files or folders of benchmark items.
+
+    Returns:
+        The problems, and of the first overlaps with benchmarks {"row", "item", "words"}.
+
+    Raises:
+        UserError: an unknown language, or benchmark files that cannot be read.
+    """
+    found, overlaps = {}, []
+    if language:
+        other = (row for row in rows if not speaks(row, language))
+        found[f"not_{language}"] = _problem(other, f"question or answer is in another language than {language}")
+    if near:
+        found["near_duplicate"] = _problem(_near(rows), EXPLAIN["near_duplicate"])
+    if benchmarks:
+        found["benchmark_overlap"], overlaps = _overlaps(rows, benchmarks)
+    return found, overlaps
+
+
+def _problem(rows: Iterable[Row], why: str) -> Problem:
+    places = [{"row": row["row"], "source": row["source"]} for row in rows]
+    return {"rows": len(places), "first": places[:SHOWN], "why": why}
+
+
+def _near(rows: Iterable[Row]) -> list[Row]:
+    from tunebook.common.data import dedup, splitting
+
+    places, questions, systems = [], [], []
+    for row in rows:
+        places.append({"row": row["row"], "source": row["source"]})
+        questions.append(row_of.question(row))
+        systems.append(row_of.system(row))
+    texts = splitting.asked(questions, systems)
+    return [places[later] for later in sorted({j for _, j, _ in dedup.near(texts)})]
+
+
+def _overlaps(rows: Iterable[Row], benchmarks: Sequence[str]) -> tuple[Problem, list[dict[str, str]]]:
+    from tunebook.common.data import contamination
+
+    places: list[dict] = []
+
+    def numbered() -> Iterable[Row]:
+        """Rows numbered through all sources, so that an overlap names one row."""
+        for number, row in enumerate(rows):
+            places.append({"row": row["row"], "source": row["source"]})
+            yield {**row, "row": number}
+
+    items = (item for path in benchmarks for item in contamination.read(path))
+    found = contamination.find(numbered(), items)
+    short = short_names(dict.fromkeys(place["source"] for place in places))
+    first = [
+        {
+            "row": f"{places[one.row]['row']:,} of {short[places[one.row]['source']]}",
+            "item": one.item,
+            "words": one.words,
+        }
+        for one in found.overlaps[:SHOWN]
+    ]
+    why = f"shares a run of words with one of {found.items:,} benchmark items"
+    return _problem((places[number] for number in found.row_numbers), why), first

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from tunebook.common.data import json_array
+from tunebook.common.data.spec import SPLIT_OF
 from tunebook.common.errors import Part, RowErrors, UserError, nearest
 
 KINDS = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow")
@@ -22,11 +23,6 @@ BINARY = (".parquet", ".arrow")
 ABOUT = ("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json")
 BATCH = 1000  # rows of a binary file that are Python objects at once
 LONGEST = 64 << 20  # bytes of one row; more is a file with lost line ends or quotes, and would fill the memory
-SIDES = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
 
 
 class Source:
@@ -130,26 +126,26 @@ def read(path: str | Path, header: bool = True) -> Source | Joined:
     return Source(path, str(path), header)
 
 
-def sides(folder: Path, header: bool = True) -> tuple[dict[str, Source | Joined], list[str]]:
-    """The sides that a folder's file names give (train.jsonl, test-00000-of-00002.parquet, ...), or its folders' names
+def splits(folder: Path, header: bool = True) -> tuple[dict[str, Source | Joined], list[str]]:
+    """The splits that a folder's file names give (train.jsonl, test-00000-of-00002.parquet, ...), or its folders' names
     (train/, as save_to_disk writes them).
 
     Returns:
-        ({"train": ..., ...}, the names of data files that belong to no side). Without a train file: ({}, all files).
+        ({"train": ..., ...}, the names of data files that belong to no split). Without a train file: ({}, all files).
     """
     files, found = _data_files(folder), {}
     for file in files:
-        if side := _side(file, folder):
-            found.setdefault(side, []).append(Source(file, str(file), header))
+        if split := _split_of(file, folder):
+            found.setdefault(split, []).append(Source(file, str(file), header))
     if "train" not in found:
         return {}, [file.name for file in files]
     used = {part.path for parts in found.values() for part in parts}
-    named = {side: parts[0] if len(parts) == 1 else Joined(parts) for side, parts in found.items()}
+    named = {split: parts[0] if len(parts) == 1 else Joined(parts) for split, parts in found.items()}
     return named, [file.name for file in files if file not in used]
 
 
 def passed_over(folder: Path) -> list[str]:
-    """Names of files below a folder that look like data and are not read: what describes a data set, and files in
+    """Names of files below a folder that look like data and are not read: what describes a dataset, and files in
     folders beside files of the folder's own. Hidden ones are left out."""
     read = set(_data_files(folder))
     about = [file for file in _visible(folder) if file.name in ABOUT]
@@ -157,11 +153,11 @@ def passed_over(folder: Path) -> list[str]:
     return [str(file.relative_to(folder)) for file in (*about, *deeper)]
 
 
-def _side(file: Path, folder: Path) -> str | None:
-    """The side that the name of a file gives, or else the folder that it is in."""
+def _split_of(file: Path, folder: Path) -> str | None:
+    """The split that the name of a file gives, or else the folder that it is in."""
     stem = file.name.split(".")[0].lower()
-    side = SIDES.get(stem) or SIDES.get(stem.split("-0")[0].split("_0")[0])
-    return side or (SIDES.get(file.parent.name.lower()) if file.parent != folder else None)
+    split = SPLIT_OF.get(stem) or SPLIT_OF.get(stem.split("-0")[0].split("_0")[0])
+    return split or (SPLIT_OF.get(file.parent.name.lower()) if file.parent != folder else None)
 
 
 def _visible(folder: Path) -> list[Path]:

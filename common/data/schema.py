@@ -11,7 +11,7 @@ from tunebook.common.data import conversations, layouts
 from tunebook.common.data.column_usage import Uses
 from tunebook.common.data.conversations import Fault
 from tunebook.common.data.layouts import NAMES as NAMES
-from tunebook.common.data.layouts import REQUIRED, Layout
+from tunebook.common.data.layouts import REQUIRED, Schema
 from tunebook.common.data.rows import Row
 from tunebook.common.errors import RowErrors, UserError, type_name
 
@@ -31,10 +31,10 @@ class Input(Protocol):
     def place(self, number: int) -> str: ...
 
 
-class Table:
+class SchemaReader:
     """The canonical rows of a source, checked. Iterating twice reads twice.
 
-    A row has the layout that it fills (a null column does not count), so that joined sets may have several.
+    A row has the schema that it fills (a null column does not count), so that joined sets may have several.
 
     Args:
         source: what is read.
@@ -62,14 +62,14 @@ class Table:
         peeked = list(itertools.islice(source.rows(RowErrors(name, drop=True)), PEEKED))
         values = [value for _, value in peeked if isinstance(value, dict)]
         self.mapped = bool(mapping and values)
-        self.layout = layouts.mapped(mapping, values, name) if mapping and values else layouts.detect(values, name)
+        self.schema = layouts.mapped(mapping, values, name) if mapping and values else layouts.detect(values, name)
         self._only: dict[tuple[str, ...], bool] = {}
-        self._filled: dict[layouts.Signature, Layout] = {}
-        # One kind for all rows of a layout: prompts that are turns make chats, and so does a history of any one row.
-        pairs = [(value, found) for value in values if (found := self._layout(value)).kind == "pair"]
+        self._filled: dict[layouts.Signature, Schema] = {}
+        # One kind for all rows of a schema: prompts that are turns make chats, and so does a history of any one row.
+        pairs = [(value, found) for value in values if (found := self._schema_of(value)).kind == "pair"]
         turns = sum(isinstance(value.get(found.columns["prompt"]), list) for value, found in pairs)
         self.turns = 2 * turns > len(pairs)
-        column = self.layout.columns.get("history")
+        column = self.schema.columns.get("history")
         self.history = column is not None and self._any(column, values)
 
     def __iter__(self) -> Iterator[Row]:
@@ -80,7 +80,7 @@ class Table:
         for number, value in self.source.rows(problems):
             count += 1
             faults: list[Fault] = []
-            row = self._canonical(value, faults)
+            row = self.normalize(value, faults)
             if not faults:
                 kept += 1
                 yield {**row, "row": number, "source": self.name}
@@ -91,9 +91,11 @@ class Table:
                 said = f"{self.source.place(number)}: {f'`{field}` ' if field else ''}{text}"
                 problems.skip(said, reason[0] if reason else "malformed")
         if incomplete:
-            problems.expected = f"{self.layout.expected()} in every row"
+            problems.expected = f"{self.schema.expected()} in every row"
         if missing:
-            problems.expected += f"; a column of another name is given after the file, {self.layout.must[-1]}=COLUMN"
+            problems.expected += (
+                f"; a column of another name is given after the file, {self.schema.required[-1]}=COLUMN"
+            )
         if not count and not problems.count and not problems.dropped:
             raise UserError(f"--dataset {self.name} has no rows")
         problems.stop()
@@ -110,26 +112,26 @@ class Table:
         rows = self.source.rows(RowErrors(self.name, drop=True))
         return any(isinstance(value, dict) and conversations.has_turns(value.get(column)) for _, value in rows)
 
-    def _layout(self, value: Row) -> Layout:
-        """The layout that a row fills; the one of most rows where it fills none."""
+    def _schema_of(self, value: Row) -> Schema:
+        """The schema that a row fills; the one of most rows where it fills none."""
         if self.mapped:
-            return self.layout
+            return self.schema
         names = tuple(value)
         if names not in self._only:
-            self._only[names] = layouts.only(names, self.layout)
+            self._only[names] = layouts.only(names, self.schema)
         if self._only[names]:
-            return self.layout
+            return self.schema
         signature = layouts.signature(value)
         if signature not in self._filled:
-            self._filled[signature] = layouts.filled(signature, self.layout) or self.layout
+            self._filled[signature] = layouts.filled(signature, self.schema) or self.schema
         return self._filled[signature]
 
-    def _canonical(self, value: Any, faults: list[Fault]) -> Row:
+    def normalize(self, value: Any, faults: list[Fault]) -> Row:
         if not isinstance(value, dict):
             faults.append(("", f"is {type_name(value)}, expected an object with named fields"))
             return {}
-        layout = self._layout(value)
-        columns = layout.columns
+        schema = self._schema_of(value)
+        columns = schema.columns
         others = {name: kept for name, kept in value.items() if name not in columns.values()}
         if "weight" in others:
             others["weight"] = conversations.number(others["weight"]) if self.cells else others["weight"]
@@ -139,24 +141,24 @@ class Table:
         for ours, theirs in columns.items():
             if value.get(theirs) is not None:
                 found[ours] = value[theirs]
-            elif ours in layout.must:
+            elif ours in schema.required:
                 has = f"{MISSING} (it has {', '.join(map(str, value)) or 'none'})"
                 faults.append((theirs, "is null" if theirs in value else has, "incomplete"))
         if others:
             _unfit(others, self.marks, faults)
         if not faults:
-            self.uses.add(layout, tuple(found), others)
+            self.uses.add(schema, tuple(found), others)
             tools = found.pop("tools", None)
             found = conversations.with_tools(
-                self._fields(found, faults, layout), tools, layout.columns["tools"], faults
+                self._fields(found, faults, schema), tools, schema.columns["tools"], faults
             )
         return {**found, **_theirs(others, found)} if others else found
 
-    def _fields(self, found: Row, faults: list[Fault], layout: Layout) -> Row:
-        columns = layout.columns
-        if layout.kind == "chat":
-            return conversations.chat(found, columns, faults, layout.tree)
-        if layout.kind == "pair":
+    def _fields(self, found: Row, faults: list[Fault], schema: Schema) -> Row:
+        columns = schema.columns
+        if schema.kind == "chat":
+            return conversations.chat(found, columns, faults, schema.tree)
+        if schema.kind == "pair":
             if self.turns:
                 return conversations.joined(found, columns, faults)
             return _texts(found, ("prompt", "completion", "system"), columns, faults)

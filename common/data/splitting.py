@@ -1,4 +1,4 @@
-"""Splits: train, validation and test sides or folds, near-duplicates kept together, and the proof on the result."""
+"""Splits: train, validation and test, or folds; near-duplicates stay together, and the proof on the result."""
 
 import logging
 from collections.abc import Sequence
@@ -6,16 +6,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from tunebook.common.data import dedup, similarity
-from tunebook.common.data.texts import normalized
+from tunebook.common.data.spec import SPLITS
+from tunebook.common.data.texts import NEAR_DUPLICATE_LIMIT, normalized
 from tunebook.common.errors import UserError
 
-SIDES = ("train", "validation", "test")
 SIZES = (85, 10, 5)
-MOST_NEAR = 200_000  # rows; above it near-duplicates are grouped only where asked
 log = logging.getLogger(__name__)
 
 
-def sides(
+def assign(
     texts: Sequence[str],
     sizes: Sequence[float] = SIZES,
     seed: int = 0,
@@ -23,10 +22,10 @@ def sides(
     near: bool | None = None,
     threshold: float = 0.8,
 ) -> np.ndarray:
-    """The side of each row: an int8 array, 0 train, 1 validation, 2 test (as many sides as `sizes` has entries).
+    """The split of each row: an int8 array, 0 train, 1 validation, 2 test (as many as `sizes` has entries).
 
-    Rows whose texts are near-duplicates, or are joined by a chain of them, are on one side. The order of the rows
-    does not matter: a text's side comes from the seed and the set it is in.
+    Rows whose texts are near-duplicates, or are joined by a chain of them, are in one split. The order of the rows
+    does not matter: a text's split comes from the seed and the set it is in.
 
     Args:
         texts: what a row asks, one a row; instruction, newline, input for Alpaca rows.
@@ -43,19 +42,21 @@ def sides(
     if strata is not None and len(strata) != len(texts):
         raise UserError(f"strata has {len(strata)} names for {len(texts)} rows; one a row is expected")
     if near is None:
-        near = len(texts) <= MOST_NEAR
+        near = len(texts) <= NEAR_DUPLICATE_LIMIT
         if not near:
             log.warning("split: %s", method(len(texts)))
     group = dedup.groups(texts, threshold if near else None)
-    return _assign(group, _shuffled(texts, group, seed), np.array(sizes, dtype=float), strata)
+    return _place(group, _shuffled(texts, group, seed), np.array(sizes, dtype=float), strata)
 
 
 def method(rows: int, near: bool | None = None) -> str:
-    """How `sides` groups so many rows, in words."""
-    if near or (near is None and rows <= MOST_NEAR):
-        return "near-duplicates stay on one side"
-    why = "" if near is False else f": {rows:,} rows are more than {MOST_NEAR:,}"
-    return f"rows that are equal but for case and white space stay on one side; near-duplicates are not looked for{why}"
+    """How `assign` groups so many rows, in words."""
+    if near or (near is None and rows <= NEAR_DUPLICATE_LIMIT):
+        return "near-duplicates stay in one split"
+    why = "" if near is False else f": {rows:,} rows are more than {NEAR_DUPLICATE_LIMIT:,}"
+    return (
+        f"rows that are equal but for case and white space stay in one split; near-duplicates are not looked for{why}"
+    )
 
 
 def asked(questions: Sequence[str], systems: Sequence[str]) -> Sequence[str]:
@@ -71,24 +72,24 @@ def asked(questions: Sequence[str], systems: Sequence[str]) -> Sequence[str]:
     if 2 * len(set(systems)) <= len(set(questions)) or len(set(systems)) == 1:
         return questions
     whole = [f"{system}\n{question}" for system, question in zip(systems, questions, strict=True)]
-    near = 0.8 if len(questions) <= MOST_NEAR else None
+    near = 0.8 if len(questions) <= NEAR_DUPLICATE_LIMIT else None
     apart, alone = (len(np.unique(dedup.groups(texts, near))) for texts in (whole, questions))
     return whole if apart > 2 * alone else questions
 
 
 def unfilled(texts: Sequence[str], found: np.ndarray, sizes: Sequence[float], threshold: float | None = 0.8) -> str:
-    """Why sides that were asked for have no rows, in words; empty where all have some.
+    """Why splits that were asked for have no rows, in words; empty where all have some.
 
     Args:
-        texts, sizes: what `sides` was given, and `found` what it gave.
+        texts, sizes: what `assign` was given, and `found` what it gave.
         threshold: None where only equal texts were kept together.
     """
-    empty = [SIDES[side] for side, size in enumerate(sizes) if size > 0 and not (found == side).any()]
+    empty = [SPLITS[split] for split, size in enumerate(sizes) if size > 0 and not (found == split).any()]
     if not empty or not len(texts):
         return ""
     largest = int(np.bincount(dedup.groups(texts, threshold)).max())
     alike = "ask nearly the same" if threshold else "ask the same"
-    why = f"{largest:,} of {len(texts):,} rows {alike}, and such rows stay on one side"
+    why = f"{largest:,} of {len(texts):,} rows {alike}, and such rows stay in one split"
     return f"no rows for {' and '.join(empty)}: {why if largest > 1 else f'{len(texts)} rows are too few'}"
 
 
@@ -100,7 +101,7 @@ def folds(texts: Sequence[str], k: int, seed: int = 0, strata: Sequence[str] | N
     """
     if not 2 <= k <= 100:
         raise UserError(f"{k} folds: expected 2 to 100")
-    found = sides(texts, [1] * k, seed, strata)
+    found = assign(texts, [1] * k, seed, strata)
     if len(np.unique(found)) < k:
         raise UserError(f"{len(texts)} rows cannot fill {k} folds: near-duplicates stay in one fold; ask for fewer")
     return found
@@ -114,19 +115,19 @@ def length_strata(texts: Sequence[str], bins: int = 4) -> list[str]:
 
 
 def leaks(texts: Sequence[str], found: np.ndarray, threshold: float = 0.8) -> list[tuple[int, int, float]]:
-    """Near-duplicate pairs (i, j, similarity), i < j, whose rows are on different sides; none is the proof.
+    """Near-duplicate pairs (i, j, similarity), i < j, whose rows are in different splits; none is the proof.
 
     Looks at the result alone: all pairs of texts are compared anew and nothing of the grouping is used. Of rows with
-    one text on one side, the first speaks for all.
+    one text in one split, the first speaks for all.
     """
     digest = dedup.digests(texts)
     _, speakers = np.unique(np.stack([digest, found.astype(np.uint64)]), axis=1, return_index=True)
     speakers = np.sort(speakers)
-    side, digest = found[speakers], digest[speakers]
+    split, digest = found[speakers], digest[speakers]
     pairs = _repeats(speakers, digest)
     chosen: list[int] = speakers.tolist()
     kept = [normalized(texts[place]) for place in chosen]
-    for i, j, alike in similarity.join(kept, threshold, lambda i, j: side[i] != side[j]):
+    for i, j, alike in similarity.join(kept, threshold, lambda i, j: split[i] != split[j]):
         unequal = digest[i] != digest[j]  # equal ones are in `pairs`
         i, j = speakers[i[unequal]], speakers[j[unequal]]
         pairs += zip(np.minimum(i, j).tolist(), np.maximum(i, j).tolist(), alike[unequal].tolist(), strict=True)
@@ -134,7 +135,7 @@ def leaks(texts: Sequence[str], found: np.ndarray, threshold: float = 0.8) -> li
 
 
 def _repeats(speakers: np.ndarray, digest: np.ndarray) -> list[tuple[int, int, float]]:
-    """Pairs of rows with one text: speakers of equal digest are on different sides."""
+    """Pairs of rows with one text: speakers of equal digest are in different splits."""
     order = np.lexsort((speakers, digest))
     same = np.flatnonzero(digest[order][1:] == digest[order][:-1])
     return [(int(speakers[order[place]]), int(speakers[order[place + 1]]), 1.0) for place in same.tolist()]
@@ -152,57 +153,57 @@ def _shuffled(texts: Sequence[str], group: np.ndarray, seed: int) -> np.ndarray:
     return mixed ^ mixed >> np.uint64(32)
 
 
-def _assign(group: np.ndarray, chance: np.ndarray, sizes: np.ndarray, strata: Sequence[str] | None) -> np.ndarray:
-    """The side of each row: whole groups, sizes met in rows; a stratum's rounding is made good by the next one."""
+def _place(group: np.ndarray, chance: np.ndarray, sizes: np.ndarray, strata: Sequence[str] | None) -> np.ndarray:
+    """The split of each row: whole groups, sizes met in rows; a stratum's rounding is made good by the next one."""
     rows = np.bincount(group)
     stratum = np.zeros(len(rows), dtype=np.int64)
     if strata is not None:
         # A group is whole, whatever the strata of its rows: it counts in the one that its first row has.
         stratum = np.unique(np.asarray(strata), return_inverse=True)[1][np.unique(group, return_index=True)[1]]
-    side = np.zeros(len(rows), dtype=np.int8)
+    split = np.zeros(len(rows), dtype=np.int8)
     filled, before = np.zeros(len(sizes)), 0
     for name in range(stratum.max(initial=-1) + 1):
         members = np.flatnonzero(stratum == name)
         before += rows[members].sum()
         room = _targets(before, sizes) - filled
-        side[members] = _fill(rows[members], chance[members], room)
-        filled += np.bincount(side[members], weights=rows[members], minlength=len(sizes))
-    return side[group]
+        split[members] = _fill(rows[members], chance[members], room)
+        filled += np.bincount(split[members], weights=rows[members], minlength=len(sizes))
+    return split[group]
 
 
 def _targets(rows: int, sizes: np.ndarray) -> np.ndarray:
-    """Whole rows for each side, in proportion to `sizes`; a side that is asked for gets one where there are enough."""
+    """Whole rows for each split, in proportion to `sizes`; one that is asked for gets one where there are enough."""
     exact = rows * sizes / sizes.sum()
     whole = np.floor(exact)
     whole[np.argsort(whole - exact, kind="stable")[: round(rows - whole.sum())]] += 1
-    for side in np.flatnonzero((sizes > 0) & (whole == 0)):
+    for split in np.flatnonzero((sizes > 0) & (whole == 0)):
         if whole.max() > 1:
             whole[whole.argmax()] -= 1
-            whole[side] = 1
+            whole[split] = 1
     return whole
 
 
 def _fill(rows: np.ndarray, chance: np.ndarray, room: np.ndarray) -> np.ndarray:
-    """The side of each group: those of several rows first, each on a side drawn by the room that is left."""
+    """The split of each group: those of several rows first, each in a split drawn by the room that is left."""
     room = room.copy()
     order = np.lexsort((chance, -rows))
     several = int((rows > 1).sum())
-    side = np.zeros(len(rows), dtype=np.int8)
+    split = np.zeros(len(rows), dtype=np.int8)
     for place in order[:several].tolist():
         weight = np.where(room >= rows[place], room, 0.0)
         if weight.sum() > 0:
             drawn = chance[place] / 2.0**64 * weight.sum()
-            side[place] = min(int(np.searchsorted(np.cumsum(weight), drawn, side="right")), len(room) - 1)
+            split[place] = min(int(np.searchsorted(np.cumsum(weight), drawn, side="right")), len(room) - 1)
         else:
-            side[place] = room.argmax()  # fits nowhere whole: where it overflows least
-        room[side[place]] -= rows[place]
+            split[place] = room.argmax()  # fits nowhere whole: where it overflows least
+        room[split[place]] -= rows[place]
     single = order[several:]
-    # What a too large group took from its side is taken from the others' room, the roomiest first.
+    # What a too large group took from its split is taken from the others' room, the roomiest first.
     room = np.maximum(room, 0)
     while room.sum() > len(single):
         room[room.argmax()] -= 1
-    side[single] = np.repeat(np.arange(len(room)), _spread(room, len(single)))
-    return side
+    split[single] = np.repeat(np.arange(len(room)), _spread(room, len(single)))
+    return split
 
 
 def _spread(room: np.ndarray, rows: int) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 from hashlib import blake2b
 
+NEAR_DUPLICATE_LIMIT = 200_000  # texts that are compared with each other; of more, only equal ones are found
+
 
 def normalized(text: str) -> str:
     """Casefolded, with every run of white space as one space."""

@@ -93,7 +93,7 @@ def rehearse(
     args = trainer.args
     size, accumulation = args.per_device_train_batch_size, args.gradient_accumulation_steps
     group = size * accumulation * args.world_size
-    order = samplers.Buckets(lengths.lengths_of(rows), group, args.seed)
+    order = samplers.LengthGroupedSampler(lengths.lengths_of(rows), group, args.seed)
     loader = trainer.accelerator.prepare(dataloader.loader(rows, tokenizer, size, order))
     view = checks.first_batch(loader, tokenizer, debug_batches)
     count = loop.count(len(rows), group, args.num_train_epochs, args.max_steps)

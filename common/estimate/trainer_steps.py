@@ -20,11 +20,9 @@ def batch_sizes(trainer: Any, find_batch_size: bool) -> list[int]:
 
 
 def set_batch_size(trainer: Any, size: int) -> None:
-    """Give a trainer another batch size with as much more or less accumulation, in every place that it reads."""
+    """Give a trainer one of `batch_sizes` with as much more accumulation, in every place that it reads."""
     args = trainer.args
     step = args.per_device_train_batch_size * args.gradient_accumulation_steps
-    if step % size:
-        raise ValueError(f"{size} rows a batch do not divide the {step} rows of a step")
     if args.per_device_eval_batch_size == args.per_device_train_batch_size:
         args.per_device_eval_batch_size = size
     args.per_device_train_batch_size, args.gradient_accumulation_steps = size, step // size

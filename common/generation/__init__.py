@@ -1,6 +1,6 @@
 """Models answer: decoding, streaming, chat, and a client for OpenAI-compatible endpoints.
 
-May import batching, models, tokens, data and the ground modules."""
+May import models, batching, tokens, data and the ground modules."""
 
 from tunebook.common.generation.generation import (
     Answer,

@@ -1,6 +1,6 @@
 """Models: loaded in the precision of the device, with adapters of every kind, and what of them trains.
 
-May import tokens, data and the ground modules."""
+May import batching, tokens, data and the ground modules."""
 
 from tunebook.common.models.loading import (
     decoder_layers,

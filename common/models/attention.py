@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from tunebook.common.batching.collator import PackedCollator
 from tunebook.common.models import device
 
 NAME = "documents"  # as transformers knows it
@@ -135,3 +136,8 @@ def _pieces(positions_BT: Any) -> list[list[tuple[int, bool]]]:
                 places.append((end - start, end - start == 1))
         found.append(places)
     return found
+
+
+def collator(model: Any, tokenizer: Any) -> PackedCollator:
+    """The collator of packed rows for a model: bins in one row where its attention needs that to part documents."""
+    return PackedCollator(tokenizer.pad_token_id or 0, one_row(model))

@@ -10,29 +10,30 @@ import re
 from typing import Any
 
 from tunebook.common import data
-from tunebook.common.data import conversations, rows, schema
+from tunebook.common.data import conversations, rows
+from tunebook.common.data import schema as schema_module
 from tunebook.common.data.column_usage import Uses
 from tunebook.common.data.conversations import Fault
-from tunebook.common.data.layouts import REQUIRED, Layout
+from tunebook.common.data.layouts import REQUIRED, Schema
 from tunebook.common.data.rows import ANSWER, FIELDS, Row
 from tunebook.common.data.schema import PEEKED
+from tunebook.common.data.spec import ANSWERS
 from tunebook.common.errors import RowErrors, UserError, type_name
 
-ANSWERS = ("chosen", "rejected")
 PROMPTS = ("prompt", "conversations", "messages", "question")  # columns that may hold what is asked
 SPOKEN = re.compile(r"\n\n(Human|Assistant):[ \n]?")  # a dialogue as one text, as in HH
 SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 
 
-def load(words: str | list[str], seed: int = 0, bad_rows: str = "refuse") -> data.Sides:
+def load(words: str | list[str], seed: int = 0, bad_rows: str = "refuse") -> data.Splits:
     """The train, validation and test pairs of one or several sources; `words`, `seed` and `bad_rows` as in data.load.
 
     `chosen=COLUMN` and `rejected=COLUMN` after a source name the columns of the two answers.
     """
-    return data.load(words, seed, Table, bad_rows)
+    return data.load(words, seed, PairReader, bad_rows)
 
 
-class Table(schema.Table):
+class PairReader(schema_module.SchemaReader):
     """The pairs of a source, checked. Known are, with `chosen` and `rejected` beside or alone:
 
     - instruction (input), or prompt or question: text; both answers are texts;
@@ -40,16 +41,16 @@ class Table(schema.Table):
     - nothing: each answer is a whole dialogue, as turns or as one text of `Human:` and `Assistant:` (HH).
 
     Args:
-        mapping: our name -> their column; `chosen` and `rejected`, and those of columns.Table.
+        mapping: our name -> their column; `chosen` and `rejected`, and those of columns.SchemaReader.
 
     Raises:
-        UserError: as columns.Table.
+        UserError: as columns.SchemaReader.
     """
 
     marks = ()
 
     def __init__(
-        self, source: schema.Input, name: str, mapping: dict[str, str] | None = None, bad_rows: str = "refuse"
+        self, source: schema_module.Input, name: str, mapping: dict[str, str] | None = None, bad_rows: str = "refuse"
     ):
         given = dict(mapping or {})
         better, other = self.answers = tuple(given.pop(which, which) for which in ANSWERS)
@@ -73,27 +74,27 @@ class Table(schema.Table):
         named = {ours: theirs for ours, theirs in given.items() if ours not in ("prompt", "messages")}
         required = {"messages": better} if kind == "chat" else {REQUIRED[kind][0]: asked[kind], key: better}
         super().__init__(source, name, named | required, bad_rows)
-        self.second = dataclasses.replace(self.layout, columns={**self.layout.columns, key: other})
-        both = {**self.layout.columns, "rejected": other}
-        self.layout = dataclasses.replace(self.layout, columns=both, must=(*self.layout.must, "rejected"))
+        self.second = dataclasses.replace(self.schema, columns={**self.schema.columns, key: other})
+        both = {**self.schema.columns, "rejected": other}
+        self.schema = dataclasses.replace(self.schema, columns=both, required=(*self.schema.required, "rejected"))
 
-    def _canonical(self, value: Any, faults: list[Fault]) -> Row:
+    def normalize(self, value: Any, faults: list[Fault]) -> Row:
         if not isinstance(value, dict):
-            return super()._canonical(value, faults)
+            return super().normalize(value, faults)
         if self.form in ("turns", "spoken"):
             said = [column for column in self.answers if value.get(column) is not None]
             whole = {column: self._dialogue(value, column, faults) for column in said}
             if faults:
                 return {}
             value = {column: kept for column, kept in value.items() if column != self.asks} | whole
-        row = super()._canonical(value, faults)
-        first, uses = self.layout, self.uses
-        self.layout, self.uses = self.second, Uses()
+        row = super().normalize(value, faults)
+        first, uses = self.schema, self.uses
+        self.schema, self.uses = self.second, Uses()
         others: list[Fault] = []
         try:
-            second = super()._canonical(value, others)
+            second = super().normalize(value, others)
         finally:
-            self.layout, self.uses = first, uses
+            self.schema, self.uses = first, uses
         faults += [fault for fault in others if fault not in faults]
         if not faults and any(rows.last_weight(found) != 1 for found in (row, second)):
             faults.append(("weight", "is not 1: preference pairs take no weights. Leave the pair out, or give it 1"))
@@ -103,10 +104,10 @@ class Table(schema.Table):
         asked = f"; asked in {self.asks}" if self.form == "turns" and self.asks else ""
         return super().line() + asked
 
-    def _fields(self, found: Row, faults: list[Fault], layout: Layout) -> Row:
+    def _fields(self, found: Row, faults: list[Fault], schema: Schema) -> Row:
         if self.form == "spoken":  # the order of its turns is looked at where pairs are counted
             return {"messages": found["messages"]}
-        return super()._fields(found, faults, layout)
+        return super()._fields(found, faults, schema)
 
     def _dialogue(self, value: Row, column: str, faults: list[Fault]) -> Any:
         """The whole conversation with one of the answers, as turns; what cannot be read as one, as it is."""

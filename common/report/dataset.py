@@ -77,7 +77,7 @@ def with_begin(tokenizer: Any, total: Any, trained: Any) -> dict[str, Any] | Non
 
     Other programs add it to such a tokenizer's rows, so their counts are one higher.
     """
-    if tokenizer.bos_token_id is None or not len(total) or tokenization.affixes(tokenizer)[0]:
+    if tokenizer.bos_token_id is None or not len(total) or tokenization.bos_eos_ids(tokenizer)[0]:
         return None
     return lengths.token_statistics(total + 1, trained)
 

@@ -23,7 +23,7 @@ BACKWARD = re.compile(r"\(\?<|\\[bBAGZz]|[$^]")
 CLASS = re.compile(r"\[(?:\\.|[^\]\\])*\]|\\[^bBAGZz]")  # [...] and escaped characters mean themselves
 
 
-class Cutter:
+class SafeBoundaries:
     """Cuts of a template's constant text for one tokenizer."""
 
     def __init__(self, backend: Any):

@@ -199,8 +199,7 @@ def _batch(
     turns = array("i"), array("i")  # +1 and -1 places of the trained stretches
     weights, weight_ends = array("f"), array("q", [0])
     for (number, row), (tokens, trained) in zip(keep, encoded, strict=True):
-        factor = row_weight(row)
-        spans = [(start, end, weight * factor) for start, end, weight in trained if weight]
+        spans = _weighted(row, trained)
         if trained and not spans:
             counts.drop("weight_0", number)
             continue
@@ -240,6 +239,12 @@ def _batch(
     edges = pyarrow.array(numpy.asarray(weight_ends, dtype=numpy.int32))
     columns.append(pyarrow.ListArray.from_arrays(edges, pyarrow.array(numpy.asarray(weights, dtype=numpy.float32))))
     return pyarrow.RecordBatch.from_arrays(columns, schema=schema())
+
+
+def _weighted(row: Row, spans: list[WeightedSpan]) -> list[WeightedSpan]:
+    """The spans of a row that train, with the row's weight times their own."""
+    factor = row_weight(row)
+    return [(start, end, weight * factor) for start, end, weight in spans if weight]
 
 
 def _of_tokens(spans: list[WeightedSpan], length: int) -> list[float]:

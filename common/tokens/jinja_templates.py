@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 from tunebook.common.errors import UserError, nearest
-from tunebook.common.tokens.tokenization import affixes
+from tunebook.common.tokens.tokenization import bos_eos_ids
 
 _CALLS = (
     "{%- macro said(message) -%}{{ message['content'] or '' }}{%- for call in message['tool_calls'] or [] -%}"
@@ -146,7 +146,7 @@ def tokens_of(tokenizer: Any, jinja: str, name: str) -> dict[str, str]:
         wanted = _END_OF_TURN.get(name, str(tokenizer.eos_token))
         known = wanted in tokenizer.get_vocab()
         tokens["end_of_turn"] = wanted if known else str(tokenizer.eos_token)
-        tokens["bos_token"] = str(tokenizer.bos_token) if affixes(tokenizer)[0] else ""
+        tokens["bos_token"] = str(tokenizer.bos_token) if bos_eos_ids(tokenizer)[0] else ""
     return tokens
 
 

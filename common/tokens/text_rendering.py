@@ -4,7 +4,7 @@ from collections import Counter
 from typing import Any
 
 from tunebook.common.errors import UserError
-from tunebook.common.tokens.boundaries import Cutter
+from tunebook.common.tokens.boundaries import SafeBoundaries
 from tunebook.common.tokens.templates import Template
 from tunebook.common.tokens.tokenization import Encoder
 
@@ -19,7 +19,7 @@ class TextRenderer:
     def __init__(self, encoder: Encoder, template: Template, train_on: str):
         self.encoder, self.template, self.train_all = encoder, template, train_on == "all"
         self.noted: Counter[str] = Counter()
-        self.cutter = Cutter(encoder.backend)
+        self.cutter = SafeBoundaries(encoder.backend)
         self._constant: dict[tuple[str, bool], list[int]] = {}
 
     def sequences(self, row: dict) -> list[dict]:

@@ -68,7 +68,7 @@ def problems(tokenizer: Any, folder: Path) -> list[str]:
         found.append("it has no padding token; the end token pads, which is safe here: padding is masked by place")
     elif tokenizer.pad_token_id == tokenizer.eos_token_id:
         found.append("its padding token is its end token; the end still trains here: padding is masked by place")
-    begin, end = affixes(tokenizer)
+    begin, end = bos_eos_ids(tokenizer)
     if end:
         found.append("it closes every text with its end token by itself; here the end is added once")
     own = tokenizer.chat_template or ""
@@ -102,7 +102,7 @@ def past_the_model(tokenizer: Any, ids: list[int]) -> str:
     )
 
 
-def affixes(tokenizer: Any) -> tuple[list[int], list[int]]:
+def bos_eos_ids(tokenizer: Any) -> tuple[list[int], list[int]]:
     """The ids that the tokenizer puts before and after every text by itself."""
     backend = tokenizer.backend_tokenizer
     bare = backend.encode("a", add_special_tokens=False).ids
@@ -125,7 +125,7 @@ class Encoder:
     def __init__(self, tokenizer: Any, control: frozenset[str] = frozenset()):
         check(tokenizer, "the tokenizer")
         self.tokenizer, self.backend = tokenizer, _control_special(tokenizer.backend_tokenizer, control)
-        self.begin = affixes(tokenizer)[0]
+        self.begin = bos_eos_ids(tokenizer)[0]
         self.end = int(tokenizer.eos_token_id)
         added = self.backend.get_added_tokens_decoder().values()
         self.strips = {token.content for token in added if token.rstrip}
@@ -155,7 +155,7 @@ class Encoder:
         return found  # pyright: ignore[reportReturnType]
 
     @cached_property
-    def _words(self) -> word_cache.Words | None:
+    def _words(self) -> word_cache.PretokenCache | None:
         return word_cache.of(self.backend)
 
     @cached_property

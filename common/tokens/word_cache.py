@@ -29,7 +29,7 @@ CLASS = re.compile(r"\[(?:\\.|[^\]\\])*\]")
 PROPERTY = re.compile(r"\\p\{(\w+)\}")
 
 
-class Words(dict[str, tuple[int, ...]]):
+class PretokenCache(dict[str, tuple[int, ...]]):
     """Word -> ids, filled as words are met."""
 
     def __init__(self, ascii_pattern: str, pattern: str, tokenize: Callable[[str], list[Any]]):
@@ -53,15 +53,15 @@ class Words(dict[str, tuple[int, ...]]):
         return list(chain.from_iterable(map(self.__getitem__, split(text))))
 
 
-def of(backend: Any) -> Words | None:
-    """The Words of a tokenizer, or None where it does not split by one pattern, or the pattern is not understood."""
+def of(backend: Any) -> PretokenCache | None:
+    """A tokenizer's cache, or None where it does not split by one pattern, or the pattern is not understood."""
     pattern = _pattern(backend)
     if pattern is None or type(backend.model).__name__ != "BPE" or backend.model.dropout:
         return None
     if backend.normalizer is not None and state(backend.normalizer)["type"] != "NFC":
         return None
     patterns = in_sets(pattern, ASCII), in_sets(pattern, SETS)
-    return Words(patterns[0], patterns[1], backend.model.tokenize) if patterns[0] and patterns[1] else None
+    return PretokenCache(patterns[0], patterns[1], backend.model.tokenize) if patterns[0] and patterns[1] else None
 
 
 def _pattern(backend: Any) -> str | None:

@@ -29,7 +29,7 @@ def batches(
 
     Args:
         loader: prepared by the accelerator; where it left its batches on the CPU they are copied to the device.
-        order: its sampler (sampling.Buckets), told of each epoch.
+        order: its sampler (sampling.LengthGroupedSampler), told of each epoch.
         accumulation: batches of a step; the last step of an epoch may have fewer.
         meter: told of each step's batches and of the time it took to get them.
     """

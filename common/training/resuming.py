@@ -62,10 +62,10 @@ def find_checkpoint(folder: Path, args: dict[str, Any], resume: bool, overwrite:
             )
     found = None if overwrite else newest(folder)
     if found and not resume:
-        raise UserError(f"--output_dir {folder} holds a run that stopped; resume it, choose another, or --overwrite")
+        raise UserError(f"--output_dir {folder} contains an interrupted run; resume it, choose another, or --overwrite")
     path.write_text(json.dumps(mine, indent=1) + "\n", encoding="utf-8")
     if found:
-        print(f"going on from {found}")
+        print(f"resuming from {found}")
         return str(found)
     return None
 

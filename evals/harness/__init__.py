@@ -2,6 +2,6 @@
 
 May import compare, responses, sandbox, stats and common."""
 
-from tunebook.evals.harness.scoring import LENGTH, LOGITS, Scores, Settings, rows_at_once, score, suite_for
+from tunebook.evals.harness.scoring import LENGTH, LOGITS, Scores, Settings, rows_at_once, score
 
-__all__ = ["LENGTH", "LOGITS", "Scores", "Settings", "rows_at_once", "score", "suite_for"]
+__all__ = ["LENGTH", "LOGITS", "Scores", "Settings", "rows_at_once", "score"]

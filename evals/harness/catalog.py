@@ -77,9 +77,9 @@ class Benchmarks:
         """
         found, problems = [], {}
         self.cache = self._cache(folder) if folder else ""
-        reached = folder is not None or hub._reachable()  # the Hub's client alone takes half a minute to give up
+        reached = folder is not None or hub.reachable()  # the Hub's client alone takes half a minute to give up
         # lm-eval loads «org/name» from that folder of the working directory, where there is one.
-        with contextlib.chdir(folder or "."), _cached(self.cache), nullcontext() if reached else hub._offline():
+        with contextlib.chdir(folder or "."), _cached(self.cache), nullcontext() if reached else hub.offline():
             for name in self.names:
                 try:
                     found.append(self.manager._load_spec(name))

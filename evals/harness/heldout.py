@@ -10,7 +10,8 @@ from typing import Any
 
 from tunebook.common import data, generation
 from tunebook.common.data import rows
-from tunebook.common.data.schema import Table
+from tunebook.common.data.schema import SchemaReader
+from tunebook.common.data.spec import parse
 from tunebook.common.errors import UserError, nearest
 from tunebook.common.tokens import rendering, templates, tokenization
 from tunebook.common.tokens.chat_templates import ChatTemplate
@@ -26,15 +27,15 @@ def rows_of(words: list[str]) -> list[dict]:
         UserError: it cannot be read, or it has sides but no test side.
     """
     found: list[dict] = []
-    wanted, _ = data.parse(words)
+    wanted, _ = parse(words)
     notes: list[str] = []
-    for name, want in wanted.items():
-        sides = data.sides_of(name, want, notes)
+    for name, spec in wanted.items():
+        sides = data.splits_of(name, spec, notes)
         side = "test" if "test" in sides else ""
         if side not in sides:
             raise UserError(f"--dataset {name}: it has no test side, only {', '.join(sides)}; name the file of one")
-        found += Table(sides[side], f"{name} ({side})" if side else name, want.mapping)
-        if want.share is not None:
+        found += SchemaReader(sides[side], f"{name} ({side})" if side else name, spec.mapping)
+        if spec.share is not None:
             notes.append(f"{name}: a share is for training; all its rows are scored")
     kept = [row for row in found if not rows.answers_nothing(row)]
     if len(kept) < len(found):

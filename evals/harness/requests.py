@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from tunebook.common.tokens.tokenization import affixes
+from tunebook.common.tokens.tokenization import bos_eos_ids
 
 BACK = 32  # tokens before an answer at which a cut is looked for; white space and a word or two are a few
 
@@ -32,7 +32,7 @@ class Requests:
 
     def __init__(self, tokenizer: Any, bare: bool = False):
         self.tokenizer, self.bare = tokenizer, bare
-        self.begin = affixes(tokenizer)[0]
+        self.begin = bos_eos_ids(tokenizer)[0]
         first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
         self.opens = tokenizer.decode(first)
 
