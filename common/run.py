@@ -94,7 +94,7 @@ class Run:
         Raises:
             CheckFailed: almost nothing would train.
         """
-        from tunebook.common.data import mixing
+        from tunebook.common.batching import mixing
         from tunebook.common.tokens import encoding
 
         self.tokenizer = tokenizer

@@ -226,7 +226,7 @@ def test_importing_is_instant():
     import subprocess
     import sys
 
-    code = "import sys, tunebook.common.data.loading, tunebook.common.data.mixing; "
+    code = "import sys, tunebook.common.data.loading, tunebook.common.batching.mixing; "
     code += "print({'numpy', 'pyarrow', 'datasets', 'torch'} & set(sys.modules))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "set()"

@@ -4,7 +4,7 @@ import datasets
 import numpy as np
 import pytest
 
-from tunebook.common.data import mixing
+from tunebook.common.batching import mixing
 from tunebook.common.errors import UserError
 
 
