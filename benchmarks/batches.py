@@ -136,7 +136,7 @@ def load(args: Args) -> tuple[Any, str]:
         config = LlamaConfig(vocab_size=8016, num_key_value_heads=1, max_position_embeddings=args.max_length, **sizes)
         model = LlamaForCausalLM(config).float()
     else:
-        model = AutoModelForCausalLM.from_pretrained(models.locate(args.model), dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(models.resolve(args.model), dtype=torch.float32)
     # What SFTTrainer asks for when it is made.
     add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
     config = model.config
@@ -174,7 +174,7 @@ def plan(encoded: Any, args: Args) -> dict[str, Way]:
         return numpy.random.default_rng(args.seed).permutation(count)
 
     lengths, size, most = lengths_of(encoded), args.batch_size, args.max_length
-    bins = packing.packed(encoded, most)
+    bins = packing.pack_dataset(encoded, most)
     each = max(1, round(size * lengths.mean() / most))  # bins with about as many tokens as `size` rows
     pad, pad_all = DataCollatorForLanguageModeling(0), DataCollatorForLanguageModeling(0, pad_to_multiple_of=most)
     together = collator.PackedCollator(0)
@@ -193,7 +193,7 @@ def measure(model: Any, ways: dict[str, Way], args: Args) -> dict[str, dict[str,
 
     from tunebook.common.models import attention
 
-    if not attention.by_document(model):
+    if not attention.use_document_attention(model):
         raise errors.CheckFailed(f"{args.model} cannot attend by document")
     optimizer = torch.optim.AdamW(
         [weight for weight in model.parameters() if weight.requires_grad], lr=1e-4, fused=True

@@ -48,7 +48,7 @@ def main(args: Args) -> dict[str, Any]:
 
     if args.quick:
         args.positions, args.vocabulary, args.width, args.rounds = 256, 16_000, 128, 1
-    ways = ways_of(losses.Blend(args.alpha, args.temperature), args)
+    ways = ways_of(losses.DistillationLoss(args.alpha, args.temperature), args)
     results: dict[str, dict[str, dict[str, list[float]]]] = {}
     for kind in ("frozen", "trained"):
         inputs = made(args, kind == "trained")
@@ -120,7 +120,7 @@ def ways_of(blend: Any, args: Args) -> dict[str, Callable]:
     from trl.experimental.gkd import GKDTrainer
 
     from tunebook.common.distillation import losses
-    from tunebook.common.models.lm_head import Head
+    from tunebook.common.models.lm_head import LMHead
     from tunebook.common.tokens.lengths import IGNORE_INDEX
 
     count, factor = int(args.supervised * args.positions), blend.alpha * blend.temperature**2
@@ -146,8 +146,8 @@ def ways_of(blend: Any, args: Args) -> dict[str, Callable]:
 
     def chunks(student, weight, teacher, other, labels):
         keep = labels != IGNORE_INDEX
-        online = losses.Online(teacher[keep], Head(other))
-        return losses.blended(student[keep], Head(weight), labels[keep], online, blend)[0] / count
+        online = losses.Online(teacher[keep], LMHead(other))
+        return losses.chunked_loss(student[keep], LMHead(weight), labels[keep], online, blend)[0] / count
 
     return {"chunks": chunks, "naive": naive, "TRL GKD": gkd}
 

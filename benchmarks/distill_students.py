@@ -100,8 +100,8 @@ class World:
         from tunebook.common.distillation import losses, teacher_cache, teacher_cache_writer
         from tunebook.common.tokens import encoding, templates
 
-        self.args, self.blend = args, losses.Blend(args.alpha, args.temperature, args.beta)
-        self.place = models.locate(args.model)
+        self.args, self.blend = args, losses.DistillationLoss(args.alpha, args.temperature, args.beta)
+        self.place = models.resolve(args.model)
         self.tokenizer = AutoTokenizer.from_pretrained(self.place)
         sides = data.load("pocket")
         rows = confused(sides["train"][: args.rows], args.noise)
@@ -112,14 +112,14 @@ class World:
             [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label == IGNORE_INDEX]
             for row in self.encoded
         ]
-        found = AutoModelForCausalLM.from_pretrained(distillation.locate(args.teacher), dtype=torch.float32)
+        found = AutoModelForCausalLM.from_pretrained(distillation.resolve_teacher(args.teacher), dtype=torch.float32)
         self.teacher = distillation.Teacher(found, args.teacher)
         with tempfile.TemporaryDirectory() as folder:
             path, begun = Path(folder) / "targets.safetensors", time.perf_counter()
             said = (self.tokenizer, templates.ALPACA, args.teacher, args.temperature, args.top_k)
-            teacher_cache_writer.make(path, self.train, self.teacher, teacher_cache.described(*said))
+            teacher_cache_writer.make(path, self.train, self.teacher, teacher_cache.metadata_for(*said))
             self.teacher_seconds = time.perf_counter() - begun
-            self.cached = teacher_cache.Targets(path)  # it stays open
+            self.cached = teacher_cache.TeacherCache(path)  # it stays open
             self.bytes_per_token = path.stat().st_size / len(self.cached.log_rest)
         pad = DataCollatorForSeq2Seq(self.tokenizer)
         self.collate = lambda rows: pad([{name: row[name] for name in ("input_ids", "labels")} for row in rows])
@@ -134,13 +134,13 @@ class World:
         from tunebook.common.batching import samplers
         from tunebook.common.distillation import losses, teacher_cache
 
-        args, blend = self.args, self.blend if way != "labels" else losses.Blend(alpha=0.0)
+        args, blend = self.args, self.blend if way != "labels" else losses.DistillationLoss(alpha=0.0)
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_pretrained(self.place, dtype=torch.float32)
         model = get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear")).train()
         distillation.prepare(model, args.model)
         teacher = self.cached if way == "cached" else self.teacher
-        collate = teacher_cache.Placed(self.collate, self.cached) if way == "cached" else self.collate
+        collate = teacher_cache.TargetCollator(self.collate, self.cached) if way == "cached" else self.collate
         order = samplers.LengthGroupedSampler(lengths_of(self.train), args.batch_size, seed)
         steps = args.epochs * math.ceil(len(order) / args.batch_size)
         optimizer = torch.optim.AdamW(

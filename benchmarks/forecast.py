@@ -93,7 +93,7 @@ def make_model(args: Args, folder: str) -> None:
         max_position_embeddings=512,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(models.locate("pocket")).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(models.resolve("pocket")).save_pretrained(folder)
 
 
 def apart(args: Args, folder: str, method: str, recompute: bool, given_back: bool) -> dict:

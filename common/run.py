@@ -131,23 +131,26 @@ class Run:
         if "dataset_kwargs" in known:  # SFTConfig: ids and labels are there already, packed where they are to be
             mine |= dict(dataset_kwargs={"skip_prepare_dataset": True}, packing=False, padding_free=False)
         if held_out is not None:
-            mine |= {**config_overrides.RHYTHM, "per_device_eval_batch_size": args.per_device_train_batch_size}
+            mine |= {
+                **config_overrides.EVALUATION_SCHEDULE,
+                "per_device_eval_batch_size": args.per_device_train_batch_size,
+            }
         return config_class(
-            **{**mine, **device.current().precision, **dataloader.settings(), **choices, **self.overrides}
+            **{**mine, **device.current().precision, **dataloader.dataloader_settings(), **choices, **self.overrides}
         )
 
     def callbacks(self, samples: Any) -> list[Any]:
         """Stop at a loss that is not a number, and show answers (generation.Samples) at every evaluation."""
         from tunebook.common.training import callbacks
 
-        return [callbacks.Watchdog(), callbacks.ShowSamples(samples)]
+        return [callbacks.StopOnNaN(), callbacks.ShowSamples(samples)]
 
     def prepare(self, trainer: Any, weigh: Callable[[Any], Any] | None = None) -> None:
         """Length-grouped batches unless rows are packed, loss weights of rows, adapters in float32; then the first
         batch previewed, and memory and time estimated by a few steps that leave nothing behind.
 
         Args:
-            weigh: gives the trainer's loss the weights of rows; default: weighted_loss.heed, for TRL's own losses.
+            weigh: gives the trainer's loss the weights of rows; default: weighted_loss.weigh_loss, for TRL's losses.
 
         Raises:
             CheckFailed: nothing trains, or the run does not fit into memory.
@@ -161,7 +164,7 @@ class Run:
             models.train_in_float32(trainer.model)
         if "seq_lengths" not in trainer.train_dataset.column_names:
             samplers.group_by_length(trainer)
-        (weigh or weighted_loss.heed)(trainer)
+        (weigh or weighted_loss.weigh_loss)(trainer)
         self.preview = checks.first_batch(trainer.get_train_dataloader(), self.tokenizer, self.args.debug_batches)
         self.forecast = forecast.forecast(trainer, self.args.find_batch_size).as_dict()
 
@@ -178,21 +181,21 @@ class Run:
         """
         from tunebook.common.estimate import forecast
         from tunebook.common.training import checks
-        from tunebook.common.training.metrics import Meter
+        from tunebook.common.training.metrics import TrainingMetrics
 
         self.preview = checks.first_batch(loader, self.tokenizer, self.args.debug_batches)
         self.forecast = forecast.forecast_loop(actor, loader, optimizer, max_steps).as_dict()
-        self.metrics = Meter(self.dir / "log.jsonl")
+        self.metrics = TrainingMetrics(self.dir / "log.jsonl")
 
     def train(self, trainer: Any, metrics: Any = None) -> None:
         """`trainer.train`, from the checkpoint where there is one, between two evaluations.
 
         Args:
-            metrics: as callbacks.measure gives them; default: those of tokens.
+            metrics: as callbacks.track_metrics gives them; default: those of tokens.
         """
         from tunebook.common.training import callbacks, resuming
 
-        self.metrics = metrics or callbacks.measure(trainer, self.dir / "log.jsonl")
+        self.metrics = metrics or callbacks.track_metrics(trainer, self.dir / "log.jsonl")
         callbacks.evaluate(trainer)
         resuming.train(trainer, self.checkpoint)
         callbacks.evaluate(trainer)

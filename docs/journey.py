@@ -39,7 +39,7 @@ def main() -> None:
     width = max(lengths)
     print(f"   lengths {lengths}")
     print(f"   padded: {ROWS} x {width}, {1 - sum(lengths) / (ROWS * width):.0%} padding")
-    bins = packing.packed(encoded, 256)
+    bins = packing.pack_dataset(encoded, 256)
     batch = PackedCollator(tokenizer.pad_token_id)(list(bins))
     print(f"   packed: {tuple(batch['input_ids'].shape)}, documents of {bins['seq_lengths'][:]} tokens; "
           f"positions restart with each")  # fmt: skip

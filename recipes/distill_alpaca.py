@@ -38,7 +38,7 @@ def main(args: Args) -> dict:
     from tunebook.common.training import defaults
     from tunebook.evals.harness.before_after import BeforeAfter
 
-    base, run = models.locate(args.model, args.max_length), Run(__file__, args)
+    base, run = models.resolve(args.model, args.max_length), Run(__file__, args)
     evaluation = BeforeAfter(run)
     splits = data.load(args.dataset, seed=args.seed, bad_rows=args.bad_rows)
 
@@ -51,16 +51,16 @@ def main(args: Args) -> dict:
     from tunebook.common.models import attention, lora
     from tunebook.common.training import served_tokenizer, weighted_loss
 
-    blend = losses.Blend(args.alpha, args.temperature, args.beta)
-    run.start(SFTConfig, unheard=distillation.UNHEARD)
+    blend = losses.DistillationLoss(args.alpha, args.temperature, args.beta)
+    run.start(SFTConfig, unheard=distillation.UNUSED_FIELDS)
     model, tokenizer = models.load(args.model, args.max_length, args.load_in_4bit)
-    teacher = distillation.teacher(args.teacher, args.max_length, args.teacher_load_in_4bit, tokenizer)
+    teacher = distillation.load_teacher(args.teacher, args.max_length, args.teacher_load_in_4bit, tokenizer)
 
     template = templates.ALPACA
     defaults.choose(args, model, tokenizer, template, rate=(2e-3, 2e-4), epochs=(5, 3))
     train, held_out = run.encode(splits, tokenizer, template, args.max_length)
     if args.packing:
-        train, held_out = (packing.packed(rows, args.max_length) if rows else None for rows in (train, held_out))
+        train, held_out = (packing.pack_dataset(rows, args.max_length) if rows else None for rows in (train, held_out))
     evaluation.before(model, tokenizer, template, splits)
 
     ranks = dict(r=args.lora_r, lora_alpha=2 * args.lora_r)
@@ -73,7 +73,7 @@ def main(args: Args) -> dict:
 
     trainer = Distiller(
         model=model,
-        processing_class=served_tokenizer.dressed(tokenizer, template, model),
+        processing_class=served_tokenizer.with_template(tokenizer, template, model),
         train_dataset=train,
         eval_dataset=held_out,
         data_collator=attention.collator(model, tokenizer) if args.packing else None,
@@ -91,15 +91,17 @@ def main(args: Args) -> dict:
         ),
     )
     if args.packing:
-        distillation.isolate(trainer, teacher.model)  # stops where a document would see another, in either model
-    run.prepare(trainer, weigh=weighted_loss.carry)  # one batch previewed; memory and time estimated
+        distillation.isolate_documents(
+            trainer, teacher.model
+        )  # stops where a document would see another, in either model
+    run.prepare(trainer, weigh=weighted_loss.pass_weights)  # one batch previewed; memory and time estimated
     if args.dry_run:
         return run.forecast
 
     run.train(trainer)
     trainer.save_model(str(run.dir / "adapter"))
     scores = evaluation.after(model, base, run.dir / "adapter")
-    return run.finish(model, evaluation.samples, teacher_cache_writer.join(scores, teacher, held_out, blend))
+    return run.finish(model, evaluation.samples, teacher_cache_writer.add_to_scores(scores, teacher, held_out, blend))
 
 
 if __name__ == "__main__":

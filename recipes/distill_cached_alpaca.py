@@ -34,7 +34,7 @@ def main(args: Args) -> dict:
     from tunebook.common.training import defaults
     from tunebook.evals.harness.before_after import BeforeAfter
 
-    base, run = models.locate(args.model, args.max_length), Run(__file__, args)
+    base, run = models.resolve(args.model, args.max_length), Run(__file__, args)
     evaluation = BeforeAfter(run)
     splits = data.load(args.dataset, seed=args.seed, bad_rows=args.bad_rows)
 
@@ -46,8 +46,8 @@ def main(args: Args) -> dict:
     from tunebook.common.models import lora
     from tunebook.common.training import served_tokenizer, weighted_loss
 
-    blend = losses.Blend(args.alpha, args.temperature, args.beta)
-    run.start(SFTConfig, unheard=distillation.UNHEARD)
+    blend = losses.DistillationLoss(args.alpha, args.temperature, args.beta)
+    run.start(SFTConfig, unheard=distillation.UNUSED_FIELDS)
     model, tokenizer = models.load(args.model, args.max_length, args.load_in_4bit)
 
     template = templates.ALPACA
@@ -71,7 +71,7 @@ def main(args: Args) -> dict:
 
     trainer = Distiller(
         model=model,
-        processing_class=served_tokenizer.dressed(tokenizer, template, model),
+        processing_class=served_tokenizer.with_template(tokenizer, template, model),
         train_dataset=train,
         eval_dataset=held_out,
         callbacks=run.callbacks(evaluation.samples),
@@ -87,15 +87,15 @@ def main(args: Args) -> dict:
             router_aux_loss_coef=0.0,  # a mixture of experts learns from teacher and labels alone
         ),
     )
-    trainer.data_collator = teacher_cache.Placed(trainer.data_collator, teacher)
-    run.prepare(trainer, weigh=weighted_loss.carry)  # one batch previewed; memory and time estimated
+    trainer.data_collator = teacher_cache.TargetCollator(trainer.data_collator, teacher)
+    run.prepare(trainer, weigh=weighted_loss.pass_weights)  # one batch previewed; memory and time estimated
     if args.dry_run:
         return run.forecast
 
     run.train(trainer)
     trainer.save_model(str(run.dir / "adapter"))
     scores = evaluation.after(model, base, run.dir / "adapter")
-    return run.finish(model, evaluation.samples, teacher_cache_writer.join(scores, teacher, held_out, blend))
+    return run.finish(model, evaluation.samples, teacher_cache_writer.add_to_scores(scores, teacher, held_out, blend))
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def main(args: Args) -> dict:
     from tunebook.common.training import defaults
     from tunebook.evals.harness.before_after import BeforeAfter
 
-    base, run = models.locate(args.model, args.max_length), Run(__file__, args)
+    base, run = models.resolve(args.model, args.max_length), Run(__file__, args)
     evaluation = BeforeAfter(run)
     splits = data.load(args.dataset, seed=args.seed, bad_rows=args.bad_rows)
     rows.refuse_weights(splits["train"], "distill_on_policy", "Leave them out: the student learns from its own answers")
@@ -50,11 +50,11 @@ def main(args: Args) -> dict:
     from tunebook.common.models import lora
     from tunebook.common.training import served_tokenizer
 
-    blend = losses.Blend(1.0, args.temperature, args.beta)
+    blend = losses.DistillationLoss(1.0, args.temperature, args.beta)
     run.start(DistillationConfig)
 
     model, tokenizer = models.load(args.model, args.max_length, args.load_in_4bit)
-    teacher = distillation.teacher(args.teacher, args.max_length, args.teacher_load_in_4bit, tokenizer)
+    teacher = distillation.load_teacher(args.teacher, args.max_length, args.teacher_load_in_4bit, tokenizer)
 
     template = templates.ALPACA
     defaults.choose(args, model, tokenizer, template, rate=(2e-3, 2e-4), epochs=(5, 3))
@@ -74,7 +74,7 @@ def main(args: Args) -> dict:
 
     trainer = OnPolicy(
         model=model,
-        processing_class=served_tokenizer.dressed(tokenizer, template, model),
+        processing_class=served_tokenizer.with_template(tokenizer, template, model),
         train_dataset=on_policy.prompts(train),
         callbacks=run.callbacks(evaluation.samples),
         args=run.config(  # adds what run and device decide: folders, checkpoints, precision, data loader, --set
@@ -98,7 +98,7 @@ def main(args: Args) -> dict:
     run.train(trainer, watch.meter)
     trainer.save_model(str(run.dir / "adapter"))
     scores = evaluation.after(model, base, run.dir / "adapter")
-    return run.finish(model, evaluation.samples, teacher_cache_writer.join(scores, teacher, None, blend))
+    return run.finish(model, evaluation.samples, teacher_cache_writer.add_to_scores(scores, teacher, None, blend))
 
 
 if __name__ == "__main__":

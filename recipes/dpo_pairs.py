@@ -36,8 +36,8 @@ def main(args: Args) -> dict:
     from tunebook.common.training import defaults
     from tunebook.evals.harness.before_after import BeforeAfter
 
-    args.model, args.adapter = dpo.start_of(args.model, args.adapter)
-    base, run = models.locate(args.model, args.max_length), Run(__file__, args)
+    args.model, args.adapter = dpo.starting_point(args.model, args.adapter)
+    base, run = models.resolve(args.model, args.max_length), Run(__file__, args)
     evaluation = BeforeAfter(run)
     splits = pairs.load(args.dataset, seed=args.seed, bad_rows=args.bad_rows)
 
@@ -64,9 +64,9 @@ def main(args: Args) -> dict:
     if args.adapter is None:
         ranks = dict(r=args.lora_r, lora_alpha=2 * args.lora_r, lora_dropout=0.0)
         model = lora.add(model, **ranks, target_modules="all-linear", random_state=args.seed)
-    trainer = dpo.taking_ids(DPOTrainer)(
+    trainer = dpo.PreTokenizedDPOTrainer(DPOTrainer)(
         model=model,
-        processing_class=served_tokenizer.dressed(tokenizer, template, model),
+        processing_class=served_tokenizer.with_template(tokenizer, template, model),
         train_dataset=train,
         eval_dataset=held_out,
         data_collator=preference.Collator(tokenizer.pad_token_id or 0),
@@ -84,7 +84,7 @@ def main(args: Args) -> dict:
             optim="adamw_torch_fused",
         ),
     )
-    dpo.hold_reference(trainer, adapter=args.adapter is not None)
+    dpo.set_reference(trainer, adapter=args.adapter is not None)
     run.prepare(trainer)  # length-grouped batches, one of them previewed; memory and time estimated
     if args.dry_run:
         return run.forecast

@@ -33,7 +33,7 @@ def main(args: Args) -> dict:
     from tunebook.common.training import defaults
     from tunebook.evals.harness.before_after import BeforeAfter
 
-    base, run = models.locate(args.model, args.max_length), Run(__file__, args)
+    base, run = models.resolve(args.model, args.max_length), Run(__file__, args)
     evaluation = BeforeAfter(run)
     splits = data.load(args.dataset, seed=args.seed, bad_rows=args.bad_rows)
 
@@ -65,7 +65,7 @@ def main(args: Args) -> dict:
     group = size * accumulation * accelerator.num_processes  # rows of an optimizer step
     order = samplers.LengthGroupedSampler(lengths.lengths_of(train), group, args.seed)
     loader, eval_loader = dataloader.loader(train, tokenizer, size, order), dataloader.loader(held_out, tokenizer, size)
-    max_steps = loop.count(len(train), group, args.num_train_epochs, args.max_steps)
+    max_steps = loop.num_steps(len(train), group, args.num_train_epochs, args.max_steps)
     optimizer = AdamW(model.parameters(), lr=args.learning_rate, weight_decay=0.0, fused=True)
     schedule = get_scheduler("cosine", optimizer, math.ceil(0.03 * max_steps), max_steps)
     prepared = accelerator.prepare(model, optimizer, loader, eval_loader, device_placement=[None, None, False, False])
@@ -77,7 +77,7 @@ def main(args: Args) -> dict:
 
     metrics = run.metrics
     metrics.evaluated(0, loop.mean_loss(accelerator, model, eval_loader, loss_of))
-    dressed = served_tokenizer.dressed(tokenizer, template, accelerator.unwrap_model(model))
+    dressed = served_tokenizer.with_template(tokenizer, template, accelerator.unwrap_model(model))
     saved = checkpoints.Checkpoints(accelerator, run.dir, schedule, metrics, tokenizer=dressed)
     metrics.begin(done := saved.load(run.checkpoint), max_steps)
     for step, batches, tokens in loop.batches(accelerator, loader, order, accumulation, done, max_steps, metrics):
@@ -99,8 +99,8 @@ def main(args: Args) -> dict:
 
 def loss_of(model, batch):
     """Sum over the labels of a batch that train, by their weights; without the balancing loss of a mixture's router."""
-    log_probs_BT = model(**weight_collator.without(batch), use_cache=False, fused_lm_head=True).log_probs
-    return -weight_collator.weighed(log_probs_BT, batch).sum()
+    log_probs_BT = model(**weight_collator.without_weights(batch), use_cache=False, fused_lm_head=True).log_probs
+    return -weight_collator.apply_weights(log_probs_BT, batch).sum()
 
 
 def train_step(accelerator, model, optimizer, schedule, batches, tokens) -> dict[str, float]:

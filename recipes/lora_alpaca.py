@@ -32,7 +32,7 @@ def main(args: Args) -> dict:
     from tunebook.common.training import defaults
     from tunebook.evals.harness.before_after import BeforeAfter
 
-    base, run = models.locate(args.model, args.max_length), Run(__file__, args)
+    base, run = models.resolve(args.model, args.max_length), Run(__file__, args)
     evaluation = BeforeAfter(run)
     splits = data.load(args.dataset, seed=args.seed, bad_rows=args.bad_rows)
 
@@ -68,7 +68,7 @@ def main(args: Args) -> dict:
     )
     trainer = SFTTrainer(
         model=model,
-        processing_class=served_tokenizer.dressed(tokenizer, template, model),
+        processing_class=served_tokenizer.with_template(tokenizer, template, model),
         train_dataset=train,
         eval_dataset=held_out,
         callbacks=run.callbacks(evaluation.samples),

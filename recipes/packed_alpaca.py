@@ -30,7 +30,7 @@ def main(args: Args) -> dict:
     from tunebook.common.training import defaults
     from tunebook.evals.harness.before_after import BeforeAfter
 
-    base, run = models.locate(args.model, args.max_length), Run(__file__, args)
+    base, run = models.resolve(args.model, args.max_length), Run(__file__, args)
     evaluation = BeforeAfter(run)
     splits = data.load(args.dataset, seed=args.seed, bad_rows=args.bad_rows)
 
@@ -50,7 +50,7 @@ def main(args: Args) -> dict:
     template = templates.ALPACA
     defaults.choose(args, model, tokenizer, template, rate=(2e-3, 2e-4), epochs=(5, 3))
     train, held_out = run.encode(splits, tokenizer, template, args.max_length)
-    train, held_out = (packing.packed(rows, args.max_length) if rows else None for rows in (train, held_out))
+    train, held_out = (packing.pack_dataset(rows, args.max_length) if rows else None for rows in (train, held_out))
 
     # Before: what the base answers and scores.
     evaluation.before(model, tokenizer, template, splits)
@@ -65,7 +65,7 @@ def main(args: Args) -> dict:
     )
     trainer = SFTTrainer(
         model=model,
-        processing_class=served_tokenizer.dressed(tokenizer, template, model),
+        processing_class=served_tokenizer.with_template(tokenizer, template, model),
         train_dataset=train,
         eval_dataset=held_out,
         data_collator=attention.collator(model, tokenizer),
@@ -81,8 +81,8 @@ def main(args: Args) -> dict:
             optim="adamw_torch_fused",
         ),
     )
-    attention.by_document(trainer.model)  # on a CPU: no mask over a whole bin
-    checks.isolation(trainer)  # stops where a document would see another
+    attention.use_document_attention(trainer.model)  # on a CPU: no mask over a whole bin
+    checks.check_document_isolation(trainer)  # stops where a document would see another
     run.prepare(trainer)  # one batch previewed; memory and time estimated
     if args.dry_run:
         return run.forecast

@@ -2,11 +2,11 @@
 
 import torch
 
-from tunebook.common.distillation.losses import Blend
+from tunebook.common.distillation.losses import DistillationLoss
 from tunebook.common.tokens.lengths import IGNORE_INDEX
 
 
-def reference_loss(student_BTV, teacher_BTV, labels_BT, blend: Blend, items) -> torch.Tensor:
+def reference_loss(student_BTV, teacher_BTV, labels_BT, blend: DistillationLoss, items) -> torch.Tensor:
     """The formula as it is written, over all logits; autograd makes the gradient.
 
     Args:

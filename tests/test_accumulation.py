@@ -55,7 +55,7 @@ def train(way, optimizer, per_device, accumulation, folder, by_micro_batch=False
     trainer = SFTTrainer(
         model=model,
         processing_class=tokenizer,
-        train_dataset=packing.packed(rows(), 128) if way == "packed" else rows(),
+        train_dataset=packing.pack_dataset(rows(), 128) if way == "packed" else rows(),
         data_collator=collator.PackedCollator(0) if way == "packed" else None,
         args=SFTConfig(
             output_dir=str(folder),

@@ -337,15 +337,17 @@ def test_activation_checkpointing_changes_no_bit(tmp_path, reentrant):
 
 UNDER_UNSLOTH = """
 import sys
-from common import cli
+from tunebook.common import cli
 cli._environment()
 import unsloth
 from trl import SFTConfig, SFTTrainer
-from common import adapters, data, masking, models, templates
+from tunebook.common import data, models
+from tunebook.common.models import bottleneck_adapters, device
+from tunebook.common.tokens import encoding, templates
 folder, resume = sys.argv[1], sys.argv[2:]
 model, tokenizer = models.load("pocket", 512, four_bit=False)
-train, _ = masking.encode(data.load(["pocket"], seed=0)["train"][:80], tokenizer, templates.ALPACA, 512)
-adapters.attach(model, "one")
+train, _ = encoding.encode(data.load(["pocket"], seed=0)["train"][:80], tokenizer, templates.ALPACA, 512)
+bottleneck_adapters.attach(model, "one")
 config = SFTConfig(
     output_dir=folder, max_steps=4, save_steps=2, eval_strategy="steps", eval_steps=2, load_best_model_at_end=True,
     dataset_kwargs={"skip_prepare_dataset": True}, packing=False, padding_free=False, learning_rate=2e-3,
@@ -355,7 +357,7 @@ held_out = train.select(range(8))
 trainer = SFTTrainer(model, config, train_dataset=train, eval_dataset=held_out, processing_class=tokenizer)
 models.train_in_float32(trainer.model)
 trainer.train(resume_from_checkpoint=resume[0] if resume else None)
-adapters.save(model, folder + "/adapter", "one")
+bottleneck_adapters.save(model, folder + "/adapter", "one")
 """
 
 

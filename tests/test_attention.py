@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from tunebook.common.batching.collator import PackedCollator
-from tunebook.common.batching.packing import packed
+from tunebook.common.batching.packing import pack_dataset
 from tunebook.common.models import attention
 
 SIZES = dict(
@@ -54,7 +54,7 @@ def pair(name):
         copied = type(config)(**config.to_dict())
         copied._attn_implementation = "sdpa"
         made.append(kind(copied).float().eval())
-    assert attention.by_document(made[1]) and made[1].config._attn_implementation == "documents"
+    assert attention.use_document_attention(made[1]) and made[1].config._attn_implementation == "documents"
     return made
 
 
@@ -64,7 +64,7 @@ def batch():
     sizes = [1, 1, 1, *torch.randint(1, 20, (20,), generator=generator).tolist()]
     rows = [{"input_ids": torch.randint(3, 60, (size,), generator=generator).tolist()} for size in sizes]
     rows = [{**row, "labels": list(row["input_ids"])} for row in rows]
-    bins = packed(Dataset.from_list(rows), 32)
+    bins = pack_dataset(Dataset.from_list(rows), 32)
     made = PackedCollator(0)(list(bins))
     assert (made["position_ids"][:, -2:] == 0).all(-1).any() and len(bins) > 3
     return made
@@ -126,12 +126,12 @@ def test_no_product_reaches_over_a_document(monkeypatch):
 def test_a_model_that_it_does_not_suit_is_left_alone(capsys, monkeypatch):
     kind, config = MODELS["llama"]
     config._attn_implementation = "eager"
-    assert not attention.by_document(kind(config)) and config._attn_implementation == "eager"
+    assert not attention.use_document_attention(kind(config)) and config._attn_implementation == "eager"
     config._attn_implementation = "sdpa"
     model = kind(config)
     # As where a model adds something to its mask that cannot be seen from here.
     monkeypatch.setattr(attention, "_pieces", lambda positions: [[(positions.shape[1], False)]] * len(positions))
-    assert not attention.by_document(model)
+    assert not attention.use_document_attention(model)
     assert model.config._attn_implementation == "sdpa"
     assert "LlamaForCausalLM keeps sdpa attention" in capsys.readouterr().out
 

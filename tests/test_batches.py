@@ -9,8 +9,8 @@ from datasets import Dataset
 from paths import DATA, needs_data
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tunebook.common.batching.collator import PackedCollator, documents, real
-from tunebook.common.batching.packing import packed
+from tunebook.common.batching.collator import PackedCollator, documents, without_padding
+from tunebook.common.batching.packing import pack_dataset
 from tunebook.common.errors import CheckFailed
 from tunebook.common.training import checks
 
@@ -35,7 +35,7 @@ def model(attention="sdpa"):
 
 def test_bins_hold_every_row_once():
     sample = rows()
-    bins = packed(Dataset.from_list(sample), 32)
+    bins = pack_dataset(Dataset.from_list(sample), 32)
     texts = []
     for one in bins:
         at = 0
@@ -51,14 +51,14 @@ def test_documents_and_padding():
                                {"input_ids": [1, 2], "labels": [-100, 2], "seq_lengths": [2]}])  # fmt: skip
     assert batch["position_ids"].tolist() == [[0, 1, 0, 1, 2], [0, 1, 0, 0, 0]]
     assert batch["labels"].tolist() == [[-100, 6, -100, 8, 9], [-100, 2, -100, -100, -100]]
-    assert real(batch).tolist() == [[True] * 5, [True, True, False, False, False]]
+    assert without_padding(batch).tolist() == [[True] * 5, [True, True, False, False, False]]
     assert documents(batch, 0) == [slice(0, 2), slice(2, 5)] and documents(batch, 1) == [slice(0, 2)]
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_losses_and_gradients_equal_the_rows_alone(attention):
     sample = rows()
-    batch = PackedCollator(0)(list(packed(Dataset.from_list(sample), 32)))
+    batch = PackedCollator(0)(list(pack_dataset(Dataset.from_list(sample), 32)))
     total = int((batch["labels"] != -100).sum())
     one, two = model(attention), model(attention)
     loss = one(**batch, use_cache=False, num_items_in_batch=total).loss
@@ -84,15 +84,15 @@ def trainer(batch, attention="sdpa"):
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_isolation_is_proved(attention, capsys):
-    batch = PackedCollator(0)(list(packed(Dataset.from_list(rows()), 32)))
-    assert checks.isolation(trainer(batch, attention)) < 1e-5
+    batch = PackedCollator(0)(list(pack_dataset(Dataset.from_list(rows()), 32)))
+    assert checks.check_document_isolation(trainer(batch, attention)) < 1e-5
     assert f"{attention} attention" in capsys.readouterr().out
 
 
 def test_contamination_is_noticed():
-    batch = PackedCollator(0)(list(packed(Dataset.from_list(rows()), 32)))
+    batch = PackedCollator(0)(list(pack_dataset(Dataset.from_list(rows()), 32)))
     with pytest.raises(CheckFailed, match="see each other with sdpa"):
-        checks.isolation(trainer({**batch, "attention_mask": torch.ones_like(batch["input_ids"])}))
+        checks.check_document_isolation(trainer({**batch, "attention_mask": torch.ones_like(batch["input_ids"])}))
 
 
 @pytest.mark.real_data
@@ -107,8 +107,8 @@ def test_real_rows(count, attention):
     tokenizer, _ = tokenization.load("pocket")
     encoded, _ = encoding.encode([row for row in rows[::50] if row["output"]], tokenizer, ALPACA, 512)
     encoded = encoded.select(range(count))
-    batch = PackedCollator(0)(list(packed(encoded, 1024)))
-    assert 1 - real(batch).float().mean() < 20 / count  # padding: the last sequence is not full
+    batch = PackedCollator(0)(list(pack_dataset(encoded, 1024)))
+    assert 1 - without_padding(batch).float().mean() < 20 / count  # padding: the last sequence is not full
     torch.manual_seed(0)
     config = LlamaConfig(**{**SIZES, "vocab_size": len(tokenizer)}, attn_implementation=attention)
     one = LlamaForCausalLM(config).float()

@@ -18,7 +18,7 @@ from tunebook.common.commands import chat, chat_page
 from tunebook.common.errors import UserError
 from tunebook.common.generation.chat import Conversation
 from tunebook.common.generation.decoding import Decoding
-from tunebook.common.models.inference import Adapted, named
+from tunebook.common.models.inference import InferenceModel, named
 from tunebook.common.pocket import FOLDER
 from tunebook.common.tokens import chat_templates, encoding, rendering, templates
 
@@ -117,8 +117,8 @@ def test_answers_are_those_of_generate_and_history_counts(monkeypatch, capsys, t
     first = err.splitlines()[0]
     for part in ("model pocket (2.4 million parameters)", "adapter none", "template tokenizer", "greedy, at most 32"):
         assert part in first
-    adapted, greedy = Adapted(), Decoding(32)
-    stop = generation.ends(tokenizer, adapted.template)
+    adapted, greedy = InferenceModel(), Decoding(32)
+    stop = generation.stop_conditions(tokenizer, adapted.template)
     conversation, expected = Conversation(tokenizer, adapted.template), []
     for question in (ASK, "And of Dravia?", None, "And of Dravia?"):
         if question is None:
@@ -149,17 +149,17 @@ def test_what_is_typed_beside_questions(monkeypatch, capsys, bottleneck):
 
 
 def test_an_adapter_changes_the_answer_and_leaves_no_trace(bottleneck):
-    adapted = Adapted(adapters=[str(bottleneck)])
+    adapted = InferenceModel(adapters=[str(bottleneck)])
     name = bottleneck.name
     assert adapted.current == name and adapted.name == "pocket" and adapted.template == templates.ALPACA
     on = logits(adapted.model)
     adapted.use(None)
     base = logits(adapted.model)
-    assert torch.equal(base, logits(Adapted().model)) and not torch.allclose(on, base)
+    assert torch.equal(base, logits(InferenceModel().model)) and not torch.allclose(on, base)
     assert adapted.current is None and adapted.template == templates.ALPACA  # the same prompt for both
     adapted.use(name)
     assert torch.equal(logits(adapted.model), on)
-    assert Adapted("pocket", [str(bottleneck)]).notes == []
+    assert InferenceModel("pocket", [str(bottleneck)]).notes == []
 
 
 @pytest.mark.parametrize(
@@ -296,8 +296,8 @@ def peft_adapters(tmp_path_factory):
 @pytest.mark.recipe
 def test_adapters_of_peft_go_on_and_off_without_a_trace(peft_adapters, bottleneck):
     folders = [f"{name}={folder}" for name, (folder, _) in peft_adapters.items()]
-    adapted = Adapted(adapters=[*folders, f"ours={bottleneck}"])
-    base = logits(Adapted().model)
+    adapted = InferenceModel(adapters=[*folders, f"ours={bottleneck}"])
+    base = logits(InferenceModel().model)
     assert adapted.current == "lora"
     for name in [*reversed(adapted.folders), "lora", "ours", "prefix"]:
         adapted.use(name)
@@ -312,7 +312,7 @@ def test_adapters_of_peft_go_on_and_off_without_a_trace(peft_adapters, bottlenec
 @pytest.mark.recipe
 @pytest.mark.parametrize("name", ["lora", "prompt", "prefix", "p_tuning"])
 def test_batched_equals_alone_with_adapters(peft_adapters, tokenizer, name):
-    adapted = Adapted("pocket", [f"{name}={peft_adapters[name][0]}"])
+    adapted = InferenceModel("pocket", [f"{name}={peft_adapters[name][0]}"])
     texts = [ASK, "cat", "Write the words backwards: cat dog hat shoe", "2 + 3"]
     prompts = tokenizer(texts)["input_ids"]
     together = generation.generate(adapted.model, tokenizer, prompts, Decoding(12))
@@ -333,7 +333,8 @@ def test_answers_are_those_through_unsloth(tmp_path, peft_adapters, tokenizer):
     folder = peft_adapters["lora"][0]
     code = f"""
 import json, sys
-from common import generation, models, rendering, templates
+from tunebook.common import generation, models
+from tunebook.common.tokens import rendering, templates
 from tunebook.common.generation.decoding import Decoding
 model, tokenizer = models.load("pocket", 512)
 from peft import PeftModel
@@ -348,7 +349,7 @@ json.dump(texts, open({str(tmp_path / "texts.json")!r}, "w"))
     through_unsloth = json.loads((tmp_path / "texts.json").read_text())
     rows = [json.loads(line) for line in (FOLDER / "test.jsonl").read_text().splitlines()][::60]
     prompts = rendering.prompts(tokenizer, templates.ALPACA, rows)
-    base, adapted = Adapted("pocket").model, Adapted("pocket", [str(folder)]).model
+    base, adapted = InferenceModel("pocket").model, InferenceModel("pocket", [str(folder)]).model
     cases = zip((base, base, adapted), (0, 1, 0), through_unsloth, strict=True)
     for model, temperature, expected in cases:
         found = generation.generate(model, tokenizer, prompts, Decoding(24, temperature=temperature))
@@ -377,7 +378,7 @@ def test_the_page_answers_as_the_terminal_does(monkeypatch, capsys, bottleneck):
 
     questions = "What is the capital of Arvania?\nAnd of Dravia?\n"
     _, out, _ = talk(monkeypatch, capsys, questions, "--adapter", bottleneck, "--template", "chatml")
-    adapted = Adapted("pocket", [str(bottleneck)], "chatml")
+    adapted = InferenceModel("pocket", [str(bottleneck)], "chatml")
     page = chat_page.build(adapted, Decoding(8), "")
     _, address, _ = page.launch(prevent_thread_lock=True, server_name="127.0.0.1", quiet=True)
     try:

@@ -16,8 +16,7 @@ from lm_eval.tasks import TaskManager
 
 from tunebook.common import commands
 from tunebook.common.errors import UserError
-from tunebook.evals import compare
-from tunebook.evals.compare import aggregates
+from tunebook.evals.compare import aggregates, comparison
 from tunebook.evals.compare import page as comparison_page
 from tunebook.evals.stats import paired
 
@@ -186,7 +185,7 @@ def samples_of(folder, task):
 
 
 def test_every_metric_of_lm_eval_is_found_again_from_its_items(base, tuned):
-    report = compare.compare(base, tuned)
+    report = comparison.compare(base, tuned)
     rows = rows_of(report)
     results = json.loads(next(tuned.rglob("results_*.json")).read_text(encoding="utf-8"))["results"]
     for (task, metric), row in rows.items():
@@ -204,7 +203,7 @@ def test_every_metric_of_lm_eval_is_found_again_from_its_items(base, tuned):
 
 
 def test_counts_p_and_verdicts(base, tuned):
-    report = compare.compare(base, tuned)
+    report = comparison.compare(base, tuned)
     rows = rows_of(report)
     before = {sample["doc_id"]: sample["acc_norm"] for sample in samples_of(base, "choice_a")}
     after = {sample["doc_id"]: sample["acc_norm"] for sample in samples_of(tuned, "choice_a")}
@@ -220,18 +219,18 @@ def test_counts_p_and_verdicts(base, tuned):
     assert rows["text", "bits_per_byte"]["verdict"] == "better"  # lower is
     assert rows["text", "bits_per_byte"]["difference"] < 0 and rows["text", "bits_per_byte"]["won"] == ITEMS
     assert all(row["p"] is None and row["verdict"] == "" for row in report["rows"] if not row["headline"])
-    back = rows_of(compare.compare(tuned, base))
+    back = rows_of(comparison.compare(tuned, base))
     assert back["text", "bits_per_byte"]["verdict"] == back["choice_a", "acc_norm"]["verdict"] == "worse"
 
 
 def test_two_equal_models_are_not_different(score, base):
-    report = compare.compare(base, score(0.4))
+    report = comparison.compare(base, score(0.4))
     assert {row["verdict"] for row in report["rows"] if row["headline"]} == {"no difference shown"}
     assert {row["p_holm"] for row in report["rows"] if row["headline"]} == {1.0}
 
 
 def test_items_side_by_side(base, tuned):
-    items = compare.compare(base, tuned)["items"]
+    items = comparison.compare(base, tuned)["items"]
     one = items["choice_a"]["won"][0]
     place = int(re.search(r"\d+", one["prompt"])[0])
     assert one["item"] == place and one["target"] == one["after"] == ["abc", "def", "ghi"][place % 3]
@@ -290,7 +289,7 @@ def test_refused(base, tuned, tmp_path, capsys, edit, results, says):
     shutil.copytree(base, one)
     other = changed(tuned, tmp_path / "tuned", "choice_a", edit, results)
     with pytest.raises(UserError, match=says):
-        compare.compare(one, other)
+        comparison.compare(one, other)
     with pytest.raises(SystemExit) as end:
         commands.main(["compare", str(one), str(other)])
     assert end.value.code == 2 and capsys.readouterr().err.startswith("error: ")
@@ -299,29 +298,29 @@ def test_refused(base, tuned, tmp_path, capsys, edit, results, says):
 def test_other_folders(score, base, tuned, tmp_path):
     part = score(0.7, tasks=["text"])
     with pytest.raises(UserError, match=r"choice_a is in .* alone; --tasks text compares what both have"):
-        compare.compare(base, part)
-    assert {row["task"] for row in compare.compare(base, part, ["text"])["rows"]} == {"text"}
+        comparison.compare(base, part)
+    assert {row["task"] for row in comparison.compare(base, part, ["text"])["rows"]} == {"text"}
     with pytest.raises(UserError, match=r"--tasks both: both folders have text"):
-        compare.compare(base, part, ["both"])
+        comparison.compare(base, part, ["both"])
     with pytest.raises(UserError, match=r"no task is in both: .* has text, .* has written; .*--tasks text --log"):
-        compare.compare(part, score(0.7, tasks=["written"]))
+        comparison.compare(part, score(0.7, tasks=["written"]))
     with pytest.raises(UserError, match="are the same scores"):
-        compare.compare(base, base)
+        comparison.compare(base, base)
     with pytest.raises(UserError, match=r"holds no samples_TASK_DATE.jsonl; lm_eval run writes them with --log"):
-        compare.compare(tmp_path, base)
+        comparison.compare(tmp_path, base)
     with pytest.raises(UserError, match="there is no folder"):
-        compare.compare(tmp_path / "none", base)
+        comparison.compare(tmp_path / "none", base)
     with pytest.raises(UserError, match=r"is in \S* alone \(60 items before, 10 after\)"):
-        compare.compare(base, score(0.7, limit=10))
+        comparison.compare(base, score(0.7, limit=10))
     for name, folder in {"before": base, "after": tuned}.items():
         shutil.copytree(folder, tmp_path / "run" / name)
     with pytest.raises(UserError, match=r"holds several sets of scores, in .*after, .*before; name one"):
-        compare.compare(tmp_path / "run", base)
+        comparison.compare(tmp_path / "run", base)
     shutil.copytree(base, tmp_path / "two")
     lonely = next((tmp_path / "two").rglob("results_*.json"))
     lonely.unlink()
     with pytest.raises(UserError, match="is missing; lm-eval writes it beside samples_"):
-        compare.compare(tmp_path / "two", tuned)
+        comparison.compare(tmp_path / "two", tuned)
 
 
 def test_the_newest_of_several_days_is_taken_and_that_is_said(base, tuned, tmp_path):
@@ -330,10 +329,10 @@ def test_the_newest_of_several_days_is_taken_and_that_is_said(base, tuned, tmp_p
         old = path.with_name(re.sub(r"_\d{4}-", "_2001-", path.name))
         shutil.copy(path, old)
         old.write_text(old.read_text().replace('"acc_norm": 1.0', '"acc_norm": 0.0'))
-    report = compare.compare(base, tmp_path / "tuned")
+    report = comparison.compare(base, tmp_path / "tuned")
     assert (
         rows_of(report)["choice_a", "acc_norm"]["after"]
-        == rows_of(compare.compare(base, tuned))["choice_a", "acc_norm"]["after"]
+        == rows_of(comparison.compare(base, tuned))["choice_a", "acc_norm"]["after"]
     )
     assert any("6 older files of samples left aside" in note for note in report["notes"])
 
@@ -343,8 +342,8 @@ def test_with_and_without_chat_template(score, base):
     with pytest.raises(
         UserError, match=r"'Question 0:' before, '<Question 0:>' after \(a chat template was applied after"
     ):
-        compare.compare(base, other, ["choice_a"])
-    report = compare.compare(base, other, ["choice_a"], any_prompt=True)
+        comparison.compare(base, other, ["choice_a"])
+    report = comparison.compare(base, other, ["choice_a"], any_prompt=True)
     assert "the prompts are not the same in choice_a: differences are of model and prompt" in report["notes"]
     assert not report["before"]["chat_template"] and report["after"]["chat_template"]
     assert "with chat template" in comparison_page.page(report)
@@ -352,7 +351,7 @@ def test_with_and_without_chat_template(score, base):
 
 def test_settings_that_move_scores_are_named(base, tuned, tmp_path):
     other = changed(tuned, tmp_path / "tuned", "text", lambda sample: sample, dtype)
-    notes = compare.compare(base, other)["notes"]
+    notes = comparison.compare(base, other)["notes"]
     assert notes == ["the number type of the weights: None before, torch.bfloat16 after; this alone moves scores"]
 
 
@@ -399,13 +398,13 @@ def test_a_page_says_text_as_text(base, tuned, tmp_path):
         return sample | {"filtered_resps": ["<script>alert(1)</script>"]}
 
     other = changed(tuned, tmp_path / "tuned", "written", hostile)
-    page = comparison_page.page(compare.compare(base, other))
+    page = comparison_page.page(comparison.compare(base, other))
     assert "<script>" not in page and "&lt;script&gt;alert(1)" in page
 
 
 @browser.needed
 def test_the_page_in_a_browser(base, tuned, tmp_path):
-    (tmp_path / "page.html").write_text(comparison_page.page(compare.compare(base, tuned)), encoding="utf-8")
+    (tmp_path / "page.html").write_text(comparison_page.page(comparison.compare(base, tuned)), encoding="utf-8")
     browser.look(tmp_path / "page.html")
 
 

@@ -220,7 +220,7 @@ def resumed(stack, out, dtype, words):
 
 LONG_INPUT = """
 import sys, torch, unsloth
-from common import models
+from tunebook.common import models
 model, tokenizer = models.load(sys.argv[1], 64)
 assert type(model.model).forward.__module__.startswith("unsloth.")
 with torch.no_grad():
@@ -229,8 +229,8 @@ with torch.no_grad():
 
 LONG_ROWS = """
 import sys, unsloth
-from common import models
-from common.errors import UserError
+from tunebook.common import models
+from tunebook.common.errors import UserError
 try:
     model, _ = models.load(sys.argv[1], 1024)
     print("loaded", model.config.rope_scaling, model.config.max_position_embeddings)
@@ -240,16 +240,18 @@ except UserError as error:
 
 TWO_ROWS = """
 import sys, torch, unsloth
-from common import attention, batches, models
+from tunebook.common import models
+from tunebook.common.batching import collator
+from tunebook.common.models import attention
 model, tokenizer = models.load(sys.argv[1], 64)
-assert attention.one_row(model) and attention.by_document(model)
+assert attention.one_row(model) and attention.use_document_attention(model)
 rows = [{"input_ids": [5 + n for n in range(40)], "labels": [5] * 40, "seq_lengths": [17, 23]},
         {"input_ids": [90 + n for n in range(30)], "labels": [5] * 30, "seq_lengths": [30]}]
 batch = attention.collator(model, tokenizer)(rows)
 assert batch["input_ids"].shape == (1, 70)
 with torch.no_grad():
     logits = model.eval()(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits[0]
-    parts = [batch["input_ids"][:, place] for place in batches.documents(batch, 0)]
+    parts = [batch["input_ids"][:, place] for place in collator.documents(batch, 0)]
     alone = torch.cat([model(input_ids=part, use_cache=False).logits[0] for part in parts])
 print((logits - alone).abs().max().item() / alone.std().item())
 """

@@ -14,7 +14,7 @@ from students import OWN, Stub, bins, model, padded, rows
 
 from tunebook.common import distillation
 from tunebook.common.distillation import student, vocabulary
-from tunebook.common.distillation.losses import Blend
+from tunebook.common.distillation.losses import DistillationLoss
 from tunebook.common.errors import UserError
 from tunebook.common.models import lm_head
 from tunebook.common.tokens.lengths import IGNORE_INDEX
@@ -24,7 +24,7 @@ from tunebook.common.tokens.lengths import IGNORE_INDEX
 def test_the_head_makes_the_models_own_logits(name):
     made, ids = model(name), torch.arange(10, 30).view(2, 10)
     expected = made.eval()(input_ids=ids).logits
-    lm_head.expose(made)
+    lm_head.expose_hidden_states(made)
     lm_head.check(made, name)
     found = lm_head.of(made).logits(made(input_ids=ids, head=False))
     assert torch.allclose(found, expected, atol=1e-5 * expected.abs().max().item())
@@ -33,7 +33,7 @@ def test_the_head_makes_the_models_own_logits(name):
 
 def test_a_head_that_is_not_understood_is_refused():
     made = model("Cohere")
-    lm_head.expose(made)
+    lm_head.expose_hidden_states(made)
     made.config.logit_scale = 0.5  # what the head is read from, not what the model computes with
     with pytest.raises(UserError, match="--model odd: CohereForCausalLM makes its logits in a way that is not known"):
         lm_head.check(made, "odd")
@@ -53,7 +53,9 @@ def gradient(batches, blend):
     return total, torch.cat([weight.grad.flatten() for weight in student.parameters()])
 
 
-@pytest.mark.parametrize("blend", [Blend(0.5, 2.0, 0.0), Blend(1.0, 1.0, 0.5), Blend(0.0)], ids=str)
+@pytest.mark.parametrize(
+    "blend", [DistillationLoss(0.5, 2.0, 0.0), DistillationLoss(1.0, 1.0, 0.5), DistillationLoss(0.0)], ids=str
+)
 def test_splits_and_packing_change_nothing(blend):
     part = rows()
     loss, whole = gradient([padded(part)], blend)
@@ -69,20 +71,22 @@ def test_rows_that_see_each_other_would_be_seen():
     part = rows()
     wrong = bins(part)
     wrong["attention_mask"] = torch.ones_like(wrong["input_ids"])
-    loss, _ = gradient([padded(part)], Blend())
-    assert abs(gradient([wrong], Blend())[0] - loss) > 1e-3 * loss
+    loss, _ = gradient([padded(part)], DistillationLoss())
+    assert abs(gradient([wrong], DistillationLoss())[0] - loss) > 1e-3 * loss
 
 
 def test_the_teacher_gets_no_gradient_and_an_evaluation_is_the_cross_entropy():
     student, other, batch = model(seed=2), model(seed=3), padded(rows())
     distillation.prepare(student, "student")
     teacher = distillation.Teacher(other, "teacher")
-    distillation.loss(Stub(), student, batch, None, teacher, Blend()).backward()
+    distillation.loss(Stub(), student, batch, None, teacher, DistillationLoss()).backward()
     assert all(weight.grad is None for weight in other.parameters())
     student.eval()
     expected = student(**batch).loss.item()
     with torch.no_grad():
-        assert distillation.loss(Stub(), student, batch, None, teacher, Blend()).item() == pytest.approx(expected)
+        assert distillation.loss(Stub(), student, batch, None, teacher, DistillationLoss()).item() == pytest.approx(
+            expected
+        )
 
 
 def test_what_would_be_ignored_is_refused():
@@ -94,12 +98,12 @@ def test_what_would_be_ignored_is_refused():
     trainer.args.label_smoothing_factor = 0.1
     try:
         with pytest.raises(UserError, match="label_smoothing_factor"):
-            distillation.loss(trainer, student, padded(rows()), None, teacher, Blend())
+            distillation.loss(trainer, student, padded(rows()), None, teacher, DistillationLoss())
     finally:
         trainer.args.label_smoothing_factor = 0.0
     student.config.output_router_logits = True
     with pytest.raises(UserError, match="router"):
-        distillation.loss(trainer, student, padded(rows()), None, teacher, Blend())
+        distillation.loss(trainer, student, padded(rows()), None, teacher, DistillationLoss())
     on_head = get_peft_model(model(), LoraConfig(r=2, target_modules=["q_proj", "lm_head"]))
     with pytest.raises(UserError, match="leave lm_head out"):
         distillation.prepare(on_head, "student")
@@ -113,12 +117,12 @@ def test_lora_gets_the_gradient_of_the_formula():
     student = get_peft_model(model(seed=2), LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
     teacher, batch = distillation.Teacher(model(seed=3), "teacher"), padded(rows())
     distillation.prepare(student, "student")
-    found = distillation.loss(Stub(), student, batch, None, teacher, Blend())
+    found = distillation.loss(Stub(), student, batch, None, teacher, DistillationLoss())
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     with torch.no_grad():
         said = teacher.model(**inputs).logits
     items = (batch["labels"][:, 1:] != IGNORE_INDEX).sum()
-    expected = reference_loss(student(**inputs).logits, said, batch["labels"], Blend(), items)
+    expected = reference_loss(student(**inputs).logits, said, batch["labels"], DistillationLoss(), items)
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
     weights = [weight for weight in student.parameters() if weight.requires_grad]
     for one, two in zip(torch.autograd.grad(found, weights), torch.autograd.grad(expected, weights), strict=True):
@@ -140,9 +144,9 @@ def test_a_memory_record_does_not_see_the_teacher():
 def tokenizers():
     from transformers import AutoTokenizer
 
-    from tunebook.common.models import locate
+    from tunebook.common.models import resolve
 
-    return AutoTokenizer.from_pretrained(locate("pocket")), AutoTokenizer.from_pretrained(locate("pocket"))
+    return AutoTokenizer.from_pretrained(resolve("pocket")), AutoTokenizer.from_pretrained(resolve("pocket"))
 
 
 def changed(tokenizer, change):
@@ -218,5 +222,5 @@ def test_a_teacher_leaves_what_unsloth_noted_of_the_student(monkeypatch):
     monkeypatch.setattr(models, "load", load)
     monkeypatch.setattr(vocabulary, "require_same", lambda *_: None)
     monkeypatch.setattr(student, "Teacher", lambda model, name: (model, name))
-    assert distillation.teacher("pocket_teacher", 64, False, None) == ("model", "pocket_teacher")
+    assert distillation.load_teacher("pocket_teacher", 64, False, None) == ("model", "pocket_teacher")
     assert "UNSLOTH_USE_NEW_MODEL" not in os.environ and os.environ["UNSLOTH_ENABLE_FULL_FINETUNING"] == "1"

@@ -45,7 +45,9 @@ TRUE = (  # run although they begin so
     "tunebook eval --adapter runs/lora_alpaca",
     "tunebook compare scores/base scores/tuned --html",
 )
-NOT_OURS = ("runs/", "adapter/", "model/", "checkpoint", "eval/", "base/", "tests/golden/", "evals/tasks/NAME")  # what runs write
+NOT_OURS = (  # what runs write
+    "runs/", "adapter/", "model/", "checkpoint", "eval/", "base/", "tests/golden/", "evals/tasks/NAME",
+)  # fmt: skip
 ANYWHERE = {"--config", "--debug", "--help", "--version", "--sft", "--shm-size", "--config_file", "--num_processes"}
 
 

@@ -56,7 +56,7 @@ def test_log_likelihoods_are_those_of_plain_transformers(tmp_path):
                 logs = model(ids).logits[0, :-1].double().log_softmax(-1)
             expected = logs.gather(-1, ids[0, 1:, None])[start - 1 :].sum()
             worst = max(worst, abs(float(text[0]) - float(expected)))
-    assert worst < 1e-5
+    assert worst < 1e-4  # sums over tokens in float32, whose order of adding differs from processor to processor
 
 
 def _asked(item: dict) -> list[tuple[str, str]]:

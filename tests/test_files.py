@@ -117,5 +117,5 @@ def test_plots_fetch_nothing_have_the_colours_of_the_page_and_say_names_as_text(
         assert "currentColor" in svg and "<script" not in svg and not re.search(r"url\(|http|#123456|#000000", svg)
     assert "By step: &lt;script&gt;" in drawn[0] and "empty" not in drawn[0] and plots.curves({"a": []}) == ""
     assert "last bar: 10 and more" in drawn[2]
-    assert plots.COLOURS["better"] in drawn[4] and plots.COLOURS["worse"] in drawn[4]
+    assert plots.COLORS["better"] in drawn[4] and plots.COLORS["worse"] in drawn[4]
     assert drawn[0] == plots.curves({wild: [[0, 2.0], [5, 1.0]], "empty": []}, "loss")

@@ -11,8 +11,8 @@ from paths import ROOT
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tunebook.common.pocket import FOLDER
-from tunebook.evals import compare, harness
-from tunebook.evals.compare import forgetting
+from tunebook.evals import harness
+from tunebook.evals.compare import comparison, forgetting
 
 
 def scoring(**tasks):
@@ -139,7 +139,7 @@ def test_a_good_run_and_one_with_twenty_times_the_learning_rate(tmp_path):
 
 def agrees_with_compare(folder, found):
     """tunebook compare, on the files that the run has left, finds the same losses."""
-    for row in compare.compare(folder / "before", folder / "after")["rows"]:
+    for row in comparison.compare(folder / "before", folder / "after")["rows"]:
         if row["headline"] and row["task"] in found["tasks"]:
             mine = found["tasks"][row["task"]]
             assert row["p_holm"] == pytest.approx(mine["p_holm"])

@@ -10,9 +10,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tunebook.common import generation
 from tunebook.common.errors import UserError
-from tunebook.common.generation import Answer, Ends, ends, generate, stream
-from tunebook.common.generation.decoding import Decoding, Noise
-from tunebook.common.generation.streaming import Pieces, before_stop
+from tunebook.common.generation import Answer, StopConditions, generate, stop_conditions, stream
+from tunebook.common.generation.decoding import Decoding, GumbelSampler
+from tunebook.common.generation.streaming import IncrementalDecoder, before_stop
 from tunebook.common.pocket import FOLDER
 from tunebook.common.tokens import rendering, templates
 from tunebook.common.tokens.templates import ALPACA, PLAIN, Template
@@ -55,7 +55,7 @@ def test_greedy_and_beams_are_transformers_own(model, tokenizer, prompts, beams)
 def test_draws_follow_the_softmax():
     logits = torch.tensor([2.0, 1.0, 0.0, -1.0, -4.0])
     rows, steps = 2000, 10
-    noise = Noise(0, [[row] for row in range(rows)], width=1)
+    noise = GumbelSampler(0, [[row] for row in range(rows)], width=1)
     drawn = torch.stack(
         [noise(torch.zeros(rows, 1 + step), logits.expand(rows, -1)).argmax(-1) for step in range(steps)]
     )
@@ -140,19 +140,21 @@ def test_an_error_of_the_model_is_raised_where_the_stream_is_read(model, tokeniz
 
 
 def test_ends_of_templates(tokenizer):
-    assert ends(tokenizer) == Ends(frozenset({0}))
-    assert ends(tokenizer, PLAIN) == Ends(frozenset({0}))
-    assert ends(tokenizer, ALPACA) == Ends(frozenset({0}), ("\n### Instruction:",))
+    assert stop_conditions(tokenizer) == StopConditions(frozenset({0}))
+    assert stop_conditions(tokenizer, PLAIN) == StopConditions(frozenset({0}))
+    assert stop_conditions(tokenizer, ALPACA) == StopConditions(frozenset({0}), ("\n### Instruction:",))
     turn = tokenizer.convert_tokens_to_ids("<|im_end|>")
     for name in ("chatml", "tokenizer"):
-        assert ends(tokenizer, templates.get(name, tokenizer)) == Ends(frozenset({0, turn}))
-    assert ends(tokenizer, templates.get("llama3", tokenizer)) == Ends(frozenset({0}))  # it lacks <|eot_id|>
+        assert stop_conditions(tokenizer, templates.get(name, tokenizer)) == StopConditions(frozenset({0, turn}))
+    assert stop_conditions(tokenizer, templates.get("llama3", tokenizer)) == StopConditions(
+        frozenset({0})
+    )  # it lacks <|eot_id|>
 
 
 def test_an_answer_ends_before_the_next_question(model, tokenizer, prompts):
     """The untuned base never ends; it is stopped where it writes the heading, in a batch and in a stream."""
     heading = Template("t", without_input="\nThe {instruction}:", with_input="\nThe {instruction}:{input}")
-    stop = ends(tokenizer, heading)
+    stop = stop_conditions(tokenizer, heading)
     assert stop.texts == ("\nThe",)
     whole = generate(model, tokenizer, prompts[:24], Decoding(48))
     found = generate(model, tokenizer, prompts[:24], Decoding(48), stop)
@@ -202,7 +204,7 @@ HOSTILE = "Zoë sagt: «naïve» 🤷🏽‍♀️ 𝔘𝔫𝔦𝔠𝔬𝔡𝔢 
 
 
 def pieces_of(tokenizer, ids, stops=()):
-    pieces = Pieces(tokenizer, stops)
+    pieces = IncrementalDecoder(tokenizer, stops)
     return [*(pieces.add(token) for token in ids), pieces.end()]
 
 
@@ -243,7 +245,7 @@ def test_pieces_and_ends_on_real_tokenizers():
         if isinstance(tokenizer.chat_template, str):
             turn = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
             text = tokenizer.apply_chat_template(turn, tokenize=False)
-            stop = ends(tokenizer, templates.get("tokenizer", tokenizer))
+            stop = stop_conditions(tokenizer, templates.get("tokenizer", tokenizer))
             after = text[text.rindex("y") + 1 :].lstrip()
             assert any(after.startswith(tokenizer.convert_ids_to_tokens(token)) for token in stop.ids), path.name
         seen += 1

@@ -360,6 +360,6 @@ def test_dora_reads_four_bit_weights_as_they_lie(tmp_path, monkeypatch):
     for dora in (False, True):
         plain = AutoModelForCausalLM.from_pretrained(pocket)
         with_lora(plain, use_dora=dora).save_pretrained(tmp_path / str(dora))
-        model = inference.put_on(models.load_plain(pocket, four_bit=True), str(tmp_path / str(dora)))
+        model = inference.load_adapter(models.load_plain(pocket, four_bit=True), str(tmp_path / str(dora)))
         packs = {part.support_avx512bf16_for_cpu for part in model.modules() if isinstance(part, modules.Linear4bit)}
         assert packs == {not dora}

@@ -113,10 +113,10 @@ def leaking(model, change):
 @pytest.mark.parametrize("kind", APART)
 def test_apart(kind, joined, capsys):
     model = made(kind, **APART[kind]).train()
-    assert checks.isolation(trainer(model, batch(joined))) < 1e-4
+    assert checks.check_document_isolation(trainer(model, batch(joined))) < 1e-4
     assert f"apart with sdpa attention of a {kind} model" in capsys.readouterr().out
-    assert attention.by_document(model)
-    assert checks.isolation(trainer(model, batch(joined))) < 1e-4
+    assert attention.use_document_attention(model)
+    assert checks.check_document_isolation(trainer(model, batch(joined))) < 1e-4
     assert "apart with documents attention" in capsys.readouterr().out and model.training
 
 
@@ -126,25 +126,25 @@ def test_models_that_leak_are_refused(kind, joined):
     model = made(kind, **LEAKING[kind])
     says = rf"see each other with \w+ attention of a {kind} model.* by 0?\.?\d.* of their spread .* recipes/lora_alpaca"
     with pytest.raises(CheckFailed, match=says):
-        checks.isolation(trainer(model, batch(joined)))
-    attention.by_document(model)  # full attention alone is mended by it
+        checks.check_document_isolation(trainer(model, batch(joined)))
+    attention.use_document_attention(model)  # full attention alone is mended by it
     with pytest.raises(CheckFailed, match="see each other"):
-        checks.isolation(trainer(model, batch(joined)))
+        checks.check_document_isolation(trainer(model, batch(joined)))
 
 
 def test_layers_are_named():
     with pytest.raises(
         CheckFailed, match="layers of linear_attention and full_attention: a document's logits differ by"
     ):
-        checks.isolation(trainer(made("qwen3_next", **LEAKING["qwen3_next"]), batch(False)))
+        checks.check_document_isolation(trainer(made("qwen3_next", **LEAKING["qwen3_next"]), batch(False)))
 
 
 def test_chunks_that_are_counted_over_the_row():
     """No document of Llama 4 sees another, but where its chunks end depends on what stands before it."""
     model = made("llama4_text", attention_chunk_size=16, intermediate_size_mlp=48, num_local_experts=2)
     with pytest.raises(CheckFailed, match="are not computed as each alone with sdpa attention of a llama4_text"):
-        checks.isolation(trainer(model, batch(True)))
-    assert not attention.by_document(model)  # it makes masks of its positions, but does not pass them on
+        checks.check_document_isolation(trainer(model, batch(True)))
+    assert not attention.use_document_attention(model)  # it makes masks of its positions, but does not pass them on
 
 
 def test_a_recurrent_state_that_crosses_documents(monkeypatch):
@@ -187,10 +187,10 @@ def test_a_recurrent_state_that_crosses_documents(monkeypatch):
 
     monkeypatch.setattr(source, "causal_conv1d_fn", apart)
     with pytest.raises(CheckFailed, match="see each other"):  # the state of the scan alone
-        checks.isolation(trainer(model, packed))
+        checks.check_document_isolation(trainer(model, packed))
     monkeypatch.setattr(source, "torch_chunk_gated_delta_rule", anew)
     assert max(largest()) < 1e-5
-    assert checks.isolation(trainer(model, packed)) < 1e-5
+    assert checks.check_document_isolation(trainer(model, packed)) < 1e-5
 
 
 DEEP = dict(vocab_size=1024, hidden_size=64, intermediate_size=128, num_hidden_layers=12, initializer_range=0.3)
@@ -200,13 +200,13 @@ DEEP = dict(vocab_size=1024, hidden_size=64, intermediate_size=128, num_hidden_l
 def test_precisions(dtype):
     """Random weights whose logits in bfloat16 differ by more than a tenth of their spread where nothing leaks."""
     model, packed = made("llama", **DEEP).to(dtype), batch(True, vocabulary=1024)
-    largest = checks.isolation(trainer(model, packed))
+    largest = checks.check_document_isolation(trainer(model, packed))
     spread = model(**packed, use_cache=False).logits.float().std().item()
     assert largest > 0.1 * spread if dtype == torch.bfloat16 else largest < 0.1 * spread
     for change in LEAKS.values():
         hook = leaking(model, change)
         with pytest.raises(CheckFailed, match=r"see each other.* by \d"):
-            checks.isolation(trainer(model, packed))
+            checks.check_document_isolation(trainer(model, packed))
         hook.remove()
 
 
@@ -214,7 +214,7 @@ def test_products_rounded_by_autocast():
     """Weights in float32 and products in half precision, as with fp16 on a card that has no bfloat16."""
     model = made("llama", **DEEP)
     half = lambda: torch.autocast("cpu", torch.bfloat16)  # noqa: E731
-    assert checks.isolation(trainer(model, batch(True, vocabulary=1024), context=half)) > 0.01
+    assert checks.check_document_isolation(trainer(model, batch(True, vocabulary=1024), context=half)) > 0.01
 
 
 def add(model, change):
@@ -243,7 +243,7 @@ def test_every_direction(into, out_of, strength):
 
     add(model, change)
     with pytest.raises(CheckFailed, match="see each other"):
-        checks.isolation(trainer(model, batch(False)))
+        checks.check_document_isolation(trainer(model, batch(False)))
 
 
 def test_a_faint_leak_in_half_precision():
@@ -261,7 +261,7 @@ def test_a_faint_leak_in_half_precision():
         alone = model(input_ids=packed["input_ids"][:1, 30:42], use_cache=False).logits[0].float()
     assert (found - alone).square().mean().sqrt() < isolation.ALONE * alone.std()
     with pytest.raises(CheckFailed, match="see each other"):
-        checks.isolation(trainer(model, packed))
+        checks.check_document_isolation(trainer(model, packed))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -271,17 +271,17 @@ def test_logits_that_are_not_finite(value, dtype):
     with torch.no_grad():
         model.lm_head.weight[5] = value
     with pytest.raises(CheckFailed, match="differ by nan"):
-        checks.isolation(trainer(model, batch(False)))
+        checks.check_document_isolation(trainer(model, batch(False)))
 
 
 def test_the_batch_that_is_looked_at(capsys):
     model = made("llama")
     alone = batch(False, [[30], [20]])
-    assert checks.isolation(trainer(model, alone, alone)) == 0.0
+    assert checks.check_document_isolation(trainer(model, alone, alone)) == 0.0
     assert "no row holds two documents" in capsys.readouterr().out
     leaking(model, LEAKS["no positions"])
     with pytest.raises(CheckFailed):  # the first with anything to see
-        checks.isolation(trainer(model, alone, batch(False)))
+        checks.check_document_isolation(trainer(model, alone, batch(False)))
 
 
 def test_large_batches_are_cut(monkeypatch):
@@ -303,7 +303,7 @@ def test_documents_of_one_token_and_padding_anywhere():
 def test_attention_by_document_is_said_to_be_there_where_it_is():
     config = FalconConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    assert not attention.by_document(model) and model.config._attn_implementation == "sdpa"
+    assert not attention.use_document_attention(model) and model.config._attn_implementation == "sdpa"
 
 
 SENTENCES = (
@@ -334,9 +334,9 @@ def test_a_real_model(smollm2, dtype):
     ids = [number for text in texts for number in text]
     packed = PackedCollator(0)([{"input_ids": ids, "labels": ids, "seq_lengths": [len(text) for text in texts]}])
     model = model.to(dtype)
-    checks.isolation(trainer(model, packed))
+    checks.check_document_isolation(trainer(model, packed))
     for change in LEAKS.values():
         hook = leaking(model, change)
         with pytest.raises(CheckFailed, match=r"see each other.* by \d"):
-            checks.isolation(trainer(model, packed))
+            checks.check_document_isolation(trainer(model, packed))
         hook.remove()

@@ -515,7 +515,7 @@ def test_the_fit_is_the_maximum_of_the_penalised_likelihood(items):
     x, scores = np.tanh(chance.normal(size=items)), chance.choice([0, 0.5, 1], items)
     found = win_rate.fit(x, scores, np.ones((1, items)))[0]
     best = optimize.minimize(
-        lambda beta: -win_rate.penalised(x, scores, *beta),
+        lambda beta: -win_rate.penalized(x, scores, *beta),
         [0, 0],
         method="Nelder-Mead",
         options={"xatol": 1e-9, "fatol": 1e-12},
@@ -709,13 +709,13 @@ def test_a_model_of_this_machine_that_knows_how_to_judge(files, tmp_path, monkey
 def test_later_turns_are_asked_after_the_earlier_ones():
     """Against the tokenizer's own chat template and transformers' own greedy search."""
     from tunebook.common.generation.decoding import Decoding
-    from tunebook.common.models.inference import Adapted
+    from tunebook.common.models.inference import InferenceModel
     from tunebook.evals.responses.generate import converse
 
     asked = questions.Question(
         "1", ("Repeat: red hat", "Now backwards."), system="Be kind.", instruction="Repeat: red hat"
     )
-    model = Adapted("pocket")
+    model = InferenceModel("pocket")
     (record,) = converse(model, [asked], Decoding(max_new_tokens=10))
     turns, answers = [{"role": "system", "content": "Be kind."}], []
     for question in asked.turns:

@@ -50,7 +50,7 @@ def test_settings(monkeypatch, gpu, cores, processes, workers):
     pretend(monkeypatch, gpu, cores, processes)
     given = dataloader.workers()
     assert given["num_workers"] == workers and given["pin_memory"] == gpu
-    assert dataloader.settings() == {f"dataloader_{name}": value for name, value in given.items()}
+    assert dataloader.dataloader_settings() == {f"dataloader_{name}": value for name, value in given.items()}
     assert len(DataLoader([1, 2, 3], **given)) == 3  # torch refuses settings that do not go together
 
 

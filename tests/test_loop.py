@@ -45,7 +45,7 @@ def main() -> None:
             batches = [
                 {"input_ids": part, "labels": some, "attention_mask": torch.ones_like(part)} for part, some in parts
             ]
-            recipe.train_step(accelerator, model, optimizer, schedule, batches, sum(map(loop.total, batches)))
+            recipe.train_step(accelerator, model, optimizer, schedule, batches, sum(map(loop.total_weight, batches)))
         weights[tuple(split)] = [parameter.detach() for parameter in model.parameters()]
     moved = max((a - b).abs().max().item() for a, b in zip(first, weights[(4,)], strict=True))
     for split, mine in weights.items():

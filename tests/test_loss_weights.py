@@ -13,9 +13,9 @@ from tunebook.common.batching import collator, packing, weight_collator
 from tunebook.common.data import readers, schema
 from tunebook.common.data.rows import answer_weights, refuse_weights
 from tunebook.common.data.rows import weight as weight_of
-from tunebook.common.distillation.losses import Blend, Online, blended
+from tunebook.common.distillation.losses import DistillationLoss, Online, chunked_loss
 from tunebook.common.errors import UserError
-from tunebook.common.models.lm_head import Head
+from tunebook.common.models.lm_head import LMHead
 from tunebook.common.preference import pairs
 from tunebook.common.report import dataset as dataset_report
 from tunebook.common.tokens import encoding, lengths, templates
@@ -183,12 +183,12 @@ def test_other_losses_and_heads_are_refused(tokenizer, capsys):
         trainer(weighted, head=SimpleNamespace(base_layer=None)),
     ):  # fmt: skip
         with pytest.raises(UserError, match="rows with a `weight`"):
-            weighted_loss.heed(odd)
+            weighted_loss.weigh_loss(odd)
     plain = trainer(weighted.remove_columns("loss_weights"), label_smoothing_factor=0.1)
     before = dict(vars(plain))
-    weighted_loss.heed(plain)
+    weighted_loss.weigh_loss(plain)
     assert vars(plain) == before  # and a run without weights is as it was
-    weighted_loss.heed(found := trainer(weighted))
+    weighted_loss.weigh_loss(found := trainer(weighted))
     assert found._signature_columns == ["input_ids", "loss_weights"] and "weights:" in capsys.readouterr().out
 
 
@@ -213,7 +213,7 @@ def test_batches_hold_the_weight_of_each_label(tokenizer):
         made = [torch.nn.utils.rnn.pad_sequence(part, True, fill) for part, fill in zip(padded, (0, -100), strict=True)]
         return dict(zip(names, made, strict=True))
 
-    bins = packing.packed(dataset, 128)
+    bins = packing.pack_dataset(dataset, 128)
     assert 1 < len(bins) < len(dataset)
     for rows, collate in (
         (dataset, right_padded), (bins, collator.PackedCollator(0)), (bins, collator.PackedCollator(0, one_row=True)),
@@ -223,7 +223,7 @@ def test_batches_hold_the_weight_of_each_label(tokenizer):
         batch = made([rows[place] for place in range(len(rows))])
         assert batch["loss_weights"].shape == batch["labels"].shape
         assert torch.equal(batch["loss_weights"] > 0, batch["labels"] != -100)
-        assert weight_collator.total(batch).item() == wanted
+        assert weight_collator.total_weight(batch).item() == wanted
         by_token = {(t, w) for t, w in zip(batch["labels"].flatten().tolist(), batch["loss_weights"].flatten().tolist(),
                                            strict=True) if t != -100}  # fmt: skip
         assert {weight for _, weight in by_token} == {2, 1, 0.5, 3}
@@ -241,9 +241,9 @@ def test_the_cache_keeps_weights_and_knows_them(tokenizer, tmp_path, capsys):
 
 def test_labels_of_virtual_tokens_have_no_weight():
     batch = {"labels": torch.tensor([[-100, 5, 6]]), "loss_weights": torch.tensor([[0.0, 2.0, 0.5]])}
-    assert weight_collator.weighed(torch.ones(1, 2), batch).tolist() == [[2.0, 0.5]]
-    assert weight_collator.weighed(torch.ones(1, 4), batch).tolist() == [[0.0, 0.0, 2.0, 0.5]]
-    assert weight_collator.weighed(torch.ones(1, 2), {"labels": batch["labels"]}).tolist() == [[1.0, 1.0]]
+    assert weight_collator.apply_weights(torch.ones(1, 2), batch).tolist() == [[2.0, 0.5]]
+    assert weight_collator.apply_weights(torch.ones(1, 4), batch).tolist() == [[0.0, 0.0, 2.0, 0.5]]
+    assert weight_collator.apply_weights(torch.ones(1, 2), {"labels": batch["labels"]}).tolist() == [[1.0, 1.0]]
 
 
 def test_closed_form_on_a_model_of_8_tokens():
@@ -254,10 +254,10 @@ def test_closed_form_on_a_model_of_8_tokens():
     value = (w * (numpy.log(numpy.exp(z).sum()) - z[labels])).sum() / w.sum()
     gradient = (w[:, None] * (p - numpy.eye(8)[labels])).sum(0) / w.sum()
     bias = torch.tensor(z, requires_grad=True)
-    head = Head(torch.zeros(8, 4, dtype=torch.float64), bias)
+    head = LMHead(torch.zeros(8, 4, dtype=torch.float64), bias)
     hidden, targets = torch.zeros(5, 4, dtype=torch.float64), torch.tensor(labels)
     weights = torch.tensor(w)
-    total, *_ = blended(hidden, head, targets, None, Blend(alpha=0.0), 16, weights)
+    total, *_ = chunked_loss(hidden, head, targets, None, DistillationLoss(alpha=0.0), 16, weights)
     (found,) = torch.autograd.grad(total / weights.sum(), bias)
     assert (total / weights.sum()).item() == pytest.approx(value, rel=1e-12)
     assert numpy.allclose(found.numpy(), gradient, rtol=1e-10)
@@ -267,14 +267,16 @@ def test_closed_form_on_a_model_of_8_tokens():
 def test_a_students_positions_of_weight_2_are_there_twice(beta):
     torch.manual_seed(0)
     hidden, other, weight = torch.randn(5, 6), torch.randn(5, 4), torch.randn(11, 6)
-    teacher, labels, counts = Head(torch.randn(11, 4)), torch.randint(0, 11, (5,)), torch.tensor([1, 2, 3, 1, 2])
+    teacher, labels, counts = LMHead(torch.randn(11, 4)), torch.randint(0, 11, (5,)), torch.tensor([1, 2, 3, 1, 2])
     found = []
     for times in (torch.ones(5, dtype=torch.long), counts):
         places = torch.arange(5).repeat_interleave(times)
         student, head = hidden[places].requires_grad_(), weight.clone().requires_grad_()
         weights = counts.float() if len(places) == 5 else None
         online = Online(other[places], teacher)
-        sums = blended(student, Head(head), labels[places], online, Blend(0.4, 2.0, beta), 22, weights)
+        sums = chunked_loss(
+            student, LMHead(head), labels[places], online, DistillationLoss(0.4, 2.0, beta), 22, weights
+        )
         found.append((*sums, *torch.autograd.grad(sums[0], head)))
     for one, two in zip(*found, strict=True):
         assert torch.allclose(one, two, rtol=1e-5, atol=1e-6)

@@ -4,13 +4,13 @@ import pytest
 import torch
 from reference_loss import reference_loss
 
-from tunebook.common.distillation.losses import Blend, Online, TopK, blended
+from tunebook.common.distillation.losses import DistillationLoss, Online, TopK, chunked_loss
 from tunebook.common.errors import UserError
-from tunebook.common.models.lm_head import Head
+from tunebook.common.models.lm_head import LMHead
 from tunebook.common.tokens.lengths import IGNORE_INDEX
 
 BLENDS = [
-    Blend(alpha, temperature, beta)
+    DistillationLoss(alpha, temperature, beta)
     for alpha, temperature, beta in [
         (1, 1, 0), (0.5, 2, 0), (0.9, 8, 0), (0, 2, 0), (1, 2, 1), (0.3, 4, 1), (1, 1, 0.5), (0.5, 2, 0.1),
         (0.7, 0.5, 0.9),
@@ -26,17 +26,17 @@ def case(seed, share, student_size=97, teacher_size=97, dtype=torch.float64, bia
     weight = (torch.randn(student_size, 8, dtype=dtype) * 0.7).requires_grad_()
     offset = torch.randn(student_size, dtype=dtype).requires_grad_() if bias else None
     other = torch.randn(3, 11, 12, dtype=dtype)
-    other_head = Head(torch.randn(teacher_size, 12, dtype=dtype) * 0.7)
+    other_head = LMHead(torch.randn(teacher_size, 12, dtype=dtype) * 0.7)
     labels = torch.randint(0, min(student_size, teacher_size), (3, 11))
     labels[torch.rand(3, 11) >= share] = IGNORE_INDEX
-    return hidden, Head(weight, offset), other, other_head, labels
+    return hidden, LMHead(weight, offset), other, other_head, labels
 
 
 def run(hidden, head, other, other_head, labels, blend, items=7.0, chunk=300):
     """The loss that runs, of whole batches."""
     keep = labels[:, 1:] != IGNORE_INDEX
     teacher = Online(other[:, :-1][keep], other_head)
-    return blended(hidden[:, :-1][keep], head, labels[:, 1:][keep], teacher, blend, chunk)[0] / items
+    return chunked_loss(hidden[:, :-1][keep], head, labels[:, 1:][keep], teacher, blend, chunk)[0] / items
 
 
 def gradients(loss, hidden, head):
@@ -59,8 +59,8 @@ def test_value_and_gradient_are_those_of_float64(blend, mask):
         expected = gradients(loss, hidden, head)
         single = [None if v is None else v.detach().float().requires_grad_() for v in (hidden, head.weight_VD)]
         offset = None if head.bias_V is None else head.bias_V.detach().float().requires_grad_()
-        mine = Head(single[1], offset)
-        found = run(single[0], mine, other.float(), Head(other_head.weight_VD.float()), labels, blend)
+        mine = LMHead(single[1], offset)
+        found = run(single[0], mine, other.float(), LMHead(other_head.weight_VD.float()), labels, blend)
         close(found, loss, 1e-5)
         for one, two in zip(gradients(found, single[0], mine), expected, strict=True):
             close(one, torch.zeros_like(one) if two is None else two, 1e-5)
@@ -90,9 +90,9 @@ def test_scale_and_cap_of_logits(blend):
 
 def test_a_frozen_head_gets_no_gradient():
     hidden, head, other, other_head, labels = case(4, 0.5)
-    whole = gradients(run(hidden, head, other, other_head, labels, Blend()), hidden, head)[0]
+    whole = gradients(run(hidden, head, other, other_head, labels, DistillationLoss()), hidden, head)[0]
     head.weight_VD.requires_grad_(False)
-    run(hidden, head, other, other_head, labels, Blend()).backward()
+    run(hidden, head, other, other_head, labels, DistillationLoss()).backward()
     assert head.weight_VD.grad is None and torch.equal(hidden.grad, whole)
 
 
@@ -100,8 +100,10 @@ def test_a_frozen_head_gets_no_gradient():
 def test_teacher_that_is_the_student_gives_nothing(beta):
     hidden, head, _, _, labels = case(5, 0.5, dtype=torch.float32)
     keep = labels[:, 1:] != IGNORE_INDEX
-    teacher = Online(hidden.detach()[:, :-1][keep], Head(head.weight_VD.detach()))
-    total, apart, _ = blended(hidden[:, :-1][keep], head, labels[:, 1:][keep], teacher, Blend(1.0, 2.0, beta))
+    teacher = Online(hidden.detach()[:, :-1][keep], LMHead(head.weight_VD.detach()))
+    total, apart, _ = chunked_loss(
+        hidden[:, :-1][keep], head, labels[:, 1:][keep], teacher, DistillationLoss(1.0, 2.0, beta)
+    )
     (gradient,) = torch.autograd.grad(total, [hidden])
     assert abs(apart.item()) <= 1e-6 and gradient.abs().max().item() <= 1e-6
     if beta == 0:
@@ -113,7 +115,9 @@ def test_alpha_0_is_the_cross_entropy_of_transformers():
     from transformers.loss.loss_utils import ForCausalLMLoss
 
     expected = ForCausalLMLoss(head.logits(hidden), labels, 97)
-    found = run(hidden, head, other, other_head, labels, Blend(alpha=0), items=(labels[:, 1:] != IGNORE_INDEX).sum())
+    found = run(
+        hidden, head, other, other_head, labels, DistillationLoss(alpha=0), items=(labels[:, 1:] != IGNORE_INDEX).sum()
+    )
     assert found.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
@@ -125,7 +129,7 @@ def test_squared_temperature_keeps_the_gradients_size(beta):
     labels, sizes = torch.zeros(1, 40, dtype=torch.long), []
     for temperature in (1, 2, 4, 8):
         logits = student.clone().requires_grad_()
-        reference_loss(logits, teacher, labels, Blend(1, temperature, beta), 39).backward()
+        reference_loss(logits, teacher, labels, DistillationLoss(1, temperature, beta), 39).backward()
         sizes.append(logits.grad.norm().item())
     assert max(sizes) <= 1.2 * min(sizes), sizes
 
@@ -134,13 +138,13 @@ def test_squared_temperature_keeps_the_gradients_size(beta):
 @pytest.mark.parametrize("kept", [1, 5, 96])
 def test_top_k_is_the_divergence_of_k_tokens_and_the_rest(kept, beta):
     hidden, head, other, other_head, labels = case(7, 0.6)
-    blend, keep = Blend(0.6, 2.0, beta), labels[:, 1:] != IGNORE_INDEX
+    blend, keep = DistillationLoss(0.6, 2.0, beta), labels[:, 1:] != IGNORE_INDEX
     log_t = torch.log_softmax(other_head.logits(other[:, :-1][keep]) / 2, -1)
     top = log_t.topk(kept)
     others = torch.ones_like(log_t).scatter_(1, top.indices, 0.0)
     rest = (log_t.exp() * others).sum(-1).log()
     teacher = TopK(top.indices, top.values, rest, 97)
-    found = blended(hidden[:, :-1][keep], head, labels[:, 1:][keep], teacher, blend, 300)[0]
+    found = chunked_loss(hidden[:, :-1][keep], head, labels[:, 1:][keep], teacher, blend, 300)[0]
 
     logits = head.logits(hidden[:, :-1][keep])
     log_s = torch.log_softmax(logits / 2, -1)
@@ -173,11 +177,11 @@ def test_no_logits_of_all_positions_exist():
 
     hidden, head, other, other_head, labels = case(8, 0.9, 1000, 1000)
     with Largest() as largest:
-        run(hidden, head, other, other_head, labels, Blend(), chunk=4000).backward()
+        run(hidden, head, other, other_head, labels, DistillationLoss(), chunk=4000).backward()
     assert largest.found <= 1000 * 12  # the teacher's head; all positions would be 27 x 1,000
 
 
 @pytest.mark.parametrize("values", [{"alpha": 1.5}, {"beta": -0.1}, {"temperature": 0}])
 def test_values_that_mean_nothing(values):
     with pytest.raises(UserError, match=f"--{next(iter(values))}"):
-        Blend(**values)
+        DistillationLoss(**values)

@@ -99,7 +99,7 @@ def test_without_the_kernels_peak_a_thread_looks(monkeypatch, tmp_path):
 
 
 def test_limit_is_what_is_left_of_an_address_space():
-    code = "import torch, psutil; from common import memory; print(memory.limit() - memory.held(), "
+    code = "import torch, psutil; from tunebook.common import resources; print(resources.limit() - resources.held(), "
     code += "4 * 2**30 - psutil.Process().memory_info().vms)"
     command = ["bash", "-c", f"ulimit -v {4 * 2**20}; exec {sys.executable} -c '{code}'"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True, timeout=60)

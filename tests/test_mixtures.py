@@ -26,9 +26,9 @@ def make(folder):
         Qwen3MoeConfig,
     )
 
-    from tunebook.common.models import locate
+    from tunebook.common.models import resolve
 
-    tokenizer = AutoTokenizer.from_pretrained(locate("pocket"))
+    tokenizer = AutoTokenizer.from_pretrained(resolve("pocket"))
     sizes = dict(
         vocab_size=len(tokenizer), bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=1,
         hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
@@ -111,7 +111,7 @@ def score(folder, adapter):
     model, tokenizer = models.load(str(folder / "mixture"), 512)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        model = inference.put_on(model, str(adapter)).eval()
+        model = inference.load_adapter(model, str(adapter)).eval()
     assert not [one for one in told if "_pattern keys" in str(one.message)]
     found = harness.score(model, tokenizer, ["pocket_unseen"], folder / "eval", settings=harness.Settings(limit=4))
     model.config.output_router_logits = True

@@ -32,8 +32,8 @@ def held_out(folder, adapter):
     from tunebook.common import data, models
     from tunebook.common.tokens import templates
 
-    model = AutoModelForCausalLM.from_pretrained(models.locate("pocket"), dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(models.locate("pocket"))
+    model = AutoModelForCausalLM.from_pretrained(models.resolve("pocket"), dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(models.resolve("pocket"))
     if adapter:
         model = PeftModel.from_pretrained(model, adapter).eval()
     sums, count = torch.zeros(3, dtype=torch.float64), 0

@@ -19,9 +19,9 @@ def make(folder):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, OPTConfig
 
-    from tunebook.common.models import locate
+    from tunebook.common.models import resolve
 
-    tokenizer = AutoTokenizer.from_pretrained(locate("pocket"))
+    tokenizer = AutoTokenizer.from_pretrained(resolve("pocket"))
     shared = dict(vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=tokenizer.eos_token_id, pad_token_id=1)
     sizes = dict(hidden_size=64, word_embed_proj_dim=64, ffn_dim=128, num_hidden_layers=2, num_attention_heads=2)
     for name, config in (

@@ -88,7 +88,7 @@ def test_trainable_count_of_bottlenecks_on_a_7b(llama_2_7b):
 def bases(which):
     torch.manual_seed(0)
     if which == "pocket":
-        return AutoModelForCausalLM.from_pretrained(models.locate("pocket"), dtype=torch.float32).eval()
+        return AutoModelForCausalLM.from_pretrained(models.resolve("pocket"), dtype=torch.float32).eval()
     if which == "gpt2":  # its layers keep the transposed weight
         config = GPT2Config(
             n_embd=32, n_layer=2, n_head=4, vocab_size=60, n_positions=64, bos_token_id=0, eos_token_id=0
@@ -191,7 +191,7 @@ def test_pissa_leaves_another_base():
 def test_soft_prompts_behind_padding(kind):
     """A padded batch gives a prefix's own answers. Virtual tokens at the input lie before the padding, where PEFT puts
     them with the positions that it ignores: such prompts have to be answered alone, or with others of their length."""
-    base, tokenizer = bases("pocket"), AutoTokenizer.from_pretrained(models.locate("pocket"))
+    base, tokenizer = bases("pocket"), AutoTokenizer.from_pretrained(models.resolve("pocket"))
     config = soft({"prompt": peft.PromptTuningConfig, "prefix": peft.PrefixTuningConfig}[kind])
     model = trained(peft.get_peft_model(base, config).eval())
     ids = tokenizer("The word at the end").input_ids
@@ -225,9 +225,9 @@ def test_an_adapter_for_more_or_fewer_layers_is_refused(layers, says, tmp_path):
     tuned = peft.get_peft_model(made(2), low_rank(2, ["q_proj", "v_proj"], init_lora_weights=False)).eval()
     tuned.save_pretrained(tmp_path)
     with pytest.raises(UserError, match=says):
-        inference.put_on(made(layers), str(tmp_path))
+        inference.load_adapter(made(layers), str(tmp_path))
     ids = torch.arange(8)[None]
     for trains in (False, True):
-        found = inference.put_on(made(2), str(tmp_path), trains)
+        found = inference.load_adapter(made(2), str(tmp_path), trains)
         assert torch.equal(found.eval()(input_ids=ids).logits, tuned(input_ids=ids).logits)
         assert models.parameters(found)[0] == (models.parameters(tuned)[0] if trains else 0)

@@ -18,7 +18,7 @@ from tunebook.common import catalog
 from tunebook.common.commands import plan
 from tunebook.common.errors import UserError
 from tunebook.common.estimate import activations, arithmetic, gpus, meta_model, planning
-from tunebook.common.models import device, locate, model_bytes
+from tunebook.common.models import device, model_bytes, resolve
 
 LLAMA_2_7B = dict(hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32)
 LLAMA_3_8B = dict(vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32,
@@ -35,7 +35,7 @@ def folder_of(place, sizes, weights=False):
         LlamaForCausalLM(config).save_pretrained(place)
     config.architectures = ["LlamaForCausalLM"]
     config.save_pretrained(place)
-    AutoTokenizer.from_pretrained(locate("pocket")).save_pretrained(place)
+    AutoTokenizer.from_pretrained(resolve("pocket")).save_pretrained(place)
     return place
 
 
@@ -149,7 +149,7 @@ def test_truncated_copies(tmp_path):
     config = LlamaConfig(**SMALL)
     config.layer_types = ["full_attention"] * 3
     config.save_pretrained(tmp_path)
-    AutoTokenizer.from_pretrained(locate("pocket")).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(resolve("pocket")).save_pretrained(tmp_path)
     meta_model.truncated_copy(str(tmp_path), 1, tmp_path / "copy")
     assert len(LlamaForCausalLM.from_pretrained(tmp_path / "copy").model.layers) == 1
     assert planning._continued([5.0, 9.0], 10) == 5 + 9 * 2
@@ -196,9 +196,9 @@ def test_an_earlier_name_of_a_recipe(tmp_path, monkeypatch):
 def test_a_plan_needs_no_weights(tmp_path):
     place = str(folder_of(tmp_path, SMALL))
     with pytest.raises(UserError, match="weights"):
-        locate(place)
+        resolve(place)
     with meta_model.plan_mode(device.make(gpu=True, bf16=True)):
-        assert locate(place) == place and device.current().dtype == torch.bfloat16
+        assert resolve(place) == place and device.current().dtype == torch.bfloat16
         assert device.current().precision == {"bf16": False, "fp16": False}  # there is nothing to compute
     assert device.planned() is None and device.current() == device.here()
 
@@ -324,7 +324,7 @@ def test_recipes_are_planned(tmp_path, names):
             enough = row["rows"] >= found["longest"]["rows"]
             assert enough if row["fits"] else not enough
     weights = {name: found["parts"]["weights"] for name, found in plans.items()}
-    stored = (Path(locate("pocket_teacher")) / "model.safetensors").stat().st_size  # in bfloat16
+    stored = (Path(resolve("pocket_teacher")) / "model.safetensors").stat().st_size  # in bfloat16
     assert weights["distill_alpaca"] - weights["lora_alpaca"] == pytest.approx(2 * stored, rel=0.01)
     assert weights["distill_cached_alpaca"] == weights["lora_alpaca"]  # its teacher is gone when training begins
 
@@ -337,9 +337,8 @@ def test_the_plan_is_what_the_rehearsal_finds(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     planned = json.loads((tmp_path / "plan.json").read_text())
     words = [*data, "--dry_run", "--eval_suite", "none", "--output_dir", tmp_path / "run"]
-    code = (
-        "import json, runpy, sys; sys.argv[0] = 'qlora_alpaca.py'; from common import catalog, cli; cli._environment();"
-    )
+    code = "import json, runpy, sys; sys.argv[0] = 'qlora_alpaca.py'; "
+    code += "from tunebook.common import catalog, cli; cli._environment();"
     code += "from pathlib import Path; module = catalog.load(Path(sys.argv.pop(1)));"
     code += "print('\\n' + json.dumps(module.main(cli.parse(module.Args, sys.argv[1:]))))"
     real = forked.run("-c", code, ROOT / "recipes" / "qlora_alpaca.py", *words)

@@ -142,7 +142,7 @@ def refused(logs, half=False, watchdog=None):
 
     args = SimpleNamespace(fp16=half, learning_rate=1e-3, output_dir="run")
     try:
-        (watchdog or callbacks.Watchdog()).on_log(args, SimpleNamespace(global_step=3), None, logs=logs)
+        (watchdog or callbacks.StopOnNaN()).on_log(args, SimpleNamespace(global_step=3), None, logs=logs)
     except errors.CheckFailed as error:
         return str(error).split()[0]
     return ""
@@ -161,7 +161,7 @@ def test_float16_may_look_for_its_scale_and_not_for_ever():
     """Sixteen halvings take 65,536 to 1; an evaluation between two of them does not begin the count anew."""
     from tunebook.common.training import callbacks
 
-    watchdog, over = callbacks.Watchdog(), {"loss": 1.0, "grad_norm": float("inf")}
+    watchdog, over = callbacks.StopOnNaN(), {"loss": 1.0, "grad_norm": float("inf")}
     for _ in range(callbacks.HALVINGS):
         assert refused(over, True, watchdog) == ""
         assert refused({"eval_loss": 1.0}, True, watchdog) == ""

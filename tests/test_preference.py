@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, LlamaConfig
 from tunebook.common import data, preference
 from tunebook.common.errors import UserError
 from tunebook.common.estimate import schedule
-from tunebook.common.models import locate
+from tunebook.common.models import resolve
 from tunebook.common.pocket import FOLDER
 from tunebook.common.preference import dpo, pairs
 from tunebook.common.synthetic import pairs as pocket
@@ -201,10 +201,10 @@ def test_a_batch_is_padded_and_masked(tokenizer):
 
 def test_rewards_by_hand():
     policy, reference = torch.tensor([[-1.0, -4.0, -3.0, -2.0], [-2.0, -3.0, -3.0, -5.0]]).double(), torch.zeros(2, 4)
-    found = dpo.judged(policy, reference.double(), beta=0.5)
+    found = dpo.reward_metrics(policy, reference.double(), beta=0.5)
     assert found["reward_chosen"] == -1.25 and found["reward_rejected"] == -1.625 and found["margin"] == 0.375
     assert (found["accuracy"], found["likelier"], found["ties"]) == (0.625, 0.625, 0.25)
-    start = dpo.judged(policy, policy, beta=0.5)
+    start = dpo.reward_metrics(policy, policy, beta=0.5)
     assert (start["accuracy"], start["ties"], start["margin"], start["likelier"]) == (0.5, 1.0, 0.0, 0.625)
 
 
@@ -227,7 +227,7 @@ def test_a_held_out_loss_is_a_mean_over_pairs():
             return type("Output", (), {"metrics": {"eval_loss": 3.0}})
 
     trainer = Stub()
-    callbacks.mean_over(trainer, dpo.pairs_of)
+    callbacks.mean_over(trainer, dpo.num_pairs)
     for _ in range(2):
         assert trainer.evaluation_loop().metrics["eval_loss"] == 2.0
 
@@ -317,7 +317,7 @@ def made(tokenizer):
     encoded, _ = preference.encode(rows, tokenizer, templates.ALPACA, 512)
 
     def make(folder, adapter, **values):
-        model = AutoModelForCausalLM.from_pretrained(locate("pocket"), dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(resolve("pocket"), dtype=torch.float32)
         torch.manual_seed(0)
         model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
         if adapter:
@@ -327,11 +327,11 @@ def made(tokenizer):
                         weight.normal_(std=0.05)
         settings = dict(output_dir=str(folder), report_to="none", max_steps=2, learning_rate=1e-3, logging_steps=1,
                         gradient_checkpointing=False, bf16=False, save_strategy="no", disable_tqdm=True)  # fmt: skip
-        trainer = dpo.taking_ids(DPOTrainer)(
+        trainer = dpo.PreTokenizedDPOTrainer(DPOTrainer)(
             model=model, processing_class=tokenizer, train_dataset=encoded, eval_dataset=encoded,
             data_collator=preference.Collator(0), args=DPOConfig(**{**settings, **values}),
         )  # fmt: skip
-        dpo.hold_reference(trainer, adapter)
+        dpo.set_reference(trainer, adapter)
         return trainer
 
     return make

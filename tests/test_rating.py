@@ -25,7 +25,7 @@ from tunebook.common.errors import UserError
 from tunebook.evals import rating
 from tunebook.evals.rating import items as rating_items
 from tunebook.evals.rating import summary
-from tunebook.evals.rating.items import Contest, Item
+from tunebook.evals.rating.items import Item, RatingItems
 from tunebook.evals.rating.votes import Vote, Votes
 from tunebook.evals.stats import agreement, paired
 
@@ -42,7 +42,7 @@ def rows(path, answers, names=("prompt", "answer")):
 
 
 def many(count=20, seed=0):
-    return Contest(("one", "two"), tuple(Item(f"Q{n}", (f"b{n}", f"t{n}")) for n in range(count)), seed)
+    return RatingItems(("one", "two"), tuple(Item(f"Q{n}", (f"b{n}", f"t{n}")) for n in range(count)), seed)
 
 
 def vote(item, rater="ann", better="tuned", helpfulness=(2, 4), safety=(5, 5), first="base"):
@@ -311,7 +311,7 @@ def test_a_page_without_gradio_names_the_command(monkeypatch, capsys, tmp_path):
 
 def served(folder, port, *words):
     """A server of a process of its own, once it says where it is."""
-    command = [sys.executable, "-c", "from common import commands; commands.main()", "rate", *words]
+    command = [sys.executable, "-c", "from tunebook.common import commands; commands.main()", "rate", *words]
     process = subprocess.Popen(
         [*command, "--output_dir", str(folder), "--port", str(port)],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT,

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 from tunebook.common import generation
 from tunebook.common.generation.chat import Conversation
 from tunebook.common.generation.decoding import Decoding
-from tunebook.common.models.inference import Adapted
+from tunebook.common.models.inference import InferenceModel
 from tunebook.common.tokens import templates
 
 RECIPES = sorted(path.name for path in (ROOT / "recipes").glob("*.py"))
@@ -157,13 +157,13 @@ def travels(folder, result):
         assert tokenizer.eos_token_id == generation.end_of_turn(tokenizer, template)
         assert tokenizer.eos_token_id in plain.ends(place)
         if (place / "bottleneck.json").exists():
-            assert Adapted(adapters=[str(place)]).template == template
+            assert InferenceModel(adapters=[str(place)]).template == template
             continue
         if place in checkpoints[:-1]:
             continue
         whole = (place / "config.json").exists()
-        mine = Adapted(str(place) if whole else "", [] if whole else [str(place)])
-        stop = generation.ends(mine.tokenizer, mine.template, mine.model)
+        mine = InferenceModel(str(place) if whole else "", [] if whole else [str(place)])
+        stop = generation.stop_conditions(mine.tokenizer, mine.template, mine.model)
         (answer,) = generation.generate(mine.model, mine.tokenizer, [prompt], Decoding(12), stop)
         assert mine.template == template
         for said in plain.answers(place, [talk], 12)[0]:
@@ -176,12 +176,13 @@ def same_logits_with_plain_peft(folder):
     code = """
 import sys, torch
 folder, how = sys.argv[1:]
-from common import data, models, templates
+from tunebook.common import data, models
+from tunebook.common.tokens import templates
 if how == "unsloth":
     base, tokenizer = models.load("pocket", 512)
 else:
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    base = AutoModelForCausalLM.from_pretrained(models.locate("pocket"), dtype=torch.float32)
+    base = AutoModelForCausalLM.from_pretrained(models.resolve("pocket"), dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(folder + "/adapter")
 from peft import PeftModel
 model = PeftModel.from_pretrained(base, folder + "/adapter").eval()

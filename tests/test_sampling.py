@@ -235,7 +235,7 @@ import unsloth
 import datasets, torch
 from trl import SFTConfig, SFTTrainer
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-from common import sampling
+from tunebook.common.batching import samplers
 
 folder, batch, accumulation, checkpoint = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 torch.set_num_threads(1)
@@ -257,7 +257,7 @@ trainer = SFTTrainer(
         gradient_checkpointing=False, dataloader_pin_memory=False,
     ),
 )
-sampling.group_by_length(trainer)
+samplers.group_by_length(trainer)
 trainer.train(resume_from_checkpoint=checkpoint if checkpoint != "-" else None)
 with open(f"{folder}/seen{os.environ.get('RANK', 0)}.json", "w") as file:
     json.dump(seen, file)

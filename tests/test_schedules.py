@@ -41,9 +41,9 @@ def tiny(folder):
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    from tunebook.common.models import locate
+    from tunebook.common.models import resolve
 
-    tokenizer = AutoTokenizer.from_pretrained(locate("pocket"))
+    tokenizer = AutoTokenizer.from_pretrained(resolve("pocket"))
     ends = dict(bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=1)
     torch.manual_seed(0)
     model = LlamaForCausalLM(
@@ -99,15 +99,15 @@ def trainer(place, lora=None, packed=False, callbacks=(), **changed):
     made = SFTTrainer(
         model=model,
         processing_class=tokenizer,
-        train_dataset=packing.packed(rows(), 48) if packed else rows(),
-        eval_dataset=packing.packed(rows().select(range(8)), 48) if packed else rows().select(range(8)),
+        train_dataset=packing.pack_dataset(rows(), 48) if packed else rows(),
+        eval_dataset=packing.pack_dataset(rows().select(range(8)), 48) if packed else rows().select(range(8)),
         data_collator=collator.PackedCollator(1) if packed else None,
         args=SFTConfig(**{**config, **overrides}),
         callbacks=list(callbacks),
     )
     models.train_in_float32(made.model)
     if packed:
-        attention.by_document(made.model)
+        attention.use_document_attention(made.model)
     else:
         samplers.group_by_length(made)
     return made
@@ -212,7 +212,7 @@ def seen_smoothing(place):
     for way, share in ((way, share) for way in ("full", "lora", "packed") for share in (0.0, 0.1, 0.4)):
         lora = None if way == "full" else {}
         made = trainer(place, lora, packed=way == "packed", label_smoothing_factor=share, **plain)
-        callbacks.measure(made, Path(place).parent / "log.jsonl")
+        callbacks.track_metrics(made, Path(place).parent / "log.jsonl")
         fetched, fetch = [], made.get_batch_samples
 
         def keep(*words, fetched=fetched, fetch=fetch, **named):
@@ -258,7 +258,7 @@ def refusal(place):
     for share in (0.0, 0.1):
         args = SFTConfig(label_smoothing_factor=share, **fields)
         try:
-            callbacks.Watchdog().on_init_end(args, None, None, model=model)
+            callbacks.StopOnNaN().on_init_end(args, None, None, model=model)
         except UserError as error:
             return [share, str(error)]
 

@@ -15,7 +15,7 @@ from tunebook.common.errors import UserError
 from tunebook.common.generation.chat import Conversation
 from tunebook.common.generation.decoding import Decoding
 from tunebook.common.models import generation_config
-from tunebook.common.models.inference import Adapted
+from tunebook.common.models.inference import InferenceModel
 from tunebook.common.pocket import FOLDER
 from tunebook.common.preference import dpo
 from tunebook.common.tokens import encoding, rendering, templates, tokenization
@@ -50,7 +50,7 @@ def saved(tokenizer, tmp_path_factory):
         template = templates.get(template, tokenizer) if isinstance(template, str) else template
         if template.name not in folders:
             folders[template.name] = tmp_path_factory.mktemp(template.name)
-            served_tokenizer.dressed(tokenizer, template, Model(0)).save_pretrained(folders[template.name])
+            served_tokenizer.with_template(tokenizer, template, Model(0)).save_pretrained(folders[template.name])
         return folders[template.name]
 
     return save
@@ -134,7 +134,7 @@ def test_what_a_template_calls_its_tokens_stays_what_it_was(tokenizer, tmp_path)
     text += "{% if add_generation_prompt %}assistant: {% endif %}"
     (tmp_path / "own.jinja").write_text(text)
     template = templates.get(str(tmp_path / "own.jinja"), tokenizer)
-    served_tokenizer.dressed(tokenizer, template, Model([0])).save_pretrained(tmp_path)
+    served_tokenizer.with_template(tokenizer, template, Model([0])).save_pretrained(tmp_path)
     assert AutoTokenizer.from_pretrained(tmp_path).eos_token == "<|im_end|>"
     assert plain.ids(tmp_path, TALK[:3]) == asked(tokenizer, template, "", TALK[:3])
     assert tokenizer.decode(plain.ids(tmp_path, TALK[:1])).count("<|endoftext|>") == 1
@@ -149,7 +149,7 @@ def test_the_same_on_real_tokenizers(tmp_path, name):
         if kind == "tokenizer" and not tokenizer.chat_template:
             continue
         template = templates.get(kind, tokenizer)
-        served = served_tokenizer.dressed(tokenizer, template, Model(tokenizer.eos_token_id))
+        served = served_tokenizer.with_template(tokenizer, template, Model(tokenizer.eos_token_id))
         for system in ("", "Be brief."):
             wanted = asked(tokenizer, template, system, TALK)
             turns = in_turns(system, TALK)
@@ -163,11 +163,11 @@ def test_the_same_on_real_tokenizers(tmp_path, name):
 
 def test_the_end_of_a_turn_is_the_saved_end_token(tokenizer, tmp_path, capsys):
     model = Model([0, 7])
-    served_tokenizer.dressed(tokenizer, templates.get("chatml", tokenizer), model).save_pretrained(tmp_path)
+    served_tokenizer.with_template(tokenizer, templates.get("chatml", tokenizer), model).save_pretrained(tmp_path)
     assert "answers end with <|im_end|>, the base's texts with <|endoftext|>" in capsys.readouterr().out
     assert AutoTokenizer.from_pretrained(tmp_path).eos_token == "<|im_end|>" and tokenizer.eos_token == "<|endoftext|>"
     assert GenerationConfig.from_pretrained(tmp_path).eos_token_id == [3, 0, 7] and model.config.eos_token_id == 3
-    served_tokenizer.dressed(tokenizer, templates.ALPACA, Model(0)).save_pretrained(tmp_path)
+    served_tokenizer.with_template(tokenizer, templates.ALPACA, Model(0)).save_pretrained(tmp_path)
     assert GenerationConfig.from_pretrained(tmp_path).eos_token_id == 0 and not capsys.readouterr().out
 
 
@@ -193,8 +193,8 @@ def adapters(tokenizer, saved):
 @pytest.mark.parametrize("name", NAMES)
 def test_transformers_and_peft_alone_answer_as_tunebook_chat(adapters, name):
     folder = adapters(name)
-    mine = Adapted(adapters=[str(folder)])
-    ends = generation.ends(mine.tokenizer, mine.template, mine.model)
+    mine = InferenceModel(adapters=[str(folder)])
+    ends = generation.stop_conditions(mine.tokenizer, mine.template, mine.model)
     assert mine.template.name == name and (3 in ends.ids) == (name in ("chatml", "tokenizer"))
     talks = [TALK[:1], [{"role": "user", "content": "What is the capital of Arvania?"}], TALK[:3]]
     prompts = [asked(mine.tokenizer, mine.template, "", turns) for turns in talks]
@@ -209,15 +209,15 @@ def test_an_evaluation_begins_and_ends_texts_as_for_the_base(adapters, tokenizer
     """lm-eval puts the end token before a text where there is no beginning token, and the end token is another here."""
     from tunebook.evals.harness.heldout import stops
     from tunebook.evals.harness.lm import in_memory
-    from tunebook.evals.harness.scored_model import Loaded
+    from tunebook.evals.harness.scored_model import ScoredModel
 
     folder = adapters("chatml")
-    loaded = Loaded("", str(folder))
+    loaded = ScoredModel("", str(folder))
     assert loaded.tokenizer.eos_token_id == 3 and loaded.prefix == 0
     assert in_memory(loaded.load(), loaded.tokenizer, 1, prefix=loaded.prefix).prefix_token_id == 0
     assert ",prefix_token_id=0" in loaded.words(tmp_path)
     assert stops(loaded.tokenizer, templates.load(folder), loaded.end) == stops(tokenizer, templates.load(folder))
-    other = Loaded("", str(adapters("alpaca")))
+    other = ScoredModel("", str(adapters("alpaca")))
     assert other.load() and "prefix_token_id" not in other.words(tmp_path)
 
 
@@ -282,7 +282,7 @@ def test_tokens_past_the_model_are_one_message(tmp_path, capsys):
     with pytest.raises(UserError, match=r"row 2: it holds wug \(token 3074\)"):
         encoding.encode(rows, longer, templates.ALPACA, 256)
     assert encoding.encode(rows[:1], longer, templates.ALPACA, 256)[1].kept == 1  # rows without them train
-    found = Adapted(str(tmp_path))
+    found = InferenceModel(str(tmp_path))
     assert any("lie past the model's 3072 rows" in note for note in found.notes)
     with pytest.raises(UserError, match="a prompt cannot be asked: it holds <bot>"):
         Conversation(found.tokenizer, found.template).prompt("Hello?")
@@ -301,23 +301,23 @@ def test_preferences_start_from_a_run_and_its_own_base(tmp_path, tokenizer, caps
     base(tmp_path / "base", tokenizer)
     config = {"peft_type": "LORA", "base_model_name_or_path": str(tmp_path / "base")}
     (adapter / "adapter_config.json").write_text(json.dumps(config))
-    assert dpo.start_of(None, None) == ("pocket_teacher", None)
+    assert dpo.starting_point(None, None) == ("pocket_teacher", None)
     for name in (adapter, tmp_path / "run"):
-        assert dpo.start_of(None, str(name)) == (str(tmp_path / "base"), str(adapter))
-    assert dpo.start_of(str(tmp_path / "base"), str(adapter)) and not capsys.readouterr().out
-    assert dpo.start_of("pocket", str(adapter)) == ("pocket", str(adapter))
+        assert dpo.starting_point(None, str(name)) == (str(tmp_path / "base"), str(adapter))
+    assert dpo.starting_point(str(tmp_path / "base"), str(adapter)) and not capsys.readouterr().out
+    assert dpo.starting_point("pocket", str(adapter)) == ("pocket", str(adapter))
     assert f"was trained on {tmp_path / 'base'}; here it is on pocket" in capsys.readouterr().out
     monkeypatch.chdir(tmp_path)
     config["base_model_name_or_path"] = "./gone"
     (adapter / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="name its base by --model"):
-        dpo.start_of(None, str(adapter))
+        dpo.starting_point(None, str(adapter))
 
 
 def test_an_adapter_for_another_width_is_one_message(tmp_path, tokenizer, adapters):
     base(tmp_path, tokenizer)
     with pytest.raises(UserError, match=r"trained on \S*pocket/model, cannot be put on this model: size mis.* more$"):
-        Adapted(str(tmp_path), [str(adapters("alpaca"))])
+        InferenceModel(str(tmp_path), [str(adapters("alpaca"))])
 
 
 def test_variables_and_the_template_for_tools_travel(tokenizer, tmp_path):
@@ -328,7 +328,7 @@ def test_variables_and_the_template_for_tools_travel(tokenizer, tmp_path):
     given = copy.copy(tokenizer)
     given.chat_template = own
     template = templates.get("tokenizer", given, options={"enable_thinking": True})
-    served_tokenizer.dressed(tokenizer, template, Model([0])).save_pretrained(tmp_path)
+    served_tokenizer.with_template(tokenizer, template, Model([0])).save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
     told = dict(add_generation_prompt=True, tokenize=False)
     assert loaded.apply_chat_template(TALK[:1], **told).endswith("thinking: ")

@@ -63,21 +63,21 @@ def refusal(pairs, config, **more):
 def test_every_field_is_classified(configs, name, more):
     config = configs[name]
     known = {field.name for field in dataclasses.fields(config)}
-    refused = (config_overrides.UNHEARD | config_overrides.MORE.get(config.__name__, {})).keys()
+    refused = (config_overrides.UNUSED_FIELDS | config_overrides.MORE.get(config.__name__, {})).keys()
     heard = {*HEARD.split(), *more.split()}
     assert known <= heard | refused, known - heard - refused
-    assert not heard & config_overrides.UNHEARD.keys() and config_overrides.NEEDS.keys() <= {
+    assert not heard & config_overrides.UNUSED_FIELDS.keys() and config_overrides.NEEDS.keys() <= {
         *HEARD.split(),
         *PREFERENCES.split(),
     }
 
 
 def test_fields_without_effect_are_refused_by_name(configs):
-    for name in config_overrides.UNHEARD.keys() & {field.name for field in dataclasses.fields(configs["SFT"])}:
+    for name in config_overrides.UNUSED_FIELDS.keys() & {field.name for field in dataclasses.fields(configs["SFT"])}:
         kind = str(configs["SFT"].__dataclass_fields__[name].type)
         text = "true" if "bool" in kind else "3" if "int" in kind else "a"
         said = refusal([f"{name}={text}"], configs["SFT"])
-        assert said and f"{name}: {config_overrides.UNHEARD[name]}" in said, name
+        assert said and f"{name}: {config_overrides.UNUSED_FIELDS[name]}" in said, name
     said = refusal(["packing=true", "shuffle_dataset=true"], configs["SFT"])
     assert "packing: recipes/packed_alpaca.py" in said and "shuffle_dataset: rows of like length" in said
     assert refusal(["shuffle_dataset=false"], configs["answers"]) is None  # its sampler is TRL's

@@ -46,7 +46,7 @@ def test_a_template_with_a_condition_takes_rows_that_meet_it(pocket, condition):
     example = encode(pocket, turns, jinja)
     assert example["input_ids"] == pocket.apply_chat_template(turns, return_dict=True)["input_ids"]
     assert trained(example, pocket) == "It is not.<|im_end|>It is, yes.<|im_end|>"
-    ends = generation.ends(pocket, templates.get("tokenizer", pocket))
+    ends = generation.stop_conditions(pocket, templates.get("tokenizer", pocket))
     assert pocket.convert_tokens_to_ids("<|im_end|>") in ends.ids
     if "system" in condition:
         with pytest.raises(UserError, match="row 1: the template refuses this conversation: not so"):

@@ -7,7 +7,7 @@ from students import Stub, bins, model, padded, rows
 
 from tunebook.common import distillation
 from tunebook.common.distillation import student, teacher_cache, teacher_cache_writer
-from tunebook.common.distillation.losses import Blend
+from tunebook.common.distillation.losses import DistillationLoss
 from tunebook.common.errors import UserError
 from tunebook.common.models import lm_head
 from tunebook.common.tokens.lengths import IGNORE_INDEX
@@ -19,7 +19,7 @@ def cache(folder, part, k=5, size=64):
     teacher = distillation.Teacher(model(seed=3, hidden_size=48, vocab_size=size), "teacher")
     path = folder / f"{k}.safetensors"
     teacher_cache_writer.make(path, part, teacher, METADATA | {"k": str(k)}, batch_size=4)
-    return teacher, teacher_cache.Targets(path)
+    return teacher, teacher_cache.TeacherCache(path)
 
 
 def test_the_file_is_safetensors_and_holds_what_the_teacher_says(tmp_path):
@@ -48,10 +48,12 @@ def test_nearly_all_tokens_are_the_online_teacher_and_packing_finds_them(tmp_pat
     teacher, found = cache(tmp_path, part, k=59)
     part = part[::-1][:3] + part[:3]  # another order
     grouped = part if collate is padded else [join(part[:3]), join(part[3:])]
-    batch = teacher_cache.Placed(lambda _: collate(part), found)(grouped)
+    batch = teacher_cache.TargetCollator(lambda _: collate(part), found)(grouped)
     student = model(seed=2)
     distillation.prepare(student, "student")
-    online, cached = (distillation.loss(Stub(), student, batch, None, who, Blend()) for who in (teacher, found))
+    online, cached = (
+        distillation.loss(Stub(), student, batch, None, who, DistillationLoss()) for who in (teacher, found)
+    )
     assert cached.item() == pytest.approx(online.item(), rel=2e-3)
     gradients = [torch.autograd.grad(value, [student.lm_head.weight])[0] for value in (online, cached)]
     assert (gradients[0] - gradients[1]).norm() < 5e-3 * gradients[0].norm()
@@ -72,8 +74,8 @@ def test_a_teachers_own_loss_is_its_cross_entropy_over_tokens(tmp_path, monkeypa
 
     # Where the teacher's file is read again, the loss is known of the rows that were held out when it was made.
     described, loaded = {**METADATA, "k": "5"}, []
-    monkeypatch.setattr(teacher_cache, "described", lambda *_: dict(described))
-    monkeypatch.setattr(student, "teacher", lambda *_: loaded.append(1) or teacher)
+    monkeypatch.setattr(teacher_cache, "metadata_for", lambda *_: dict(described))
+    monkeypatch.setattr(student, "load_teacher", lambda *_: loaded.append(1) or teacher)
     words = (None, None, "big", 2.0, 5, 16)
     for _ in range(2):
         found = teacher_cache_writer.open_or_make(tmp_path / "made", other, *words, held_out=part)
@@ -82,11 +84,13 @@ def test_a_teachers_own_loss_is_its_cross_entropy_over_tokens(tmp_path, monkeypa
         )
     assert loaded == [1] and teacher_cache_writer.held_out_loss(found, part[1:]) is None
 
-    account = teacher_cache_writer.join({"before": {}}, found, part, Blend(0.25, 2.0))["distillation"]
+    account = teacher_cache_writer.add_to_scores({"before": {}}, found, part, DistillationLoss(0.25, 2.0))[
+        "distillation"
+    ]
     assert account["teacher"] == "big" and account["held_out_loss"] == pytest.approx(total / count, rel=1e-5)
     assert account["loss"] == "0.25·T²·KL(teacher‖student) + 0.75·cross-entropy, T = 2"
     assert f"teacher big: held-out loss {total / count:.4f}" in capsys.readouterr().out
-    assert Blend(1.0, 1.0, 1.0).words()["loss"] == "T²·KL(student‖teacher), T = 1"
+    assert DistillationLoss(1.0, 1.0, 1.0).words()["loss"] == "T²·KL(student‖teacher), T = 1"
 
 
 def join(part):
@@ -127,5 +131,5 @@ def test_fingerprints_know_a_teacher_by_its_files(tmp_path):
 
 
 def test_the_head_of_half_precision_is_wide():
-    head = lm_head.Head(torch.randn(8, 4, dtype=torch.bfloat16))
+    head = lm_head.LMHead(torch.randn(8, 4, dtype=torch.bfloat16))
     assert head.logits(torch.randn(2, 4, dtype=torch.bfloat16)).dtype == torch.float32

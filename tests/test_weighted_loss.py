@@ -67,7 +67,7 @@ def trainer_of(way, folder):
 
     from tunebook.common import distillation
     from tunebook.common.batching import collator, packing
-    from tunebook.common.distillation.losses import Blend
+    from tunebook.common.distillation.losses import DistillationLoss
     from tunebook.common.pocket import FOLDER
     from tunebook.common.training import weighted_loss
 
@@ -76,7 +76,7 @@ def trainer_of(way, folder):
 
     class Distiller(SFTTrainer):
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-            return distillation.loss(self, model, inputs, num_items_in_batch, teacher, Blend(0.5, 2.0))
+            return distillation.loss(self, model, inputs, num_items_in_batch, teacher, DistillationLoss(0.5, 2.0))
 
     if "distilled" in way:
         teacher = distillation.Teacher(small(1), "teacher")
@@ -84,8 +84,8 @@ def trainer_of(way, folder):
     trainer = (Distiller if teacher else SFTTrainer)(
         model=model,
         processing_class=AutoTokenizer.from_pretrained(FOLDER / "model"),
-        train_dataset=packing.packed(data, 64) if way == "packed" else data,
-        eval_dataset=packing.packed(data, 64) if way == "packed" else rows("plain" if "twice" in way else way),
+        train_dataset=packing.pack_dataset(data, 64) if way == "packed" else data,
+        eval_dataset=packing.pack_dataset(data, 64) if way == "packed" else rows("plain" if "twice" in way else way),
         data_collator=collator.PackedCollator(0) if way == "packed" else None,
         args=SFTConfig(
             output_dir=str(folder), max_length=64, packing=False, padding_free=False, eval_strategy="no",
@@ -95,7 +95,7 @@ def trainer_of(way, folder):
             bf16=False, fp16=False, ddp_backend="gloo" if processes > 1 else None,
         ),
     )  # fmt: skip
-    weighted_loss.carry(trainer) if teacher else weighted_loss.heed(trainer)
+    weighted_loss.pass_weights(trainer) if teacher else weighted_loss.weigh_loss(trainer)
     return trainer
 
 
@@ -126,7 +126,7 @@ def loop():
     before, losses = loop.mean_loss(accelerator, model, loader, recipe.loss_of), []
     for _ in range(3):
         parts = list(loader)
-        items = sum(map(loop.total, parts))
+        items = sum(map(loop.total_weight, parts))
         losses.append(recipe.train_step(accelerator, model, optimizer, schedule, parts, items)["loss"])
     return before, losses, model
 

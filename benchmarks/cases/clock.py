@@ -9,7 +9,7 @@ def measure(trainer: Any, quick: bool) -> dict[str, Any]:
     """Train for a few seconds after a few steps of warming up (kernels are compiled then), and count."""
     from transformers import TrainerCallback
 
-    from tunebook.common.batching.collator import real
+    from tunebook.common.batching.collator import without_padding
     from tunebook.common.resources import Peak
 
     warm, least, seconds = (1, 2, 0.0) if quick else (3, 6, 5.0)
@@ -18,7 +18,7 @@ def measure(trainer: Any, quick: bool) -> dict[str, Any]:
     def counted(*words: Any, **named: Any) -> Any:
         samples, items = fetch(*words, **named)
         # Sums stay on the device: fetching them here would make the host wait.
-        pairs = [(one["input_ids"].numel(), real(one).sum()) for one in samples]
+        pairs = [(one["input_ids"].numel(), without_padding(one).sum()) for one in samples]
         sizes.append([sum(part) for part in zip(*pairs, strict=True)])
         return samples, items
 

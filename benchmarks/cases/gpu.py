@@ -54,7 +54,7 @@ def ours(case: Case, results: str) -> Any:
     trainer = SFTTrainer(
         model=model,
         processing_class=tokenizer,
-        train_dataset=packing.packed(data, WIDTH) if case.packed else data,
+        train_dataset=packing.pack_dataset(data, WIDTH) if case.packed else data,
         data_collator=attention.collator(model, tokenizer) if case.packed else None,
         args=SFTConfig(
             output_dir=results,
@@ -71,13 +71,13 @@ def ours(case: Case, results: str) -> Any:
             optim=optimizers[case.method],
             **shared(),
             **device.current().precision,
-            **dataloader.settings(),
+            **dataloader.dataloader_settings(),
         ),
     )
     if case.method != "full":
         models.train_in_float32(trainer.model)
     if case.packed:
-        attention.by_document(trainer.model)
+        attention.use_document_attention(trainer.model)
     else:
         samplers.group_by_length(trainer)
     return trainer
@@ -140,7 +140,7 @@ def train(case: Case) -> dict[str, Any]:
         difference = None
         if case.packed:
             try:
-                difference = checks.isolation(trainer)
+                difference = checks.check_document_isolation(trainer)
             except CheckFailed as refused:
                 if case.way == "tunebook":
                     raise

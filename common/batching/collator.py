@@ -8,7 +8,7 @@ from tunebook.common.tokens.lengths import IGNORE_INDEX
 
 @dataclass
 class PackedCollator:
-    """Bins (rows of packing.packed) as one batch: a bin a row, padded to the longest, or all of them in one row.
+    """Bins (rows of packing.pack_dataset) as one batch: a bin a row, padded to the longest, or all of them in one row.
 
     There is no attention mask: with one, or with a key-value cache, documents of a bin would see each other
     (transformers tells them apart by positions that begin at 0, and only then). Each padding position is 0, so that
@@ -42,7 +42,7 @@ class PackedCollator:
         return {"input_ids": ids_BT, "labels": labels_BT, "position_ids": positions_BT}
 
 
-def real(batch: dict[str, Any]) -> Any:
+def without_padding(batch: dict[str, Any]) -> Any:
     """bool (B, T): where a batch holds a token, not padding."""
     import torch
 

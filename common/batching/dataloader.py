@@ -4,7 +4,7 @@ import os
 from typing import Any
 
 from tunebook.common.batching import weight_collator
-from tunebook.common.batching.collator import real
+from tunebook.common.batching.collator import without_padding
 from tunebook.common.tokens.lengths import IGNORE_INDEX
 
 MOST_WORKERS = 4  # rows are ids already: a worker only pads, and a few of them outrun any GPU
@@ -29,7 +29,7 @@ def workers() -> dict[str, Any]:
     }
 
 
-def settings() -> dict[str, Any]:
+def dataloader_settings() -> dict[str, Any]:
     """The same as SFTConfig fields."""
     return {f"dataloader_{name}": value for name, value in workers().items()}
 
@@ -68,7 +68,7 @@ def _tokens(batch: dict[str, Any]) -> list[str]:
     """A line on real tokens and one on labels, for those that the batch has."""
     found = []
     if "attention_mask" in batch or "position_ids" in batch:
-        held = real(batch)
+        held = without_padding(batch)
         found.append(f"  {int(held.sum())} of {held.numel()} positions hold tokens ({held.float().mean():.1%})")
     if "labels" in batch:
         trains = batch["labels"] != IGNORE_INDEX

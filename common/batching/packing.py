@@ -45,7 +45,7 @@ def pack(lengths: Sequence[int] | Any, max_length: int) -> list[list[int]]:
     return bins
 
 
-def packed(dataset: Any, max_length: int) -> Any:
+def pack_dataset(dataset: Any, max_length: int) -> Any:
     """The encoded rows of masking.encode in bins of at most max_length tokens.
 
     Returns:

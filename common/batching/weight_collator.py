@@ -42,12 +42,12 @@ def collator(rows: Any, collate: Callable[[list[dict[str, Any]]], Any]) -> Calla
     return Collator(collate) if LOSS_WEIGHTS in rows.column_names else collate
 
 
-def without(batch: dict[str, Any]) -> dict[str, Any]:
+def without_weights(batch: dict[str, Any]) -> dict[str, Any]:
     """The batch as a model takes it, and as a held-out loss is computed on it."""
     return {name: value for name, value in batch.items() if name != LOSS_WEIGHTS}
 
 
-def weighed(values: Any, batch: dict[str, Any]) -> Any:
+def apply_weights(values: Any, batch: dict[str, Any]) -> Any:
     """Values of each label (B, T - 1), or of those of virtual tokens before them, too, times the labels' weights."""
     import torch
 
@@ -57,7 +57,7 @@ def weighed(values: Any, batch: dict[str, Any]) -> Any:
     return values * torch.nn.functional.pad(weights_BT, (values.shape[1] - weights_BT.shape[1], 0))
 
 
-def total(batch: dict[str, Any]) -> Any:
+def total_weight(batch: dict[str, Any]) -> Any:
     """(): what a sum over a batch's labels is divided by: those that train, or the sum of their weights."""
     if LOSS_WEIGHTS in batch:
         return batch[LOSS_WEIGHTS][:, 1:].double().sum().float()

@@ -83,9 +83,9 @@ class LocalModel:
     """
 
     def __init__(self, word: str, max_new_tokens: int):
-        from tunebook.common.models.inference import Adapted
+        from tunebook.common.models.inference import InferenceModel
 
-        self.adapted, self.max_new_tokens = Adapted(word), max_new_tokens
+        self.adapted, self.max_new_tokens = InferenceModel(word), max_new_tokens
 
     def answers(self, prompts: Sequence[str], temperature: float = 0.0, seed: int = 0) -> list[str | None]:
         """See augment.TextModel. A prompt that leaves no room for an answer has none."""
@@ -94,7 +94,7 @@ class LocalModel:
         from tunebook.common.generation.decoding import Decoding
 
         model, tokenizer, template = self.adapted.model, self.adapted.tokenizer, self.adapted.template
-        stop = generation.ends(tokenizer, template, model)
+        stop = generation.stop_conditions(tokenizer, template, model)
         found: list[str | None] = [None] * len(prompts)
         seen, rounds = Counter[str](), dict[int, list[int]]()
         for place, text in enumerate(prompts):  # equal prompts need a seed each, or their answers would be equal, too
@@ -107,7 +107,7 @@ class LocalModel:
             for place in places:
                 ids = Conversation(tokenizer, template).prompt(prompts[place])[0]
                 with contextlib.suppress(UserError):
-                    generation.room(model, ids, decoding)
+                    generation.remaining_tokens(model, ids, decoding)
                     going[place] = ids
             said = generation.generate(model, tokenizer, list(going.values()), decoding, stop, batch_size=16)
             for place, answer in zip(going, said, strict=True):

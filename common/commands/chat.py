@@ -52,9 +52,9 @@ def main(args: Args) -> None:
         from tunebook.common.commands import chat_page
 
         chat_page.check()  # before the model is loaded
-    from tunebook.common.models.inference import Adapted
+    from tunebook.common.models.inference import InferenceModel
 
-    adapted = Adapted(args.model, args.adapter, args.template)
+    adapted = InferenceModel(args.model, args.adapter, args.template)
     if args.page:
         chat_page.serve(adapted, decoding, args.system, args.port)
         return

@@ -2,6 +2,14 @@
 
 May import estimate, training and what they may import."""
 
-from tunebook.common.distillation.student import UNHEARD, Teacher, isolate, locate, loss, prepare, teacher
+from tunebook.common.distillation.student import (
+    UNUSED_FIELDS,
+    Teacher,
+    isolate_documents,
+    load_teacher,
+    loss,
+    prepare,
+    resolve_teacher,
+)
 
-__all__ = ["UNHEARD", "Teacher", "isolate", "locate", "loss", "prepare", "teacher"]
+__all__ = ["UNUSED_FIELDS", "Teacher", "isolate_documents", "load_teacher", "loss", "prepare", "resolve_teacher"]

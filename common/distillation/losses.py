@@ -15,13 +15,13 @@ from dataclasses import dataclass
 import torch
 
 from tunebook.common.errors import UserError
-from tunebook.common.models.lm_head import Head, compute_dtype, wide
+from tunebook.common.models.lm_head import LMHead, compute_dtype, wide
 
 CHUNK = 2**23  # logits of one model that exist at once: 32 MiB in float32
 
 
 @dataclass(frozen=True)
-class Blend:
+class DistillationLoss:
     """alpha: weight of the teacher, beside 1 - alpha of the labels. beta: 0 is KL(teacher‖student), 1 is
     KL(student‖teacher), between them beta·KL(teacher‖m) + (1 - beta)·KL(student‖m) with m = beta·teacher +
     (1 - beta)·student (generalised Jensen-Shannon, Agarwal et al. 2024).
@@ -56,7 +56,7 @@ class Online:
     """A teacher that runs beside the student: its hidden states at the positions that train, and its head."""
 
     hidden_ND: torch.Tensor
-    head: Head
+    head: LMHead
 
 
 @dataclass
@@ -99,12 +99,12 @@ def _from(log_probs_NK: torch.Tensor, above_NK: torch.Tensor) -> tuple[torch.Ten
     return value_N, above_NK.sub_(value_N[:, None]).mul_(probs_NK)
 
 
-def blended(
+def chunked_loss(
     hidden_ND: torch.Tensor,
-    head: Head,
+    head: LMHead,
     labels_N: torch.Tensor,
     teacher: Online | TopK | None,
-    blend: Blend,
+    blend: DistillationLoss,
     chunk: int = CHUNK,
     weights_N: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -120,16 +120,16 @@ def blended(
         weights_N: what each position counts in the sums (common/loss_weights.py); None: 1.
     """
     assert teacher is not None or blend.alpha == 0
-    return _Blended.apply(  # pyright: ignore[reportReturnType]
+    return _ChunkedLoss.apply(  # pyright: ignore[reportReturnType]
         hidden_ND, head.weight_VD, head.bias_V, labels_N, head, teacher, blend, chunk, weights_N
     )
 
 
-class _Blended(torch.autograd.Function):
+class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden_ND, weight_VD, bias_V, labels_N, head, teacher, blend, chunk, weights_N):
         dtype, needs = compute_dtype(hidden_ND), ctx.needs_input_grad
-        head = Head(weight_VD.to(dtype), bias_V, head.scale, head.cap)
+        head = LMHead(weight_VD.to(dtype), bias_V, head.scale, head.cap)
         sums = torch.zeros(2, dtype=torch.float64 if hidden_ND.device.type == "cpu" else wide(dtype))
         sums = sums.to(hidden_ND.device)
         gradients = [
@@ -175,7 +175,7 @@ def _chunk(logits_CV, labels_C, teacher, rows, blend, needed):
     """Divergence and cross entropy (C,) of a chunk, and the gradient by its logits where it is needed."""
     apart_C, gradient_CV = logits_CV.new_zeros(len(logits_CV)), None
     if blend.alpha:
-        apart_C, of_teacher_CV = _apart(logits_CV, teacher, rows, blend)
+        apart_C, of_teacher_CV = _divergence_of_chunk(logits_CV, teacher, rows, blend)
         # By the logits: 1/T from the softmax, T² from the loss.
         gradient_CV = of_teacher_CV.mul_(blend.alpha * blend.temperature) if needed else None
     log_probs_CV = torch.log_softmax(logits_CV, -1)
@@ -192,7 +192,7 @@ def _chunk(logits_CV, labels_C, teacher, rows, blend, needed):
     return apart_C, cross_C, own_CV
 
 
-def _apart(logits_CV, teacher, rows, blend):
+def _divergence_of_chunk(logits_CV, teacher, rows, blend):
     """The divergence (C,), and its gradient by the scaled logits of the shared vocabulary."""
     if isinstance(teacher, Online):
         other_CV = teacher.head.logits(teacher.hidden_ND[rows]).to(logits_CV.dtype)

@@ -17,7 +17,7 @@ from tunebook.common.tokens import lengths
 from tunebook.common.tokens.lengths import IGNORE_INDEX
 from tunebook.common.training import checks, loop
 from tunebook.common.training.callbacks import Measure, PrinterCallback, ProgressCallback
-from tunebook.common.training.metrics import Meter
+from tunebook.common.training.metrics import TrainingMetrics
 
 
 def taking_ids(trainer: Any) -> type:
@@ -54,7 +54,7 @@ def batch_of(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 class Watch(Measure):
     """Tells a meter what the trainer does; batches are told by `answered`, when the student has answered."""
 
-    def __init__(self, trainer: Any, meter: Meter):
+    def __init__(self, trainer: Any, meter: TrainingMetrics):
         self.meter, self.accelerator = meter, trainer.accelerator
 
     def answered(self, batch: dict[str, torch.Tensor]) -> None:
@@ -66,13 +66,13 @@ def measure(trainer: Any, log_file: Path) -> Watch:
     """A meter that the trainer feeds; it takes the place of the trainer's own printing."""
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
-    watch = Watch(trainer, Meter(log_file))
+    watch = Watch(trainer, TrainingMetrics(log_file))
     trainer.add_callback(watch)
     return watch
 
 
 def rehearse(
-    trainer: Any, rows: Any, tokenizer: Any, teacher: Any, blend: losses.Blend, debug_batches: int = 0
+    trainer: Any, rows: Any, tokenizer: Any, teacher: Any, blend: losses.DistillationLoss, debug_batches: int = 0
 ) -> tuple[list[list], dict[str, Any]]:
     """The mask view of the first rows, and the forecast: that of a loss on the reference answers, to which the time of
     answering is added. Nothing of it stays but that adapters are in float32.
@@ -96,7 +96,7 @@ def rehearse(
     order = samplers.LengthGroupedSampler(lengths.lengths_of(rows), group, args.seed)
     loader = trainer.accelerator.prepare(dataloader.loader(rows, tokenizer, size, order))
     view = checks.first_batch(loader, tokenizer, debug_batches)
-    count = loop.count(len(rows), group, args.num_train_epochs, args.max_steps)
+    count = loop.num_steps(len(rows), group, args.num_train_epochs, args.max_steps)
     with trainer_steps.preserve_trainer(trainer):
         expected = forecast.forecast_loop(step_functions(trainer, loader, loss), loader, args.optim.value, count)
         answering = seconds_of_answers(trainer, size) * accumulation * count

@@ -8,25 +8,27 @@ import torch
 
 from tunebook.common import models
 from tunebook.common.distillation import losses, vocabulary
-from tunebook.common.distillation.losses import Blend, Online
+from tunebook.common.distillation.losses import DistillationLoss, Online
 from tunebook.common.errors import UserError
 from tunebook.common.models import attention, lm_head
 from tunebook.common.tokens.lengths import IGNORE_INDEX, LOSS_WEIGHTS
 from tunebook.common.training import checks
 
 # Of --set, in recipes that distil on fixed rows.
-UNHEARD = dict.fromkeys(("loss_type", "label_smoothing_factor"), "a student's loss is that of its teacher and labels")
+UNUSED_FIELDS = dict.fromkeys(
+    ("loss_type", "label_smoothing_factor"), "a student's loss is that of its teacher and labels"
+)
 INPUTS = ("input_ids", "attention_mask", "position_ids")  # what a body is given of a batch
 
 
-def locate(name: str) -> str:
+def resolve_teacher(name: str) -> str:
     """The folder or Hub name behind `--teacher`.
 
     Raises:
         UserError: as models.locate.
     """
     try:
-        return models.locate(name)
+        return models.resolve(name)
     except UserError as error:
         raise UserError(str(error).replace("--model", "--teacher").replace("or pocket", "or pocket_teacher")) from None
 
@@ -36,7 +38,7 @@ class Teacher:
 
     def __init__(self, model: Any, name: str):
         self.model, self.name = model.requires_grad_(False).eval(), name
-        lm_head.expose(model)
+        lm_head.expose_hidden_states(model)
         lm_head.check(model, name)
 
     def hidden(self, batch: dict[str, Any]) -> torch.Tensor:
@@ -51,7 +53,7 @@ class Teacher:
         return Online(hidden_BTD[keep_BT], lm_head.of(self.model))
 
 
-def teacher(name: str, max_length: int, four_bit: bool, student_tokenizer: Any) -> Teacher:
+def load_teacher(name: str, max_length: int, four_bit: bool, student_tokenizer: Any) -> Teacher:
     """A teacher, loaded as the student's base is, after it. What Unsloth notes of a load in the environment, and
     asks when it puts adapters on any model, stays what it has noted of the student.
 
@@ -59,7 +61,7 @@ def teacher(name: str, max_length: int, four_bit: bool, student_tokenizer: Any) 
         UserError: as models.load; or its tokenizer is not the student's.
     """
     with patch.dict(os.environ):
-        model, tokenizer = models.load(locate(name), max_length, four_bit=four_bit)
+        model, tokenizer = models.load(resolve_teacher(name), max_length, four_bit=four_bit)
     vocabulary.require_same(student_tokenizer, tokenizer, name)
     return Teacher(model, name)
 
@@ -74,11 +76,11 @@ def prepare(model: Any, name: str) -> None:
         raise UserError(f"--model {name}: adapters on its head would not be seen by the loss; leave lm_head out")
     if hasattr(model, "peft_config") and model.active_peft_config.is_prompt_learning:
         raise UserError(f"--model {name}: virtual tokens cannot be distilled here; take LoRA or all weights")
-    lm_head.expose(model)
+    lm_head.expose_hidden_states(model)
     lm_head.check(model, name)
 
 
-def isolate(trainer: Any, *others: Any) -> None:
+def isolate_documents(trainer: Any, *others: Any) -> None:
     """The trainer's model and other ones attend inside the documents of packed rows; proved on its first batch.
 
     Raises:
@@ -87,14 +89,16 @@ def isolate(trainer: Any, *others: Any) -> None:
     student = trainer.model
     try:
         for model in (*others, student):
-            attention.by_document(model)
+            attention.use_document_attention(model)
             trainer.model = model
-            checks.isolation(trainer)
+            checks.check_document_isolation(trainer)
     finally:
         trainer.model = student
 
 
-def loss(trainer: Any, model: Any, batch: dict[str, Any], items: Any, teacher: Any, blend: Blend) -> torch.Tensor:
+def loss(
+    trainer: Any, model: Any, batch: dict[str, Any], items: Any, teacher: Any, blend: DistillationLoss
+) -> torch.Tensor:
     """The loss of a batch for a transformers.Trainer's compute_loss; `divergence` and `cross_entropy` go to its log.
 
     In an evaluation it is the cross entropy alone, the held-out loss of all other recipes.
@@ -106,7 +110,7 @@ def loss(trainer: Any, model: Any, batch: dict[str, Any], items: Any, teacher: A
     """
     _understood(trainer.args, model)
     mode = "train" if model.training else "eval"
-    blend = blend if model.training else Blend(alpha=0.0)
+    blend = blend if model.training else DistillationLoss(alpha=0.0)
     labels_BT = batch["labels"][:, 1:]
     keep_BT = labels_BT != IGNORE_INDEX
     weights_N = batch[LOSS_WEIGHTS][:, 1:][keep_BT] if LOSS_WEIGHTS in batch and model.training else None
@@ -114,7 +118,7 @@ def loss(trainer: Any, model: Any, batch: dict[str, Any], items: Any, teacher: A
     hidden_BTD = model(**{name: batch[name] for name in INPUTS if name in batch}, head=False)
     head = lm_head.of(trainer.accelerator.unwrap_model(model))
     hidden_ND, labels_N = hidden_BTD[:, :-1][keep_BT], labels_BT[keep_BT]
-    total, apart, cross = losses.blended(hidden_ND, head, labels_N, targets, blend, weights_N=weights_N)
+    total, apart, cross = losses.chunked_loss(hidden_ND, head, labels_N, targets, blend, weights_N=weights_N)
     here = keep_BT.sum().clamp(min=1) if weights_N is None else weights_N.sum().clamp(min=1e-30)
     for name, value in (("divergence", apart), ("cross_entropy", cross)):
         if name == "cross_entropy" or blend.alpha:

@@ -79,7 +79,7 @@ def fingerprint(place: str) -> str:
     return digest.hexdigest()[:32]
 
 
-def described(tokenizer: Any, template: Any, teacher: str, temperature: float, k: int) -> dict[str, str]:
+def metadata_for(tokenizer: Any, template: Any, teacher: str, temperature: float, k: int) -> dict[str, str]:
     """What a cache holds for, as its metadata say it.
 
     Args:
@@ -89,14 +89,14 @@ def described(tokenizer: Any, template: Any, teacher: str, temperature: float, k
     return {
         "tokenizer": hashlib.sha256(text).hexdigest()[:32],
         "template": hashlib.sha256(repr(template).encode()).hexdigest()[:32],
-        "teacher": fingerprint(student.locate(teacher)),
+        "teacher": fingerprint(student.resolve_teacher(teacher)),
         "temperature": f"{temperature:g}",
         "vocabulary": str(max(tokenizer.get_vocab().values()) + 1),  # without padding of the teacher's head
         "k": str(k),
     }
 
 
-class Targets:
+class TeacherCache:
     """An open cache; its tensors are read from disk as they are used. `name`: the teacher's, as --teacher."""
 
     def __init__(self, path: Path, name: str = ""):
@@ -137,17 +137,17 @@ class Targets:
         return TopK(ids.long(), log_probs.float(), log_rest.float(), int(self.metadata["vocabulary"]))
 
 
-class Nothing:
+class NullTargets:
     """In place of a cache where a model without weights is planned."""
 
     def start(self, ids: Any, labels: Any) -> None:
         """No row is here."""
 
 
-class Placed:
+class TargetCollator:
     """A collator that tells each label where in the cache its targets stand: `places`, int64 (B, T), -1 where none."""
 
-    def __init__(self, collate: Any, targets: Targets | Nothing):
+    def __init__(self, collate: Any, targets: TeacherCache | NullTargets):
         self.collate, self.targets = collate, targets
         self.one_row = getattr(collate, "one_row", False)
 

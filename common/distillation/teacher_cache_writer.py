@@ -28,7 +28,7 @@ def open_or_make(
     k: int,
     max_length: int,
     held_out: Any = None,
-) -> teacher_cache.Targets | teacher_cache.Nothing:
+) -> teacher_cache.TeacherCache | teacher_cache.NullTargets:
     """The cache at `path`, made if it is not there, and sure to hold for the rows.
 
     Args:
@@ -42,17 +42,17 @@ def open_or_make(
     Raises:
         UserError: as Targets.fits, distillation.teacher and make.
     """
-    path, metadata = Path(path), teacher_cache.described(tokenizer, template, name, temperature, k)
+    path, metadata = Path(path), teacher_cache.metadata_for(tokenizer, template, name, temperature, k)
     if not path.exists():
-        teacher = student.teacher(name, max_length, False, tokenizer)
+        teacher = student.load_teacher(name, max_length, False, tokenizer)
         if teacher.model.device.type == "meta":
-            return teacher_cache.Nothing()
+            return teacher_cache.NullTargets()
         own = held_out_loss(teacher, held_out)
         known = {} if own is None else {"held_out": teacher_cache.hash_of_all(held_out), "held_out_loss": repr(own)}
         make(path, rows, teacher, metadata | known)
     else:
         print(f"teacher: read from {path}")
-    found = teacher_cache.Targets(path, name)
+    found = teacher_cache.TeacherCache(path, name)
     found.fits(metadata, rows)
     return found
 
@@ -66,7 +66,7 @@ def held_out_loss(teacher: Any, rows: Any, batch_size: int = 16) -> float | None
     if not rows:
         return None
     if not isinstance(teacher, Teacher):
-        return teacher.held_out_loss(rows) if isinstance(teacher, teacher_cache.Targets) else None
+        return teacher.held_out_loss(rows) if isinstance(teacher, teacher_cache.TeacherCache) else None
     pairs, total, count = [*teacher_cache.documents(rows)], 0.0, 0
     for start in range(0, len(pairs), batch_size):
         members = pairs[start : start + batch_size]
@@ -75,12 +75,16 @@ def held_out_loss(teacher: Any, rows: Any, batch_size: int = 16) -> float | None
         labels_N = torch.cat([torch.from_numpy(labels[1:][labels[1:] != IGNORE_INDEX]) for _, labels in members])
         labels_N = labels_N.long().to(said.hidden_ND.device)
         with torch.no_grad():
-            total += losses.blended(said.hidden_ND, said.head, labels_N, None, losses.Blend(alpha=0.0))[2].item()
+            total += losses.chunked_loss(said.hidden_ND, said.head, labels_N, None, losses.DistillationLoss(alpha=0.0))[
+                2
+            ].item()
         count += len(labels_N)
     return total / count if count else None
 
 
-def join(scores: dict[str, Any], teacher: Any, held_out: Any, blend: losses.Blend) -> dict[str, Any]:
+def add_to_scores(
+    scores: dict[str, Any], teacher: Any, held_out: Any, blend: losses.DistillationLoss
+) -> dict[str, Any]:
     """The account of harness.Scores with `distillation`: the teacher (as --teacher), its own held-out loss, and what
     the student's loss is made of."""
     found = held_out_loss(teacher, held_out)
@@ -163,7 +167,7 @@ def _fill(maps: dict[str, Any], rows: list, starts: Any, teacher: Teacher, metad
 
 
 def _top(
-    head: lm_head.Head, hidden_CD: torch.Tensor, size: int, temperature: float, k: int
+    head: lm_head.LMHead, hidden_CD: torch.Tensor, size: int, temperature: float, k: int
 ) -> tuple[torch.Tensor, ...]:
     """Ids and log-probabilities (C, K) of the likeliest tokens, and log-probability (C,) of the rest together."""
     with torch.no_grad():

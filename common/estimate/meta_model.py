@@ -103,7 +103,7 @@ def meta_model(place: str, dtype: Any, four_bit: bool, full: bool, max_length: i
     from tunebook.common import models
     from tunebook.common.tokens import tokenization
 
-    place = models.locate(place, weights=False)
+    place = models.resolve(place, weights=False)
     try:
         config = AutoConfig.from_pretrained(place)
         config._attn_implementation = "sdpa"
@@ -222,7 +222,7 @@ def truncated_copy(place: str, layers: int, folder: Path) -> None:
     from tunebook.common import models
 
     logging.disable_progress_bar()
-    place = models.locate(place, weights=False)
+    place = models.resolve(place, weights=False)
     config = AutoConfig.from_pretrained(place)
     text = config.get_text_config()
     for name, value in vars(text).items():  # some configs say of each layer what it is

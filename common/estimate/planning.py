@@ -23,7 +23,7 @@ PATIENCE = 900  # seconds that a copy may take
 ALONE = """
 import json, sys
 from pathlib import Path
-from common import catalog, cli
+from tunebook.common import catalog, cli
 file, model, folder, *words = sys.argv[1:]
 cli._environment()
 module = catalog.load(Path(file))

@@ -78,12 +78,12 @@ def loop_step_functions(
 
     def step(batch: dict[str, Any]) -> None:
         model.train()
-        accelerator.backward(loss_of(model, batch) / weight_collator.total(batch))
+        accelerator.backward(loss_of(model, batch) / weight_collator.total_weight(batch))
 
     def evaluate(batch: dict[str, Any]) -> None:
         model.eval()
         with torch.no_grad():
-            loss_of(model, weight_collator.without(batch))
+            loss_of(model, weight_collator.without_weights(batch))
 
     def optimizer() -> Any:
         return torch.optim.AdamW(model.parameters(), fused=True)

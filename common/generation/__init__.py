@@ -4,28 +4,28 @@ May import models, batching, tokens, data and the ground modules."""
 
 from tunebook.common.generation.generation import (
     Answer,
-    Ends,
     Samples,
+    StopConditions,
     answers,
     cut,
     end_of_turn,
-    ends,
     generate,
-    room,
+    remaining_tokens,
+    stop_conditions,
     stream,
     virtual_tokens,
 )
 
 __all__ = [
     "Answer",
-    "Ends",
     "Samples",
+    "StopConditions",
     "answers",
     "cut",
     "end_of_turn",
-    "ends",
     "generate",
-    "room",
+    "remaining_tokens",
+    "stop_conditions",
     "stream",
     "virtual_tokens",
 ]

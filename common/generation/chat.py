@@ -102,7 +102,7 @@ def pieces(adapted: Any, prompt: list[int], decoding: Any) -> Any:
     """The answer's pieces and last the Answer; in one piece where beams are searched."""
     from tunebook.common import generation
 
-    stop = generation.ends(adapted.tokenizer, adapted.template, adapted.model)
+    stop = generation.stop_conditions(adapted.tokenizer, adapted.template, adapted.model)
     if decoding.num_beams == 1:
         yield from generation.stream(adapted.model, adapted.tokenizer, prompt, decoding, stop)
         return

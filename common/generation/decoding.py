@@ -59,7 +59,7 @@ class Decoding:
         return f"{how}, at most {self.max_new_tokens} tokens"
 
 
-class Noise:
+class GumbelSampler:
     """A logits processor that adds Gumbel noise: the largest sum is then a draw from the softmax of the logits
     (Gumbel 1954; Maddison et al. 2014), and greedy search samples.
 
@@ -101,7 +101,7 @@ def _right(z: "torch.Tensor", bits: int) -> "torch.Tensor":
     return (z >> bits) & (2 ** (64 - bits) - 1)
 
 
-class Halt:
+class StopStringCriteria:
     """A stopping criterion: rows whose text holds one of `stops`, and all rows once `stopped` is set."""
 
     def __init__(self, tokenizer: Any, width: int, stops: tuple[str, ...] = ()):

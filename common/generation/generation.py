@@ -7,8 +7,8 @@ from typing import Any
 
 from tunebook.common import models
 from tunebook.common.errors import UserError
-from tunebook.common.generation.decoding import Decoding, Halt, Noise
-from tunebook.common.generation.streaming import Pieces, Tokens, before_stop, in_thread
+from tunebook.common.generation.decoding import Decoding, GumbelSampler, StopStringCriteria
+from tunebook.common.generation.streaming import IdStreamer, IncrementalDecoder, before_stop, in_thread
 from tunebook.common.models import moe
 from tunebook.common.tokens import rendering
 from tunebook.common.tokens.jinja_templates import openings
@@ -16,7 +16,7 @@ from tunebook.common.tokens.templates import AnyTemplate, Template
 
 
 @dataclass(frozen=True)
-class Ends:
+class StopConditions:
     """Where an answer ends: at one of the ids, or before one of the texts. Neither is part of it."""
 
     ids: frozenset[int]
@@ -42,7 +42,7 @@ class Samples:
     max_new_tokens = 64
 
     def __init__(self, tokenizer: Any, template: AnyTemplate, rows: list[dict], count: int):
-        self.tokenizer, self.ends = tokenizer, ends(tokenizer, template)
+        self.tokenizer, self.ends = tokenizer, stop_conditions(tokenizer, template)
         chosen = rows[:: max(1, len(rows) // count)]
         if getattr(rows, "drop", False):
             chosen = rendering.taken(tokenizer, template, chosen)
@@ -62,11 +62,11 @@ class Samples:
 
     def take(self, when: str, model: Any) -> None:
         """Keep the model's answers as `before` or `after`."""
-        for row, answer in zip(self.rows, self.answers(models.unwrapped(model)), strict=True):
+        for row, answer in zip(self.rows, self.answers(models.unwrap(model)), strict=True):
             row[when] = answer
 
 
-def ends(tokenizer: Any, template: AnyTemplate | None = None, model: Any = None) -> Ends:
+def stop_conditions(tokenizer: Any, template: AnyTemplate | None = None, model: Any = None) -> StopConditions:
     """The tokenizer's end token, what the template ends an answer with, and all at which the model's own
     generation_config.json ends.
 
@@ -76,12 +76,12 @@ def ends(tokenizer: Any, template: AnyTemplate | None = None, model: Any = None)
     given = model.generation_config.eos_token_id if model is not None else None
     ids = {int(tokenizer.eos_token_id), *([given] if isinstance(given, int) else given or [])}
     if template is None:
-        return Ends(frozenset(ids))
+        return StopConditions(frozenset(ids))
     if isinstance(template, Template):
         halves = (template.with_input, template.without_input)
         lines = {half.split("{instruction}")[0].rstrip().rpartition("\n")[2] for half in halves}
-        return Ends(frozenset(ids), tuple(sorted(f"\n{line}" for line in lines if line.strip())))
-    return Ends(frozenset(ids | {end_of_turn(tokenizer, template)}))
+        return StopConditions(frozenset(ids), tuple(sorted(f"\n{line}" for line in lines if line.strip())))
+    return StopConditions(frozenset(ids | {end_of_turn(tokenizer, template)}))
 
 
 def end_of_turn(tokenizer: Any, template: AnyTemplate) -> int:
@@ -101,20 +101,20 @@ def generate(
     tokenizer: Any,
     prompts: list[list[int]],
     decoding: Decoding | None = None,
-    stop: Ends | None = None,
+    stop: StopConditions | None = None,
     batch_size: int = 32,
 ) -> list[Answer]:
     """The model's answer to each prompt (its ids), in order.
 
-    Prompts of like length are answered together, padded on the left. An answer is that of its prompt alone: what
-    rounding may change is said at `decoding.Noise`. With virtual tokens before the prompt (prompt tuning) only prompts
-    of equal length go together. The model is left as it was: training or not, checkpointing or not.
+    Prompts of similar length are answered together, padded on the left. An answer is that of its prompt alone: what
+    rounding may change is said at `decoding.GumbelSampler`. With virtual tokens before the prompt (prompt tuning) only
+    prompts of equal length go together. The model is left as it was: training or not, checkpointing or not.
 
     Raises:
         UserError: a prompt leaves no room for an answer in the positions that the model has.
     """
-    decoding, stop = decoding or Decoding(), stop or ends(tokenizer)
-    rooms = [room(model, prompt, decoding) for prompt in prompts]
+    decoding, stop = decoding or Decoding(), stop or stop_conditions(tokenizer)
+    rooms = [remaining_tokens(model, prompt, decoding) for prompt in prompts]
     found: list[Any] = [None] * len(prompts)
     # A batch has one room. PEFT puts virtual tokens before the padding, which then lies between them and the prompt.
     kinds = [(rooms[place], len(prompts[place]) if virtual_tokens(model) else 0) for place in range(len(prompts))]
@@ -130,7 +130,7 @@ def generate(
 
 
 def stream(
-    model: Any, tokenizer: Any, prompt: list[int], decoding: Decoding | None = None, stop: Ends | None = None
+    model: Any, tokenizer: Any, prompt: list[int], decoding: Decoding | None = None, stop: StopConditions | None = None
 ) -> Iterator[str | Answer]:
     """The answer in pieces of whole characters as they are generated, and last the Answer as `generate` gives it.
 
@@ -139,16 +139,16 @@ def stream(
     Raises:
         UserError: beams are asked for (they are known only at the end), or the prompt leaves no room.
     """
-    decoding, stop = decoding or Decoding(), stop or ends(tokenizer)
+    decoding, stop = decoding or Decoding(), stop or stop_conditions(tokenizer)
     if decoding.num_beams > 1:
         raise UserError(f"num_beams {decoding.num_beams}: beams cannot be streamed; what is best is known at the end")
-    limit = room(model, prompt, decoding)
-    halt = Halt(tokenizer, len(prompt), stop.texts)
-    pieces, ids = Pieces(tokenizer, stop.texts), []
+    limit = remaining_tokens(model, prompt, decoding)
+    halt = StopStringCriteria(tokenizer, len(prompt), stop.texts)
+    pieces, ids = IncrementalDecoder(tokenizer, stop.texts), []
 
     def work(take: Any) -> None:
         with _answering(model, tokenizer, stop):
-            _run(model, tokenizer, [prompt], decoding, stop, limit, halt, Tokens(take))
+            _run(model, tokenizer, [prompt], decoding, stop, limit, halt, IdStreamer(take))
 
     def finish() -> None:
         halt.stopped = True
@@ -170,7 +170,7 @@ def answers(
     return [answer.text for answer in found]
 
 
-def room(model: Any, prompt: list[int], decoding: Decoding) -> int:
+def remaining_tokens(model: Any, prompt: list[int], decoding: Decoding) -> int:
     """Tokens that an answer to the prompt may have: as many as asked for, or as the model's positions leave.
 
     Raises:
@@ -196,7 +196,7 @@ def cut(ids: list[int], end: int | Collection[int]) -> list[int]:
     return next((ids[:place] for place, token in enumerate(ids) if token in found), ids)
 
 
-def _answer(tokenizer: Any, ids: list[int], stop: Ends, limit: int) -> Answer:
+def _answer(tokenizer: Any, ids: list[int], stop: StopConditions, limit: int) -> Answer:
     said = cut(ids, stop.ids)
     whole = tokenizer.decode(said, clean_up_tokenization_spaces=False)
     text = before_stop(whole, stop.texts)
@@ -204,7 +204,7 @@ def _answer(tokenizer: Any, ids: list[int], stop: Ends, limit: int) -> Answer:
 
 
 @contextmanager
-def _answering(model: Any, tokenizer: Any, stop: Ends) -> Iterator[None]:
+def _answering(model: Any, tokenizer: Any, stop: StopConditions) -> Iterator[None]:
     """The model in evaluation mode, and without what its own generation_config.json would add (a repetition penalty,
     a temperature): what is asked for is what is done."""
     from transformers import GenerationConfig
@@ -214,7 +214,7 @@ def _answering(model: Any, tokenizer: Any, stop: Ends) -> Iterator[None]:
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     base.generation_config = GenerationConfig(pad_token_id=pad, eos_token_id=sorted(stop.ids))
     try:
-        with models.flags_kept(model), moe.without_router_logits(model):
+        with models.preserve_modes(model), moe.without_router_logits(model):
             model.eval()
             yield
     finally:
@@ -222,8 +222,8 @@ def _answering(model: Any, tokenizer: Any, stop: Ends) -> Iterator[None]:
 
 
 def _run(
-    model: Any, tokenizer: Any, prompts: list[list[int]], decoding: Decoding, stop: Ends, limit: int,
-    halt: Halt | None = None, streamer: Tokens | None = None,
+    model: Any, tokenizer: Any, prompts: list[list[int]], decoding: Decoding, stop: StopConditions, limit: int,
+    halt: StopStringCriteria | None = None, streamer: IdStreamer | None = None,
 ) -> list[list[int]]:  # fmt: skip
     """The ids that follow each prompt, padded at their end."""
     import torch
@@ -238,7 +238,7 @@ def _run(
         chosen = [TemperatureLogitsWarper(decoding.temperature)] if decoding.temperature != 1 else []
         chosen += [TopKLogitsWarper(decoding.top_k)] if decoding.top_k else []
         chosen += [TopPLogitsWarper(decoding.top_p)] if decoding.top_p < 1 else []
-        chosen.append(Noise(decoding.seed, prompts, width))
+        chosen.append(GumbelSampler(decoding.seed, prompts, width))
     with torch.inference_mode():
         out = model.generate(
             input_ids=input_ids,
@@ -248,7 +248,7 @@ def _run(
             num_beams=decoding.num_beams,
             use_cache=True,
             logits_processor=chosen,
-            stopping_criteria=[halt or Halt(tokenizer, width, stop.texts)],
+            stopping_criteria=[halt or StopStringCriteria(tokenizer, width, stop.texts)],
             streamer=streamer,
         )
     return out[:, width:].tolist()

@@ -8,7 +8,7 @@ from typing import Any
 UNFINISHED = "\ufffd"  # what a decoder writes for the first bytes of a character
 
 
-class Pieces:
+class IncrementalDecoder:
     """Ids to pieces of text. Joined, the pieces are the decoded whole up to its first stop text.
 
     A piece waits while its character lacks bytes, and while it may be the beginning of a stop text.
@@ -59,7 +59,7 @@ def before_stop(text: str, stops: tuple[str, ...]) -> str:
     return text[: min((place for stop in stops if (place := text.find(stop)) >= 0), default=len(text))]
 
 
-class Tokens:
+class IdStreamer:
     """A streamer for transformers' generate: hands each new id on, and leaves out the prompt, which comes first."""
 
     def __init__(self, take: Callable[[int], None]):

@@ -4,24 +4,24 @@ May import batching, tokens, data and the ground modules."""
 
 from tunebook.common.models.loading import (
     decoder_layers,
-    flags_kept,
     load,
     load_plain,
-    locate,
     parameters,
+    preserve_modes,
+    resolve,
     save,
     train_in_float32,
-    unwrapped,
+    unwrap,
 )
 
 __all__ = [
     "decoder_layers",
-    "flags_kept",
     "load",
     "load_plain",
-    "locate",
     "parameters",
+    "preserve_modes",
+    "resolve",
     "save",
     "train_in_float32",
-    "unwrapped",
+    "unwrap",
 ]

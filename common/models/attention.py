@@ -20,7 +20,7 @@ def one_row(model: Any) -> bool:
     return type(base.base_model).forward.__module__.startswith("unsloth.")
 
 
-def by_document(model: Any) -> bool:
+def use_document_attention(model: Any) -> bool:
     """Make a transformers model attend inside each document of a packed batch (positions that begin anew, no mask).
 
     With its own sdpa attention, transformers makes a mask of T x T for each bin of T tokens and computes every product

@@ -17,7 +17,7 @@ PEFT, OURS = (
 NONE = "none"  # the name of no adapter
 
 
-class Adapted:
+class InferenceModel:
     """A model to talk to. Loaded through transformers alone: Unsloth is for training, and takes longer to start.
 
     Args:
@@ -39,9 +39,9 @@ class Adapted:
         self.folders = named(adapters or [])
         self.notes: list[str] = []
         self.name = _model_of(model) or next(map(base_of, self.folders.values()), "") or "pocket"
-        self.place = loading.locate(self.name)
+        self.place = loading.resolve(self.name)
         self.name = (
-            "pocket" if self.place == loading.locate("pocket") else self.name
+            "pocket" if self.place == loading.resolve("pocket") else self.name
         )  # a run's adapter names its folder
         self._wanted, self.current, self._ours = template, None, False
         self.tokenizer, problems = tokenization.load(self.place)
@@ -73,7 +73,7 @@ class Adapted:
             self._ours = True
         else:
             try:
-                self.model = put_on(self.model, folder)
+                self.model = load_adapter(self.model, folder)
             except UserError:
                 self.model = loading.load_plain(self.name)  # it may have been put on in part
                 raise
@@ -98,7 +98,7 @@ class Adapted:
             bottleneck_adapters.remove(self.model)
             self._ours = False
             return
-        self.model = taken_off(self.model)
+        self.model = unload_adapter(self.model)
         if self.model is None:  # its adapter had changed weights of the base
             gc.collect()
             self.model = loading.load_plain(self.name)
@@ -174,7 +174,7 @@ def _model_of(name: str) -> str:
     )
 
 
-def put_on(model: Any, folder: str, trains: bool = False) -> Any:
+def load_adapter(model: Any, folder: str, trains: bool = False) -> Any:
     """The model with an adapter of PEFT on it, of any kind, to answer with or to go on training.
 
     Raises:
@@ -226,7 +226,7 @@ def _rows(model: Any, folder: str) -> int | None:
         return weights.get_slice(key).get_shape()[0] if key else None
 
 
-def taken_off(model: Any) -> Any | None:
+def unload_adapter(model: Any) -> Any | None:
     """The base under an adapter of PEFT as it was before; None where the adapter has changed the base's own weights
     (PiSSA and its like, modules that were trained whole, embeddings of added tokens): it must be loaded again."""
     config = model.active_peft_config

@@ -10,7 +10,7 @@ from tunebook.common.errors import UserError
 
 
 @dataclass
-class Head:
+class LMHead:
     """What makes logits of hidden states: cap·tanh(scale·(weight·h + bias) / cap); no cap where it is None."""
 
     weight_VD: torch.Tensor
@@ -45,7 +45,7 @@ def compute_dtype(hidden: torch.Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
 
 
-def of(model: Any) -> Head:
+def of(model: Any) -> LMHead:
     """The head of a transformers model, PEFT's adapters on it or not.
 
     Scale and cap are named differently: logit_scale (Cohere), lm_head_multiplier (Falcon-H1), output_multiplier, a
@@ -60,10 +60,10 @@ def of(model: Any) -> Head:
     weight, bias = (
         value.full_tensor() if hasattr(value, "full_tensor") else value for value in (layer.weight, layer.bias)
     )
-    return Head(weight, bias, float(scale), vars(config).get("final_logit_softcapping"))
+    return LMHead(weight, bias, float(scale), vars(config).get("final_logit_softcapping"))
 
 
-def expose(model: Any) -> None:
+def expose_hidden_states(model: Any) -> None:
     """Make `model(**batch, head=False)` give the last hidden states (B, T, D), without cache, and no logits.
 
     It goes through what wraps the model (PEFT, DistributedDataParallel), as it must for gradients to be averaged.

@@ -15,7 +15,7 @@ WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.b
 BUNDLED = {"pocket": "model", "pocket_teacher": "teacher"}  # name of --model -> its folder
 
 
-def locate(name: str, max_length: int | None = None, weights: bool = True) -> str:
+def resolve(name: str, max_length: int | None = None, weights: bool = True) -> str:
     """The folder or Hub name behind `--model`, checked before anything heavy is imported.
 
     Args:
@@ -94,7 +94,7 @@ def load(name: str, max_length: int, four_bit: bool = False, full: bool = False,
 
     logging.disable_progress_bar()
     device.use_all_cores()
-    place = locate(name)
+    place = resolve(name)
     try:
         config = AutoConfig.from_pretrained(place, trust_remote_code=False)
         limit = _check_length(name, config.to_dict(), max_length)
@@ -136,7 +136,7 @@ def _load_by_unsloth(place: str, limit: int, four_bit: bool, full: bool) -> tupl
 
 
 @contextmanager
-def flags_kept(model: Any) -> Iterator[None]:
+def preserve_modes(model: Any) -> Iterator[None]:
     """Training mode and activation checkpointing of every module are afterwards what they were.
 
     Unsloth's `generate` turns checkpointing off and, for a model in evaluation mode, leaves it off: the rest of a run
@@ -157,7 +157,7 @@ def flags_kept(model: Any) -> Iterator[None]:
             module.gradient_checkpointing = on
 
 
-def unwrapped(model: Any) -> Any:
+def unwrap(model: Any) -> Any:
     """The model without the autocast that accelerate has put around its forward: it computes as it will be served."""
     original = vars(model).pop("_original_forward", None)
     if original is not None:
@@ -254,7 +254,7 @@ def load_plain(name: str, four_bit: bool = False) -> Any:
     # bitsandbytes quantizes where it loads
     given = dict(quantization_config=quantization, device_map={"": kind}) if four_bit else {}
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(locate(name), dtype=dtype, trust_remote_code=False, **given)
+        model: Any = AutoModelForCausalLM.from_pretrained(resolve(name), dtype=dtype, trust_remote_code=False, **given)
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise UserError(f"--model {name} cannot be loaded{bits}: {error}") from error
     generation_config.make_savable(model, name)

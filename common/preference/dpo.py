@@ -13,12 +13,12 @@ from tunebook.common.models import inference
 from tunebook.common.preference import encoding
 from tunebook.common.tokens import templates
 from tunebook.common.tokens.templates import AnyTemplate
-from tunebook.common.training.metrics import Meter
+from tunebook.common.training.metrics import TrainingMetrics
 
 TASK = "held_out_pairs"  # as the report calls them among the scores
 
 
-def start_of(model: str | None, adapter: str | None) -> tuple[str, str | None]:
+def starting_point(model: str | None, adapter: str | None) -> tuple[str, str | None]:
     """The model and the folder of the adapter to start from, as --model and --adapter name them.
 
     Args:
@@ -36,11 +36,11 @@ def start_of(model: str | None, adapter: str | None) -> tuple[str, str | None]:
         raise UserError(f"--adapter {adapter}: its {inference.PEFT} names no base; name it by --model")
     if not model:
         try:
-            models.locate(base)
+            models.resolve(base)
         except UserError as error:
             raise UserError(f"--adapter {adapter}: name its base by --model, as it lies elsewhere: {error}") from None
         return base, folder
-    if base and base != model and Path(base).resolve() != Path(models.locate(model)).resolve():
+    if base and base != model and Path(base).resolve() != Path(models.resolve(model)).resolve():
         print(f"note: the adapter was trained on {base}; here it is on {model}")
     return model, folder
 
@@ -76,7 +76,7 @@ def load(base: str, adapter: str | None, max_length: int, kept: Path | None, wri
     model, tokenizer = models.load(base, max_length, four_bit=kept is not None)
     if kept is not None and write and is_main_process():
         models.save(model, tokenizer, kept)
-    return model if adapter is None else inference.put_on(model, adapter, trains=True), tokenizer
+    return model if adapter is None else inference.load_adapter(model, adapter, trains=True), tokenizer
 
 
 def template(name: str, tokenizer: Any, *folders: str | None) -> AnyTemplate:
@@ -96,7 +96,7 @@ def template(name: str, tokenizer: Any, *folders: str | None) -> AnyTemplate:
     return found
 
 
-def taking_ids(trainer: type) -> type:
+def PreTokenizedDPOTrainer(trainer: type) -> type:
     """TRL's DPOTrainer for what preference.encode and preference.Collator make, where it would encode texts itself."""
 
     import torch
@@ -119,7 +119,7 @@ def taking_ids(trainer: type) -> type:
     return Trainer
 
 
-def hold_reference(trainer: Any, adapter: bool) -> None:
+def set_reference(trainer: Any, adapter: bool) -> None:
     """Make what a DPOTrainer compares with exact, and keep it out of what is saved. Call it before training.
 
     TRL (1.15) has put a frozen copy of the adapter, `ref`, beside it. With an adapter to start from, that copy is the
@@ -143,18 +143,18 @@ def hold_reference(trainer: Any, adapter: bool) -> None:
     model.save_pretrained = functools.partial(model.save_pretrained, selected_adapters=["default"])
 
 
-def pairs_of(inputs: dict[str, Any]) -> Any:
-    """float64 (): pairs of a batch; what its held-out loss is a mean over, for callbacks.measure."""
+def num_pairs(inputs: dict[str, Any]) -> Any:
+    """float64 (): pairs of a batch; what its held-out loss is a mean over, for callbacks.track_metrics."""
     import torch
 
     return torch.tensor(len(inputs["input_ids"]) // 2, dtype=torch.float64, device=inputs["input_ids"].device)
 
 
-def measure(trainer: Any, log_file: Path) -> Meter:
-    """As callbacks.measure, of pairs."""
+def measure(trainer: Any, log_file: Path) -> TrainingMetrics:
+    """As callbacks.track_metrics, of pairs."""
     from tunebook.common.training import callbacks
 
-    return callbacks.measure(trainer, log_file, pairs_of)
+    return callbacks.track_metrics(trainer, log_file, num_pairs)
 
 
 class Rewards:
@@ -172,7 +172,7 @@ class Rewards:
         """Look at the pairs `before` or `after`, and say what is found."""
         if not len(self.pairs):
             return
-        found = self.taken[when] = judged(*_log_ratios(self.trainer, self.pairs), self.trainer.beta)
+        found = self.taken[when] = reward_metrics(*_log_ratios(self.trainer, self.pairs), self.trainer.beta)
         print(
             f"{len(self.pairs)} held-out pairs {when}: rewards {found['reward_chosen']:+.2f} and "
             f"{found['reward_rejected']:+.2f}, margin {found['margin']:+.2f}; the better answer has the higher reward "
@@ -194,7 +194,7 @@ class Rewards:
         return {**scores, "comparison": comparison, "preference": {**self.taken, "pairs": len(self.pairs)}}
 
 
-def judged(policy: Any, reference: Any, beta: float) -> dict[str, float]:
+def reward_metrics(policy: Any, reference: Any, beta: float) -> dict[str, float]:
     """What log-probabilities say, float64 (2, N) each: those of the better answers, then those of the others.
 
     Returns:

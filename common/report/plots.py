@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 INK = "#123456"  # stands for the page's text colour in what matplotlib draws
-COLOURS = {"better": "#2a9d5c", "worse": "#d6493f"}
+COLORS = {"better": "#2a9d5c", "worse": "#d6493f"}
 OTHER = "#8a8f98"
 MARKERS = "osD^v*PXd<>p"
 
@@ -51,7 +51,7 @@ def ranges(rows: Sequence[tuple[str, str, Sequence[tuple[float, str]]]], x: str,
     figure, axes = _figure(5.2, 0.9 + 0.34 * len(rows))
     axes.axvline(0, color=INK, linewidth=1)
     for place, (_, verdict, values) in enumerate(rows):
-        colour = COLOURS.get(verdict, OTHER)
+        colour = COLORS.get(verdict, OTHER)
         axes.plot([value for value, _ in values], [place] * len(values), color=colour, linewidth=2)
         for value, fill in values:
             axes.plot(value, place, "o" if fill else "", color=colour, fillstyle=fill or None)

@@ -13,7 +13,7 @@ from tunebook.common.format import percent
 from tunebook.common.models import device, parameters
 from tunebook.common.report import plots
 from tunebook.common.tokens.encoding_stats import EncodingStats
-from tunebook.common.training.metrics import HELD_OUT, Meter
+from tunebook.common.training.metrics import HELD_OUT, TrainingMetrics
 
 
 def write(
@@ -24,7 +24,7 @@ def write(
     counts: EncodingStats,
     mask_view: list[list],
     expected: dict[str, Any],
-    meter: Meter,
+    meter: TrainingMetrics,
     samples: list[dict],
     scores: dict[str, Any],
 ) -> dict[str, Any]:
@@ -66,7 +66,7 @@ def write(
     return report
 
 
-def _train(meter: Meter, taught: dict[str, Any] | None) -> dict[str, Any]:
+def _train(meter: TrainingMetrics, taught: dict[str, Any] | None) -> dict[str, Any]:
     return {
         "steps": meter.steps,
         "loss": meter.loss,
@@ -76,7 +76,7 @@ def _train(meter: Meter, taught: dict[str, Any] | None) -> dict[str, Any]:
     }
 
 
-def _eval(meter: Meter) -> dict[str, Any]:
+def _eval(meter: TrainingMetrics) -> dict[str, Any]:
     """The held-out loss at the end, by its name; its perplexity where it is cross-entropy."""
     loss, nats = meter.losses[1], meter.held_out == HELD_OUT
     return {
@@ -119,7 +119,7 @@ def charts(report: dict[str, Any]) -> list[dict[str, list[list[float]]]]:
     return [{f"training {train['loss_name']}": train["loss"]}, evaluations]
 
 
-def _say(folder: Path, report: dict[str, Any], extra: dict[str, Any], meter: Meter) -> None:
+def _say(folder: Path, report: dict[str, Any], extra: dict[str, Any], meter: TrainingMetrics) -> None:
     for task, metrics in report["scores"]["comparison"].items():
         for metric, row in metrics.items():
             print(f"{task} {metric}: before {percent(row['before'])} → after {percent(row['after'])}")

@@ -11,7 +11,7 @@ from tunebook.common.tokens.jinja_templates import Unstable
 from tunebook.common.tokens.placeholders import Span
 from tunebook.common.tokens.templates import AnyTemplate, Template
 from tunebook.common.tokens.text_rendering import Encoded, Result, TextRenderer
-from tunebook.common.tokens.tokenization import Encoder, encoder, past_the_model
+from tunebook.common.tokens.tokenization import Encoder, beyond_model, encoder
 from tunebook.common.tokens.trained_spans import Prover
 
 MARKS = "\uf8f1\uf8f2\uf8f3"  # private characters; one that a row does not hold breaks its special-token text
@@ -35,7 +35,7 @@ class Known:
 
     def __call__(self, rows: list[dict]) -> Result:
         found, bad, special = self._render(rows)
-        over = {place: past_the_model(self._tokenizer, ids) for place, (ids, _) in enumerate(found)}
+        over = {place: beyond_model(self._tokenizer, ids) for place, (ids, _) in enumerate(found)}
         return found, {place: why for place, why in over.items() if why} | bad, special
 
     def __getattr__(self, name: str) -> Any:
@@ -55,7 +55,7 @@ def prompts(tokenizer: Any, template: AnyTemplate, rows: list[dict]) -> list[lis
         render = ChatRenderer(encoder(tokenizer, template.turn_tokens(tokenizer)), template, "answers")
         found = [render.prompt(row) for row in rows]
     for ids in found:
-        if why := past_the_model(tokenizer, ids):
+        if why := beyond_model(tokenizer, ids):
             raise UserError(f"a prompt cannot be asked: {why}")
     return found
 

@@ -90,7 +90,7 @@ def bind(tokenizer: Any, model: Any) -> list[str]:
     return [f"{len(over)} of its tokens, such as {first}, lie past the model's {rows} rows; text with them is refused"]
 
 
-def past_the_model(tokenizer: Any, ids: list[int]) -> str:
+def beyond_model(tokenizer: Any, ids: list[int]) -> str:
     """Why the model that the tokenizer is bound to cannot take these ids; "" where it can, or where there is none."""
     rows = getattr(tokenizer, "rows_of_model", None)
     if rows is None or max(ids, default=0) < rows:
@@ -160,7 +160,7 @@ class Encoder:
 
     @cached_property
     def _inside(self) -> Any:
-        return without_prefix(self.backend)
+        return without_space_prefix(self.backend)
 
     def offsets(self, text: str, first: bool) -> Any:
         """Encoding of one text whose special-token text is text; `first`: it opens the sequence."""
@@ -216,7 +216,7 @@ def _control_special(backend: Any, control: frozenset[str]) -> Any:
     return Tokenizer.from_str(json.dumps(data))
 
 
-def without_prefix(backend: Any) -> Any:
+def without_space_prefix(backend: Any) -> Any:
     """The same tokenizer without the space that SentencePiece puts before a text; itself where there is none."""
     from tokenizers import Tokenizer
 

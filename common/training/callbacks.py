@@ -16,7 +16,7 @@ from tunebook.common.errors import CheckFailed, UserError
 from tunebook.common.generation import Samples
 from tunebook.common.models import moe
 from tunebook.common.tokens.lengths import IGNORE_INDEX
-from tunebook.common.training.metrics import HELD_OUT, Meter
+from tunebook.common.training.metrics import HELD_OUT, TrainingMetrics
 
 KEPT = "tunebook.meter"  # where a checkpoint's trainer_state.json holds what was measured until then
 HALVINGS = 16  # of a float16 run's loss scale of 65,536, after which it is 1
@@ -27,14 +27,16 @@ def tokens_of(inputs: dict[str, Any]) -> torch.Tensor:
     return (inputs["labels"][:, 1:] != IGNORE_INDEX).sum().double()
 
 
-def measure(trainer: Any, log_file: Path, parts_of: Callable[[dict[str, Any]], torch.Tensor] = tokens_of) -> Meter:
+def track_metrics(
+    trainer: Any, log_file: Path, parts_of: Callable[[dict[str, Any]], torch.Tensor] = tokens_of
+) -> TrainingMetrics:
     """A meter that the trainer feeds; it takes the place of the trainer's own printing.
 
     A held-out loss is a mean over all parts that `parts_of` counts in its batches, not over batches. It is
     cross-entropy in nats a token whatever trains: without label smoothing, the weights of DFT, and the router's loss of
     a mixture of experts. Only that of preferences is their own, by its name.
     """
-    meter = Meter(log_file, *names(trainer))
+    meter = TrainingMetrics(log_file, *names(trainer))
     mean_over(trainer, parts_of)
     if trainer.label_smoother is not None:
         trainer.label_smoother = Smoother(trainer.label_smoother.epsilon)
@@ -64,7 +66,7 @@ def evaluate(trainer: Any) -> None:
     """The held-out loss, where there are held-out rows; the meter keeps it."""
     if trainer.eval_dataset is None:
         return
-    with models.flags_kept(trainer.model):
+    with models.preserve_modes(trainer.model):
         trainer.evaluate()
     if trainer.args.world_size > 1 and trainer.model_wrapped is trainer.model:
         # An evaluation before training marks the model as prepared and does not wrap it; accelerate (1.15) would leave
@@ -147,7 +149,7 @@ class Smoother(LabelSmoother):
 class Measure(TrainerCallback):
     """Tells a meter what the trainer does; times the fetching of batches. Checkpoints hold what it has measured."""
 
-    def __init__(self, trainer: Any, meter: Meter):
+    def __init__(self, trainer: Any, meter: TrainingMetrics):
         self.meter, self.accelerator = meter, trainer.accelerator
         self._fetch, trainer.get_batch_samples = trainer.get_batch_samples, self._timed_fetch
 
@@ -178,7 +180,7 @@ class Measure(TrainerCallback):
         moe.ask_for_router_logits(model, False)  # a saved config that asks for them cannot answer
 
 
-class Watchdog(TrainerCallback):
+class StopOnNaN(TrainerCallback):
     """Stops at a loss or gradient norm that is not a number, with what to try; checkpoints already written are kept.
 
     Before training, where virtual tokens stand in front of each row: label smoothing, which transformers would hold
@@ -208,7 +210,7 @@ class Watchdog(TrainerCallback):
                 "--set gradient_checkpointing: transformers leaves prefixes out where it recomputes a layer. Leave it "
                 "out, or use lora_alpaca"
             )
-        limit = learnt_positions(model) if virtual else None
+        limit = learned_positions(model) if virtual else None
         if limit is not None and args.max_length + virtual > limit:
             raise UserError(
                 f"--max_length {args.max_length}: with {virtual} virtual tokens in front of each row this model's "
@@ -229,7 +231,7 @@ class Watchdog(TrainerCallback):
                 )
 
 
-def learnt_positions(model: Any) -> int | None:
+def learned_positions(model: Any) -> int | None:
     """The positions that a model has learnt one by one (GPT-2, OPT); None where they are computed."""
     limit, words = getattr(model.config, "max_position_embeddings", None), model.get_input_embeddings()
     tables = [module for module in model.modules() if isinstance(module, torch.nn.Embedding) and module is not words]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tunebook.common import files
-from tunebook.common.training.metrics import Meter
+from tunebook.common.training.metrics import TrainingMetrics
 
 WEIGHTS = "trained.safetensors"
 STATE = "trainer_state.json"  # written last: a checkpoint without it is not whole
@@ -24,7 +24,13 @@ class Checkpoints:
     """
 
     def __init__(
-        self, accelerator: Any, folder: Path, schedule: Any, meter: Meter, keep: int = 2, tokenizer: Any = None
+        self,
+        accelerator: Any,
+        folder: Path,
+        schedule: Any,
+        meter: TrainingMetrics,
+        keep: int = 2,
+        tokenizer: Any = None,
     ):
         self.accelerator, self.folder, self.meter, self.keep = accelerator, folder, meter, keep
         self.tokenizer = tokenizer

@@ -5,12 +5,12 @@ from itertools import islice
 from typing import Any
 
 from tunebook.common.batching import dataloader
-from tunebook.common.batching.collator import real
+from tunebook.common.batching.collator import without_padding
 from tunebook.common.distributed import world_size
 from tunebook.common.errors import CheckFailed
 from tunebook.common.tokens.lengths import IGNORE_INDEX, LOSS_WEIGHTS
 from tunebook.common.tokens.view import label_preview, print_preview
-from tunebook.common.training.isolation import isolation as isolation
+from tunebook.common.training.isolation import check_document_isolation as check_document_isolation
 
 
 def first_batch(loader: Iterable[dict[str, Any]], tokenizer: Any, debug_batches: int = 0) -> list[list]:
@@ -42,7 +42,7 @@ def first_batch(loader: Iterable[dict[str, Any]], tokenizer: Any, debug_batches:
     special = [number for number, token in tokenizer.added_tokens_decoder.items() if token.special]
     if not bool(torch.isin(labels_BT, torch.tensor([tokenizer.eos_token_id, *special])).any()):
         raise CheckFailed("no end token trains in the first batch: the tuned model would never stop")
-    keep = real(batch)[0].nonzero().flatten().tolist()
+    keep = without_padding(batch)[0].nonzero().flatten().tolist()
     example = {name: [batch[name][0].tolist()[place] for place in keep] for name in ("input_ids", "labels")}
     view = [[text, trains] for text, trains in label_preview(example, tokenizer)]
     trained = sum(label != IGNORE_INDEX for label in example["labels"])

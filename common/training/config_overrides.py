@@ -8,7 +8,7 @@ from tunebook.common import cli
 from tunebook.common.errors import UserError
 
 # When runs evaluate and save (run.Run.config), which transformers holds against what a user gives.
-RHYTHM = {"eval_strategy": "steps", "eval_steps": 0.2, "save_steps": 0.2, "load_best_model_at_end": True}
+EVALUATION_SCHEDULE = {"eval_strategy": "steps", "eval_steps": 0.2, "save_steps": 0.2, "load_best_model_at_end": True}
 TOGETHER = (
     "The best checkpoint is taken at the end, so evaluating and saving go together: give both, as in "
     "eval_steps=100 save_steps=100 or eval_strategy=epoch save_strategy=epoch, or add load_best_model_at_end=false"
@@ -21,7 +21,7 @@ TOKENIZER = "rows are encoded before it would be heard: set it in the tokenizer 
 LOADED = "the model is loaded before it would be heard: give --model a folder or Hub name that is as wanted"
 MEASURED = "held-out rows are measured by their loss alone: tunebook eval takes other metrics"
 # Field -> why it would do nothing here, and what does it: in all recipes.
-UNHEARD = {
+UNUSED_FIELDS = {
     "packing": PACKED,
     "packing_strategy": PACKED,
     "eval_packing": PACKED,
@@ -149,7 +149,7 @@ def check(values: dict[str, Any], config_class: type, unheard: Mapping[str, str]
     Raises:
         UserError: all fields without effect; else the first values that are refused, in one line.
     """
-    every = {**UNHEARD, **MORE.get(kind(config_class), {}), **unheard}
+    every = {**UNUSED_FIELDS, **MORE.get(kind(config_class), {}), **unheard}
     nothing = [f"{name}: {words}" for name, words in every.items() if words and name in values]
     if nothing:
         raise UserError("--set, what this recipe does not take:\n  " + "\n  ".join(nothing))
@@ -180,8 +180,8 @@ def _made(values: dict[str, Any], config_class: type) -> tuple[Any, str]:
     from tunebook.common.models import device
 
     fields: Any = config_class
-    rhythm = {} if UNEVALUATED in MORE.get(kind(config_class), {}).values() else RHYTHM
-    written = {**rhythm, **device.current().precision, **dataloader.settings()}
+    rhythm = {} if UNEVALUATED in MORE.get(kind(config_class), {}).values() else EVALUATION_SCHEDULE
+    written = {**rhythm, **device.current().precision, **dataloader.dataloader_settings()}
     try:
         return fields(output_dir="unused", **{**written, **values}), ""
     except Exception as error:  # whatever the library raises, it is about these values

@@ -16,7 +16,7 @@ EXACT, ALONE, REPLACED = 1e-4, 0.1, 0.02
 UNPACKED = "Train unpacked: recipes/lora_alpaca.py, or distillation without --packing"
 
 
-def isolation(trainer: Any) -> float:
+def check_document_isolation(trainer: Any) -> float:
     """Prove on the trainer's own first packed batch, with its own attention, that no document sees another.
 
     Each document must keep its logits when the tokens of its neighbours and of padding are replaced (else it sees

@@ -7,11 +7,11 @@ from itertools import islice
 from typing import Any
 
 from tunebook.common.batching import weight_collator
-from tunebook.common.batching.weight_collator import total
-from tunebook.common.training.metrics import Meter
+from tunebook.common.batching.weight_collator import total_weight
+from tunebook.common.training.metrics import TrainingMetrics
 
 
-def count(rows: int, group: int, epochs: float, max_steps: int) -> int:
+def num_steps(rows: int, group: int, epochs: float, max_steps: int) -> int:
     """Optimiser steps of a run: max_steps where it is given, else as many as the epochs take.
 
     Args:
@@ -22,7 +22,7 @@ def count(rows: int, group: int, epochs: float, max_steps: int) -> int:
 
 
 def batches(
-    accelerator: Any, loader: Any, order: Any, accumulation: int, done: int, last: int, meter: Meter
+    accelerator: Any, loader: Any, order: Any, accumulation: int, done: int, last: int, meter: TrainingMetrics
 ) -> Iterator[tuple[int, list[dict[str, Any]], Any]]:
     """(step, its batches, its trained tokens over all processes, or the sum of their weights) for the steps after
     `done`, up to `last`: what an undisturbed run would have got.
@@ -44,7 +44,7 @@ def batches(
             begun = time.monotonic()
             parts = list(islice(rest, accumulation))
             meter.batches(parts, time.monotonic() - begun, accelerator)
-            yield step, parts, accelerator.reduce(sum(map(total, parts)), "sum")
+            yield step, parts, accelerator.reduce(sum(map(total_weight, parts)), "sum")
             done = step
 
 
@@ -64,8 +64,8 @@ def mean_loss(accelerator: Any, model: Any, loader: Any, loss_of: Callable[[Any,
 
     model.eval()
     with torch.no_grad():
-        batches = map(weight_collator.without, _on_device(loader, accelerator.device))
-        parts = [(loss_of(model, batch), total(batch)) for batch in batches]
+        batches = map(weight_collator.without_weights, _on_device(loader, accelerator.device))
+        parts = [(loss_of(model, batch), total_weight(batch)) for batch in batches]
     model.train()
     loss, tokens = (accelerator.reduce(torch.stack(column).sum(), "sum") for column in zip(*parts, strict=True))
     return (loss / tokens).item()

@@ -8,7 +8,7 @@ from typing import Any
 
 import psutil
 
-from tunebook.common.batching.collator import real
+from tunebook.common.batching.collator import without_padding
 from tunebook.common.distributed import is_main_process
 from tunebook.common.resources import Peak
 from tunebook.common.tokens.lengths import IGNORE_INDEX
@@ -20,7 +20,7 @@ SUMS = ("seconds", "waited", "positions", "tokens", "trained", "skipped", "_step
 WARM = 20  # steps after which that share means something
 
 
-class Meter:
+class TrainingMetrics:
     """Fed by a training loop: begin, batches, step, log, evaluated, end. `loss`, `evaluations`: [[step, value], ...];
     `parts`: the same of each of PARTS that the loop logs.
 
@@ -72,7 +72,7 @@ class Meter:
         counts = [0, 0, 0]
         for batch in batches:
             counts[0] += batch["input_ids"].numel()
-            counts[1] += int(real(batch).sum())
+            counts[1] += int(without_padding(batch).sum())
             counts[2] += int((batch["labels"] != IGNORE_INDEX).sum())
         if over is not None and over.num_processes > 1:
             import torch

@@ -21,11 +21,11 @@ class Muon(torch.optim.Optimizer):
                 average = self.state[weight].setdefault("average", torch.zeros_like(weight))
                 average.lerp_(weight.grad, 1 - group["momentum"])
                 nesterov = weight.grad.lerp(average, group["momentum"])
-                update = orthogonalise(nesterov, group["steps"])
+                update = orthogonalize(nesterov, group["steps"])
                 weight.add_(update, alpha=-group["lr"] * 0.2 * max(weight.shape) ** 0.5)
 
 
-def orthogonalise(matrix: torch.Tensor, steps: int) -> torch.Tensor:
+def orthogonalize(matrix: torch.Tensor, steps: int) -> torch.Tensor:
     """A matrix with the same singular vectors and singular values near 1, by quintic Newton-Schulz iteration."""
     x = matrix / matrix.norm().clamp(min=1e-12)
     x = x.T if matrix.shape[0] > matrix.shape[1] else x

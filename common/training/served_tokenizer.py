@@ -15,7 +15,7 @@ from tunebook.common.tokens.templates import AnyTemplate, Template
 PROBE = "Name a fruit."
 
 
-def dressed(tokenizer: Any, template: AnyTemplate, model: Any) -> Any:
+def with_template(tokenizer: Any, template: AnyTemplate, model: Any) -> Any:
     """A copy of the tokenizer to be saved with what is trained: a trainer's `processing_class`, or saved by a loop.
 
     Its chat template is the template of the training, so that `apply_chat_template` gives the ids of training; its end

@@ -4,12 +4,12 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from tunebook.common.batching.weight_collator import Collator, total, weighed, without
+from tunebook.common.batching.weight_collator import Collator, apply_weights, total_weight, without_weights
 from tunebook.common.errors import UserError
 from tunebook.common.tokens.lengths import LOSS_WEIGHTS
 
 
-def carry(trainer: Any) -> bool:
+def pass_weights(trainer: Any) -> bool:
     """Make a transformers.Trainer hand weights to its loss where its training rows have some, with the sum of the
     whole step's as the number of its items; returns whether they have."""
     if LOSS_WEIGHTS not in trainer.train_dataset.column_names:
@@ -21,7 +21,7 @@ def carry(trainer: Any) -> bool:
     def items(batches: list[dict[str, Any]], device: Any) -> Any:
         if not batches:
             return None
-        found = torch.stack([*map(total, batches)]).sum().to(device)
+        found = torch.stack([*map(total_weight, batches)]).sum().to(device)
         return trainer.accelerator.gather(found).sum() if args.average_tokens_across_devices else found
 
     def get_batch_samples(*words: Any, **named: Any) -> tuple[list[dict[str, Any]], Any]:
@@ -36,7 +36,7 @@ def carry(trainer: Any) -> bool:
     return True
 
 
-def heed(trainer: Any) -> None:
+def weigh_loss(trainer: Any) -> None:
     """Make an SFTTrainer multiply the loss by the weights of its training rows, where they have some.
 
     Its own loss knows none (Unsloth's is fused with the head), so TRL's log-probability of each label is taken, as in
@@ -45,7 +45,7 @@ def heed(trainer: Any) -> None:
     Raises:
         UserError: another loss is asked for, or adapters on the head, which that one would pass over.
     """
-    if not carry(trainer):
+    if not pass_weights(trainer):
         return
     if trainer.args.label_smoothing_factor or trainer.args.loss_type != "nll":
         raise UserError(
@@ -64,13 +64,13 @@ def _loss(
     num_items_in_batch: Any = None,
 ) -> Any:  # fmt: skip
     """compute_loss of a trainer; `plain` is its own, for evaluations."""
-    given = without(inputs)
+    given = without_weights(inputs)
     if not trainer.model.training:
         return plain(model, given, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)
     router = {"output_router_logits": True} if trainer.aux_loss_enabled else {}
     outputs = model(**given, **router, use_cache=False, fused_lm_head=True)
-    items = total(inputs) if num_items_in_batch is None else num_items_in_batch
-    loss = -weighed(outputs.log_probs, inputs).sum() / items.clamp(min=1e-30)
+    items = total_weight(inputs) if num_items_in_batch is None else num_items_in_batch
+    loss = -apply_weights(outputs.log_probs, inputs).sum() / items.clamp(min=1e-30)
     if trainer.args.average_tokens_across_devices:
         loss = loss * trainer.accelerator.num_processes  # whose gradients are averaged, not added
     if router:

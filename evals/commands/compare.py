@@ -50,11 +50,10 @@ def main(args: Args) -> dict[str, Any]:
             raise UserError(f"--metrics {word}: expected TASK=METRIC, as gsm8k=exact_match,flexible-extract")
         chosen[task] = metric
 
-    from tunebook.evals import compare
-    from tunebook.evals.compare import page
+    from tunebook.evals.compare import comparison, page
 
     base, tuned = map(Path, args.folders)
-    report = compare.compare(base, tuned, args.tasks, chosen, args.any_prompt)
+    report = comparison.compare(base, tuned, args.tasks, chosen, args.any_prompt)
     show(report)
     if args.html:
         files.write_atomic(args.html, page.page(report))

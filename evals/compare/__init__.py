@@ -1,7 +1,4 @@
-"""Two models on the same lm-eval items: read, matched, compared, and shown.
+"""Two models on the same lm-eval items: read, matched, compared, and shown (`comparison.compare`).
 
-May import stats and common."""
-
-from tunebook.evals.compare.comparison import compare
-
-__all__ = ["compare"]
+May import stats and common.
+"""

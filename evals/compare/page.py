@@ -91,7 +91,7 @@ def page(report: dict[str, Any]) -> str:
     if others := [row for row in others if row["before"]]:
         drawn.append(_plot(others, None, INTERVAL, "% of before", "Change in % of before, with its interval"))
     return files.page(
-        Path(__file__).with_name("page.html.jinja"),
+        Path(__file__).with_name("comparison.html.jinja"),
         **{key: value for key, value in report.items() if key not in ("rows", "items")},
         heads=HEADS,
         rows=[row for row in report["rows"] if row["headline"]],

@@ -11,7 +11,7 @@ class BeforeAfter:
     """Answers to a few held-out rows (`samples`), and the scores of a run's --eval_suite.
 
     Args:
-        run: a common.run.Run.
+        run: a tunebook.common.run.Run.
 
     Raises:
         UserError: there is no such suite.

@@ -123,8 +123,8 @@ def _text(row: dict, template: AnyTemplate, render: Any) -> str:
 
 
 def stops(tokenizer: Any, template: AnyTemplate, *more: int) -> dict[str, Any]:
-    """Where answers end, as lm-eval's --gen_kwargs: the ids and texts of generation.ends, and `more` ids."""
-    ends = generation.ends(tokenizer, template)
+    """Where answers end, as lm-eval's --gen_kwargs: the ids and texts of generation.stop_conditions, and `more` ids."""
+    ends = generation.stop_conditions(tokenizer, template)
     ids = sorted({*ends.ids, *more})
     return {"until": [*ends.texts, *map(tokenizer.convert_ids_to_tokens, ids)], "eos_token_id": ids}
 

@@ -8,7 +8,7 @@ from tunebook.common.errors import UserError
 from tunebook.common.tokens import templates
 from tunebook.evals.compare import runs
 from tunebook.evals.harness import catalog, preflight, suites
-from tunebook.evals.harness.scored_model import Loaded, absolute
+from tunebook.evals.harness.scored_model import ScoredModel, absolute
 from tunebook.evals.harness.scoring import Settings
 
 BOOTSTRAP = 1000  # resamples for standard errors that have no formula
@@ -49,7 +49,7 @@ class Plan:
         self.bare, self.seen, self.rows_alone = False, None, False  # the last is known once the model is loaded
         if args.base and not args.adapter:
             raise UserError("--base scores the base of --adapter, asked as the adapter is; name the adapter")
-        self.loaded = Loaded(args.model, args.adapter, args.four_bit, args.base)
+        self.loaded = ScoredModel(args.model, args.adapter, args.four_bit, args.base)
         self.notes = list(self.loaded.notes)
         asked = not args.dataset and any(name.startswith(ASKED) for name in self.names) and not chat
         if args.template and not (args.dataset or asked):

@@ -9,7 +9,7 @@ from tunebook.common.tokens import tokenization
 from tunebook.evals.compare import runs
 
 
-class Loaded:
+class ScoredModel:
     """A model with its tokenizer, by transformers alone, in the dtype of the device (models/device.py).
 
     Args:
@@ -39,7 +39,7 @@ class Loaded:
         named = next(iter(found.values()), "")
         below = inference.base_of(named) if named else ""
         name = inference._model_of(model) or below or "pocket"
-        self.place, self.four_bit, self.why = models.locate(name), four_bit, ""
+        self.place, self.four_bit, self.why = models.resolve(name), four_bit, ""
         self.trained, self.folder = named or self.place, "" if base else named
         self.ours = bool(self.folder) and (Path(self.folder) / inference.OURS).exists()
         self.own_tokenizer = bool(named) and (Path(named) / "tokenizer_config.json").exists()
@@ -77,7 +77,7 @@ class Loaded:
 
             bottleneck_adapters.load(model, self.folder)
         elif self.folder:
-            model = inference.put_on(model, self.folder)
+            model = inference.load_adapter(model, self.folder)
         tokenization.bind(self.tokenizer, model)
         self.model = model.eval()
         return self.model

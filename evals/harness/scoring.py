@@ -152,8 +152,8 @@ def score(
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     _compile_prompts_once()
     tracker = EvaluationTracker(output_path=str(folder))
-    with models.flags_kept(model), _described():
-        memory = in_memory(models.unwrapped(model), tokenizer, settings.batch_size, settings.bare, prefix)
+    with models.preserve_modes(model), _described():
+        memory = in_memory(models.unwrap(model), tokenizer, settings.batch_size, settings.bare, prefix)
         results: Any = simple_evaluate(
             model=memory,
             tasks=tasks,

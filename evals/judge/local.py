@@ -31,21 +31,21 @@ class LocalJudge:
             Stopped: the budget is used up.
         """
         from tunebook.common import generation
-        from tunebook.common.models.inference import Adapted
+        from tunebook.common.models.inference import InferenceModel
         from tunebook.common.tokens import rendering
 
         if not prompts:
             return  # nothing to load a model for
         word = self.asked.word
-        model = Adapted("" if self.asked.adapter else word, [word] if self.asked.adapter else [])
-        stop = generation.ends(model.tokenizer, model.template, model.model)
+        model = InferenceModel("" if self.asked.adapter else word, [word] if self.asked.adapter else [])
+        stop = generation.stop_conditions(model.tokenizer, model.template, model.model)
         for start in range(0, len(prompts), TOGETHER):
             going: list[tuple[int, list[int], int]] = []
             stopped: Stopped | None = None
             for place in range(start, min(start + TOGETHER, len(prompts))):
                 try:
                     ids = rendering.prompts(model.tokenizer, model.template, [_row(model, prompts[place])])[0]
-                    cost = len(ids) + generation.room(model.model, ids, self.asked.decoding)
+                    cost = len(ids) + generation.remaining_tokens(model.model, ids, self.asked.decoding)
                 except (UserError, Unstable) as error:
                     yield place, Reply(None, failure=str(error))
                     continue

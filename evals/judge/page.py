@@ -127,7 +127,7 @@ def page(report: dict[str, Any]) -> str:
     """One HTML file: the figures, and all items with both verdicts."""
     groups = [(text, [item for item in report["items"] if item["outcome"] == kind]) for kind, text in KINDS.items()]
     return files.page(
-        Path(__file__).with_name("page.html.jinja"),
+        Path(__file__).with_name("judge.html.jinja"),
         report=report,
         result=lines(report)[:5] if report["total"]["judged"] else lines(report)[:4],
         heads=HEADS,

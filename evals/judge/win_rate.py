@@ -138,7 +138,7 @@ def fit(x: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return beta
 
 
-def penalised(x: np.ndarray, scores: np.ndarray, start: float, slope: float) -> float:
+def penalized(x: np.ndarray, scores: np.ndarray, start: float, slope: float) -> float:
     """Firth's penalised log-likelihood: that of the scores, and half the log determinant of the information."""
     line = start + slope * x
     spread = special.expit(line) * special.expit(-line)
@@ -153,7 +153,7 @@ def _profile(x: np.ndarray, scores: np.ndarray, found: float, design: float) -> 
 
     def best(start: float) -> float:
         result = optimize.minimize_scalar(
-            lambda slope: -penalised(x, scores, start, slope), bounds=(-STEEP, STEEP), method="bounded"
+            lambda slope: -penalized(x, scores, start, slope), bounds=(-STEEP, STEEP), method="bounded"
         )
         return -float(result.fun)  # pyright: ignore[reportAttributeAccessIssue]
 

@@ -31,7 +31,7 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Contest:
+class RatingItems:
     """The items of a rating, the files or models that the two sides are, and the seed of every shuffle."""
 
     names: tuple[str, str]
@@ -67,7 +67,7 @@ class Contest:
         write_json(path, asdict(self))
 
 
-def load(folder: Path) -> Contest:
+def load(folder: Path) -> RatingItems:
     """The rating that a folder holds.
 
     Raises:
@@ -79,12 +79,12 @@ def load(folder: Path) -> Contest:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         items = tuple(Item(item["prompt"], (item["answers"][0], item["answers"][1])) for item in found["items"])
-        return Contest((found["names"][0], found["names"][1]), items, found["seed"])
+        return RatingItems((found["names"][0], found["names"][1]), items, found["seed"])
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise UserError(f"{path} cannot be read: {error!r}") from None
 
 
-def from_answers(files: list[str], seed: int) -> Contest:
+def from_answers(files: list[str], seed: int) -> RatingItems:
     """Two files of rows with a prompt and an answer, joined on the prompt.
 
     Args:
@@ -102,7 +102,7 @@ def from_answers(files: list[str], seed: int) -> Contest:
             f"{len(alone)} prompts have an answer in {files[0]} or {files[1]} alone, the first: {alone[0][:80]!r}"
         )
     items = tuple(Item(prompt, (answer, tuned[prompt])) for prompt, answer in base.items())
-    return Contest((files[0], files[1]), items, seed)
+    return RatingItems((files[0], files[1]), items, seed)
 
 
 def _answers(name: str) -> dict[str, str]:
@@ -141,7 +141,7 @@ def _words(row: Any) -> tuple[str, str] | str:
     return (prompt, found[1]) if prompt.strip() else "the prompt is empty"
 
 
-def from_report(name: str, seed: int) -> Contest:
+def from_report(name: str, seed: int) -> RatingItems:
     """The samples of a recipe's report.json, before and after tuning.
 
     Raises:
@@ -160,10 +160,10 @@ def from_report(name: str, seed: int) -> Contest:
     twice = [prompt for prompt, count in Counter(item.prompt for item in items).items() if count > 1]
     if twice:
         raise UserError(f"--report {name}: {len(twice)} prompts are there twice, the first: {twice[0][:80]!r}")
-    return Contest((f"{path}, before", f"{path}, after"), tuple(items), seed)
+    return RatingItems((f"{path}, before", f"{path}, after"), tuple(items), seed)
 
 
-def from_models(words: list[str], prompts: str, limit: int, tokens: int, folder: Path, seed: int) -> Contest:
+def from_models(words: list[str], prompts: str, limit: int, tokens: int, folder: Path, seed: int) -> RatingItems:
     """Two models' answers to the first turns of some questions; those that were made are kept in the folder.
 
     Args:
@@ -206,4 +206,4 @@ def from_models(words: list[str], prompts: str, limit: int, tokens: int, folder:
         print(f"note: {note}", flush=True)
     if not items:
         raise UserError(f"--prompts {prompts}: there is no question that both models have answered")
-    return Contest((words[0], words[1]), tuple(items.values()), seed)
+    return RatingItems((words[0], words[1]), tuple(items.values()), seed)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tunebook.common.errors import UserError
-from tunebook.evals.rating.items import SIDES, Contest, Item
+from tunebook.evals.rating.items import SIDES, Item, RatingItems
 from tunebook.evals.rating.votes import HIGHEST, SCORES, Vote, Votes
 
 LONGEST_NAME = 60
@@ -52,7 +52,7 @@ def check() -> None:
         raise UserError('the page needs gradio, which is not installed: pip install "gradio>=6,<7"')
 
 
-def serve(contest: Contest, votes: Votes, port: int) -> None:
+def serve(contest: RatingItems, votes: Votes, port: int) -> None:
     """Show the page until Ctrl-C.
 
     Raises:
@@ -95,7 +95,7 @@ class RatingSession:
     """What the page asks: which item, which side is A, and what was voted. It keeps nothing of a visitor, so that a
     page that was open when the server ended goes on with the next one."""
 
-    def __init__(self, contest: Contest, votes: Votes):
+    def __init__(self, contest: RatingItems, votes: Votes):
         self.contest, self.votes = contest, votes
         self.order = contest.order()
         self.items = {item.key: item for item in self.order}

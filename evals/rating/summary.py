@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 
 from tunebook.common.format import interval, p_value, percent
-from tunebook.evals.rating.items import SIDES, Contest
+from tunebook.evals.rating.items import SIDES, RatingItems
 from tunebook.evals.rating.votes import SCORES, Vote, Votes
 from tunebook.evals.stats import agreement, paired
 
 SIGN = {"tuned": 1, "tie": 0, "base": -1}
 
 
-def summarize(contest: Contest, votes: Votes) -> dict[str, Any]:
+def summarize(contest: RatingItems, votes: Votes) -> dict[str, Any]:
     """The summary as plain values; shares and means are over items, each item's being the mean of its raters.
 
     An item is won by the side that more of its raters preferred. The interval of the win rate is Tango's score interval

@@ -67,7 +67,7 @@ class Model:
         self.word, self.base, self.template = word, base, template
         self.decoding = decoding or Decoding()
         if not self.adapter and not (Path(word) / "model").is_dir():
-            models.locate(word)  # a name that is wrong is told before anything is loaded
+            models.resolve(word)  # a name that is wrong is told before anything is loaded
 
     def key(self) -> list[Any]:
         """What the answers depend on, beside the question."""
@@ -101,7 +101,7 @@ class Model:
     ) -> list[str]:
         from tqdm import tqdm
 
-        model = inference.Adapted(
+        model = inference.InferenceModel(
             self.base if self.adapter else self.word, [self.word] if self.adapter else [], self.template
         )
         for start in tqdm(range(0, len(missing), TOGETHER), desc=f"answers of {self.word}", unit="batch"):
@@ -144,7 +144,7 @@ def converse(model: Any, questions: list[Question], decoding: Decoding) -> list[
     from tunebook.common import generation
     from tunebook.common.generation.chat import Conversation
 
-    stop = generation.ends(model.tokenizer, model.template, model.model)
+    stop = generation.stop_conditions(model.tokenizer, model.template, model.model)
     talks = [Conversation(model.tokenizer, model.template, question.system) for question in questions]
     start = {"template": model.template.name, "cut": 0, "why": ""}
     records: list[dict[str, Any]] = [{**start, "answers": []} for _ in questions]
@@ -157,7 +157,7 @@ def converse(model: Any, questions: list[Question], decoding: Decoding) -> list[
             text = question.instruction if turn == 0 else question.turns[turn]
             try:
                 prompt, _ = talks[place].prompt(text)
-                generation.room(model.model, prompt, decoding)
+                generation.remaining_tokens(model.model, prompt, decoding)
             except UserError as error:
                 records[place]["why"] = str(error)
                 continue
@@ -175,7 +175,7 @@ def fingerprint(word: str) -> list[Any]:
     """What tells one state of a model from another: its files, or the Hub's commit of the copy that is here."""
     import hashlib
 
-    folder = Path(models.locate("pocket") if word == "pocket" else word)
+    folder = Path(models.resolve("pocket") if word == "pocket" else word)
     if not folder.is_dir():
         from huggingface_hub import try_to_load_from_cache
 
