@@ -1,10 +1,13 @@
-"""Every template on five fixed rows: the text that trains between « and », the rest as it is given."""
+"""Every template of ours on fixed rows: the text that trains between « and », the rest as it is given.
+
+Templates of others are held against their own rendering (test_template_matrix.py); their texts are not ours to keep.
+"""
 
 from itertools import groupby
 
 import golden
 import pytest
-from turns import SHAPES, encoded, made, sources
+from turns import SHAPES, encoded, made
 
 from tunebook.common.tokens import encoding, jinja_templates, lengths, templates
 
@@ -17,7 +20,6 @@ ROWS = [
     {"instruction": "Repeat: ### Response:\n<|im_end|></s>[INST]", "input": "", "output": "{{ x }} é 🤷"},
 ]
 TALKS = ("system", "several turns", "thinking, a key", "parallel calls", "tool answer")
-CHATS = sources()
 
 
 def shown(tokenizer, example):
@@ -42,15 +44,13 @@ def test_of_instructions(tokenizer, name):
     golden.check(f"templates/{name}.txt", page(blocks))
 
 
-@pytest.mark.parametrize("name", CHATS)
+@pytest.mark.parametrize("name", jinja_templates.JINJA)
 def test_of_conversations(name):
-    source = CHATS[name]
-    own = source in jinja_templates.JINJA
-    tokenizer = made(jinja_templates.JINJA[source] if own else source)
-    template = templates.get(source if own else "tokenizer", tokenizer)
+    tokenizer = made(jinja_templates.JINJA[name])
+    template = templates.get(name, tokenizer)
     blocks = []
     for talk in TALKS:
         examples, why = encoded(tokenizer, template, SHAPES[talk])
         text = f"refused: {why}" if examples is None else "\n-----\n".join(shown(tokenizer, one) for one in examples)
         blocks.append((talk, text))
-    golden.check(f"templates/{name.replace(' ', '_')}.txt", page(blocks))
+    golden.check(f"templates/own_{name}.txt", page(blocks))
