@@ -8,8 +8,8 @@ import pytest
 
 from tunebook.common.commands import cp
 
-PLAIN = "callbacks.ShowSamples(samples)],"
-STOPS = "callbacks.ShowSamples(samples), EarlyStoppingCallback(early_stopping_patience=1)],"
+PLAIN = "callbacks=run.callbacks(evaluation.samples),"
+STOPS = "callbacks=[*run.callbacks(evaluation.samples), EarlyStoppingCallback(early_stopping_patience=1)],"
 
 
 @pytest.mark.recipe
