@@ -21,7 +21,7 @@ from tunebook.common.tokens import templates
 
 RECIPES = sorted(path.name for path in (ROOT / "recipes").glob("*.py"))
 # Resumed as another recipe is; they are where time does not matter.
-AS_OTHERS = ("chat_sharegpt.py", "distill_alpaca.py", "lora_alpaca.py", "packed_alpaca.py", "soft_prompts_alpaca.py")
+AS_OTHERS = ("chat_sharegpt.py", "distill_alpaca.py", "lora_alpaca.py", "packed_alpaca.py", "prompt_tuning_alpaca.py")
 OTHERS = [name for name in RECIPES if name not in ("pretrain_pocket.py", "qlora_alpaca.py", *AS_OTHERS)]
 TRAINED = [
     pytest.param("qlora_alpaca.py", True, marks=pytest.mark.golden),  # its report's keys are kept

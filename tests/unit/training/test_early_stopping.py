@@ -26,7 +26,7 @@ def test_a_copy_stops_where_the_held_out_loss_no_longer_falls(tmp_path):
     text = text.replace(imports, "    from transformers import EarlyStoppingCallback\n" + imports)
     copy.write_text(text.replace(PLAIN, STOPS), encoding="utf-8")
     # A rate that grows to far too much: the loss soon goes up.
-    flags = ["--learning_rate", "3", "--max_steps", "20", "--eval_suite", "none", "--output_dir", "out"]
+    flags = ["--learning_rate", "1", "--max_steps", "20", "--eval_suite", "none", "--output_dir", "out"]
     flags += ["--dataset", str(few.rows(tmp_path / "few"))]
     more = ["--sft", "lr_scheduler_type=constant_with_warmup", "warmup_steps=20"]
     done = forked.run(copy, *flags, *more, cwd=elsewhere)
