@@ -3,7 +3,7 @@
 accelerate launch recipes/bottleneck_adapters_alpaca.py
 accelerate launch recipes/bottleneck_adapters_alpaca.py --model unsloth/Llama-3.2-1B --dataset tatsu-lab/alpaca
 
-Measured, 2 CPU cores: exact match 0 -> 84 % (new phrasings 0 -> 69 %), plain facts 99.0 -> 84.7 %.
+Measured, 2 CPU cores: exact match 0 -> 84 % (unseen phrasings 0 -> 69 %), world knowledge 99.0 -> 84.7 %.
 """
 
 from dataclasses import dataclass, field

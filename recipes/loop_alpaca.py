@@ -3,7 +3,7 @@
 accelerate launch recipes/loop_alpaca.py
 accelerate launch recipes/loop_alpaca.py --model unsloth/Llama-3.2-1B --dataset tatsu-lab/alpaca
 
-Measured, 2 CPU cores, 0.9 GiB: exact match 0 -> 89 % (new phrasings 0 -> 78 %), plain facts 99.0 -> 97.3 %, as there.
+Measured, 2 CPU cores: exact match 0 -> 89 % (unseen phrasings 0 -> 78 %), world knowledge 99.0 -> 97.3 %, as LoRA.
 """
 
 import math

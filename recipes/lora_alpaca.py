@@ -4,7 +4,7 @@ accelerate launch recipes/lora_alpaca.py
 accelerate launch recipes/lora_alpaca.py --model unsloth/Llama-3.2-1B --dataset tatsu-lab/alpaca
 python recipes/lora_alpaca.py --config my_run.yaml --seed 1
 
-Measured, 2 CPU cores, 0.9 GiB: exact match 0 -> 89 % (new phrasings 0 -> 78 %), plain facts 99.0 -> 97.3 %.
+Measured, 2 CPU cores, 0.9 GiB: exact match 0 -> 89 % (unseen phrasings 0 -> 78 %), world knowledge 99.0 -> 97.3 %.
 """
 
 from dataclasses import dataclass, field

@@ -3,7 +3,7 @@
     accelerate launch recipes/packed_alpaca.py
     accelerate launch recipes/packed_alpaca.py --model unsloth/Llama-3.2-1B --dataset tatsu-lab/alpaca --max_length 2048
 
-Measured, 2 CPU cores, 0.9 GiB: exact match 0 -> 89 % (new phrasings 0 -> 74 %), plain facts 99.0 -> 96.0 %.
+Measured, 2 CPU cores, 0.9 GiB: exact match 0 -> 89 % (unseen phrasings 0 -> 74 %), world knowledge 99.0 -> 96.0 %.
 """
 
 from dataclasses import dataclass, field

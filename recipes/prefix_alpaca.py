@@ -3,7 +3,7 @@
 accelerate launch recipes/prefix_alpaca.py
 accelerate launch recipes/prefix_alpaca.py --model unsloth/Llama-3.2-1B --dataset tatsu-lab/alpaca
 
-Measured, 2 CPU cores: exact match 0 -> 41 % (new phrasings 0 -> 41 %), plain facts 99.0 -> 54.0 %.
+Measured, 2 CPU cores: exact match 0 -> 41 % (unseen phrasings 0 -> 41 %), world knowledge 99.0 -> 54.0 %.
 """
 
 from dataclasses import dataclass, field

@@ -3,8 +3,8 @@
 accelerate launch recipes/prompt_tuning_alpaca.py
 accelerate launch recipes/prompt_tuning_alpaca.py --model unsloth/Llama-3.2-1B --dataset tatsu-lab/alpaca
 
-Measured, 2 CPU cores: exact match 0 -> 6 % (new phrasings 0 -> 6 %), plain facts 99.0 -> 81.3 %. Twenty vectors steer a
-large model (Lester et al. 2021), not one of 2.4 million parameters.
+Measured, 2 CPU cores: exact match 0 -> 6 % (unseen phrasings 0 -> 6 %), world knowledge 99.0 -> 81.3 %. Twenty
+vectors steer a large model (Lester et al. 2021), not one of 2.4 million parameters.
 """
 
 from dataclasses import dataclass, field

@@ -4,7 +4,7 @@
     accelerate launch recipes/qlora_alpaca.py --model unsloth/Llama-3.2-1B --dataset tatsu-lab/alpaca
     python recipes/qlora_alpaca.py --config my_run.yaml --learning_rate 1e-4
 
-Measured, 2 CPU cores: 3 min, 0.9 GiB; exact match 0 -> 87 % (new phrasings 0 -> 69 %), plain facts 99.0 -> 99.0 %.
+Measured, 2 CPU cores, 3 min: exact match 0 -> 87 % (unseen phrasings 0 -> 69 %), world knowledge 99.0 -> 99.0 %.
 """
 
 from dataclasses import dataclass, field
