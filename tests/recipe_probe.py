@@ -100,11 +100,12 @@ def checkpointing(model):
 
 def watch(file):
     """Watch the recipe that this process is about to run."""
-    from tunebook.common import generation, report
+    from tunebook.common import report
     from tunebook.common.distillation import on_policy
     from tunebook.common.estimate import forecast
+    from tunebook.common.generation import generation
     from tunebook.common.training import callbacks
-    from tunebook.evals import harness
+    from tunebook.evals.harness import scoring
 
     probe = Probe(file)
     forecast_run, forecast_loop, whole, write = (
@@ -135,7 +136,7 @@ def watch(file):
     on_policy.rehearse = of_answers
     generation.Samples.max_new_tokens = 8
     probe.around(generation, "generate", lambda model, *args, **kwargs: model)
-    probe.around(harness, "score", lambda model, *args, **kwargs: model)
+    probe.around(scoring, "score", lambda model, *args, **kwargs: model)
     probe.around(callbacks, "evaluate", lambda trainer: trainer.model)
 
 

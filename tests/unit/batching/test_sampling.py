@@ -271,7 +271,7 @@ def sft(folder, processes, batch, accumulation, checkpoint="-"):
     words = [folder / "run.py", folder, batch, accumulation, checkpoint, POCKET / "model"]
     done = forked.run(*words, cwd=folder) if processes == 1 else forked.launch(processes, *words, cwd=folder)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("of the positions are padding") == 1, done.stdout
+    assert done.stdout.count("% padding (") == 1, done.stdout
     ranks = [json.loads((folder / f"seen{rank}.json").read_text()) for rank in range(processes)]
     return [
         flat(chain.from_iterable(rank[at : at + accumulation] for rank in ranks))
