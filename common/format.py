@@ -72,8 +72,8 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[in
     """A table for a terminal. `left`: the columns of words; the others are numbers, and stand to the right."""
     from tabulate import tabulate
 
-    sides = ["left" if place in left else "right" for place in range(max(map(len, rows), default=0))]
-    text = tabulate(rows, heads, "plain", disable_numparse=True, colalign=sides)
+    alignment = ["left" if place in left else "right" for place in range(max(map(len, rows), default=0))]
+    text = tabulate(rows, heads, "plain", disable_numparse=True, colalign=alignment)
     return "\n".join(line.rstrip() for line in text.splitlines())
 
 

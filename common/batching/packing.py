@@ -1,4 +1,4 @@
-"""Packing: rows put together into sequences of at most max_length tokens, with little room left over."""
+"""Packing: rows concatenated into sequences of at most max_length tokens."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,13 +7,9 @@ from tunebook.common.tokens.lengths import LOSS_WEIGHTS
 
 
 def pack(lengths: Sequence[int] | Any, max_length: int) -> list[list[int]]:
-    """Places of rows by bin, by best-fit decreasing: the longest row first, each into the fullest bin that takes it.
+    """Row indices by bin, by best-fit decreasing: the longest row first, each into the fullest bin that takes it.
 
     Memory and time grow with the number of rows alone (Johnson 1973; at most 11/9 of the fewest bins + 4).
-
-    Args:
-        lengths: tokens of each row.
-        max_length: tokens that a bin takes.
 
     Raises:
         ValueError: a row is longer than max_length, or has no token.
@@ -46,7 +42,7 @@ def pack(lengths: Sequence[int] | Any, max_length: int) -> list[list[int]]:
 
 
 def pack_dataset(dataset: Any, max_length: int) -> Any:
-    """The encoded rows of masking.encode in bins of at most max_length tokens.
+    """The encoded rows of encoding.encode in bins of at most max_length tokens.
 
     Returns:
         A datasets.Dataset with int32 lists `input_ids` and `labels`, the documents of a bin one after the other, and

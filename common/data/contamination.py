@@ -1,4 +1,4 @@
-"""Training rows that overlap a benchmark's items: shared runs of words, found on this machine alone."""
+"""Training rows that overlap benchmark items: shared word n-grams, compared offline."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -34,7 +34,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Overlap:
-    """A row that shares `words` (as normalised) with an item; `whole` where that is the item's whole question."""
+    """A row that shares `words` (as normalized) with an item; `whole` where that is the item's whole question."""
 
     row: int
     field: str
@@ -123,11 +123,8 @@ def find(rows: Iterable[Row], items: Iterable[Item | str], n: int = WORDS) -> Fo
     """The rows that share a run of n words with an item, in a question or an answer.
 
     A text of 50 words or more needs a run of 13, one of Chinese or Japanese characters twice as many. A question of
-    fewer than n words has to be there whole, and one of fewer than 5 has to be all that a field says. A run
-    that is mostly numbers and single letters does not count. Every item that a row overlaps is named once.
-
-    Args:
-        rows: canonical rows, read once; items: from `read`, or texts.
+    fewer than n words must occur whole, and one of fewer than 5 must be all that a field says. A run that is mostly
+    numbers and single letters does not count. Every item that a row overlaps is named once.
     """
     index = _Index(items, n)
     found = Found(items=index.items, template_runs=index.template_runs, incomparable=index.incomparable)

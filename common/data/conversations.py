@@ -1,4 +1,4 @@
-"""Turns of a conversation: role names of several customs made one, their order checked, tools read."""
+"""Conversations: role names normalized, their order checked, tools read."""
 
 import json
 import re
@@ -51,7 +51,7 @@ def number(value: Any) -> Any:
 
 
 def not_weight(value: Any) -> str | None:
-    """Why a value is no weight of a row or a turn (common/loss_weights.py), or None. Null is 1."""
+    """Why a value is no weight of a row or a turn, or None. Null is 1."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)):

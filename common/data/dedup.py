@@ -17,8 +17,7 @@ def digests(texts: Iterable[str]) -> np.ndarray:
 def near(texts: Sequence[str], threshold: float = 0.8) -> list[tuple[int, int, float]]:
     """Pairs (i, j, similarity) with i < j and similarity >= threshold, sorted.
 
-    Of texts that are identical once normalised, only the first takes part; each later one is paired with that first
-    one (similarity 1.0), so that a text that occurs a thousand times gives 999 pairs and not half a million.
+    Each repeat of a normalized text is paired with its first occurrence alone (similarity 1.0).
     """
     firsts, inverse = distinct(texts)
     pairs = [(int(firsts[group]), place, 1.0) for place, group in enumerate(inverse.tolist()) if firsts[group] != place]
@@ -43,9 +42,9 @@ def distinct(texts: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def groups(texts: Sequence[str], threshold: float | None = 0.8) -> np.ndarray:
-    """For each text the number of its group (int64, from 0): texts joined by a chain of near-duplicates share one.
+    """The group of each text (int64, from 0): texts joined by a chain of near-duplicates share one.
 
-    With `threshold` None only texts that are identical once normalised are grouped.
+    `threshold` None groups only texts that are equal once normalized.
     """
     firsts, inverse = distinct(texts)
     if threshold is None:

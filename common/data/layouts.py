@@ -1,4 +1,4 @@
-"""Which columns of a source hold what: the layouts that are known, the one that a row fills, and those users name."""
+"""Column layouts: the known ones, the one that a row fills, and those users name."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -83,12 +83,7 @@ def signature(value: Row) -> Signature:
 
 
 def filled(columns: Signature, most: Schema | None = None) -> Schema | None:
-    """The known schema whose columns a row has; None where it has those of none.
-
-    Args:
-        columns: `signature` of the row.
-        most: the schema of most rows.
-    """
+    """The known schema whose columns a row with that `signature` has, or None; `most`: the schema of most rows."""
     state = dict(columns)
 
     def rank(known: Schema) -> tuple[bool, bool, int, bool]:
@@ -158,11 +153,7 @@ def _hint(there: list[str]) -> str:
 
 
 def mapped(mapping: dict[str, str], values: list[Row], name: str) -> Schema:
-    """The schema that a user names; columns that are not named are called as ours are.
-
-    Args:
-        mapping: our name -> their column.
-        values: the first rows.
+    """The schema that a user names by our name -> source column; other columns are called as ours are.
 
     Raises:
         UserError: no such name or column, or names that do not belong to one kind of rows.

@@ -1,8 +1,4 @@
-"""What is wrong with a row's text: names of problems, cheap to find, for a report and for a gate; nothing is dropped.
-
-Rules look at one row at a time (`examine`). What needs the set is looked for on request (`search`): near-duplicates,
-other languages, overlap with benchmark items.
-"""
+"""Problems of a row's text, by name (`examine`), and those that need the whole dataset (`search`)."""
 
 import re
 import zlib
@@ -58,11 +54,9 @@ DAMAGE = re.compile(
 
 
 def examine(row: Row, shortest: int = SHORTEST, longest: int = LONGEST) -> list[str]:
-    """The problems of a canonical row (keys of EXPLAIN), each once; an empty list for a good row.
+    """The problems of a row (keys of EXPLAIN), each once.
 
-    Args:
-        shortest: characters that a question must have.
-        longest: characters that the whole row may have.
+    `shortest`: characters a question must have; `longest`: characters the whole row may have.
     """
     found: dict[str, None] = {}  # a set that keeps its order
     asks, answers, length = [], [], 0
@@ -142,10 +136,9 @@ def language(text: str) -> tuple[str, float]:
 
 
 def speaks(row: Row, code: str, least: float = 0.9, shortest: int = 40) -> bool:
-    """Whether question and answer, without code and addresses, are in the language `code` or cannot be told.
+    """Whether question and answer, without code and URLs, are in the language `code` or too short to tell.
 
     A text counts as another language only where that is at least `least` likely and `shortest` characters support it.
-    A translation into another language is named, too: whether it is wanted is the user's to say.
 
     Raises:
         UserError: a code that the identifier does not know.
@@ -168,7 +161,6 @@ def search(
     """Problems by name, as statistics.survey gives them, with what was searched for and not found as 0 rows.
 
     Args:
-        rows: canonical rows, gone through once for each search.
         near: compare all questions with each other.
         language: name rows that are not in it (an ISO 639-1 code).
         benchmarks: files or folders of benchmark items.

@@ -1,7 +1,6 @@
-"""Files of rows, read as a stream: json, jsonl, csv, tsv, parquet, arrow, .gz of texts, and folders of them.
+"""Streaming readers of json, jsonl, csv, tsv, parquet and arrow files, .gz, and folders of them.
 
-What comes out are raw values (a dict, normally); `columns` gives them meaning. Iterating twice reads twice, so a
-million rows need the memory of a few.
+Iterating twice reads twice, so a million rows need the memory of a few.
 """
 
 import codecs
@@ -26,10 +25,7 @@ LONGEST = 64 << 20  # bytes of one row; more is a file with lost line ends or qu
 
 
 class Source:
-    """One file. Iterating yields (number, value): the row's place counted from 1, and what the file holds there.
-
-    Blank lines and a csv header are no rows and are not counted.
-    """
+    """One file; yields (number from 1, value). Blank lines and a csv header are not counted."""
 
     def __init__(self, path: Path, name: str, header: bool = True):
         self.path, self.name, self.header = path, name, header
@@ -110,8 +106,7 @@ class Joined:
 def read(path: str | Path, header: bool = True) -> Source | Joined:
     """The rows of a file, or of all data files of a folder in name order.
 
-    Args:
-        header: False for csv and tsv files whose first line is a row; the columns are then called "1", "2", ...
+    `header`: False for csv and tsv files whose first line is a row; the columns are then called "1", "2", ...
 
     Raises:
         UserError: there is nothing to read at `path`, or (while iterating, at the end) rows that cannot be read.

@@ -164,8 +164,8 @@ def content(row: Row) -> str:
 
 def weight(value: Row | Turn) -> float:
     """The weight of a row or of a turn."""
-    found = value.get("weight")
-    return 1.0 if found is None else float(found)
+    own = value.get("weight")
+    return 1.0 if own is None else float(own)
 
 
 def answer_weights(row: Row) -> list[float]:
@@ -192,14 +192,7 @@ def is_context(row: Row) -> bool:
 
 
 def refuse_weights(rows: Iterable[Row], who: str, remedy: str) -> None:
-    """Refuse weights where a loss has no place for them.
-
-    Args:
-        who: what has none, as a message begins.
-
-    Raises:
-        UserError: the first row whose last answer has another weight than 1, and the remedy.
-    """
+    """Raises UserError for the first row whose last answer has another weight than 1; `who`: what takes no weights."""
     for row in rows:
-        if (found := last_weight(row)) != 1:
-            raise UserError(f"{who} takes no weights, and row {row['row']} has `weight` {found:g}. {remedy}")
+        if (row_weight := last_weight(row)) != 1:
+            raise UserError(f"{who} takes no weights, and row {row['row']} has `weight` {row_weight:g}. {remedy}")

@@ -1,4 +1,4 @@
-"""Splits: train, validation and test, or folds; near-duplicates stay together, and the proof on the result."""
+"""Splits and folds in which near-duplicates stay together."""
 
 import logging
 from collections.abc import Sequence
@@ -22,16 +22,15 @@ def assign(
     near: bool | None = None,
     threshold: float = 0.8,
 ) -> np.ndarray:
-    """The split of each row: an int8 array, 0 train, 1 validation, 2 test (as many as `sizes` has entries).
+    """The split of each row: int8, 0 train, 1 validation, 2 test (as many as `sizes` has entries).
 
-    Rows whose texts are near-duplicates, or are joined by a chain of them, are in one split. The order of the rows
-    does not matter: a text's split comes from the seed and the set it is in.
+    Near-duplicates, and rows joined by a chain of them, are in one split. The order of the rows does not matter.
 
     Args:
-        texts: what a row asks, one a row; instruction, newline, input for Alpaca rows.
+        texts: what each row asks.
         sizes: shares of the rows, of any sum.
         strata: a name for each row; each name's rows are divided by `sizes` as well as its groups allow.
-        near: False groups only texts that are identical but for case and white space; None decides by `method`.
+        near: False groups only texts that are equal but for case and white space; None decides by `method`.
         threshold: Jaccard similarity of the character 5-grams from which two texts are near-duplicates.
 
     Raises:
@@ -60,11 +59,7 @@ def method(rows: int, near: bool | None = None) -> str:
 
 
 def asked(questions: Sequence[str], systems: Sequence[str]) -> Sequence[str]:
-    """The texts by which rows are told apart: the questions, or each behind its system text where a set has its
-    documents there and asks all of them nearly the same.
-
-    Args:
-        questions, systems: of each row; "" where there is no system text.
+    """The texts that identify rows: the questions, or each after its system text where a set has its documents there.
 
     Returns:
         `questions` itself where they are enough.
@@ -78,11 +73,9 @@ def asked(questions: Sequence[str], systems: Sequence[str]) -> Sequence[str]:
 
 
 def unfilled(texts: Sequence[str], found: np.ndarray, sizes: Sequence[float], threshold: float | None = 0.8) -> str:
-    """Why splits that were asked for have no rows, in words; empty where all have some.
+    """Why splits that were requested are empty; "" where all have rows.
 
-    Args:
-        texts, sizes: what `assign` was given, and `found` what it gave.
-        threshold: None where only equal texts were kept together.
+    `threshold`: None where only equal texts were kept together.
     """
     empty = [SPLITS[split] for split, size in enumerate(sizes) if size > 0 and not (found == split).any()]
     if not empty or not len(texts):
@@ -115,10 +108,9 @@ def length_strata(texts: Sequence[str], bins: int = 4) -> list[str]:
 
 
 def leaks(texts: Sequence[str], found: np.ndarray, threshold: float = 0.8) -> list[tuple[int, int, float]]:
-    """Near-duplicate pairs (i, j, similarity), i < j, whose rows are in different splits; none is the proof.
+    """Near-duplicate pairs (i, j, similarity), i < j, whose rows are in different splits.
 
-    Looks at the result alone: all pairs of texts are compared anew and nothing of the grouping is used. Of rows with
-    one text in one split, the first speaks for all.
+    All pairs of texts are compared anew; nothing of the grouping is used.
     """
     digest = dedup.digests(texts)
     _, speakers = np.unique(np.stack([digest, found.astype(np.uint64)]), axis=1, return_index=True)

@@ -1,4 +1,4 @@
-"""Direct preference optimisation: where it starts, what it is held against, and what held-out pairs say of it."""
+"""Direct preference optimization: starting point, reference, and metrics on held-out pairs."""
 
 import contextlib
 import functools
@@ -70,7 +70,7 @@ def load(base: str, adapter: str | None, max_length: int, kept: Path | None, wri
     """The model to start from, with its adapter on it, and its tokenizer.
 
     Args:
-        kept: a folder for the base, which then is loaded in 4 bits; None: in the precision of the device.
+        kept: a folder for the base, which is then loaded in 4 bits; None: in the device's precision.
         write: whether it is saved there.
     """
     model, tokenizer = models.load(base, max_length, four_bit=kept is not None)
@@ -80,8 +80,7 @@ def load(base: str, adapter: str | None, max_length: int, kept: Path | None, wri
 
 
 def template(name: str, tokenizer: Any, *folders: str | None) -> AnyTemplate:
-    """The template of that name, which must be the one that the model or adapter of a folder was tuned with, where that
-    is kept there.
+    """The template of that name, checked against those saved with the model or adapter.
 
     Raises:
         UserError: there is none, or it is another.
@@ -120,13 +119,13 @@ def PreTokenizedDPOTrainer(trainer: type) -> type:
 
 
 def set_reference(trainer: Any, adapter: bool) -> None:
-    """Make what a DPOTrainer compares with exact, and keep it out of what is saved. Call it before training.
+    """Make the reference of a DPOTrainer exact, and keep it out of what is saved. Call it before training.
 
     TRL (1.15) has put a frozen copy of the adapter, `ref`, beside it. With an adapter to start from, that copy is the
-    reference; the adapter gets its values back, as those that train on a 4-bit base were rounded to bfloat16. A new
-    adapter adds nothing yet: there the reference is the model with the adapter off, and the copy goes.
+    reference; the adapter gets its values back, as those on a 4-bit base were rounded to bfloat16. A new adapter adds
+    nothing yet: the reference is the model with the adapter off, and the copy goes.
 
-    Only the adapter itself is saved: transformers (5.17) would load the copy alone when a run goes on.
+    Only the adapter itself is saved: transformers (5.17) would load the copy alone on resuming.
     """
     import torch
 
@@ -158,21 +157,17 @@ def measure(trainer: Any, log_file: Path) -> TrainingMetrics:
 
 
 class Rewards:
-    """What a DPOTrainer's model makes of held-out pairs before and after; each process looks at all of them.
-
-    Args:
-        pairs: encoded by preference.encode.
-    """
+    """Rewards of held-out pairs (encoded by preference.encode) before and after; each process looks at all of them."""
 
     def __init__(self, trainer: Any, pairs: Any):
         self.trainer, self.pairs = trainer, pairs
-        self.taken: dict[str, dict[str, float]] = {}
+        self.results: dict[str, dict[str, float]] = {}
 
-    def take(self, when: str) -> None:
+    def evaluate(self, when: str) -> None:
         """Look at the pairs `before` or `after`, and say what is found."""
         if not len(self.pairs):
             return
-        found = self.taken[when] = reward_metrics(*_log_ratios(self.trainer, self.pairs), self.trainer.beta)
+        found = self.results[when] = reward_metrics(*_log_ratios(self.trainer, self.pairs), self.trainer.beta)
         print(
             f"{len(self.pairs)} held-out pairs {when}: rewards {found['reward_chosen']:+.2f} and "
             f"{found['reward_rejected']:+.2f}, margin {found['margin']:+.2f}; the better answer has the higher reward "
@@ -183,25 +178,25 @@ class Rewards:
     def join(self, scores: dict[str, Any]) -> dict[str, Any]:
         """The account of harness.Scores with `preference` (`before`, `after` and the number of `pairs`), and its shares
         in the comparison as one more task."""
-        if not self.taken:
+        if not self.results:
             return scores
-        before, after = self.taken["before"], self.taken["after"]
+        before, after = self.results["before"], self.results["after"]
         shares = {
             name: {"before": before[name], "after": after[name], "items": len(self.pairs)}
             for name in ("accuracy", "likelier")
         }
         comparison = {**scores["comparison"], TASK: shares}
-        return {**scores, "comparison": comparison, "preference": {**self.taken, "pairs": len(self.pairs)}}
+        return {**scores, "comparison": comparison, "preference": {**self.results, "pairs": len(self.pairs)}}
 
 
 def reward_metrics(policy: Any, reference: Any, beta: float) -> dict[str, float]:
-    """What log-probabilities say, float64 (2, N) each: those of the better answers, then those of the others.
+    """Metrics of log-probabilities, float64 (2, N) each: the chosen answers, then the rejected ones.
 
     Returns:
-        Means of `reward_chosen` and `reward_rejected` (beta times policy less reference, Rafailov et al. 2023), and
-        `margin`, their difference; `accuracy`, the share of pairs whose better answer has the higher reward, and
-        `likelier`, of those whose better answer is likelier to the policy alone. A tie counts one half, as a coin would
-        have it: before a step all rewards are 0, and the accuracy is 50 %. `ties`: the share of equal rewards.
+        Means of `reward_chosen` and `reward_rejected` (beta times policy less reference, Rafailov et al. 2023);
+        `margin`, their difference; `accuracy`, the share of pairs whose chosen answer has the higher reward, and
+        `likelier`, of those whose chosen answer is likelier to the policy alone. A tie counts one half. `ties`: the
+        share of equal rewards.
     """
     rewards = beta * (policy - reference)
 

@@ -1,7 +1,7 @@
-"""Preference pairs: two answers to one prompt, the better and the other, read from the usual forms and checked.
+"""Preference pairs, chosen and rejected, read from the usual forms and checked.
 
-A pair is the canonical row of its better answer (data/schema.py) with one more field, `rejected`: the canonical row
-of the other answer.
+A pair is the canonical row of its chosen answer (data/rows.py) with one more field, `rejected`: the canonical row of
+the other answer.
 """
 
 import dataclasses
@@ -41,10 +41,10 @@ class PairReader(schema_module.SchemaReader):
     - nothing: each answer is a whole dialogue, as turns or as one text of `Human:` and `Assistant:` (HH).
 
     Args:
-        mapping: our name -> their column; `chosen` and `rejected`, and those of columns.SchemaReader.
+        mapping: our name -> their column; `chosen` and `rejected`, and those of schema.SchemaReader.
 
     Raises:
-        UserError: as columns.SchemaReader.
+        UserError: as schema.SchemaReader.
     """
 
     marks = ()
@@ -100,9 +100,9 @@ class PairReader(schema_module.SchemaReader):
             faults.append(("weight", "is not 1: preference pairs take no weights. Leave the pair out, or give it 1"))
         return {} if faults else {**row, "rejected": {name: second[name] for name in FIELDS if name in second}}
 
-    def line(self) -> str:
+    def summary(self) -> str:
         asked = f"; asked in {self.asks}" if self.form == "turns" and self.asks else ""
-        return super().line() + asked
+        return super().summary() + asked
 
     def _fields(self, found: Row, faults: list[Fault], schema: Schema) -> Row:
         if self.form == "spoken":  # the order of its turns is looked at where pairs are counted

@@ -55,7 +55,7 @@ CODE = (
     ),
     *(tokenization, tool_templates, tools, word_cache),
 )
-TOO_LONG, TRAIN_ON = ("drop", "truncate"), ("answers", "last", "all")
+TOO_LONG, TRAIN_ON = ("drop", "truncate"), ("assistant", "last_assistant", "all")
 CHUNK = 8192  # rows that are held as Python objects at once
 
 
@@ -65,7 +65,7 @@ def encode(
     template: AnyTemplate,
     max_length: int,
     too_long: str = "drop",
-    train_on: str = "answers",
+    train_on: str = "assistant",
     folder: Path | None = None,
 ) -> tuple[Any, EncodingStats]:
     """Input ids and labels of each row that fits.
@@ -77,13 +77,13 @@ def encode(
 
     Args:
         too_long: `drop` rows of more than max_length tokens, or `truncate` them; a cut answer trains no end token.
-        train_on: `answers` (every assistant turn), `last` (the last one), or `all` (the prompt, too).
+        train_on: `assistant` (every assistant turn), `last_assistant` (the last one), or `all` (the prompt, too).
         folder: keeps the result there for the next run with the same rows, tokenizer and template (tokens/cache.py).
 
     Returns:
         A datasets.Dataset with int32 lists `input_ids` and `labels`, `row` (its place in its source, from 1) and
         `source`; where rows have weights, `loss_weights`, too: float32 lists, one of each token, empty in a row whose
-        tokens train with 1; and the counts. Reasons for a drop: `empty_output`, `too_long`, `nothing_trains` (the cut
+        tokens train with 1; and the stats. Reasons for a drop: `empty_output`, `too_long`, `nothing_trains` (the cut
         took all of the answer), `weight_0` (its weights say that nothing trains); of rows of data.load with
         bad_rows="drop", `template` (it cannot render them), too, and those for which rows were dropped on reading.
 
@@ -95,18 +95,18 @@ def encode(
             raise UserError(f"{name} is {value!r}; it can be {' or '.join(allowed)}")
     drop = getattr(rows, "drop", False)
     settings = {"max_length": max_length, "too_long": too_long, "train_on": train_on, "drop": drop}
-    counts = EncodingStats()
-    made = batches(rows, tokenizer, template, counts, **settings)
+    stats = EncodingStats()
+    made = batches(rows, tokenizer, template, stats, **settings)
     if folder is None:
         encoded = _dataset(list(made))
     else:
         key = key_of(rows, tokenizer, template, settings)
-        encoded, record = cached(folder, key, schema(), made, counts.as_dict)
-        counts = EncodingStats.from_dict(record)
-    if not counts.weighted:
+        encoded, record = cached(folder, key, schema(), made, stats.as_dict)
+        stats = EncodingStats.from_dict(record)
+    if not stats.weighted:
         encoded = encoded.remove_columns(LOSS_WEIGHTS)
-    counts.add_dropped(Counter(getattr(rows, "dropped", ())))
-    return encoded, counts
+    stats.add_dropped(Counter(getattr(rows, "dropped", ())))
+    return encoded, stats
 
 
 def key_of(rows: Iterable[Row], tokenizer: Any, template: AnyTemplate, settings: dict[str, Any]) -> str:
@@ -126,7 +126,7 @@ def batches(
     rows: Iterable[dict],
     tokenizer: Any,
     template: AnyTemplate,
-    counts: EncodingStats,
+    stats: EncodingStats,
     max_length: int,
     too_long: str,
     train_on: str,
@@ -141,38 +141,38 @@ def batches(
     remaining = iter(rows)
     problems: list[str] = []
     while chunk := list(islice(remaining, CHUNK)):
-        keep = _to_learn(chunk, render, counts)
+        keep = _to_learn(chunk, render, stats)
         with _no_collection():
             encoded, bad, special = render([row for _, row in keep])
             if drop and bad:
                 for place, reason in bad.items():
-                    counts.refuse(keep[place][0], reason)
+                    stats.refuse(keep[place][0], reason)
                 fine = [place for place in range(len(keep)) if place not in bad]
                 keep, encoded, bad = [keep[place] for place in fine], [encoded[place] for place in fine], {}
-            batch = None if bad else _batch(keep, encoded, counts, max_length, too_long == "truncate")
-        counts.special_text += special
+            batch = None if bad else _batch(keep, encoded, stats, max_length, too_long == "truncate")
+        stats.special_text += special
         problems += [f"row {keep[place][0]}: {reason}" for place, reason in bad.items()]
         if batch is not None:
             yield batch
-    counts.noted = dict(render.noted)
+    stats.noted = dict(render.noted)
     if problems:
         raise rendering.refused(template, problems)
 
 
-def _to_learn(chunk: list[dict], render: Any, counts: EncodingStats) -> list[tuple[int, dict]]:
+def _to_learn(chunk: list[dict], render: Any, stats: EncodingStats) -> list[tuple[int, dict]]:
     """(number, row) of what there is to learn in a chunk of rows; what there is not is counted."""
-    numbers = [row.get("row", counts.rows + place) for place, row in enumerate(chunk, 1)]
-    counts.rows += len(chunk)
+    numbers = [row.get("row", stats.rows + place) for place, row in enumerate(chunk, 1)]
+    stats.rows += len(chunk)
     found = []
     for number, row in zip(numbers, chunk, strict=True):
         if is_context(row):
-            counts.drop("weight_0", number)
+            stats.drop("weight_0", number)
         elif answers_nothing(row):
-            counts.drop("empty_output", number)
+            stats.drop("empty_output", number)
         else:
             sequences = render.sequences(row)
-            counts.rows += len(sequences) - 1
-            counts.by_turn += len(sequences) - 1
+            stats.rows += len(sequences) - 1
+            stats.by_turn += len(sequences) - 1
             found += [(number, one) for one in sequences]
     return found
 
@@ -190,7 +190,7 @@ def _no_collection() -> Iterator[None]:
 
 
 def _batch(
-    keep: list[tuple[int, dict]], encoded: list[Encoded], counts: EncodingStats, limit: int, truncate: bool
+    keep: list[tuple[int, dict]], encoded: list[Encoded], stats: EncodingStats, limit: int, truncate: bool
 ) -> Any:  # fmt: skip
     import numpy
     import pyarrow
@@ -201,24 +201,24 @@ def _batch(
     for (number, row), (tokens, trained) in zip(keep, encoded, strict=True):
         spans = _weighted(row, trained)
         if trained and not spans:
-            counts.drop("weight_0", number)
+            stats.drop("weight_0", number)
             continue
         if len(tokens) > limit:
             if not truncate:
-                counts.drop("too_long", number)
+                stats.drop("too_long", number)
                 continue
             tokens = tokens[:limit]
             spans = [(start, min(end, limit), weight) for start, end, weight in spans if start < limit]
             if not spans:
-                counts.drop("nothing_trains", number)
+                stats.drop("nothing_trains", number)
                 continue
-            counts.truncated += 1
+            stats.truncated += 1
         for start, end, _ in spans:
             turns[0].append(ends[-1] + start)
             turns[1].append(ends[-1] + end)
         if any(weight != 1 for *_, weight in spans):
             weights.extend(_of_tokens(spans, len(tokens)))
-            counts.weighted += 1
+            stats.weighted += 1
         weight_ends.append(len(weights))
         ids.extend(tokens)
         ends.append(len(ids))
@@ -229,9 +229,9 @@ def _batch(
     numpy.add.at(edges, numpy.asarray(turns[0], dtype=numpy.int64), 1)
     numpy.add.at(edges, numpy.asarray(turns[1], dtype=numpy.int64), -1)
     trains = numpy.cumsum(edges[:-1], dtype=numpy.int8) > 0
-    counts.kept += len(numbers)
-    counts.tokens += len(values)
-    counts.trained_tokens += int(trains.sum())
+    stats.kept += len(numbers)
+    stats.tokens += len(values)
+    stats.trained_tokens += int(trains.sum())
     offsets = pyarrow.array(numpy.asarray(ends, dtype=numpy.int32))
     labels = numpy.where(trains, values, numpy.int32(IGNORE_INDEX))
     lists = [pyarrow.ListArray.from_arrays(offsets, pyarrow.array(flat)) for flat in (values, labels)]

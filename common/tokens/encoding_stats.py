@@ -23,7 +23,7 @@ class EncodingStats:
     noted: dict[str, int] = field(default_factory=dict)  # what else was done to rows' thinking -> rows
     special_text: int = 0  # rows whose text holds what looks like a special token; it was encoded as text
     weighted: int = 0  # rows kept of which tokens train with another weight than 1
-    sources: dict[str, dict] = field(default_factory=dict)  # what each source gives to a mix, set by mix.mix
+    sources: dict[str, dict] = field(default_factory=dict)  # what each source gives to a mix, set by mixing.mix
     dropped_rows: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))  # the first of each reason
     # why the template cannot take the first rows dropped as `template`
     refused: list[str] = field(default_factory=list)

@@ -1,8 +1,4 @@
-"""Jinja chat templates: our own, and what any of them writes of a conversation.
-
-What a row's thinking, calls and tools have to look like for a template is found out with these;
-tokens/chat_templates.py has the template that does so.
-"""
+"""Jinja chat templates: our own, and rendering with any of them (see chat_templates.py)."""
 
 import json
 from dataclasses import dataclass, field
@@ -174,7 +170,7 @@ def options_of(jinja: str, given: Any, before: dict[str, Any]) -> dict[str, Any]
 
 @lru_cache(maxsize=16)
 def _variables(jinja: str) -> frozenset[str]:
-    """What a template reads besides the conversation, its tools and the tokenizer's tokens."""
+    """Variables of a template besides the conversation, its tools and the tokenizer's tokens."""
     from jinja2 import meta, nodes
     from transformers.utils.chat_template_utils import _compile_jinja_template
 

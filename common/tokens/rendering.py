@@ -18,8 +18,7 @@ MARKS = "\uf8f1\uf8f2\uf8f3"  # private characters; one that a row does not hold
 
 
 def renderer(tokenizer: Any, template: AnyTemplate, train_on: str) -> Any:
-    """A TextRenderer or ChatRenderer: a function from rows to their encodings, {place: why it cannot be rendered}, and
-    the number of rows with special-token text."""
+    """A function from rows to encodings, {index: why not rendered}, and the number of rows with special-token text."""
     if isinstance(template, Template):
         render: Any = TextRenderer(encoder(tokenizer), template, train_on)
     else:
@@ -52,7 +51,7 @@ def prompts(tokenizer: Any, template: AnyTemplate, rows: list[dict]) -> list[lis
         encode = encoder(tokenizer)
         found = [[*encode.begin, *ids] for ids in encode.text([template.prompt(row) for row in rows])]
     else:
-        render = ChatRenderer(encoder(tokenizer, template.turn_tokens(tokenizer)), template, "answers")
+        render = ChatRenderer(encoder(tokenizer, template.turn_tokens(tokenizer)), template, "assistant")
         found = [render.prompt(row) for row in rows]
     for ids in found:
         if why := beyond_model(tokenizer, ids):
@@ -62,7 +61,7 @@ def prompts(tokenizer: Any, template: AnyTemplate, rows: list[dict]) -> list[lis
 
 def taken(tokenizer: Any, template: AnyTemplate, rows: list[dict]) -> list[dict]:
     """The rows that the template can take."""
-    _, bad, _ = renderer(tokenizer, template, "answers")(rows)
+    _, bad, _ = renderer(tokenizer, template, "assistant")(rows)
     return [row for place, row in enumerate(rows) if place not in bad]
 
 
@@ -80,12 +79,11 @@ class ChatRenderer:
         self.prover = Prover(template, encoder.special, str(encoder.tokenizer.bos_token or ""))
 
     def sequences(self, row: dict) -> list[dict]:
-        """The row, or one for each turn that the template writes in another way once the conversation goes on.
+        """The row, or one for each turn that the template renders differently once the conversation goes on.
 
-        Each of them ends with such a turn, so its history is what the model is given at inference. `trains` says which
-        turns of it are to be learned.
+        Each ends with such a turn, so its history is what the model sees at inference; `trains`: the turns that train.
         """
-        if self.train_on != "answers" or sum(turn["role"] == "assistant" for turn in row.get("messages", ())) < 2:
+        if self.train_on != "assistant" or sum(turn["role"] == "assistant" for turn in row.get("messages", ())) < 2:
             return [row]
         try:
             found = self.prover.apart(*self.template.conversation(row))
@@ -130,7 +128,9 @@ class ChatRenderer:
             Unstable: as Prover.spans; or single turns have weights where the prompt trains, too.
         """
         answers = [place for place, turn in enumerate(turns) if turn["role"] == "assistant"]
-        trains = {"answers": row.get("trains", answers), "last": answers[-1:], "all": answers}[self.train_on]
+        trains = {"assistant": row.get("trains", answers), "last_assistant": answers[-1:], "all": answers}[
+            self.train_on
+        ]
         text, found = self.prover.spans(turns, tools, options, set(trains))
         if self.train_on == "all" and rows.weighs_turns(row):
             raise Unstable("single turns have a `weight`, which is lost where the prompt trains, too")

@@ -6,8 +6,8 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+from tunebook.common import pocket
 from tunebook.common.errors import UserError
-from tunebook.common.pocket import FOLDER as POCKET
 from tunebook.common.tokens import word_cache
 from tunebook.common.tokens.boundaries import state
 
@@ -26,7 +26,7 @@ def load(name: str) -> tuple[Any, list[str]]:
     """
     from transformers import AutoTokenizer
 
-    place = str(POCKET / "model") if name == "pocket" else name
+    place = str(pocket.model(name) or name)
     if not Path(place).is_dir() and (place.count("/") != 1 or place.startswith((".", "/", "~"))):
         raise UserError(f"--tokenizer {name}: no such folder; name a folder, a Hub model like org/name, or pocket")
     try:
@@ -79,8 +79,11 @@ def problems(tokenizer: Any, folder: Path) -> list[str]:
 
 
 def bind(tokenizer: Any, model: Any) -> list[str]:
-    """Let the tokenizer know the rows of the model's embeddings: encoding refuses ids that lie past them, as the model
-    itself would only fail (and end the process, on a GPU). What is odd about the two, a sentence each."""
+    """Let encoding refuse ids past the model's embeddings, on which the model itself would crash.
+
+    Returns:
+        What is odd about the two, a sentence each.
+    """
     rows = model.get_input_embeddings().weight.shape[0]
     tokenizer.rows_of_model = rows
     over = {number: token for token, number in tokenizer.get_vocab().items() if number >= rows}

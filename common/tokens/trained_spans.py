@@ -1,10 +1,9 @@
-"""Which characters of a rendered conversation the model is to write: proved for each kind of conversation and each row.
+"""Which characters of a rendered conversation train.
 
-A conversation is rendered with marks in place of its texts (placeholders.py). What a turn trains is then read off the
-template's own text around its marks: it begins where the header ends that the template opens a turn with, and ends
-with the token that ends the turn, as where the turn is the last. The real rendering must be the marked one with the
-texts in it. A turn that is written in another way once the conversation goes on (Qwen3 and gpt-oss drop its thinking)
-is found by comparing, and trains in a sequence of its own that ends with it.
+A conversation is rendered with marks in place of its texts (placeholders.py). What a turn trains is read off the
+template's own text around its marks: from the end of the assistant header to the token that ends the turn. The real
+rendering must be the marked one with the texts in it. A turn that is rendered differently once the conversation goes
+on (Qwen3 and gpt-oss drop its thinking) trains in a sequence of its own that ends with it.
 """
 
 import re
@@ -29,8 +28,8 @@ class Proof:
     Attributes:
         skeleton: the marked rendering.
         stretches: turn -> where it trains.
-        apart: turns that are written in another way than where they are the last.
-        lost: leaves that the rendering leaves out, and why where more is known than that.
+        apart: turns that are rendered differently from where they are the last.
+        lost: leaves that the rendering leaves out, and why, where known.
     """
 
     skeleton: Skeleton
@@ -203,8 +202,8 @@ class Prover(Renderings):
             raise Unstable(_left_out(turn + 1, what, turns[turn]["role"]))
         for turn in sorted(trains & proof.apart):
             raise Unstable(
-                f"the template writes turn {turn + 1} in another way once the conversation goes on; train_on=last "
-                "trains the last turn alone, train_on=answers each turn in a sequence that ends with it"
+                f"the template writes turn {turn + 1} in another way once the conversation goes on; train_on="
+                "last_assistant trains the last turn alone, train_on=assistant each in a sequence that ends with it"
             )
 
     def closing(self, turns: list[dict], tools: list | None, options: dict[str, Any]) -> str:
