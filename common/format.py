@@ -60,7 +60,7 @@ def p_value(value: float | None) -> str:
 
 
 def visible(text: str) -> str:
-    """A text with what cannot be seen written out, so that it commands neither a terminal nor the eye."""
+    """A text with white space and control characters made visible."""
     for plain, sign in ((" ", "·"), ("\n", "⏎"), ("\t", "⇥"), ("\r", "␍")):
         text = text.replace(plain, sign)
     if text.isprintable():

@@ -88,16 +88,16 @@ def _sources(dataset: "datasets.Dataset") -> tuple[dict[str, int], Any]:
 
 def _weights(shares: dict[str, Share]) -> dict[str, float]:
     """Source -> weight, for the sources that have a share or get what is left of 1."""
-    given = {source: float(share) for source, share in shares.items() if isinstance(share, float)}
+    weights = {source: float(share) for source, share in shares.items() if isinstance(share, float)}
     without = [source for source, share in shares.items() if share is None]
-    if given and without:
-        left = 1 - sum(given.values())
+    if weights and without:
+        left = 1 - sum(weights.values())
         if left <= 1e-9:
             raise UserError(
                 f"--dataset: the shares leave nothing for {', '.join(without)}; give it one, or less to others"
             )
-        given |= dict.fromkeys(without, left / len(without))
-    return given
+        weights |= dict.fromkeys(without, left / len(without))
+    return weights
 
 
 def _take(order: dict, weights: dict[str, float], shares: dict[str, Share], size: Any) -> dict[str, Any]:

@@ -67,10 +67,10 @@ def pack_dataset(dataset: Any, max_length: int) -> Any:
         for name in ("input_ids", "labels")
     }
     if LOSS_WEIGHTS in dataset.column_names:  # rows without weights of their own have 1
-        given = table[LOSS_WEIGHTS].combine_chunks().take(pyarrow.array(order))
-        has = numpy.repeat(given.value_lengths().to_numpy() > 0, lengths[order])
-        weights = numpy.ones(len(has), numpy.float32)
-        weights[has] = given.flatten().to_numpy()
+        row_weights = table[LOSS_WEIGHTS].combine_chunks().take(pyarrow.array(order))
+        has_weights = numpy.repeat(row_weights.value_lengths().to_numpy() > 0, lengths[order])
+        weights = numpy.ones(len(has_weights), numpy.float32)
+        weights[has_weights] = row_weights.flatten().to_numpy()
         columns[LOSS_WEIGHTS] = pyarrow.ListArray.from_arrays(ends, pyarrow.array(weights))
     sizes = pyarrow.array(lengths[order].astype(numpy.int32))
     columns["seq_lengths"] = pyarrow.ListArray.from_arrays(pyarrow.array(rows.astype(numpy.int32)), sizes)

@@ -213,10 +213,10 @@ def _responses(
     """The same question with the model's own answer; chats are left out, as later turns hang on earlier answers."""
     single = [n for n in chosen if kind(rows[n]) != "chat"]
     yield from ((n, (None, "a chat")) for n in chosen if kind(rows[n]) == "chat")
-    asks = [{"prompt": question(rows[n]).strip(), "completion": ""} for n in single]
-    names = {n: ANSWER[kind(rows[n])] for n in single}
-    seen = {(n, normalized(rows[n][name])) for n, name in names.items()}
-    for place, text in _asked(asks, list(range(len(asks))), copies, model, "{text}", options, seed):
+    questions = [{"prompt": question(rows[n]).strip(), "completion": ""} for n in single]
+    answer_fields = {n: ANSWER[kind(rows[n])] for n in single}
+    seen = {(n, normalized(rows[n][name])) for n, name in answer_fields.items()}
+    for place, text in _asked(questions, list(range(len(questions))), copies, model, "{text}", options, seed):
         n = single[place]
         if text is None or not text.strip():
             yield n, (None, "no answer")
@@ -224,7 +224,7 @@ def _responses(
             yield n, (None, "the same words")
         else:
             seen.add((n, normalized(text)))
-            yield n, ({**rows[n], names[n]: text.strip()}, "")
+            yield n, ({**rows[n], answer_fields[n]: text.strip()}, "")
 
 
 METHODS: dict[str, Callable[..., Iterator[tuple[int, Made]]]] = {

@@ -1,4 +1,4 @@
-"""What kind of task a row asks for, told from the words that English instructions begin with."""
+"""Task category of a row, by the first words of its English instruction."""
 
 import re
 

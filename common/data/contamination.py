@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from tunebook.common.data.rows import Row
+from tunebook.common.data import readers
+from tunebook.common.data.rows import Row, texts
+from tunebook.common.errors import UserError
 
 Grams = dict[int, tuple[np.ndarray, np.ndarray]]  # length: (hashes, sorted; the pieces that they are of)
 WORDS = 8  # in a row, shared with an item
@@ -68,9 +70,6 @@ def read(path: str | Path) -> Iterator[Item]:
     Raises:
         UserError: there is no data file at `path`, or one cannot be read.
     """
-    from tunebook.common.data import readers
-    from tunebook.common.errors import UserError
-
     path = Path(path)
     files = sorted(file for file in path.rglob("*") if _holds_items(file)) if path.is_dir() else [path]
     if not files:
@@ -84,8 +83,6 @@ def read(path: str | Path) -> Iterator[Item]:
 
 
 def _holds_items(file: Path) -> bool:
-    from tunebook.common.data import readers
-
     kind = Path(file.name.removesuffix(".gz")).suffix.lower()
     return file.is_file() and kind in readers.KINDS and not file.name.startswith(".")
 
@@ -189,8 +186,6 @@ class _Index:
         return grams, template
 
     def overlaps(self, rows: list[tuple[int, Row]]) -> list[Overlap]:
-        from tunebook.common.data.rows import texts
-
         fields = [
             (row.get("row", place), name, words(text))
             for place, row in rows

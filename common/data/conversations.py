@@ -58,8 +58,8 @@ def not_weight(value: Any) -> str | None:
         return f"is {type_name(value)}, expected a number from 0"
     if value == 0 or LIGHTEST <= value <= HEAVIEST:
         return None
-    said = str(value)
-    return f"is {said[:20]}{'...' * (len(said) > 20)}, expected 0 or a number from 0.000001 to 1000000"
+    shown = str(value)
+    return f"is {shown[:20]}{'...' * (len(shown) > 20)}, expected 0 or a number from 0.000001 to 1000000"
 
 
 def chat(found: dict, columns: dict[str, str], faults: list[Fault], tree: bool = False) -> dict:

@@ -15,11 +15,11 @@ def key(row: Row) -> bytes:
 def notes(splits: Mapping[str, Iterable[Row]]) -> list[str]:
     """A line for each of validation and test that holds rows of train, equal in all that a model sees of them."""
     heldout = {split: [(key(row), row.get("row")) for row in splits[split]] for split in ("validation", "test")}
-    heldout_keys = {digest_ for rows in heldout.values() for digest_, _ in rows}
-    overlapping = {digest_ for row in splits["train"] if heldout_keys and (digest_ := key(row)) in heldout_keys}
+    heldout_keys = {identity for rows in heldout.values() for identity, _ in rows}
+    overlapping = {identity for row in splits["train"] if heldout_keys and (identity := key(row)) in heldout_keys}
     lines = []
     for split, rows in heldout.items():
-        places = [place for digest_, place in rows if digest_ in overlapping]
+        places = [place for identity, place in rows if identity in overlapping]
         if places:
             lines.append(
                 f"warning: {len(places)} of {len(rows)} {split} rows are training rows, too (the first is row "

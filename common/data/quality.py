@@ -58,30 +58,30 @@ def examine(row: Row, shortest: int = SHORTEST, longest: int = LONGEST) -> list[
 
     `shortest`: characters a question must have; `longest`: characters the whole row may have.
     """
-    found: dict[str, None] = {}  # a set that keeps its order
-    asks, answers, length = [], [], 0
+    problems: dict[str, None] = {}  # a set that keeps its order
+    questions, answers, length = [], [], 0
     for role, field, text in row_of.texts(row):
         length += len(text)
         stripped = text.strip()
         if stripped:
-            found.update(dict.fromkeys(_characters(text)))
+            problems.update(dict.fromkeys(_characters(text)))
             if len(stripped) <= 11 and stripped.casefold() in NULLS:
-                found["null_text"] = None
+                problems["null_text"] = None
         if role == "ask":
-            asks.append(stripped)
+            questions.append(stripped)
             if not stripped and field != "input":
-                found["empty_instruction"] = None
+                problems["empty_instruction"] = None
         elif role == "answer":
             answers.append(stripped)
-            found.update(dict.fromkeys(_answer(stripped)))
-    question = "\n".join(part for part in asks if part)
+            problems.update(dict.fromkeys(_answer(stripped)))
+    question = "\n".join(part for part in questions if part)
     if 0 < len(question) < shortest:
-        found["too_short"] = None
+        problems["too_short"] = None
     if length > longest:
-        found["too_long"] = None
-    if answers and answers[-1] and answers[-1] in (question, *asks[-1:]):
-        found["echo"] = None
-    return list(found)
+        problems["too_long"] = None
+    if answers and answers[-1] and answers[-1] in (question, *questions[-1:]):
+        problems["echo"] = None
+    return list(problems)
 
 
 def _characters(text: str) -> Iterator[str]:
@@ -171,15 +171,15 @@ def search(
     Raises:
         UserError: an unknown language, or benchmark files that cannot be read.
     """
-    found, overlaps = {}, []
+    problems, overlaps = {}, []
     if language:
         other = (row for row in rows if not speaks(row, language))
-        found[f"not_{language}"] = _problem(other, f"question or answer is in another language than {language}")
+        problems[f"not_{language}"] = _problem(other, f"question or answer is in another language than {language}")
     if near:
-        found["near_duplicate"] = _problem(_near(rows), EXPLAIN["near_duplicate"])
+        problems["near_duplicate"] = _problem(_near(rows), EXPLAIN["near_duplicate"])
     if benchmarks:
-        found["benchmark_overlap"], overlaps = _overlaps(rows, benchmarks)
-    return found, overlaps
+        problems["benchmark_overlap"], overlaps = _overlaps(rows, benchmarks)
+    return problems, overlaps
 
 
 def _problem(rows: Iterable[Row], why: str) -> Problem:

@@ -115,9 +115,9 @@ def read(path: str | Path, header: bool = True) -> Source | Joined:
     if path.is_dir():
         return Joined([Source(file, str(file), header) for file in _data_files(path)])
     if not path.is_file():
-        beside = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
-        what = "is not a regular file" if path.exists() else "there is no such file"
-        raise UserError(f"--dataset {path}: {what}{nearest(path.name, beside)}")
+        siblings = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
+        reason = "is not a regular file" if path.exists() else "there is no such file"
+        raise UserError(f"--dataset {path}: {reason}{nearest(path.name, siblings)}")
     return Source(path, str(path), header)
 
 
@@ -223,10 +223,10 @@ def _lines(binary: BinaryIO, problems: RowErrors | Part) -> Iterator[Any]:
         try:
             yield json_array.value(text)
         except json_array.Wrong as error:
-            said = text.strip()
-            if said in ("[", "[{"):
+            stripped = text.strip()
+            if stripped in ("[", "[{"):
                 problems.skip(f"line {number}: {error}; a list of rows is .json: rename the file")
-            elif first and said[:1] == "{" and said[-1] in "{[,":
+            elif first and stripped[:1] == "{" and stripped[-1] in "{[,":
                 problems.add(f"line {number}: an object that goes over several lines; {json_array.ONE_A_LINE}")
                 return
             else:
@@ -256,13 +256,13 @@ def _table(binary: BinaryIO, problems: RowErrors | Part, header: bool, tabs: boo
             continue
         if names is None:
             names = cells if header else [str(place) for place in range(1, len(cells) + 1)]
-            if header and any(
-                name[:1] == " " for name in names
-            ):  # `a, b`: the space belongs to the comma, in cells too
+            # In `a, b` the space belongs to the comma, in cells, too.
+            if header and any(name[:1] == " " for name in names):
                 before = reader.line_num
                 reader, names = csv.reader(lines, skipinitialspace=True, **tab), [name.strip() for name in names]
-            if twice := sorted({name for name in names if names.count(name) > 1}):
-                problems.add(f"line {before or reader.line_num}: the header names a column twice: {_quoted(twice)}")
+            if duplicates := sorted({name for name in names if names.count(name) > 1}):
+                names_twice = ", ".join(map(repr, duplicates))
+                problems.add(f"line {before or reader.line_num}: the header names a column twice: {names_twice}")
                 return
             if header:
                 continue
@@ -271,10 +271,6 @@ def _table(binary: BinaryIO, problems: RowErrors | Part, header: bool, tabs: boo
         else:
             where = "the header has" if header else "the first line has"
             problems.skip(f"line {before + reader.line_num}: {len(cells)} cells, {where} {len(names)}")
-
-
-def _quoted(names: list[str]) -> str:
-    return ", ".join(map(repr, names))
 
 
 def _parquet(binary: BinaryIO, problems: RowErrors | Part) -> Iterator[dict]:

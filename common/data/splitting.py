@@ -66,18 +66,18 @@ def asked(questions: Sequence[str], systems: Sequence[str]) -> Sequence[str]:
     """
     if 2 * len(set(systems)) <= len(set(questions)) or len(set(systems)) == 1:
         return questions
-    whole = [f"{system}\n{question}" for system, question in zip(systems, questions, strict=True)]
+    with_systems = [f"{system}\n{question}" for system, question in zip(systems, questions, strict=True)]
     near = 0.8 if len(questions) <= NEAR_DUPLICATE_LIMIT else None
-    apart, alone = (len(np.unique(dedup.groups(texts, near))) for texts in (whole, questions))
-    return whole if apart > 2 * alone else questions
+    distinct, distinct_questions = (len(np.unique(dedup.groups(texts, near))) for texts in (with_systems, questions))
+    return with_systems if distinct > 2 * distinct_questions else questions
 
 
-def unfilled(texts: Sequence[str], found: np.ndarray, sizes: Sequence[float], threshold: float | None = 0.8) -> str:
+def unfilled(texts: Sequence[str], splits: np.ndarray, sizes: Sequence[float], threshold: float | None = 0.8) -> str:
     """Why splits that were requested are empty; "" where all have rows.
 
     `threshold`: None where only equal texts were kept together.
     """
-    empty = [SPLITS[split] for split, size in enumerate(sizes) if size > 0 and not (found == split).any()]
+    empty = [SPLITS[split] for split, size in enumerate(sizes) if size > 0 and not (splits == split).any()]
     if not empty or not len(texts):
         return ""
     largest = int(np.bincount(dedup.groups(texts, threshold)).max())
@@ -107,15 +107,15 @@ def length_strata(texts: Sequence[str], bins: int = 4) -> list[str]:
     return [f"length bin {place + 1}" for place in np.searchsorted(cuts, lengths, side="left").tolist()]
 
 
-def leaks(texts: Sequence[str], found: np.ndarray, threshold: float = 0.8) -> list[tuple[int, int, float]]:
+def leaks(texts: Sequence[str], splits: np.ndarray, threshold: float = 0.8) -> list[tuple[int, int, float]]:
     """Near-duplicate pairs (i, j, similarity), i < j, whose rows are in different splits.
 
     All pairs of texts are compared anew; nothing of the grouping is used.
     """
     digest = dedup.digests(texts)
-    _, speakers = np.unique(np.stack([digest, found.astype(np.uint64)]), axis=1, return_index=True)
+    _, speakers = np.unique(np.stack([digest, splits.astype(np.uint64)]), axis=1, return_index=True)
     speakers = np.sort(speakers)
-    split, digest = found[speakers], digest[speakers]
+    split, digest = splits[speakers], digest[speakers]
     pairs = _repeats(speakers, digest)
     chosen: list[int] = speakers.tolist()
     kept = [normalized(texts[place]) for place in chosen]
@@ -194,11 +194,7 @@ def _fill(rows: np.ndarray, chance: np.ndarray, room: np.ndarray) -> np.ndarray:
     room = np.maximum(room, 0)
     while room.sum() > len(single):
         room[room.argmax()] -= 1
-    split[single] = np.repeat(np.arange(len(room)), _spread(room, len(single)))
-    return split
-
-
-def _spread(room: np.ndarray, rows: int) -> np.ndarray:
     room = room.astype(np.int64)
-    room[room.argmax()] += rows - room.sum()
-    return room
+    room[room.argmax()] += len(single) - room.sum()
+    split[single] = np.repeat(np.arange(len(room)), room)
+    return split

@@ -19,14 +19,12 @@ TASK = "held_out_pairs"  # as the report calls them among the scores
 
 
 def starting_point(model: str | None, adapter: str | None) -> tuple[str, str | None]:
-    """The model and the folder of the adapter to start from, as --model and --adapter name them.
+    """The model and the adapter folder to start from, as --model and --adapter name them.
 
-    Args:
-        model: None: the base that the adapter was trained on, or pocket_teacher where there is no adapter.
-        adapter: the folder of a run or of its adapter.
+    Without --model: the base that the adapter was trained on, or pocket_teacher where there is no adapter.
 
     Raises:
-        UserError: there is no adapter, one of another kind, or its base is not there and no other is named.
+        UserError: no LoRA adapter, or its base is not there and no other is named.
     """
     if adapter is None:
         return model or "pocket_teacher", adapter
@@ -46,7 +44,7 @@ def starting_point(model: str | None, adapter: str | None) -> tuple[str, str | N
 
 
 def check_adapter(name: str) -> str:
-    """The folder of a LoRA adapter of PEFT to start from: that which is named, or adapter/ in it.
+    """The folder of a PEFT LoRA adapter: the one named, or adapter/ in it.
 
     Raises:
         UserError: there is none, or one of another kind.
@@ -85,32 +83,32 @@ def template(name: str, tokenizer: Any, *folders: str | None) -> AnyTemplate:
     Raises:
         UserError: there is none, or it is another.
     """
-    found = templates.get(name, tokenizer)
+    chosen = templates.get(name, tokenizer)
     for folder in filter(None, folders):
-        if (Path(folder) / templates.FILE).exists() and (tuned := templates.load(folder)) != found:
+        if (Path(folder) / templates.FILE).exists() and (saved := templates.load(folder)) != chosen:
             raise UserError(
-                f"--template {name}: {folder} was tuned with {tuned.name}; --template {tuned.name}"
-                + (f", with the variables and the thinking of {folder}/{templates.FILE}" if tuned.name == name else "")
+                f"--template {name}: {folder} was tuned with {saved.name}; --template {saved.name}"
+                + (f", with the variables and the thinking of {folder}/{templates.FILE}" if saved.name == name else "")
             )
-    return found
+    return chosen
 
 
 def PreTokenizedDPOTrainer(trainer: type) -> type:
-    """TRL's DPOTrainer for what preference.encode and preference.Collator make, where it would encode texts itself."""
+    """TRL's DPOTrainer for pairs that are encoded already (preference.encode, preference.Collator)."""
 
     import torch
 
     class Trainer(trainer):
-        def __init__(self, model: Any, **named: Any):
+        def __init__(self, model: Any, **kwargs: Any):
             # PEFT makes the copy of an adapter on the CPU even where the model has no weights (tunebook plan).
             with torch.device("meta") if model.device.type == "meta" else contextlib.nullcontext():
-                super().__init__(model=model, **named)
+                super().__init__(model=model, **kwargs)
 
-        def _prepare_dataset(self, dataset: Any, *words: Any) -> Any:
+        def _prepare_dataset(self, dataset: Any, *args: Any) -> Any:
             return dataset
 
-        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **named: Any) -> Any:
-            return super().compute_loss(model, encoding.masked(inputs), return_outputs, **named)
+        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
+            return super().compute_loss(model, encoding.masked(inputs), return_outputs, **kwargs)
 
         def compute_ref_log_probs(self, model: Any, inputs: Any) -> Any:
             return super().compute_ref_log_probs(model, encoding.masked(inputs))
@@ -143,7 +141,7 @@ def set_reference(trainer: Any, adapter: bool) -> None:
 
 
 def num_pairs(inputs: dict[str, Any]) -> Any:
-    """float64 (): pairs of a batch; what its held-out loss is a mean over, for callbacks.track_metrics."""
+    """float64 (): pairs of a batch, for callbacks.track_metrics."""
     import torch
 
     return torch.tensor(len(inputs["input_ids"]) // 2, dtype=torch.float64, device=inputs["input_ids"].device)
@@ -167,17 +165,16 @@ class Rewards:
         """Look at the pairs `before` or `after`, and say what is found."""
         if not len(self.pairs):
             return
-        found = self.results[when] = reward_metrics(*_log_ratios(self.trainer, self.pairs), self.trainer.beta)
+        metrics = self.results[when] = reward_metrics(*_log_ratios(self.trainer, self.pairs), self.trainer.beta)
         print(
-            f"{len(self.pairs)} held-out pairs {when}: rewards {found['reward_chosen']:+.2f} and "
-            f"{found['reward_rejected']:+.2f}, margin {found['margin']:+.2f}; the better answer has the higher reward "
-            f"in {found['accuracy']:.1%}, and is likelier in {found['likelier']:.1%}",
+            f"{len(self.pairs)} held-out pairs {when}: rewards {metrics['reward_chosen']:+.2f} and "
+            f"{metrics['reward_rejected']:+.2f}, margin {metrics['margin']:+.2f}; the better answer has the higher "
+            f"reward in {metrics['accuracy']:.1%}, and is likelier in {metrics['likelier']:.1%}",
             flush=True,
         )
 
     def join(self, scores: dict[str, Any]) -> dict[str, Any]:
-        """The account of harness.Scores with `preference` (`before`, `after` and the number of `pairs`), and its shares
-        in the comparison as one more task."""
+        """The results of harness.Scores with `preference`, and its shares in the comparison as one more task."""
         if not self.results:
             return scores
         before, after = self.results["before"], self.results["after"]
@@ -217,7 +214,7 @@ def _log_ratios(trainer: Any, pairs: Any) -> tuple[Any, Any]:
     """Log-probabilities of all answers under policy and reference, float64 (2, N) each, as the trainer has them."""
     import torch
 
-    model, size, found = trainer.model, trainer.args.eval_batch_size, []
+    model, size, batches = trainer.model, trainer.args.eval_batch_size, []
     was_training = model.training
     model.eval()
     try:
@@ -225,12 +222,14 @@ def _log_ratios(trainer: Any, pairs: Any) -> tuple[Any, Any]:
             for start in range(0, len(pairs), size):
                 rows = [pairs[place] for place in range(start, min(start + size, len(pairs)))]
                 batch = trainer._prepare_inputs(encoding.Collator(trainer.data_collator.pad_token_id)(rows))
-                given = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
+                inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
                 with trainer.compute_loss_context_manager():
-                    words = model(**given, use_cache=False, fused_lm_head=True).log_probs
-                said = words.sum(1).chunk(2)
-                found.append(torch.stack([torch.stack(said), torch.stack(trainer.compute_ref_log_probs(model, batch))]))
+                    log_probs = model(**inputs, use_cache=False, fused_lm_head=True).log_probs
+                answers = log_probs.sum(1).chunk(2)
+                batches.append(
+                    torch.stack([torch.stack(answers), torch.stack(trainer.compute_ref_log_probs(model, batch))])
+                )
     finally:
         model.train(was_training)
-    policy, reference = torch.cat(found, 2).double().cpu()
+    policy, reference = torch.cat(batches, 2).double().cpu()
     return policy, reference

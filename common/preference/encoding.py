@@ -22,16 +22,16 @@ PARTS = ("prompt_ids", "chosen_ids", "rejected_ids")  # as TRL calls them
 
 
 def encode(pairs: Iterable[Row], tokenizer: Any, template: AnyTemplate, max_length: int) -> tuple[Any, EncodingStats]:
-    """Ids of each pair (preference/pairs.py) that fits: both rows as encoding.encode makes them; last answers train.
+    """Token ids of each pair that fits: both rows as encoding.encode makes them; last answers train.
 
-    The prompt ends where the first of the two answers begins; what a template writes after an answer's end is left off.
+    The prompt ends where the first of the two answers begins; what a template writes after an answer's end is dropped.
 
     Returns:
         A datasets.Dataset with int32 lists `prompt_ids`, `chosen_ids` and `rejected_ids` (answers with their end
-        tokens), `input_ids` (the longer of the two sequences, by which batches are made), `row` and `source`; and the
-        stats, in pairs, with the tokens of both sequences. Reasons for a drop: `too_long` (a sequence of the two),
-        `empty_output` (an answer of the two), `identical`, `different_prompts`, `out_of_order` (a dialogue in one text
-        whose turns do not alternate); of pairs.load with bad_rows="drop", `template` and what was dropped on reading.
+        tokens), `input_ids` (the longer of the two sequences, for length grouping), `row` and `source`; and the stats,
+        in pairs, with the tokens of both sequences. Reasons for a drop: `too_long`, `empty_output`, `identical`,
+        `different_prompts`, `out_of_order` (turns that do not alternate); of pairs.load with bad_rows="drop",
+        `template` and what was dropped on reading.
 
     Raises:
         UserError: rows that the template cannot render, all of them in one message.
@@ -150,6 +150,6 @@ class Collator:
 
 
 def masked(batch: dict[str, Any]) -> dict[str, Any]:
-    """The batch as TRL's DPOTrainer takes it: `completion_mask` (1 where an answer stands) in place of `labels`."""
-    given = {name: value for name, value in batch.items() if name != "labels"}
-    return given | {"completion_mask": (batch["labels"] != IGNORE_INDEX).long()}
+    """The batch as TRL's DPOTrainer takes it: `completion_mask` in place of `labels`."""
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    return inputs | {"completion_mask": (batch["labels"] != IGNORE_INDEX).long()}

@@ -30,7 +30,7 @@ def cached(
     import datasets
     import pyarrow
 
-    _same(folder, key)
+    _refuse_changed(folder, key)
     path = folder / f"{key}.arrow"
     beside = path.with_suffix(".json")
     if path.exists() and beside.exists():
@@ -45,7 +45,7 @@ def cached(
     return datasets.Dataset.from_file(str(path)), record()
 
 
-def _same(folder: Path, key: str) -> None:
+def _refuse_changed(folder: Path, key: str) -> None:
     """Refuse to resume a run whose tokens have changed: its row order would be another."""
     path = folder / KEY
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Rows to token ids and labels: the prompt is -100, the answer and its end token train, every lost row is counted."""
+"""Rows to token ids and labels: prompts are masked, answers and end tokens train, every dropped row is counted."""
 
 import gc
 import hashlib
@@ -40,21 +40,9 @@ from tunebook.common.tokens.text_rendering import Encoded, WeightedSpan
 
 # whose text is part of a dataset's key, beside this file's
 CODE = (
-    *(
-        chat_templates,
-        boundaries,
-        turn_edges,
-        jinja_templates,
-        placeholders,
-        rendering,
-        row_of,
-        trained_spans,
-        templates,
-        text_rendering,
-        thinking,
-    ),
-    *(tokenization, tool_templates, tools, word_cache),
-)
+    chat_templates, boundaries, turn_edges, jinja_templates, placeholders, rendering, row_of, trained_spans, templates,
+    text_rendering, thinking, tokenization, tool_templates, tools, word_cache,
+)  # fmt: skip
 TOO_LONG, TRAIN_ON = ("drop", "truncate"), ("assistant", "last_assistant", "all")
 CHUNK = 8192  # rows that are held as Python objects at once
 
@@ -70,22 +58,21 @@ def encode(
 ) -> tuple[Any, EncodingStats]:
     """Input ids and labels of each row that fits.
 
-    For a text template, labels start where the ids of prompt and of prompt + answer part (what TRL calls the longest
-    common prefix, so a token that spans the boundary trains), and the end token follows once. For a chat template,
-    every token of an assistant turn and of its end trains. Text in a row that looks like a special token is encoded as
-    text.
+    For a text template, labels start at the longest common prefix of the ids of prompt and of prompt + answer (as in
+    TRL), and the end token follows once. For a chat template, every token of an assistant turn and of its end trains.
+    Text in a row that looks like a special token is encoded as text.
 
     Args:
         too_long: `drop` rows of more than max_length tokens, or `truncate` them; a cut answer trains no end token.
         train_on: `assistant` (every assistant turn), `last_assistant` (the last one), or `all` (the prompt, too).
-        folder: keeps the result there for the next run with the same rows, tokenizer and template (tokens/cache.py).
+        folder: caches the result there for the next run with the same rows, tokenizer and template (tokens/cache.py).
 
     Returns:
-        A datasets.Dataset with int32 lists `input_ids` and `labels`, `row` (its place in its source, from 1) and
-        `source`; where rows have weights, `loss_weights`, too: float32 lists, one of each token, empty in a row whose
-        tokens train with 1; and the stats. Reasons for a drop: `empty_output`, `too_long`, `nothing_trains` (the cut
-        took all of the answer), `weight_0` (its weights say that nothing trains); of rows of data.load with
-        bad_rows="drop", `template` (it cannot render them), too, and those for which rows were dropped on reading.
+        A datasets.Dataset with int32 lists `input_ids` and `labels`, `row` (its place in its source, from 1), `source`
+        and, where rows have weights, float32 lists `loss_weights`, empty in a row whose tokens all have weight 1; and
+        the stats. Reasons for a drop: `empty_output`, `too_long`, `nothing_trains` (truncation took all of the
+        answer), `weight_0`; of rows of data.load with bad_rows="drop", `template` (it cannot render them), and those
+        of reading.
 
     Raises:
         UserError: rows that the template cannot render, all of them in one message.
@@ -110,7 +97,7 @@ def encode(
 
 
 def key_of(rows: Iterable[Row], tokenizer: Any, template: AnyTemplate, settings: dict[str, Any]) -> str:
-    """A name for the result: the hash of the rows, the tokenizer, the template, the settings and the code."""
+    """The cache key: a hash of the rows, the tokenizer, the template, the settings and the code."""
     digest = hashlib.sha256()
     for module in CODE:
         digest.update(Path(str(module.__file__)).read_bytes())
@@ -132,11 +119,7 @@ def batches(
     train_on: str,
     drop: bool = False,
 ) -> Iterator[Any]:
-    """The encoded rows as Arrow record batches of at most CHUNK rows; `counts` grows on the way.
-
-    Args:
-        drop: leave out and count rows that the template cannot render.
-    """
+    """The encoded rows as Arrow record batches of at most CHUNK rows; `stats` is updated on the way."""
     render = rendering.renderer(tokenizer, template, train_on)
     remaining = iter(rows)
     problems: list[str] = []
@@ -163,7 +146,7 @@ def _to_learn(chunk: list[dict], render: Any, stats: EncodingStats) -> list[tupl
     """(number, row) of what there is to learn in a chunk of rows; what there is not is counted."""
     numbers = [row.get("row", stats.rows + place) for place, row in enumerate(chunk, 1)]
     stats.rows += len(chunk)
-    found = []
+    trainable = []
     for number, row in zip(numbers, chunk, strict=True):
         if is_context(row):
             stats.drop("weight_0", number)
@@ -173,8 +156,8 @@ def _to_learn(chunk: list[dict], render: Any, stats: EncodingStats) -> list[tupl
             sequences = render.sequences(row)
             stats.rows += len(sequences) - 1
             stats.by_turn += len(sequences) - 1
-            found += [(number, one) for one in sequences]
-    return found
+            trainable += [(number, sequence) for sequence in sequences]
+    return trainable
 
 
 @contextmanager
@@ -199,7 +182,8 @@ def _batch(
     turns = array("i"), array("i")  # +1 and -1 places of the trained stretches
     weights, weight_ends = array("f"), array("q", [0])
     for (number, row), (tokens, trained) in zip(keep, encoded, strict=True):
-        spans = _weighted(row, trained)
+        factor = row_weight(row)
+        spans = [(start, end, weight * factor) for start, end, weight in trained if weight]
         if trained and not spans:
             stats.drop("weight_0", number)
             continue
@@ -241,18 +225,12 @@ def _batch(
     return pyarrow.RecordBatch.from_arrays(columns, schema=schema())
 
 
-def _weighted(row: Row, spans: list[WeightedSpan]) -> list[WeightedSpan]:
-    """The spans of a row that train, with the row's weight times their own."""
-    factor = row_weight(row)
-    return [(start, end, weight * factor) for start, end, weight in spans if weight]
-
-
 def _of_tokens(spans: list[WeightedSpan], length: int) -> list[float]:
     """The weight of each token; 0 outside the spans."""
-    found = [0.0] * length
+    weights = [0.0] * length
     for start, end, weight in spans:
-        found[start:end] = [weight] * (end - start)
-    return found
+        weights[start:end] = [weight] * (end - start)
+    return weights
 
 
 def schema() -> Any:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, NamedTuple
@@ -167,8 +167,8 @@ def forms(value: str) -> Iterator[str]:
             yield form
 
 
-def common_prefix(one: str, two: str) -> int:
-    """The number of leading characters that two texts share."""
-    if two.startswith(one):
+def common_prefix(one: Sequence, two: Sequence) -> int:
+    """The number of leading characters or ids that two sequences share."""
+    if two[: len(one)] == one:
         return len(one)
     return next((place for place, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two)))

@@ -111,7 +111,7 @@ class Prover(Renderings):
     def _sequences(self, turns: list[dict], tools: list | None, options: dict[str, Any]) -> list[tuple[int, set[int]]]:
         marked, leaves = mark(turns)
         proof = self.prove(marked, leaves, tools, options)
-        answers = {place for place, turn in enumerate(turns) if learned(turn)}
+        answers = {place for place, turn in enumerate(turns) if turn["role"] == "assistant"}
         if proof.lost:  # it will be refused, for all of it
             return [(len(turns), answers)]
         rest = proof.apart & answers
@@ -239,11 +239,6 @@ def _explain(proof: Proof, rendered: Rendered, leaves: list[Leaf]) -> None:
 
 def _texts(skeleton: Skeleton, spans: list[Span]) -> list[str]:
     return [skeleton.text[start:end] for start, end in spans]
-
-
-def learned(turn: dict) -> bool:
-    """Whether a turn is to be learned."""
-    return turn["role"] == "assistant"
 
 
 def _shape(turn: dict) -> tuple:
