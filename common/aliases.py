@@ -1,4 +1,4 @@
-"""Older names of flags and of their values, which still work (those of recipes: catalog.py)."""
+"""Older names of flags and their values, which still work (those of recipes: catalog.py)."""
 
 import dataclasses
 import re
@@ -37,7 +37,7 @@ def words(argv: list[str], fields: Collection[str]) -> list[str]:
 
 
 def values(given: dict[str, Any], fields: Collection[str]) -> dict[str, Any]:
-    """The same of a file's values."""
+    """The same for the values of a config file."""
     renamed = {}
     for name, value in given.items():
         if name in fields or FLAGS.get(name) not in fields:

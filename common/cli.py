@@ -1,4 +1,4 @@
-"""The command line of a recipe: flags from a dataclass, a YAML file under them, errors that are one plain message."""
+"""Command lines of recipes: flags from a dataclass over a YAML file, errors as one plain message."""
 
 import dataclasses
 import logging
@@ -176,11 +176,11 @@ def _convert(value: Any, default: Any, annotation: str) -> Any:
 
 
 def values(pairs: list[str], config_class: type, written: set[str]) -> dict[str, Any]:
-    """`NAME=VALUE` words as values of the fields of a dataclass.
+    """`NAME=VALUE` overrides as values of the fields of a dataclass.
 
     Args:
-        pairs: as typed; values are read as YAML, so 1e-4, true, null, [a, b] and {a: 1e-4} are what they look like.
-        written: the names that the recipe has flags for; they are refused here, so that no value has two sources.
+        pairs: values are read as YAML: 1e-4, true, null, [a, b], {a: 1e-4}.
+        written: fields that the recipe has flags for; refused here, so that no value has two sources.
 
     Raises:
         UserError: an unknown name (with the nearest real one), a missing =, a value of another type, or a name that

@@ -210,7 +210,7 @@ def _back_translation(
 def _responses(
     rows: list[Row], chosen: list[int], copies: int, seed: int, model: TextModel | None, options: tuple
 ) -> Iterator[tuple[int, Made]]:
-    """The same question with the model's own answer; chats are left out, as later turns hang on earlier answers."""
+    """The same question with the model's own answer; not for chats, whose later turns depend on earlier answers."""
     single = [n for n in chosen if kind(rows[n]) != "chat"]
     yield from ((n, (None, "a chat")) for n in chosen if kind(rows[n]) == "chat")
     questions = [{"prompt": question(rows[n]).strip(), "completion": ""} for n in single]

@@ -62,7 +62,7 @@ class Found:
 
 
 def read(path: str | Path) -> Iterator[Item]:
-    """The items of a benchmark: a file, or all data files under a folder (such as <org>/<name>/), in name order.
+    """The items of a benchmark: a file, or all data files under a folder in name order.
 
     An item's first text is its question (the first of QUESTIONS that it has); the others are its longer texts, such
     as choices and reference answers. An item may also be a bare text.

@@ -122,8 +122,7 @@ def read(path: str | Path, header: bool = True) -> Source | Joined:
 
 
 def splits(folder: Path, header: bool = True) -> tuple[dict[str, Source | Joined], list[str]]:
-    """The splits that a folder's file names give (train.jsonl, test-00000-of-00002.parquet, ...), or its folders' names
-    (train/, as save_to_disk writes them).
+    """The splits of a folder, by file names (train.jsonl, test-00000-of-00002.parquet, ...) or by its folders' names.
 
     Returns:
         ({"train": ..., ...}, the names of data files that belong to no split). Without a train file: ({}, all files).

@@ -101,7 +101,7 @@ class _Survey:
 
 
 def spread(values: Any) -> dict[str, float | int]:
-    """mean, median, p95 (linear between neighbours), shortest, longest and sum of numbers; zeros for none."""
+    """mean, median, p95 (linear interpolation), shortest, longest and sum of numbers; zeros for none."""
     import numpy as np
 
     numbers = np.asarray(values, dtype=np.int64)

@@ -57,8 +57,7 @@ class Prover(Renderings):
     ) -> tuple[str, dict[int, list[Span]]]:
         """The rendered conversation and, for each of its assistant turns that trains, the characters that do.
 
-        Args:
-            trains: places of turns, from 0, whose thinking must be in the rendering; every other text must be anyway.
+        `trains`: indices of turns whose thinking must be in the rendering; every other text must be anyway.
 
         Raises:
             Unstable: the template refuses it, leaves out something that it holds, or gives no proof.
@@ -84,8 +83,7 @@ class Prover(Renderings):
     def _by_markers(
         self, turns: list[dict], tools: list | None, options: dict[str, Any], trains: set[int], text: str
     ) -> dict[int, list[Span]]:
-        """The template's own stretches of a row that it looks into (its length, say), where they hold the turns' texts,
-        one each, and the rest of the row is there; else nothing."""
+        """The spans that the template itself marks, where they hold the row's texts; else {}."""
         _, generated = self.template.generated(turns, tools, options)
         answers = [place for place, turn in enumerate(turns) if turn["role"] == "assistant"]
         if len(generated) != len(answers):
