@@ -1,4 +1,4 @@
-"""Older names of flags and of their values, which still work (those of recipes: catalog.py)."""
+"""Older names of flags and their values, which still work (those of recipes: catalog.py)."""
 
 import dataclasses
 import re
@@ -7,6 +7,7 @@ from typing import Any
 
 from tunebook.common.errors import UserError
 
+VALUES = {"train_on": {"answers": "assistant", "last": "last_assistant"}}
 FLAGS = {"sft": "set", "four_bit": "load_in_4bit"}
 STUDENT, TEACHER = "load_in_4bit", "teacher_load_in_4bit"
 # --four_bit of distillation: whose weights are in 4 bits.
@@ -19,30 +20,33 @@ def words(argv: list[str], fields: Collection[str]) -> list[str]:
     Raises:
         UserError: --four_bit of distillation names nobody.
     """
-    found, rest = [], iter(argv)
-    for word in rest:
-        match = re.fullmatch(r"--(no-|no_)?([\w-]+?)(=.*)?", word)
+    renamed, remaining = [], iter(argv)
+    for arg in remaining:
+        match = re.fullmatch(r"--(no-|no_)?([\w-]+?)(=.*)?", arg)
         old = match[2].replace("-", "_") if match else ""
-        if match is None or old in fields or FLAGS.get(old) not in fields:
-            found.append(word)
+        if match and old in VALUES and old in fields:
+            value = match[3][1:] if match[3] else next(remaining, "")
+            renamed.append(f"--{old}={VALUES[old].get(value, value)}")
+        elif match is None or old in fields or FLAGS.get(old) not in fields:
+            renamed.append(arg)
         elif old == "four_bit" and TEACHER in fields:
-            found += [f"--{flag}" for flag in _whose(match[3][1:] if match[3] else next(rest, ""))]
+            renamed += [f"--{flag}" for flag in _whose(match[3][1:] if match[3] else next(remaining, ""))]
         else:
-            found.append(f"--{match[1] or ''}{FLAGS[old]}{match[3] or ''}")
-    return found
+            renamed.append(f"--{match[1] or ''}{FLAGS[old]}{match[3] or ''}")
+    return renamed
 
 
 def values(given: dict[str, Any], fields: Collection[str]) -> dict[str, Any]:
-    """The same of a file's values."""
-    found = {}
+    """The same for the values of a config file."""
+    renamed = {}
     for name, value in given.items():
         if name in fields or FLAGS.get(name) not in fields:
-            found[name] = value
+            renamed[name] = VALUES.get(name, {}).get(value, value) if isinstance(value, str) else value
         elif name == "four_bit" and TEACHER in fields:
-            found |= dict.fromkeys(_whose(value), True)
+            renamed |= dict.fromkeys(_whose(value), True)
         else:
-            found[FLAGS[name]] = value
-    return found
+            renamed[FLAGS[name]] = value
+    return renamed
 
 
 def _whose(word: str) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""The command line of a recipe: flags from a dataclass, a YAML file under them, errors that are one plain message."""
+"""Command lines of recipes: flags from a dataclass over a YAML file, errors as one plain message."""
 
 import dataclasses
 import logging
@@ -13,13 +13,11 @@ from typing import Any
 from tunebook.common.distributed import is_main_process
 from tunebook.common.errors import CheckFailed, UserError, nearest
 
-# Ways to cut a model over GPUs: name, variable of `accelerate launch`, fields of TrainingArguments.
+# Ways to shard a model over GPUs: name, variable of `accelerate launch`, fields of TrainingArguments.
 SHARDING = (
     ("FSDP", "ACCELERATE_USE_FSDP", ("fsdp", "fsdp_config")),
     ("DeepSpeed", "ACCELERATE_USE_DEEPSPEED", ("deepspeed",)),
 )
-
-
 _NUMBERS = {"float | None": 0.0, "int | None": 0}
 
 
@@ -27,18 +25,17 @@ def run(main: Callable[[Any], Any], args_class: type, argv: list[str] | None = N
     """Parse the command line into `args_class`, call `main`, and end the process with its exit code.
 
     `--config FILE.yaml` gives values for any field; flags win over it. `--debug` shows the traceback of an error.
-    A launch that cuts the model over several GPUs is refused here, before anything heavy is imported.
+    A launch that shards the model over several GPUs is refused here, before anything heavy is imported.
     """
     _environment()
     if not is_main_process():
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  one account of a run; errors are on stderr
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  one report of a run; errors are on stderr
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
     argv = [word for word in argv if word != "--debug"]
     try:
         args = parse(args_class, argv, sys.modules[main.__module__].__doc__ or "")
-        _refuse_sharding(vars(args))
-        _refuse_parting(vars(args))
+        _refuse_unsupported(getattr(args, "set", []))
         main(args)
     except (UserError, CheckFailed) as error:
         if debug:
@@ -50,37 +47,28 @@ def run(main: Callable[[Any], Any], args_class: type, argv: list[str] | None = N
         sys.exit(130)
 
 
-def _refuse_sharding(args: dict[str, Any]) -> None:
-    """Refuse FSDP and DeepSpeed, by what `accelerate launch` sets and by the fields of a trainer's config.
+def _refuse_unsupported(overrides: list[str]) -> None:
+    """Refuse FSDP and DeepSpeed, and overrides that would save another template or end token than is trained.
 
-    The model is loaded, forecast and sampled from whole in every process; that has not been written for slices of it.
+    The model is loaded, forecast and sampled from whole in every process; nothing here works on shards.
 
     Raises:
         UserError: the launch or an override asks for one of them.
     """
-    words = [str(word).partition("=")[0] for word in args.get("set", [])]
-    for name, variable, fields in SHARDING:
-        asked = [f"--set {word}" for word in words if word in fields]
+    fields = [str(override).partition("=")[0] for override in overrides]
+    for name, variable, sharding_fields in SHARDING:
+        requests = [f"--set {field}" for field in fields if field in sharding_fields]
         if os.environ.get(variable, "false").lower() in ("1", "true"):
-            asked.insert(0, f"{variable}={os.environ[variable]}, as accelerate launch sets it")
-        if asked:
+            requests.insert(0, f"{variable}={os.environ[variable]}, as accelerate launch sets it")
+        if requests:
             raise UserError(
-                f"{asked[0]}: {name} is not supported yet; launch with recipes/accelerate/ddp.yaml (the whole model on "
-                f"every GPU), and where it does not fit one GPU, take a base in 4 bits (qlora_alpaca)"
+                f"{requests[0]}: {name} is not supported yet; launch with recipes/accelerate/ddp.yaml (the whole model "
+                f"on every GPU), and where it does not fit one GPU, take a base in 4 bits (qlora_alpaca)"
             )
-
-
-def _refuse_parting(args: dict[str, Any]) -> None:
-    """Refuse fields of a trainer's config by which another template, or another end, would be saved than trains.
-
-    Raises:
-        UserError: an override asks for one of them.
-    """
-    for word in args.get("set", []):
-        name = str(word).partition("=")[0]
-        if name in ("eos_token", "chat_template_path"):
+    for field in fields:
+        if field in ("eos_token", "chat_template_path"):
             raise UserError(
-                f"--set {name}: it would change what is saved, after the rows have been made for what trains. The end "
+                f"--set {field}: it would change what is saved, after the rows have been made for what trains. The end "
                 "of a turn is the template's own, and is saved as the end token; the template is chosen in the recipe "
                 "(tunebook cp makes a copy)"
             )
@@ -119,8 +107,8 @@ def parse(args_class: type, argv: list[str], doc: str = "") -> Any:
     default = _defaults(args_class, config)
     if not hasattr(default, "rest"):
         return aliases.nothing(tyro.cli(args_class, args=argv, description=description, default=default))
-    found, rest = tyro.cli(args_class, args=argv, description=description, default=default, return_unknown_args=True)
-    return dataclasses.replace(found, rest=rest)
+    parsed, rest = tyro.cli(args_class, args=argv, description=description, default=default, return_unknown_args=True)
+    return dataclasses.replace(parsed, rest=rest)
 
 
 def _take_config(argv: list[str]) -> tuple[str | None, list[str]]:
@@ -188,18 +176,18 @@ def _convert(value: Any, default: Any, annotation: str) -> Any:
 
 
 def values(pairs: list[str], config_class: type, written: set[str]) -> dict[str, Any]:
-    """`NAME=VALUE` words as values of the fields of a dataclass.
+    """`NAME=VALUE` overrides as values of the fields of a dataclass.
 
     Args:
-        pairs: as typed; values are read as YAML, so 1e-4, true, null, [a, b] and {a: 1e-4} are what they look like.
-        written: the names that the recipe has flags for; they are refused here, so that no value has two sources.
+        pairs: values are read as YAML: 1e-4, true, null, [a, b], {a: 1e-4}.
+        written: fields that the recipe has flags for; refused here, so that no value has two sources.
 
     Raises:
         UserError: an unknown name (with the nearest real one), a missing =, a value of another type, or a name that
             has its own flag.
     """
     known = {field.name: field for field in dataclasses.fields(config_class)}
-    found: dict[str, Any] = {}
+    parsed: dict[str, Any] = {}
     problems = []
     for pair in pairs:
         name, equals, text = pair.partition("=")
@@ -211,12 +199,12 @@ def values(pairs: list[str], config_class: type, written: set[str]) -> dict[str,
             problems.append(f"{name}: {config_class.__name__} has no such field{nearest(name, known)}")
         else:
             try:
-                found[name] = _typed(text, str(known[name].type))
+                parsed[name] = _typed(text, str(known[name].type))
             except ValueError as error:
                 problems.append(f"{name}: {text!r} is {error}")
     if problems:
         raise UserError("--set:\n  " + "\n  ".join(problems))
-    return found
+    return parsed
 
 
 def _typed(text: str, annotation: str) -> Any:

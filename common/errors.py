@@ -1,4 +1,4 @@
-"""What ends a command: bad input (exit code 2), a failed check (1); and faults of many rows, told in one message."""
+"""Errors that end a command: invalid input (exit code 2), a failed check (1); faults of many rows in one message."""
 
 import difflib
 from collections import Counter
@@ -20,8 +20,8 @@ class CheckFailed(Exception):
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """', nearest is X' for a message, or nothing."""
-    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; the nearest is {found[0]}" if found else ""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; the nearest is {matches[0]}" if matches else ""
 
 
 def type_name(value: Any) -> str:
@@ -36,11 +36,7 @@ def counted(rows: int) -> str:
 
 
 def first_lines(lines: Sequence[str], total: int | None = None) -> str:
-    """The first ten of many lines, indented for a message, and how many more there are.
-
-    Args:
-        total: how many there are where `lines` has only the first of them.
-    """
+    """The first ten of `total` lines, indented for a message, and how many more there are."""
     more = (len(lines) if total is None else total) - SHOWN
     return "".join(f"\n  {line}" for line in [*lines[:SHOWN], *([f"and {more} more"] if more > 0 else [])])
 
@@ -88,7 +84,7 @@ class RowErrors:
             raise UserError(message.encode("utf-8", "backslashreplace").decode())
 
     def left(self) -> str:
-        """What was dropped, in words; empty where nothing was."""
+        """What was dropped, in words; "" where nothing was."""
         if not self.dropped:
             return ""
         reasons = ", ".join(f"{rows:,} as {reason}" for reason, rows in self.dropped.items())

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and pages that open offline."""
+"""Atomic writes, and HTML pages that open offline."""
 
 import contextlib
 import json

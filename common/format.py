@@ -60,7 +60,7 @@ def p_value(value: float | None) -> str:
 
 
 def visible(text: str) -> str:
-    """A text with what cannot be seen written out, so that it commands neither a terminal nor the eye."""
+    """A text with white space and control characters made visible."""
     for plain, sign in ((" ", "·"), ("\n", "⏎"), ("\t", "⇥"), ("\r", "␍")):
         text = text.replace(plain, sign)
     if text.isprintable():
@@ -72,8 +72,8 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[in
     """A table for a terminal. `left`: the columns of words; the others are numbers, and stand to the right."""
     from tabulate import tabulate
 
-    sides = ["left" if place in left else "right" for place in range(max(map(len, rows), default=0))]
-    text = tabulate(rows, heads, "plain", disable_numparse=True, colalign=sides)
+    alignment = ["left" if place in left else "right" for place in range(max(map(len, rows), default=0))]
+    text = tabulate(rows, heads, "plain", disable_numparse=True, colalign=alignment)
     return "\n".join(line.rstrip() for line in text.splitlines())
 
 

@@ -47,7 +47,7 @@ def main(args: Args) -> dict:
     # Its own template; "chatml" and "llama3" are others. options={"enable_thinking": False} sets what it reads.
     template = templates.get("tokenizer", tokenizer, thinking="keep")  # "drop" trains without thinking
     run.defaults(model, tokenizer, template, rate=(2e-3, 2e-4), epochs=(10, 3))
-    masks = dict(max_length=args.max_length, train_on="answers")  # "last": the last assistant turn alone
+    masks = dict(max_length=args.max_length, train_on="assistant")  # "last_assistant": the last turn alone
     train, held_out = run.encode(splits, tokenizer, template, **masks)
 
     # Before: what the base answers and scores.

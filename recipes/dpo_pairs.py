@@ -87,10 +87,10 @@ def main(args: Args) -> dict:
         return run.forecast
 
     rewards = dpo.Rewards(trainer, test_pairs)
-    rewards.take("before")
+    rewards.evaluate("before")
     run.train(trainer, dpo.measure(trainer, run.dir / "log.jsonl"))
     trainer.save_model(str(run.dir / "adapter"))
-    rewards.take("after")
+    rewards.evaluate("after")
     scores = evaluation.after(model, kept or base, run.dir / "adapter")
     return run.finish(model, evaluation.samples, rewards.join(scores))
 

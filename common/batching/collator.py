@@ -1,4 +1,4 @@
-"""Batches of packed rows: token ids, labels, and positions that begin anew with each document."""
+"""Batches of packed rows: token ids, labels, and positions that restart with each document."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -54,10 +54,7 @@ def without_padding(batch: dict[str, Any]) -> Any:
 
 
 def documents(batch: dict[str, Any], row: int) -> list[slice]:
-    """Where the documents of one row of a packed batch stand.
-
-    Padding is left out, and so are documents of one token, which look like it and train nothing.
-    """
+    """Slices of the documents of one row of a packed batch, without padding and documents of one token."""
     positions_T = batch["position_ids"][row]
     starts = (positions_T == 0).nonzero().flatten().tolist()
     ends = [*starts[1:], len(positions_T)]

@@ -1,4 +1,4 @@
-"""Batches on their way to the model: how the loader works here, and what a batch holds."""
+"""Data loaders: settings by device, and what a batch holds."""
 
 import os
 from typing import Any
@@ -11,10 +11,9 @@ MOST_WORKERS = 4  # rows are ids already: a worker only pads, and a few of them 
 
 
 def workers() -> dict[str, Any]:
-    """What a torch DataLoader is given, from the device.
+    """DataLoader arguments for the device.
 
-    With a GPU: up to four workers a process that live as long as the run, and pinned memory, from which a copy to the
-    GPU does not hold up the host. On a CPU: none, for the cores that would load are those that train.
+    With a GPU: up to four persistent workers a process, and pinned memory. On a CPU: none, as the same cores train.
     """
     import torch
 
@@ -40,8 +39,7 @@ def cores() -> int:
 
 
 def describe(batch: dict[str, Any]) -> str:
-    """What a batch holds, a line each: shape, dtype, device and bytes of a tensor, its NaN and infinite values; tokens
-    that are real; labels that train."""
+    """Shape, dtype, device, bytes, non-finite values of each tensor of a batch; its real tokens, its trained labels."""
     import torch
 
     lines, total = [], 0
@@ -78,11 +76,9 @@ def _tokens(batch: dict[str, Any]) -> list[str]:
 
 
 def loader(rows: Any, tokenizer: Any, batch_size: int, order: Any = None) -> Any:
-    """A torch DataLoader of encoded rows (datasets.Dataset with `input_ids` and `labels`), padded to the longest of a
-    batch, with the settings of `workers`; their weights are `loss_weights` in it.
+    """A torch DataLoader of encoded rows, padded to the longest of a batch; their weights are `loss_weights` in it.
 
-    Args:
-        order: a sampler, such as sampling.LengthGroupedSampler; None: as they stand.
+    `order`: a sampler, such as LengthGroupedSampler; None: as they stand.
     """
     from torch.utils.data import DataLoader
     from transformers import DataCollatorForSeq2Seq

@@ -1,4 +1,4 @@
-"""Several sources in the shares that were asked for, by rows or by tokens, no row twice, shuffled by seed."""
+"""Several sources mixed by rows or by tokens, no row twice, shuffled by seed."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +19,9 @@ def mix(
     """The rows that make the mix, in a random order, and how many of each source they are.
 
     Args:
-        dataset: encoded rows with `input_ids` and `source`.
         weights: source -> an int (so many rows, or all if there are fewer), a float up to 1.0 (a share of what is left
-            beside the counted rows; shares are weights and need not add up to 1), or None: beside shares what they
-            leave of 1, otherwise all rows. A share with no other beside it is of its own rows.
+            beside the counted rows; they need not add up to 1), or None: beside shares what they leave of 1, otherwise
+            all rows. A share with no other beside it is of its own rows.
         unit: what shares are of, "rows" or "tokens". The total is the most that the scarcest source allows, so that no
             row comes twice; token shares hold to within a row.
 
@@ -31,8 +30,7 @@ def mix(
         no share is returned as it is.
 
     Raises:
-        UserError: a source of which no row is left, shares that leave nothing to one without, or a source in the
-            rows that `weights` does not name.
+        UserError: a source of which no row is left, or shares that leave nothing to one without.
     """
     import numpy as np
 
@@ -90,16 +88,16 @@ def _sources(dataset: "datasets.Dataset") -> tuple[dict[str, int], Any]:
 
 def _weights(shares: dict[str, Share]) -> dict[str, float]:
     """Source -> weight, for the sources that have a share or get what is left of 1."""
-    given = {source: float(share) for source, share in shares.items() if isinstance(share, float)}
+    weights = {source: float(share) for source, share in shares.items() if isinstance(share, float)}
     without = [source for source, share in shares.items() if share is None]
-    if given and without:
-        left = 1 - sum(given.values())
+    if weights and without:
+        left = 1 - sum(weights.values())
         if left <= 1e-9:
             raise UserError(
                 f"--dataset: the shares leave nothing for {', '.join(without)}; give it one, or less to others"
             )
-        given |= dict.fromkeys(without, left / len(without))
-    return given
+        weights |= dict.fromkeys(without, left / len(without))
+    return weights
 
 
 def _take(order: dict, weights: dict[str, float], shares: dict[str, Share], size: Any) -> dict[str, Any]:

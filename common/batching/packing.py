@@ -1,4 +1,4 @@
-"""Packing: rows put together into sequences of at most max_length tokens, with little room left over."""
+"""Packing: rows concatenated into sequences of at most max_length tokens."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,13 +7,9 @@ from tunebook.common.tokens.lengths import LOSS_WEIGHTS
 
 
 def pack(lengths: Sequence[int] | Any, max_length: int) -> list[list[int]]:
-    """Places of rows by bin, by best-fit decreasing: the longest row first, each into the fullest bin that takes it.
+    """Row indices by bin, by best-fit decreasing: the longest row first, each into the fullest bin that takes it.
 
     Memory and time grow with the number of rows alone (Johnson 1973; at most 11/9 of the fewest bins + 4).
-
-    Args:
-        lengths: tokens of each row.
-        max_length: tokens that a bin takes.
 
     Raises:
         ValueError: a row is longer than max_length, or has no token.
@@ -46,7 +42,7 @@ def pack(lengths: Sequence[int] | Any, max_length: int) -> list[list[int]]:
 
 
 def pack_dataset(dataset: Any, max_length: int) -> Any:
-    """The encoded rows of masking.encode in bins of at most max_length tokens.
+    """The encoded rows of encoding.encode in bins of at most max_length tokens.
 
     Returns:
         A datasets.Dataset with int32 lists `input_ids` and `labels`, the documents of a bin one after the other, and
@@ -71,10 +67,10 @@ def pack_dataset(dataset: Any, max_length: int) -> Any:
         for name in ("input_ids", "labels")
     }
     if LOSS_WEIGHTS in dataset.column_names:  # rows without weights of their own have 1
-        given = table[LOSS_WEIGHTS].combine_chunks().take(pyarrow.array(order))
-        has = numpy.repeat(given.value_lengths().to_numpy() > 0, lengths[order])
-        weights = numpy.ones(len(has), numpy.float32)
-        weights[has] = given.flatten().to_numpy()
+        row_weights = table[LOSS_WEIGHTS].combine_chunks().take(pyarrow.array(order))
+        has_weights = numpy.repeat(row_weights.value_lengths().to_numpy() > 0, lengths[order])
+        weights = numpy.ones(len(has_weights), numpy.float32)
+        weights[has_weights] = row_weights.flatten().to_numpy()
         columns[LOSS_WEIGHTS] = pyarrow.ListArray.from_arrays(ends, pyarrow.array(weights))
     sizes = pyarrow.array(lengths[order].astype(numpy.int32))
     columns["seq_lengths"] = pyarrow.ListArray.from_arrays(pyarrow.array(rows.astype(numpy.int32)), sizes)

@@ -1,4 +1,4 @@
-"""Order of training rows: rows of like length in a batch, so that little is padding, and batches in random order."""
+"""Order of training rows: rows of similar length in a batch, batches in random order."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -7,20 +7,18 @@ from tunebook.common.tokens.lengths import lengths_of
 
 
 class LengthGroupedSampler:
-    """A sampler for a DataLoader: the rows of one optimizer step stand together and are of like length.
+    """Rows of one optimizer step stand together and are of similar length.
 
-    Unlike the group_by_length of transformers it keeps a step's rows however they are split over devices, and resumes.
+    Unlike transformers' group_by_length it keeps a step's rows however they are split over devices, and resumes.
 
-    Rows are shuffled, cut into windows, sorted by length inside each window, and cut into groups; whole groups come in
-    random order. Rows left over from whole groups are a random choice and come last. The order is that of (seed,
-    epoch) alone, so that a run which goes on from a checkpoint sees the rows that it would have seen. A group is all
-    rows of a step, over processes and accumulation: however they are split, a step has the same rows (accelerate deals
-    consecutive batches to its processes). torch and accelerate take any iterable with a length as a sampler.
+    Rows are shuffled, cut into windows, sorted by length inside each window, and cut into groups; whole groups come
+    in random order. Leftover rows are a random choice and come last. The order depends on (seed, epoch) alone, so a
+    resumed run sees the rows it would have seen. A group is all rows of a step, over processes and accumulation
+    (accelerate deals consecutive batches to its processes).
 
     Args:
         lengths: tokens of each row.
         group: rows of one optimizer step, over all processes.
-        seed: another seed, another order.
         window: groups that are sorted together. More of them: less padding, but batches more alike from epoch to epoch.
             With the 51,912 Alpaca rows of at most 512 Llama-3 tokens in groups of 8, 46 % of the positions are
             padding in random order, 9.3 % with a window of 16, 3.6 % with 50, and 1.5 % with 128.
@@ -69,13 +67,9 @@ class LengthGroupedSampler:
 def padding_share(
     lengths: Sequence[int] | Any, order: Sequence[int] | Any, batch_size: int, multiple: int = 1
 ) -> float:
-    """Share of positions that are padding where consecutive rows of `order` make batches padded to their longest row.
+    """Fraction of positions that are padding when consecutive rows of `order` make batches padded to their longest row.
 
-    Args:
-        lengths: tokens of each row.
-        order: places of rows.
-        batch_size: rows of a batch; the last one may have fewer.
-        multiple: widths are rounded up to one of it (pad_to_multiple_of).
+    `multiple`: widths are rounded up to a multiple of it (pad_to_multiple_of).
     """
     import numpy
 

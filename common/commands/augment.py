@@ -70,7 +70,7 @@ def main(args: Args) -> dict[str, Any]:
     report = {"output": args.output, "written": len(new), "seed": args.seed, **counts.as_dict()}
     if args.json:
         files.write_json(args.json, report)
-    print(counts.line())
+    print(counts.summary())
     print(f"written: {len(new):,} rows in {args.output}")
     return report
 

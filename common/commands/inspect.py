@@ -35,7 +35,7 @@ class Args:
     template: str = "auto"  # alpaca, chatml, llama2, llama3, tokenizer, FILE.jinja; auto: as recipes train such rows
     max_length: int = 0  # tokens; 0: no limit
     too_long: Literal["drop", "truncate"] = "drop"  # what becomes of rows over max_length
-    train_on: Literal["answers", "last", "all"] = "answers"  # every answer of a chat, the last one, or the prompt, too
+    train_on: Literal["assistant", "last_assistant", "all"] = "assistant"  # all: the prompt trains, too
     bad_rows: Literal["refuse", "drop"] = "refuse"  # drop: leave rows out that cannot be trained on, and count them
     thinking: Literal["keep", "drop"] = "keep"  # of a chat's answers; drop: train without it
     chat_template_kwargs: str = ""  # variables of the chat template as JSON: '{"enable_thinking": false}'

@@ -54,7 +54,7 @@ def by(name: str) -> Trained:
         recipe=file.stem,
         template=template,
         max_length=int(str(defaults["max_length"])),
-        train_on=str(words.get("train_on", "answers")),
+        train_on=str(words.get("train_on", "assistant")),
         too_long=str(words.get("too_long", "drop")),
     )
 

@@ -1,6 +1,6 @@
-"""More rows from the ones there are: other wordings, inputs folded or dropped, more answers; originals stay, marked.
+"""Data augmentation: paraphrases, folded or dropped inputs, more answers; originals stay, marked.
 
-Augment the training side, after the split: a new row says nearly what the row it is made from says.
+Augment the training split, after splitting: a new row is a near-duplicate of its original.
 """
 
 import random
@@ -41,7 +41,7 @@ class TextModel(Protocol):
 
 
 @dataclass
-class Counts:
+class AugmentStats:
     """What was made of what, by method, and for how many rows a method made nothing, by reason."""
 
     rows: int = 0
@@ -51,7 +51,7 @@ class Counts:
     def as_dict(self) -> dict[str, Any]:
         return {"rows": self.rows, "made": dict(self.made), "skipped": {m: dict(c) for m, c in self.skipped.items()}}
 
-    def line(self) -> str:
+    def summary(self) -> str:
         made = ", ".join(f"{count:,} by {method}" for method, count in self.made.items() if count) or "none"
         left = "; ".join(
             f"{method} left out {', '.join(f'{count:,} ({why})' for why, count in reasons.most_common())}"
@@ -70,48 +70,42 @@ def augment(
     model: TextModel | None = None,
     language: str = "German",
     temperature: float = 0.8,
-) -> tuple[list[Row], Counts]:
+) -> tuple[list[Row], AugmentStats]:
     """The rows and, after each, the new ones made from it.
 
     Every row gets `augmented` (None for an original, else the method), `from` (the number of its original) and `row`
-    counted anew. The same rows, seed and model answers give the same result, whatever other methods are asked for.
+    counted anew. The same rows, seed and model answers give the same result, whatever other methods are requested.
 
     Args:
-        rows: canonical rows.
         methods: names from METHODS; `paraphrase`, `responses` and `back_translation` need `model`.
-        share: of the rows, chosen by the seed, that each method takes.
+        share: fraction of the rows, chosen by the seed, that each method takes.
         copies: new rows to make of a row; `fold_input` and `drop_input` make one. language: for `back_translation`.
-        temperature: of the model's answers.
 
     Raises:
-        UserError: an unknown method, one that needs a model that is not given, or a share that is none.
+        UserError: an unknown method, one that needs a model that is not given, or an invalid share.
     """
     check(methods, share, copies, model)
     originals = [{**row, "row": row.get("row", place)} for place, row in enumerate(rows, 1)]
-    counts = Counts(len(originals))
+    stats = AugmentStats(len(originals))
     new: dict[int, list[Row]] = {}
     for method in dict.fromkeys(methods):
-        counts.made[method], counts.skipped[method] = 0, Counter()
+        stats.made[method], stats.skipped[method] = 0, Counter()
         chosen = [n for n, row in enumerate(originals) if _chance(seed, method, row).random() < share]
         again = copies if method in REPEATED else 1
         for n, (row, why) in METHODS[method](originals, chosen, again, seed, model, (language, temperature)):
             if row is None:
-                counts.skipped[method][why] += 1
+                stats.skipped[method][why] += 1
             else:
-                counts.made[method] += 1
+                stats.made[method] += 1
                 new.setdefault(n, []).append({**row, "augmented": method, "from": originals[n]["row"]})
     out = []
     for n, row in enumerate(originals):
         out += [{**row, "augmented": None, "from": row["row"]}, *new.get(n, ())]
-    return [{**row, "row": place} for place, row in enumerate(out, 1)], counts
+    return [{**row, "row": place} for place, row in enumerate(out, 1)], stats
 
 
 def check(methods: Sequence[str], share: float, copies: int, model: Any) -> None:
-    """Refuse what `augment` refuses; `model`: none, or anything that stands for one.
-
-    Raises:
-        UserError: as `augment`.
-    """
+    """Raises UserError as `augment`; `model` is anything that stands for one, or None."""
     for method in methods:
         if method not in METHODS:
             known = f"there is {', '.join(METHODS)}{nearest(method, METHODS)}"
@@ -216,13 +210,13 @@ def _back_translation(
 def _responses(
     rows: list[Row], chosen: list[int], copies: int, seed: int, model: TextModel | None, options: tuple
 ) -> Iterator[tuple[int, Made]]:
-    """The same question with the model's own answer; chats are left out, as later turns hang on earlier answers."""
+    """The same question with the model's own answer; not for chats, whose later turns depend on earlier answers."""
     single = [n for n in chosen if kind(rows[n]) != "chat"]
     yield from ((n, (None, "a chat")) for n in chosen if kind(rows[n]) == "chat")
-    asks = [{"prompt": question(rows[n]).strip(), "completion": ""} for n in single]
-    names = {n: ANSWER[kind(rows[n])] for n in single}
-    seen = {(n, normalized(rows[n][name])) for n, name in names.items()}
-    for place, text in _asked(asks, list(range(len(asks))), copies, model, "{text}", options, seed):
+    questions = [{"prompt": question(rows[n]).strip(), "completion": ""} for n in single]
+    answer_fields = {n: ANSWER[kind(rows[n])] for n in single}
+    seen = {(n, normalized(rows[n][name])) for n, name in answer_fields.items()}
+    for place, text in _asked(questions, list(range(len(questions))), copies, model, "{text}", options, seed):
         n = single[place]
         if text is None or not text.strip():
             yield n, (None, "no answer")
@@ -230,7 +224,7 @@ def _responses(
             yield n, (None, "the same words")
         else:
             seen.add((n, normalized(text)))
-            yield n, ({**rows[n], names[n]: text.strip()}, "")
+            yield n, ({**rows[n], answer_fields[n]: text.strip()}, "")
 
 
 METHODS: dict[str, Callable[..., Iterator[tuple[int, Made]]]] = {

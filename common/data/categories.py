@@ -1,4 +1,4 @@
-"""What kind of task a row asks for, told from the words that English instructions begin with."""
+"""Task category of a row, by the first words of its English instruction."""
 
 import re
 
@@ -12,21 +12,18 @@ WORDS: dict[str, str] = {
     "brainstorm imagine build compile prepare craft assemble plan script program implement role-play pretend form "
     "hypothesize recreate",
     "answer": "what what's how who whom whose which when where why is are was were do does did can could will would "
-    "should "
-    "has have tell answer respond reply",
+    "should has have tell answer respond reply",
     "explain": "describe explain discuss define compare analyze analyse evaluate elaborate interpret outline contrast "
     "differentiate distinguish illustrate assess examine justify argue teach state",
     "list": "name list give suggest provide find recommend propose cite offer specify think curate present recall "
     "research search look show mention collect retrieve quote enumerate share",
     "rewrite": "rewrite re-write edit convert change translate reword paraphrase replace transform rearrange insert "
-    "delete "
-    "remove reverse combine modify format update correct reorganize reorder reformulate rephrase fix improve "
-    "expand compress turn put add complete fill arrange simplify shorten express capitalize proofread revise "
-    "adapt restructure continue finish punctuate spell reformat adjust merge join restate reconstruct reframe "
-    "alter reduce re-arrange re-order re-word clean",
+    "delete remove reverse combine modify format update correct reorganize reorder reformulate rephrase fix "
+    "improve expand compress turn put add complete fill arrange simplify shorten express capitalize proofread "
+    "revise adapt restructure continue finish punctuate spell reformat adjust merge join restate reconstruct "
+    "reframe alter reduce re-arrange re-order re-word clean",
     "classify": "classify identify categorize categorise determine select choose detect sort pick rank assign match "
-    "group "
-    "label divide organize rate check guess infer predict decide recognize extract parse mark highlight order "
+    "group label divide organize rate check guess infer predict decide recognize extract parse mark highlight order "
     "separate tag judge verify spot",
     "summarise": "summarize summarise condense abridge recap abstract synthesize",
     "calculate": "calculate compute solve estimate multiply count subtract sum average round factor integrate derive "

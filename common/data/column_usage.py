@@ -1,4 +1,4 @@
-"""What became of the columns of a source, in words: which of theirs is which of ours, and which are not used."""
+"""Which columns of a source were used as what, and which are unused."""
 
 from collections import Counter
 from typing import Any
@@ -24,7 +24,7 @@ class Uses:
         if others and others.keys() - self.unused.keys():
             self.unused.update({name: None for name, value in others.items() if value not in (None, "", [], {})})
 
-    def line(self) -> str:
+    def summary(self) -> str:
         """Such as: columns prompt=question, completion=answer; not used: id, date."""
         rows: Counter[str] = Counter()
         for schema in dict.fromkeys(schema for schema, _ in self.layouts):

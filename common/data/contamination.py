@@ -1,4 +1,4 @@
-"""Training rows that overlap a benchmark's items: shared runs of words, found on this machine alone."""
+"""Training rows that overlap benchmark items: shared word n-grams, compared offline."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from tunebook.common.data.rows import Row
+from tunebook.common.data import readers
+from tunebook.common.data.rows import Row, texts
+from tunebook.common.errors import UserError
 
 Grams = dict[int, tuple[np.ndarray, np.ndarray]]  # length: (hashes, sorted; the pieces that they are of)
 WORDS = 8  # in a row, shared with an item
@@ -34,7 +36,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Overlap:
-    """A row that shares `words` (as normalised) with an item; `whole` where that is the item's whole question."""
+    """A row that shares `words` (as normalized) with an item; `whole` where that is the item's whole question."""
 
     row: int
     field: str
@@ -60,7 +62,7 @@ class Found:
 
 
 def read(path: str | Path) -> Iterator[Item]:
-    """The items of a benchmark: a file, or all data files under a folder (such as <org>/<name>/), in name order.
+    """The items of a benchmark: a file, or all data files under a folder in name order.
 
     An item's first text is its question (the first of QUESTIONS that it has); the others are its longer texts, such
     as choices and reference answers. An item may also be a bare text.
@@ -68,9 +70,6 @@ def read(path: str | Path) -> Iterator[Item]:
     Raises:
         UserError: there is no data file at `path`, or one cannot be read.
     """
-    from tunebook.common.data import readers
-    from tunebook.common.errors import UserError
-
     path = Path(path)
     files = sorted(file for file in path.rglob("*") if _holds_items(file)) if path.is_dir() else [path]
     if not files:
@@ -84,8 +83,6 @@ def read(path: str | Path) -> Iterator[Item]:
 
 
 def _holds_items(file: Path) -> bool:
-    from tunebook.common.data import readers
-
     kind = Path(file.name.removesuffix(".gz")).suffix.lower()
     return file.is_file() and kind in readers.KINDS and not file.name.startswith(".")
 
@@ -123,11 +120,8 @@ def find(rows: Iterable[Row], items: Iterable[Item | str], n: int = WORDS) -> Fo
     """The rows that share a run of n words with an item, in a question or an answer.
 
     A text of 50 words or more needs a run of 13, one of Chinese or Japanese characters twice as many. A question of
-    fewer than n words has to be there whole, and one of fewer than 5 has to be all that a field says. A run
-    that is mostly numbers and single letters does not count. Every item that a row overlaps is named once.
-
-    Args:
-        rows: canonical rows, read once; items: from `read`, or texts.
+    fewer than n words must occur whole, and one of fewer than 5 must be all that a field says. A run that is mostly
+    numbers and single letters does not count. Every item that a row overlaps is named once.
     """
     index = _Index(items, n)
     found = Found(items=index.items, template_runs=index.template_runs, incomparable=index.incomparable)
@@ -192,8 +186,6 @@ class _Index:
         return grams, template
 
     def overlaps(self, rows: list[tuple[int, Row]]) -> list[Overlap]:
-        from tunebook.common.data.rows import texts
-
         fields = [
             (row.get("row", place), name, words(text))
             for place, row in rows

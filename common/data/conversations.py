@@ -1,4 +1,4 @@
-"""Turns of a conversation: role names of several customs made one, their order checked, tools read."""
+"""Conversations: role names normalized, their order checked, tools read."""
 
 import json
 import re
@@ -51,15 +51,15 @@ def number(value: Any) -> Any:
 
 
 def not_weight(value: Any) -> str | None:
-    """Why a value is no weight of a row or a turn (common/loss_weights.py), or None. Null is 1."""
+    """Why a value is no weight of a row or a turn, or None. Null is 1."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return f"is {type_name(value)}, expected a number from 0"
     if value == 0 or LIGHTEST <= value <= HEAVIEST:
         return None
-    said = str(value)
-    return f"is {said[:20]}{'...' * (len(said) > 20)}, expected 0 or a number from 0.000001 to 1000000"
+    shown = str(value)
+    return f"is {shown[:20]}{'...' * (len(shown) > 20)}, expected 0 or a number from 0.000001 to 1000000"
 
 
 def chat(found: dict, columns: dict[str, str], faults: list[Fault], tree: bool = False) -> dict:

@@ -1,4 +1,4 @@
-"""Duplicates: identical texts, near-duplicates, and the groups that they form."""
+"""Exact and near-duplicates, and the groups that they form."""
 
 from collections.abc import Iterable, Sequence
 
@@ -10,15 +10,14 @@ from tunebook.common.data.texts import digest, normalized
 
 def digests(texts: Iterable[str]) -> np.ndarray:
     """A 64-bit number for each text (uint64); equal for texts that are equal once normalized."""
-    found = (digest(normalized(text), 8) for text in texts)
-    return np.frombuffer(b"".join(found), dtype="<u8").astype(np.uint64)
+    hashes = (digest(normalized(text), 8) for text in texts)
+    return np.frombuffer(b"".join(hashes), dtype="<u8").astype(np.uint64)
 
 
 def near(texts: Sequence[str], threshold: float = 0.8) -> list[tuple[int, int, float]]:
     """Pairs (i, j, similarity) with i < j and similarity >= threshold, sorted.
 
-    Of texts that are identical once normalised, only the first takes part; each later one is paired with that first
-    one (similarity 1.0), so that a text that occurs a thousand times gives 999 pairs and not half a million.
+    Each repeat of a normalized text is paired with its first occurrence alone (similarity 1.0).
     """
     firsts, inverse = distinct(texts)
     pairs = [(int(firsts[group]), place, 1.0) for place, group in enumerate(inverse.tolist()) if firsts[group] != place]
@@ -43,25 +42,25 @@ def distinct(texts: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def groups(texts: Sequence[str], threshold: float | None = 0.8) -> np.ndarray:
-    """For each text the number of its group (int64, from 0): texts joined by a chain of near-duplicates share one.
+    """The group of each text (int64, from 0): texts joined by a chain of near-duplicates share one.
 
-    With `threshold` None only texts that are identical once normalised are grouped.
+    `threshold` None groups only texts that are equal once normalized.
     """
     firsts, inverse = distinct(texts)
     if threshold is None:
         return inverse
     root = np.arange(len(firsts))
-    kept = _normals(texts, firsts)
-    for found in similarity.candidates(kept, threshold, lambda i, j: root[i] != root[j]):
-        order = np.lexsort((found[0], found[1]))
-        i, j = found[0][order], found[1][order]
-        each = 1
+    normals = _normals(texts, firsts)
+    for pairs in similarity.candidates(normals, threshold, lambda i, j: root[i] != root[j]):
+        order = np.lexsort((pairs[0], pairs[1]))
+        i, j = pairs[0][order], pairs[1][order]
+        per_text = 1
         while len(i):
             # First one pair for each j: in a cluster these join it, and its other pairs need no proof.
-            now = np.arange(len(j)) - np.searchsorted(j, j) < each
-            _union(root, *similarity.verified(kept, i[now], j[now], threshold)[:2])
-            left = ~now & (root[i] != root[j])
-            i, j, each = i[left], j[left], 4 * each
+            selected = np.arange(len(j)) - np.searchsorted(j, j) < per_text
+            _union(root, *similarity.verified(normals, i[selected], j[selected], threshold)[:2])
+            remaining = ~selected & (root[i] != root[j])
+            i, j, per_text = i[remaining], j[remaining], 4 * per_text
     return np.unique(root, return_inverse=True)[1][inverse]
 
 

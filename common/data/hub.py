@@ -1,4 +1,4 @@
-"""Datasets of the Hub as sources of rows, and a quick answer where the Hub cannot be reached."""
+"""Datasets of the Hub as sources of rows, with a quick answer when the Hub is unreachable."""
 
 import contextlib
 import socket
@@ -42,14 +42,14 @@ def splits(name: str, notes: list[str]) -> dict[str, Source]:
     reached = reachable()
     try:
         with contextlib.nullcontext() if reached else offline():
-            found = datasets.load_dataset(name)
+            dataset = datasets.load_dataset(name)
     except Exception as error:
         # The Hub client raises many kinds; what a user needs is which name failed and that a file works, too.
-        says = f"the Hub says: {type(error).__name__}: {error}" if reached else "the Hub cannot be reached from here"
-        raise UserError(f"--dataset {name}: no such file, and {says}. A local file or folder works") from None
+        reason = f"the Hub says: {type(error).__name__}: {error}" if reached else "the Hub cannot be reached from here"
+        raise UserError(f"--dataset {name}: no such file, and {reason}. A local file or folder works") from None
     if not reached:
         notes.append(f"{name}: the Hub cannot be reached; the copy that is here was used")
-    parts = {str(part): rows for part, rows in found.items()}
+    parts = {str(part): rows for part, rows in dataset.items()}
     known = {SPLIT_OF[part]: part for part in parts if part in SPLIT_OF}
     if "train" not in known:
         return {"": Source(list(parts.items()))}

@@ -4,7 +4,9 @@ import io
 import json
 import re
 from collections.abc import Iterator
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
+
+from tunebook.common.errors import Part, RowErrors
 
 CHUNK = 1 << 20  # bytes read at once
 LONGEST = 64 << 20  # characters of one row
@@ -21,17 +23,12 @@ class _Kept(Wrong):
     """A fault in a value whose end is known: the values after it can still be read."""
 
 
-class _Sink(Protocol):
-    def add(self, text: str) -> None: ...
-    def skip(self, text: str) -> None: ...
-
-
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):  # the json module keeps the last one and says nothing
+    mapping = dict(pairs)
+    if len(mapping) != len(pairs):  # the json module keeps the last one and says nothing
         names = [name for name, _ in pairs]
         raise _Kept(f"the key {next(name for name in names if names.count(name) > 1)!r} is there twice in one object")
-    return found
+    return mapping
 
 
 _STRICT = json.JSONDecoder(object_pairs_hook=_object)
@@ -122,7 +119,7 @@ class _Window:
         return f"line {line}, column {column}"
 
 
-def array(binary: BinaryIO, problems: _Sink) -> Iterator[Any]:
+def array(binary: BinaryIO, problems: RowErrors | Part) -> Iterator[Any]:
     """The values of the list that a JSON file is. One fault in its syntax ends it; where that is goes to `problems`."""
     try:
         yield from _values(_Window(binary), problems)
@@ -130,7 +127,7 @@ def array(binary: BinaryIO, problems: _Sink) -> Iterator[Any]:
         problems.add(str(error))
 
 
-def _values(window: _Window, problems: _Sink) -> Iterator[Any]:
+def _values(window: _Window, problems: RowErrors | Part) -> Iterator[Any]:
     first = window.peek()
     if first != "[":
         raise Wrong(_not_a_list(window, first))
@@ -144,8 +141,8 @@ def _values(window: _Window, problems: _Sink) -> Iterator[Any]:
             raise Wrong(f"the file ends in the middle of the list, after row {number} ({window.where()})")
         if expected == ", or ]":
             if character != ",":
-                said = _unseen(character) or "expected , or ]"
-                raise Wrong(f"not JSON at {window.where()}, after row {number}: {said}")
+                reason = _unseen(character) or "expected , or ]"
+                raise Wrong(f"not JSON at {window.where()}, after row {number}: {reason}")
             window.at, expected = window.at + 1, "a row"
             continue
         number += 1
@@ -156,10 +153,10 @@ def _values(window: _Window, problems: _Sink) -> Iterator[Any]:
         expected = ", or ]"
     window.at += 1
     if more := window.peek():
-        said = _unseen(more) or "there is more after the end of the list"
+        reason = _unseen(more) or "there is more after the end of the list"
         if more == "[" or (more == "\ufeff" and window.text[window.at + 1 :].lstrip()[:1] == "["):
-            said += "; lists that were joined become one by `jq -s add FILE > NEW.json`"
-        raise Wrong(f"not JSON at {window.where()}: {said}")
+            reason += "; lists that were joined become one by `jq -s add FILE > NEW.json`"
+        raise Wrong(f"not JSON at {window.where()}: {reason}")
 
 
 def _unseen(character: str) -> str:
@@ -171,16 +168,16 @@ def _unseen(character: str) -> str:
 
 def _next(window: _Window, number: int) -> Any:
     """The value at the window's place, which is then behind it."""
-    found, fault = None, None
+    row, fault = None, None
     for decoder in (_STRICT, _PLAIN):  # after a key twice, what remains is to find the row's end
         try:
-            found, _ = window.take(decoder)
+            row, _ = window.take(decoder)
             break
         except _Kept as error:
             fault = error
         except json.JSONDecodeError as error:
-            said = _unseen(window.text[error.pos : error.pos + 1]) or error.msg
-            raise Wrong(f"not JSON at {window.where(error.pos)}, in row {number}: {said}") from None
+            reason = _unseen(window.text[error.pos : error.pos + 1]) or error.msg
+            raise Wrong(f"not JSON at {window.where(error.pos)}, in row {number}: {reason}") from None
         except Wrong as error:
             raise Wrong(f"row {number} ({window.where()}) {error}") from None
         except RecursionError:
@@ -189,7 +186,7 @@ def _next(window: _Window, number: int) -> Any:
             raise Wrong(f"row {number} ({window.where()}): {error}") from None
     if fault:
         raise fault
-    return found
+    return row
 
 
 def _not_a_list(window: _Window, first: str) -> str:

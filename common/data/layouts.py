@@ -1,4 +1,4 @@
-"""Which columns of a source hold what: the layouts that are known, the one that a row fills, and those users name."""
+"""Column layouts: the known ones, the one that a row fills, and those users name."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -83,12 +83,7 @@ def signature(value: Row) -> Signature:
 
 
 def filled(columns: Signature, most: Schema | None = None) -> Schema | None:
-    """The known schema whose columns a row has; None where it has those of none.
-
-    Args:
-        columns: `signature` of the row.
-        most: the schema of most rows.
-    """
+    """The known schema whose columns a row with that `signature` has, or None; `most`: the schema of most rows."""
     state = dict(columns)
 
     def rank(known: Schema) -> tuple[bool, bool, int, bool]:
@@ -121,9 +116,9 @@ def detect(values: list[Row], name: str) -> Schema:
     """The known schema that most of the rows fill; else the one whose columns most rows have, at least in part."""
     votes = Counter(found for value in values if (found := filled(signature(value))))
     if votes:
-        first = max(KNOWN, key=lambda known: votes[known])
-        beside = [known for known in KNOWN if votes[known] and known.required_columns == first.required_columns]
-        return max(beside, key=lambda known: (known.kind != "pair", votes[known]))
+        best = max(KNOWN, key=lambda known: votes[known])
+        candidates = [known for known in KNOWN if votes[known] and known.required_columns == best.required_columns]
+        return max(candidates, key=lambda known: (known.kind != "pair", votes[known]))
     if any({"chosen", "rejected"} <= value.keys() for value in values):
         raise UserError(
             f"--dataset {name}: these are preferences (chosen, rejected), on which recipes/dpo_pairs.py trains; to "
@@ -135,9 +130,9 @@ def detect(values: list[Row], name: str) -> Schema:
             return TEXTS[fits.index(max(fits))]
     if not values:  # nothing to go by: empty, or all rows are wrong, and iterating says how
         return schema("instruction")
-    there = list(dict.fromkeys(str(column) for value in values for column in value))
+    present = list(dict.fromkeys(str(column) for value in values for column in value))
     raise UserError(
-        f"--dataset {name}: no known columns. It has: {_listed(there)}{_hint(there)}\n"
+        f"--dataset {name}: no known columns. It has: {_listed(present)}{_hint(present)}\n"
         "  Known are instruction (input) output, prompt completion, question (context) answer, messages, conversations;"
         f" others are named after the file: --dataset {name} instruction=COLUMN output=COLUMN"
     )
@@ -158,40 +153,38 @@ def _hint(there: list[str]) -> str:
 
 
 def mapped(mapping: dict[str, str], values: list[Row], name: str) -> Schema:
-    """The schema that a user names; columns that are not named are called as ours are.
-
-    Args:
-        mapping: our name -> their column.
-        values: the first rows.
+    """The schema that a user names by our name -> source column; other columns are called as ours are.
 
     Raises:
         UserError: no such name or column, or names that do not belong to one kind of rows.
     """
-    there = list(dict.fromkeys(str(column) for value in values for column in value))
-    listed = f"it has: {_listed(there)}"
+    present = list(dict.fromkeys(str(column) for value in values for column in value))
+    listed = f"it has: {_listed(present)}"
     for ours, theirs in mapping.items():
         if ours not in NAMES:
             raise UserError(f"--dataset {name} {ours}={theirs}: {ours} is none of {', '.join(sorted(NAMES))}")
-        if theirs not in there:
-            raise UserError(f"--dataset {name} {ours}={theirs}: no such column{nearest(theirs, there)}; {listed}")
+        if theirs not in present:
+            raise UserError(f"--dataset {name} {ours}={theirs}: no such column{nearest(theirs, present)}; {listed}")
     if not any(mapping.keys() & set(names) for names in REQUIRED.values()):  # only optional ones: input=passage
         base = detect(values, name)
         if base.kind != "pair" or not mapping.keys() & BESIDE:
-            if strange := mapping.keys() - _all(base.kind):
-                raise UserError(f"--dataset {name}: {min(strange)} does not belong to a {base.kind}; {listed}")
+            if unknown := mapping.keys() - _all(base.kind):
+                raise UserError(f"--dataset {name}: {min(unknown)} does not belong to a {base.kind}; {listed}")
             return Schema(base.kind, {**base.columns, **mapping}, base.required, base.tree)
         mapping = {**base.columns, **mapping}
     if mapping.keys() & set(REQUIRED["pair"]) and mapping.keys() & BESIDE:
         asked = {"instruction": mapping.get("prompt", "prompt"), "output": mapping.get("completion", "completion")}
         mapping = {**asked, **{ours: theirs for ours, theirs in mapping.items() if ours not in REQUIRED["pair"]}}
-    for known in ("chat", "pair", "instruction"):
-        if mapping.keys() & set(REQUIRED[known]):
-            made = schema(known, {ours: theirs for ours, theirs in mapping.items() if ours in _all(known)})
-            if missing := [ours for ours in made.required if made.columns[ours] not in there]:
+    for row_kind in ("chat", "pair", "instruction"):
+        if mapping.keys() & set(REQUIRED[row_kind]):
+            mapped_schema = schema(
+                row_kind, {ours: theirs for ours, theirs in mapping.items() if ours in _all(row_kind)}
+            )
+            if missing := [ours for ours in mapped_schema.required if mapped_schema.columns[ours] not in present]:
                 raise UserError(f"--dataset {name}: name the column of {missing[0]}: {missing[0]}=COLUMN; {listed}")
-            if strange := mapping.keys() - _all(known):
-                raise UserError(f"--dataset {name}: {min(strange)} does not belong to a {known}; {listed}")
-            return made
+            if unknown := mapping.keys() - _all(row_kind):
+                raise UserError(f"--dataset {name}: {min(unknown)} does not belong to a {row_kind}; {listed}")
+            return mapped_schema
     raise AssertionError("one of the kinds has a name in the mapping")
 
 

@@ -1,4 +1,4 @@
-"""Rows to train on, from the bundled set, files, folders or the Hub: checked in one go and split without leakage."""
+"""Load datasets from files, folders, the Hub or the bundled set, checked, and split without leakage."""
 
 import itertools
 import os
@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from tunebook.common import pocket
 from tunebook.common.data import hub, overlap, readers
 from tunebook.common.data.rows import Row
 from tunebook.common.data.rows import question as question_of
@@ -16,15 +17,12 @@ from tunebook.common.data.schema import SchemaReader
 from tunebook.common.data.spec import SPLITS, SourceSpec, parse
 from tunebook.common.data.texts import NEAR_DUPLICATE_LIMIT, digest, normalized
 from tunebook.common.errors import UserError, first_names
-from tunebook.common.pocket import FOLDER as POCKET
 
-# name of --dataset -> how the names of its files begin
-BUNDLED = {"pocket": "", "pocket_chat": "chat_", "pocket_pairs": "pairs_"}
 SIZES = {"train": 85, "validation": 10, "test": 5}  # percent
 IN_MEMORY_BYTES = 64 << 20  # bytes: a source of this size is kept in memory, a larger one is read again each time
 
 
-WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")  # how a path of Windows begins
+WINDOWS_PATH = re.compile(r"[A-Za-z]:[\\/]|\\\\")  # how a path of Windows begins
 
 
 class RowList(list[Row]):
@@ -122,51 +120,51 @@ def load(
         UserError: a file or name does not exist, a word means nothing, or rows are wrong: all rows of a source in one
             message, with their numbers.
     """
-    wanted, unit = parse([words] if isinstance(words, str) and Path(words).exists() else words)
+    specs, unit = parse([words] if isinstance(words, str) and Path(words).exists() else words)
     notes: list[str] = []
-    told: list[str] = []
+    column_lines: list[str] = []
     parts: dict[str, list] = {split: [] for split in SPLITS}
     dropped: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
-    whole: dict[tuple[int, ...], list[_Checked]] = {}
-    given = False  # whether a source has splits of its own
-    for name, spec in wanted.items():
-        found = splits_of(name, spec, notes)
-        tables = {split: reads(source, name, spec.mapping, bad_rows) for split, source in found.items()}
-        checked = {split: _Checked(found[split], table) for split, table in tables.items()}
+    unsplit: dict[tuple[int, ...], list[_Checked]] = {}
+    has_own_splits = False  # whether a source has splits of its own
+    for name, spec in specs.items():
+        sources = splits_of(name, spec, notes)
+        tables = {split: reads(source, name, spec.mapping, bad_rows) for split, source in sources.items()}
+        checked = {split: _Checked(sources[split], table) for split, table in tables.items()}
         for split, table in tables.items():
             dropped[split or "train"] += table.problems.dropped
-        told += [] if name in BUNDLED else column_notes(list(tables.values()))
-        rest = checked.pop("", None) or checked.pop("train")  # what the splits that are missing are taken from
-        given |= bool(checked) and name not in BUNDLED
+        column_lines += [] if pocket.rows(name) else column_notes(list(tables.values()))
+        remainder = checked.pop("", None) or checked.pop("train")  # what the splits that are missing are taken from
+        has_own_splits |= bool(checked) and not pocket.rows(name)
         for split, table in checked.items():
             parts[split].append(table.rows())
         missing = [0 if split in checked else SIZES[split] for split in SPLITS[1:]]
         if any(missing):
-            whole.setdefault((100 - sum(missing), *missing), []).append(rest)
+            unsplit.setdefault((100 - sum(missing), *missing), []).append(remainder)
         else:
-            parts["train"].append(rest.rows())
-    for sizes, tables in whole.items():
+            parts["train"].append(remainder.rows())
+    for sizes, tables in unsplit.items():
         _split(tables, sizes, seed, parts, notes)
     rows = {split: Rows(parts[split], bad_rows == "drop", dropped[split]) for split in SPLITS}
     if not len(rows["train"]):
-        raise UserError(f"--dataset {' '.join(wanted)}: {sum(map(len, rows.values()))} rows are too few to split")
-    if given:
+        raise UserError(f"--dataset {' '.join(specs)}: {sum(map(len, rows.values()))} rows are too few to split")
+    if has_own_splits:
         notes += overlap.notes(rows)
-    return Splits(rows, {name: spec.share for name, spec in wanted.items()}, unit, [*notes, *told])
+    return Splits(rows, {name: spec.share for name, spec in specs.items()}, unit, [*notes, *column_lines])
 
 
 def column_notes(tables: list[SchemaReader]) -> list[str]:
     """What the columns of sources became, and what was dropped of them, in words. They have been gone through."""
-    lines = [table.line() for table in tables]
+    lines = [table.summary() for table in tables]
     return [*dict.fromkeys(lines), *(f"{table.name}: {left}" for table in tables if (left := table.problems.left()))]
 
 
 def splits_of(name: str, spec: SourceSpec, notes: list[str]) -> dict[str, Any]:
     """The sources of a name by split; {"": source} where it has no splits of its own."""
     path = Path(name)
-    if name in BUNDLED:
-        return {split: readers.read(POCKET / f"{BUNDLED[name]}{split}.jsonl") for split in SPLITS}
-    if WINDOWS.match(name) and os.name != "nt" and not path.exists():
+    if bundled := pocket.rows(name):
+        return {split: readers.read(file) for split, file in bundled.items()}
+    if WINDOWS_PATH.match(name) and os.name != "nt" and not path.exists():
         raise UserError(f"--dataset {name}: a path of Windows; here it may be {_posix(name)}, or copy the file")
     if path.is_dir():
         own, others = readers.splits(path, spec.header)
@@ -229,12 +227,12 @@ def _split(tables: list[_Checked], sizes: tuple[int, ...], seed: int, parts: dic
         texts = [text if len(part) > NEAR_DUPLICATE_LIMIT else _key(text) for part in asked for text in part]
         notes.append(f"{len(texts)} rows: equal questions are kept in one split; similar ones were not looked for")
     strata = [str(place) for place, table in enumerate(tables) for _ in range(table.count)] if tables[1:] else None
-    found = splitting.assign(texts, sizes=sizes, seed=seed, strata=strata)
-    if empty := splitting.unfilled(texts, found, sizes, 0.8 if len(texts) <= NEAR_DUPLICATE_LIMIT else None):
+    assigned = splitting.assign(texts, sizes=sizes, seed=seed, strata=strata)
+    if empty := splitting.unfilled(texts, assigned, sizes, 0.8 if len(texts) <= NEAR_DUPLICATE_LIMIT else None):
         notes.append(empty)
     start = 0
     for table in tables:
-        of_table, start = found[start : start + table.count], start + table.count
+        of_table, start = assigned[start : start + table.count], start + table.count
         for code, name in enumerate(SPLITS):
             places = np.flatnonzero(of_table == code)
             if len(places):

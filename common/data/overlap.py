@@ -1,4 +1,4 @@
-"""Rows that train and are held out, too: what is measured on them is memory."""
+"""Training rows that are in validation or test, too."""
 
 from collections.abc import Iterable, Mapping
 
@@ -13,21 +13,17 @@ def key(row: Row) -> bytes:
 
 
 def notes(splits: Mapping[str, Iterable[Row]]) -> list[str]:
-    """A line for each of validation and test that holds rows of train, equal in all that a model sees of them.
-
-    Args:
-        splits: rows of `train`, which are gone through once, and of the others.
-    """
-    held = {split: [(key(row), row.get("row")) for row in splits[split]] for split in ("validation", "test")}
-    wanted = {one for rows in held.values() for one, _ in rows}
-    trained = {one for row in splits["train"] if wanted and (one := key(row)) in wanted}
-    found = []
-    for split, rows in held.items():
-        places = [place for one, place in rows if one in trained]
+    """A line for each of validation and test that holds rows of train, equal in all that a model sees of them."""
+    heldout = {split: [(key(row), row.get("row")) for row in splits[split]] for split in ("validation", "test")}
+    heldout_keys = {identity for rows in heldout.values() for identity, _ in rows}
+    overlapping = {identity for row in splits["train"] if heldout_keys and (identity := key(row)) in heldout_keys}
+    lines = []
+    for split, rows in heldout.items():
+        places = [place for identity, place in rows if identity in overlapping]
         if places:
-            found.append(
+            lines.append(
                 f"warning: {len(places)} of {len(rows)} {split} rows are training rows, too (the first is row "
                 f"{places[0]}): scores on them say what was memorized. Take them out of one split, or give one file "
                 "and let it be split"
             )
-    return found
+    return lines

@@ -1,4 +1,4 @@
-"""Other openings for an English instruction: rules and no model, for `augment`."""
+"""Rule-based paraphrases of an English instruction's opening, for `augment`."""
 
 import re
 

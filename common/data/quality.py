@@ -1,8 +1,4 @@
-"""What is wrong with a row's text: names of problems, cheap to find, for a report and for a gate; nothing is dropped.
-
-Rules look at one row at a time (`examine`). What needs the set is looked for on request (`search`): near-duplicates,
-other languages, overlap with benchmark items.
-"""
+"""Problems of a row's text, by name (`examine`), and those that need the whole dataset (`search`)."""
 
 import re
 import zlib
@@ -58,36 +54,34 @@ DAMAGE = re.compile(
 
 
 def examine(row: Row, shortest: int = SHORTEST, longest: int = LONGEST) -> list[str]:
-    """The problems of a canonical row (keys of EXPLAIN), each once; an empty list for a good row.
+    """The problems of a row (keys of EXPLAIN), each once.
 
-    Args:
-        shortest: characters that a question must have.
-        longest: characters that the whole row may have.
+    `shortest`: characters a question must have; `longest`: characters the whole row may have.
     """
-    found: dict[str, None] = {}  # a set that keeps its order
-    asks, answers, length = [], [], 0
+    problems: dict[str, None] = {}  # a set that keeps its order
+    questions, answers, length = [], [], 0
     for role, field, text in row_of.texts(row):
         length += len(text)
         stripped = text.strip()
         if stripped:
-            found.update(dict.fromkeys(_characters(text)))
+            problems.update(dict.fromkeys(_characters(text)))
             if len(stripped) <= 11 and stripped.casefold() in NULLS:
-                found["null_text"] = None
+                problems["null_text"] = None
         if role == "ask":
-            asks.append(stripped)
+            questions.append(stripped)
             if not stripped and field != "input":
-                found["empty_instruction"] = None
+                problems["empty_instruction"] = None
         elif role == "answer":
             answers.append(stripped)
-            found.update(dict.fromkeys(_answer(stripped)))
-    question = "\n".join(part for part in asks if part)
+            problems.update(dict.fromkeys(_answer(stripped)))
+    question = "\n".join(part for part in questions if part)
     if 0 < len(question) < shortest:
-        found["too_short"] = None
+        problems["too_short"] = None
     if length > longest:
-        found["too_long"] = None
-    if answers and answers[-1] and answers[-1] in (question, *asks[-1:]):
-        found["echo"] = None
-    return list(found)
+        problems["too_long"] = None
+    if answers and answers[-1] and answers[-1] in (question, *questions[-1:]):
+        problems["echo"] = None
+    return list(problems)
 
 
 def _characters(text: str) -> Iterator[str]:
@@ -142,10 +136,9 @@ def language(text: str) -> tuple[str, float]:
 
 
 def speaks(row: Row, code: str, least: float = 0.9, shortest: int = 40) -> bool:
-    """Whether question and answer, without code and addresses, are in the language `code` or cannot be told.
+    """Whether question and answer, without code and URLs, are in the language `code` or too short to tell.
 
     A text counts as another language only where that is at least `least` likely and `shortest` characters support it.
-    A translation into another language is named, too: whether it is wanted is the user's to say.
 
     Raises:
         UserError: a code that the identifier does not know.
@@ -168,7 +161,6 @@ def search(
     """Problems by name, as statistics.survey gives them, with what was searched for and not found as 0 rows.
 
     Args:
-        rows: canonical rows, gone through once for each search.
         near: compare all questions with each other.
         language: name rows that are not in it (an ISO 639-1 code).
         benchmarks: files or folders of benchmark items.
@@ -179,15 +171,15 @@ def search(
     Raises:
         UserError: an unknown language, or benchmark files that cannot be read.
     """
-    found, overlaps = {}, []
+    problems, overlaps = {}, []
     if language:
         other = (row for row in rows if not speaks(row, language))
-        found[f"not_{language}"] = _problem(other, f"question or answer is in another language than {language}")
+        problems[f"not_{language}"] = _problem(other, f"question or answer is in another language than {language}")
     if near:
-        found["near_duplicate"] = _problem(_near(rows), EXPLAIN["near_duplicate"])
+        problems["near_duplicate"] = _problem(_near(rows), EXPLAIN["near_duplicate"])
     if benchmarks:
-        found["benchmark_overlap"], overlaps = _overlaps(rows, benchmarks)
-    return found, overlaps
+        problems["benchmark_overlap"], overlaps = _overlaps(rows, benchmarks)
+    return problems, overlaps
 
 
 def _problem(rows: Iterable[Row], why: str) -> Problem:

@@ -1,7 +1,6 @@
-"""Files of rows, read as a stream: json, jsonl, csv, tsv, parquet, arrow, .gz of texts, and folders of them.
+"""Streaming readers of json, jsonl, csv, tsv, parquet and arrow files, .gz, and folders of them.
 
-What comes out are raw values (a dict, normally); `columns` gives them meaning. Iterating twice reads twice, so a
-million rows need the memory of a few.
+Iterating twice reads twice, so a million rows need the memory of a few.
 """
 
 import codecs
@@ -26,10 +25,7 @@ LONGEST = 64 << 20  # bytes of one row; more is a file with lost line ends or qu
 
 
 class Source:
-    """One file. Iterating yields (number, value): the row's place counted from 1, and what the file holds there.
-
-    Blank lines and a csv header are no rows and are not counted.
-    """
+    """One file; yields (number from 1, value). Blank lines and a csv header are not counted."""
 
     def __init__(self, path: Path, name: str, header: bool = True):
         self.path, self.name, self.header = path, name, header
@@ -110,8 +106,7 @@ class Joined:
 def read(path: str | Path, header: bool = True) -> Source | Joined:
     """The rows of a file, or of all data files of a folder in name order.
 
-    Args:
-        header: False for csv and tsv files whose first line is a row; the columns are then called "1", "2", ...
+    `header`: False for csv and tsv files whose first line is a row; the columns are then called "1", "2", ...
 
     Raises:
         UserError: there is nothing to read at `path`, or (while iterating, at the end) rows that cannot be read.
@@ -120,15 +115,14 @@ def read(path: str | Path, header: bool = True) -> Source | Joined:
     if path.is_dir():
         return Joined([Source(file, str(file), header) for file in _data_files(path)])
     if not path.is_file():
-        beside = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
-        what = "is not a regular file" if path.exists() else "there is no such file"
-        raise UserError(f"--dataset {path}: {what}{nearest(path.name, beside)}")
+        siblings = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
+        reason = "is not a regular file" if path.exists() else "there is no such file"
+        raise UserError(f"--dataset {path}: {reason}{nearest(path.name, siblings)}")
     return Source(path, str(path), header)
 
 
 def splits(folder: Path, header: bool = True) -> tuple[dict[str, Source | Joined], list[str]]:
-    """The splits that a folder's file names give (train.jsonl, test-00000-of-00002.parquet, ...), or its folders' names
-    (train/, as save_to_disk writes them).
+    """The splits of a folder, by file names (train.jsonl, test-00000-of-00002.parquet, ...) or by its folders' names.
 
     Returns:
         ({"train": ..., ...}, the names of data files that belong to no split). Without a train file: ({}, all files).
@@ -228,10 +222,10 @@ def _lines(binary: BinaryIO, problems: RowErrors | Part) -> Iterator[Any]:
         try:
             yield json_array.value(text)
         except json_array.Wrong as error:
-            said = text.strip()
-            if said in ("[", "[{"):
+            stripped = text.strip()
+            if stripped in ("[", "[{"):
                 problems.skip(f"line {number}: {error}; a list of rows is .json: rename the file")
-            elif first and said[:1] == "{" and said[-1] in "{[,":
+            elif first and stripped[:1] == "{" and stripped[-1] in "{[,":
                 problems.add(f"line {number}: an object that goes over several lines; {json_array.ONE_A_LINE}")
                 return
             else:
@@ -261,13 +255,13 @@ def _table(binary: BinaryIO, problems: RowErrors | Part, header: bool, tabs: boo
             continue
         if names is None:
             names = cells if header else [str(place) for place in range(1, len(cells) + 1)]
-            if header and any(
-                name[:1] == " " for name in names
-            ):  # `a, b`: the space belongs to the comma, in cells too
+            # In `a, b` the space belongs to the comma, in cells, too.
+            if header and any(name[:1] == " " for name in names):
                 before = reader.line_num
                 reader, names = csv.reader(lines, skipinitialspace=True, **tab), [name.strip() for name in names]
-            if twice := sorted({name for name in names if names.count(name) > 1}):
-                problems.add(f"line {before or reader.line_num}: the header names a column twice: {_quoted(twice)}")
+            if duplicates := sorted({name for name in names if names.count(name) > 1}):
+                names_twice = ", ".join(map(repr, duplicates))
+                problems.add(f"line {before or reader.line_num}: the header names a column twice: {names_twice}")
                 return
             if header:
                 continue
@@ -276,10 +270,6 @@ def _table(binary: BinaryIO, problems: RowErrors | Part, header: bool, tabs: boo
         else:
             where = "the header has" if header else "the first line has"
             problems.skip(f"line {before + reader.line_num}: {len(cells)} cells, {where} {len(names)}")
-
-
-def _quoted(names: list[str]) -> str:
-    return ", ".join(map(repr, names))
 
 
 def _parquet(binary: BinaryIO, problems: RowErrors | Part) -> Iterator[dict]:

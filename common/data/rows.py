@@ -110,9 +110,9 @@ def answers(row: Row) -> str:
     """The output, the completion, or all assistant turns of a chat, one a line, with their tool calls."""
     if "messages" not in row:
         return last_answer(row)
-    said = (turn for turn in row["messages"] if turn["role"] == "assistant")
+    turns = (turn for turn in row["messages"] if turn["role"] == "assistant")
     return "\n".join(
-        (turn["content"] or "") + (json.dumps(turn["tool_calls"]) if turn.get("tool_calls") else "") for turn in said
+        (turn["content"] or "") + (json.dumps(turn["tool_calls"]) if turn.get("tool_calls") else "") for turn in turns
     )
 
 
@@ -120,8 +120,8 @@ def answers_nothing(row: Row) -> bool:
     """Whether no assistant turn of the row says or calls anything."""
     if "messages" not in row:
         return not last_answer(row).strip()
-    said = [turn for turn in row["messages"] if turn["role"] == "assistant"]
-    return not any((turn.get("content") or "").strip() or turn.get("tool_calls") for turn in said)
+    turns = [turn for turn in row["messages"] if turn["role"] == "assistant"]
+    return not any((turn.get("content") or "").strip() or turn.get("tool_calls") for turn in turns)
 
 
 def messages(row: Row) -> list[dict[str, Any]]:
@@ -144,11 +144,11 @@ def texts(row: Row) -> Iterator[tuple[Literal["ask", "answer", "aside"], str, st
             role = {"user": "ask", "assistant": "answer"}.get(turn["role"], "aside")
             yield role, f"turn {place}", turn.get("content") or ("" if "tool_calls" not in turn else "(tool call)")  # pyright: ignore[reportReturnType]
     else:
-        of = kind(row)
-        yield "ask", ASKED[of], row[ASKED[of]]
-        if of == "instruction":
+        row_kind = kind(row)
+        yield "ask", ASKED[row_kind], row[ASKED[row_kind]]
+        if row_kind == "instruction":
             yield "ask", "input", row.get("input", "")
-        yield "answer", ANSWER[of], row[ANSWER[of]]
+        yield "answer", ANSWER[row_kind], row[ANSWER[row_kind]]
     if row.get("system"):
         yield "aside", "system", row["system"]
 
@@ -164,8 +164,8 @@ def content(row: Row) -> str:
 
 def weight(value: Row | Turn) -> float:
     """The weight of a row or of a turn."""
-    found = value.get("weight")
-    return 1.0 if found is None else float(found)
+    own = value.get("weight")
+    return 1.0 if own is None else float(own)
 
 
 def answer_weights(row: Row) -> list[float]:
@@ -192,14 +192,7 @@ def is_context(row: Row) -> bool:
 
 
 def refuse_weights(rows: Iterable[Row], who: str, remedy: str) -> None:
-    """Refuse weights where a loss has no place for them.
-
-    Args:
-        who: what has none, as a message begins.
-
-    Raises:
-        UserError: the first row whose last answer has another weight than 1, and the remedy.
-    """
+    """Raises UserError for the first row whose last answer has another weight than 1; `who`: what takes no weights."""
     for row in rows:
-        if (found := last_weight(row)) != 1:
-            raise UserError(f"{who} takes no weights, and row {row['row']} has `weight` {found:g}. {remedy}")
+        if (row_weight := last_weight(row)) != 1:
+            raise UserError(f"{who} takes no weights, and row {row['row']} has `weight` {row_weight:g}. {remedy}")

@@ -1,7 +1,4 @@
-"""What the columns of a source mean: every row becomes an instruction, a pair or a chat, and is checked.
-
-What a row is stands in data/rows.py.
-"""
+"""Schemas: every row of a source becomes an instruction, a pair or a chat (data/rows.py), and is checked."""
 
 import itertools
 from collections.abc import Iterator
@@ -25,7 +22,7 @@ OURS = {"row", "source", *(name for names in REQUIRED.values() for name in names
 
 
 class Input(Protocol):
-    """What is read from: sources.Source, sources.Joined, or rows of the Hub."""
+    """What is read from: readers.Source, readers.Joined, or hub.Source."""
 
     def rows(self, problems: RowErrors) -> Iterator[tuple[int, Any]]: ...
     def place(self, number: int) -> str: ...
@@ -37,18 +34,17 @@ class SchemaReader:
     A row has the schema that it fills (a null column does not count), so that joined sets may have several.
 
     Args:
-        source: what is read.
         name: the source as the user typed it.
-        mapping: our name -> their column, e.g. {"instruction": "question", "output": "answer"}; of all rows.
-        bad_rows: `refuse` a source with rows that are wrong, or `drop` and count them.
+        mapping: our name -> source column, e.g. {"instruction": "question", "output": "answer"}; of all rows.
+        bad_rows: `refuse` a source with invalid rows, or `drop` and count them.
 
     Attributes:
         uses: what the columns became, over the rows of the last iteration.
         problems: of the last iteration; what was dropped is there.
 
     Raises:
-        UserError: the columns mean nothing known (from here), or (at the end of an iteration) rows are wrong: all of
-            them in one message. Where they are dropped: none is left.
+        UserError: unknown columns (from here), or (at the end of an iteration) invalid rows, all in one message; where
+            they are dropped: none is left.
     """
 
     marks = MARKS  # columns whose false says that an answer is to be avoided
@@ -102,9 +98,9 @@ class SchemaReader:
         if not kept:
             raise UserError(f"--dataset {self.name}: no row is left; {problems.left()}")
 
-    def line(self) -> str:
+    def summary(self) -> str:
         """What the columns of the last iteration became, in words."""
-        return f"{self.name}: {self.uses.line()}"
+        return f"{self.name}: {self.uses.summary()}"
 
     def _any(self, column: str, values: list[Row]) -> bool:
         if not any(column in value for value in values):

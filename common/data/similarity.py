@@ -2,7 +2,7 @@
 
 A prefix filter, a position filter and a bitmap filter name candidates, and each is verified, so that no pair is
 missed, unlike with MinHash. Grams are compared by 52 bits of a hash: over a million pairs of texts the chance of one
-wrong count is about one in a million. Texts are worked on in parts; what stays in memory is a few numbers a text.
+wrong count is about one in a million.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,7 +26,7 @@ Wanted = Callable[[np.ndarray, np.ndarray], np.ndarray]
 def join(
     texts: list[str], threshold: float, wanted: Wanted | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Arrays (i, j, similarity) of the pairs of distinct, normalised texts at or above the threshold.
+    """Arrays (i, j, similarity) of the pairs of distinct, normalized texts at or above the threshold.
 
     Args:
         wanted: takes arrays i and j, says (bool) which of these pairs matter; the others are not verified.

@@ -1,4 +1,4 @@
-"""What the words of --dataset ask for: sources, the share of each, what their columns mean; and the names of splits."""
+"""The --dataset syntax: sources, their shares, column mappings; and the names of splits."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,11 +17,11 @@ ANSWERS = ("chosen", "rejected")  # what a source of preference pairs may name b
 
 @dataclass
 class SourceSpec:
-    """What was asked of a source.
+    """A source of --dataset.
 
     Attributes:
-        share: of the mix (a float up to 1), or so many rows (an int); None where it was not said.
-        mapping: our name -> their column.
+        share: of the mix (a float up to 1), or so many rows (an int); None where not given.
+        mapping: our name -> source column.
         header: False where a csv file has none.
     """
 
@@ -31,10 +31,10 @@ class SourceSpec:
 
 
 def parse(words: str | list[str]) -> tuple[dict[str, SourceSpec], str]:
-    """The sources that the words of --dataset name, and what their shares count ("rows" or "tokens").
+    """The sources of --dataset, and what their shares count ("rows" or "tokens").
 
     Raises:
-        UserError: a word means nothing here.
+        UserError: a word is not understood.
     """
     wanted: dict[str, SourceSpec] = {}
     unit, last = "rows", None

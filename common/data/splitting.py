@@ -1,4 +1,4 @@
-"""Splits: train, validation and test, or folds; near-duplicates stay together, and the proof on the result."""
+"""Splits and folds in which near-duplicates stay together."""
 
 import logging
 from collections.abc import Sequence
@@ -22,16 +22,15 @@ def assign(
     near: bool | None = None,
     threshold: float = 0.8,
 ) -> np.ndarray:
-    """The split of each row: an int8 array, 0 train, 1 validation, 2 test (as many as `sizes` has entries).
+    """The split of each row: int8, 0 train, 1 validation, 2 test (as many as `sizes` has entries).
 
-    Rows whose texts are near-duplicates, or are joined by a chain of them, are in one split. The order of the rows
-    does not matter: a text's split comes from the seed and the set it is in.
+    Near-duplicates, and rows joined by a chain of them, are in one split. The order of the rows does not matter.
 
     Args:
-        texts: what a row asks, one a row; instruction, newline, input for Alpaca rows.
+        texts: what each row asks.
         sizes: shares of the rows, of any sum.
         strata: a name for each row; each name's rows are divided by `sizes` as well as its groups allow.
-        near: False groups only texts that are identical but for case and white space; None decides by `method`.
+        near: False groups only texts that are equal but for case and white space; None decides by `method`.
         threshold: Jaccard similarity of the character 5-grams from which two texts are near-duplicates.
 
     Raises:
@@ -60,31 +59,25 @@ def method(rows: int, near: bool | None = None) -> str:
 
 
 def asked(questions: Sequence[str], systems: Sequence[str]) -> Sequence[str]:
-    """The texts by which rows are told apart: the questions, or each behind its system text where a set has its
-    documents there and asks all of them nearly the same.
-
-    Args:
-        questions, systems: of each row; "" where there is no system text.
+    """The texts that identify rows: the questions, or each after its system text where a set has its documents there.
 
     Returns:
         `questions` itself where they are enough.
     """
     if 2 * len(set(systems)) <= len(set(questions)) or len(set(systems)) == 1:
         return questions
-    whole = [f"{system}\n{question}" for system, question in zip(systems, questions, strict=True)]
+    with_systems = [f"{system}\n{question}" for system, question in zip(systems, questions, strict=True)]
     near = 0.8 if len(questions) <= NEAR_DUPLICATE_LIMIT else None
-    apart, alone = (len(np.unique(dedup.groups(texts, near))) for texts in (whole, questions))
-    return whole if apart > 2 * alone else questions
+    distinct, distinct_questions = (len(np.unique(dedup.groups(texts, near))) for texts in (with_systems, questions))
+    return with_systems if distinct > 2 * distinct_questions else questions
 
 
-def unfilled(texts: Sequence[str], found: np.ndarray, sizes: Sequence[float], threshold: float | None = 0.8) -> str:
-    """Why splits that were asked for have no rows, in words; empty where all have some.
+def unfilled(texts: Sequence[str], splits: np.ndarray, sizes: Sequence[float], threshold: float | None = 0.8) -> str:
+    """Why splits that were requested are empty; "" where all have rows.
 
-    Args:
-        texts, sizes: what `assign` was given, and `found` what it gave.
-        threshold: None where only equal texts were kept together.
+    `threshold`: None where only equal texts were kept together.
     """
-    empty = [SPLITS[split] for split, size in enumerate(sizes) if size > 0 and not (found == split).any()]
+    empty = [SPLITS[split] for split, size in enumerate(sizes) if size > 0 and not (splits == split).any()]
     if not empty or not len(texts):
         return ""
     largest = int(np.bincount(dedup.groups(texts, threshold)).max())
@@ -114,16 +107,15 @@ def length_strata(texts: Sequence[str], bins: int = 4) -> list[str]:
     return [f"length bin {place + 1}" for place in np.searchsorted(cuts, lengths, side="left").tolist()]
 
 
-def leaks(texts: Sequence[str], found: np.ndarray, threshold: float = 0.8) -> list[tuple[int, int, float]]:
-    """Near-duplicate pairs (i, j, similarity), i < j, whose rows are in different splits; none is the proof.
+def leaks(texts: Sequence[str], splits: np.ndarray, threshold: float = 0.8) -> list[tuple[int, int, float]]:
+    """Near-duplicate pairs (i, j, similarity), i < j, whose rows are in different splits.
 
-    Looks at the result alone: all pairs of texts are compared anew and nothing of the grouping is used. Of rows with
-    one text in one split, the first speaks for all.
+    All pairs of texts are compared anew; nothing of the grouping is used.
     """
     digest = dedup.digests(texts)
-    _, speakers = np.unique(np.stack([digest, found.astype(np.uint64)]), axis=1, return_index=True)
+    _, speakers = np.unique(np.stack([digest, splits.astype(np.uint64)]), axis=1, return_index=True)
     speakers = np.sort(speakers)
-    split, digest = found[speakers], digest[speakers]
+    split, digest = splits[speakers], digest[speakers]
     pairs = _repeats(speakers, digest)
     chosen: list[int] = speakers.tolist()
     kept = [normalized(texts[place]) for place in chosen]
@@ -202,11 +194,7 @@ def _fill(rows: np.ndarray, chance: np.ndarray, room: np.ndarray) -> np.ndarray:
     room = np.maximum(room, 0)
     while room.sum() > len(single):
         room[room.argmax()] -= 1
-    split[single] = np.repeat(np.arange(len(room)), _spread(room, len(single)))
-    return split
-
-
-def _spread(room: np.ndarray, rows: int) -> np.ndarray:
     room = room.astype(np.int64)
-    room[room.argmax()] += rows - room.sum()
-    return room
+    room[room.argmax()] += len(single) - room.sum()
+    split[single] = np.repeat(np.arange(len(room)), room)
+    return split

@@ -1,4 +1,4 @@
-"""What a set holds: rows, lengths, repeats, categories, problems. One pass over the rows; what it keeps is numbers."""
+"""Dataset statistics: rows, lengths, repeats, categories, problems, in one pass."""
 
 from array import array
 from collections import Counter
@@ -24,10 +24,9 @@ Examine = Callable[[dict], Iterable[str]]
 
 
 def survey(rows: Iterable[dict], examine: Examine | None = None) -> dict[str, Any]:
-    """Count what canonical rows hold.
+    """Statistics of canonical rows.
 
     Args:
-        rows: canonical rows with `row` and `source`.
         examine: names of the problems of one row; they are counted beside empty outputs and repeats.
 
     Returns:
@@ -102,7 +101,7 @@ class _Survey:
 
 
 def spread(values: Any) -> dict[str, float | int]:
-    """mean, median, p95 (linear between neighbours), shortest, longest and sum of numbers; zeros for none."""
+    """mean, median, p95 (linear interpolation), shortest, longest and sum of numbers; zeros for none."""
     import numpy as np
 
     numbers = np.asarray(values, dtype=np.int64)

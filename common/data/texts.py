@@ -1,4 +1,4 @@
-"""Texts as keys: alike but for case and white space, and short stand-ins for a million of them."""
+"""Texts as keys: normalized, and hashed."""
 
 from hashlib import blake2b
 

@@ -1,8 +1,8 @@
-"""Tools of a row and calls of its turns: several customs read as one.
+"""Tools of a row and calls of its turns, in one form.
 
 A tool is {"type": "function", "function": {"name", "description", "parameters"}}, a call {"type": "function",
-"function": {"name", "arguments"}[, "id"]}. Arguments stay what the row has, an object or JSON text of one: some
-templates concatenate the text, others walk through the object.
+"function": {"name", "arguments"}[, "id"]}. Arguments stay an object or its JSON text: some templates concatenate the
+text, others iterate over the object.
 """
 
 from typing import Any
@@ -33,8 +33,7 @@ def calls(turn: dict, role: str, text_key: str) -> list[dict]:
     """The calls of a turn, from `tool_calls`, `function_call`, or the text of a turn whose role is one of CALLERS.
 
     Raises:
-        Wrong: a call is no object with a name and arguments, or stands where no call can stand; it begins with the
-            field.
+        Wrong: a call is no object with a name and arguments, or stands where no call can; begins with the field.
     """
     given = {key: turn[key] for key in KEYS if turn.get(key) not in (None, "", [])}
     if role in CALLERS:

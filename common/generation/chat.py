@@ -55,7 +55,7 @@ class Conversation:
         for row, answer in zip(rows, texts[1::2], strict=False):
             row["output"] = answer
         rows[0]["system"] = self.system
-        whole = rendering.renderer(self.tokenizer, template, "answers")(rows[:-1])[0]
+        whole = rendering.renderer(self.tokenizer, template, "assistant")(rows[:-1])[0]
         return [
             *chain.from_iterable(ids for ids, _ in whole),
             *rendering.prompts(self.tokenizer, template, rows[-1:])[0],

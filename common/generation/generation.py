@@ -90,7 +90,7 @@ def end_of_turn(tokenizer: Any, template: AnyTemplate) -> int:
         return int(tokenizer.eos_token_id)
     answer = {"role": "assistant", "content": "x"}
     tries = [{"messages": [*opening, answer]} for opening in openings()]
-    encoded, bad, _ = rendering.renderer(tokenizer, template, "answers")(tries)
+    encoded, bad, _ = rendering.renderer(tokenizer, template, "assistant")(tries)
     control = tokenizer.backend_tokenizer.get_added_tokens_decoder()
     last = [tokens[spans[-1][1] - 1] for place, (tokens, spans) in enumerate(encoded) if place not in bad]
     return next((token for token in last if token in control), int(tokenizer.eos_token_id))

@@ -6,13 +6,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tunebook.common import pocket
 from tunebook.common.errors import UserError
 from tunebook.common.models import device, generation_config, module_kinds, moe, parameter_table
-from tunebook.common.pocket import FOLDER as POCKET
 from tunebook.common.tokens import tokenization
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-BUNDLED = {"pocket": "model", "pocket_teacher": "teacher"}  # name of --model -> its folder
 
 
 def resolve(name: str, max_length: int | None = None, weights: bool = True) -> str:
@@ -26,10 +25,9 @@ def resolve(name: str, max_length: int | None = None, weights: bool = True) -> s
         UserError: a local folder lacks config, weights or tokenizer; or the name is neither folder nor Hub name; or
             the model takes fewer tokens than max_length.
     """
-    if name in BUNDLED:
-        place = str(POCKET / BUNDLED[name])
-        _check_length(name, json.loads(Path(place, "config.json").read_text(encoding="utf-8")), max_length)
-        return place
+    if bundled := pocket.model(name):
+        _check_length(name, json.loads((bundled / "config.json").read_text(encoding="utf-8")), max_length)
+        return str(bundled)
     path = Path(name)
     if not path.exists():
         if name.count("/") != 1 or name.startswith((".", "/", "~")):

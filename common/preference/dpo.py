@@ -1,4 +1,4 @@
-"""Direct preference optimisation: where it starts, what it is held against, and what held-out pairs say of it."""
+"""Direct preference optimization: starting point, reference, and metrics on held-out pairs."""
 
 import contextlib
 import functools
@@ -19,14 +19,12 @@ TASK = "held_out_pairs"  # as the report calls them among the scores
 
 
 def starting_point(model: str | None, adapter: str | None) -> tuple[str, str | None]:
-    """The model and the folder of the adapter to start from, as --model and --adapter name them.
+    """The model and the adapter folder to start from, as --model and --adapter name them.
 
-    Args:
-        model: None: the base that the adapter was trained on, or pocket_teacher where there is no adapter.
-        adapter: the folder of a run or of its adapter.
+    Without --model: the base that the adapter was trained on, or pocket_teacher where there is no adapter.
 
     Raises:
-        UserError: there is no adapter, one of another kind, or its base is not there and no other is named.
+        UserError: no LoRA adapter, or its base is not there and no other is named.
     """
     if adapter is None:
         return model or "pocket_teacher", adapter
@@ -46,7 +44,7 @@ def starting_point(model: str | None, adapter: str | None) -> tuple[str, str | N
 
 
 def check_adapter(name: str) -> str:
-    """The folder of a LoRA adapter of PEFT to start from: that which is named, or adapter/ in it.
+    """The folder of a PEFT LoRA adapter: the one named, or adapter/ in it.
 
     Raises:
         UserError: there is none, or one of another kind.
@@ -70,7 +68,7 @@ def load(base: str, adapter: str | None, max_length: int, kept: Path | None, wri
     """The model to start from, with its adapter on it, and its tokenizer.
 
     Args:
-        kept: a folder for the base, which then is loaded in 4 bits; None: in the precision of the device.
+        kept: a folder for the base, which is then loaded in 4 bits; None: in the device's precision.
         write: whether it is saved there.
     """
     model, tokenizer = models.load(base, max_length, four_bit=kept is not None)
@@ -80,38 +78,37 @@ def load(base: str, adapter: str | None, max_length: int, kept: Path | None, wri
 
 
 def template(name: str, tokenizer: Any, *folders: str | None) -> AnyTemplate:
-    """The template of that name, which must be the one that the model or adapter of a folder was tuned with, where that
-    is kept there.
+    """The template of that name, checked against those saved with the model or adapter.
 
     Raises:
         UserError: there is none, or it is another.
     """
-    found = templates.get(name, tokenizer)
+    chosen = templates.get(name, tokenizer)
     for folder in filter(None, folders):
-        if (Path(folder) / templates.FILE).exists() and (tuned := templates.load(folder)) != found:
+        if (Path(folder) / templates.FILE).exists() and (saved := templates.load(folder)) != chosen:
             raise UserError(
-                f"--template {name}: {folder} was tuned with {tuned.name}; --template {tuned.name}"
-                + (f", with the variables and the thinking of {folder}/{templates.FILE}" if tuned.name == name else "")
+                f"--template {name}: {folder} was tuned with {saved.name}; --template {saved.name}"
+                + (f", with the variables and the thinking of {folder}/{templates.FILE}" if saved.name == name else "")
             )
-    return found
+    return chosen
 
 
 def PreTokenizedDPOTrainer(trainer: type) -> type:
-    """TRL's DPOTrainer for what preference.encode and preference.Collator make, where it would encode texts itself."""
+    """TRL's DPOTrainer for pairs that are encoded already (preference.encode, preference.Collator)."""
 
     import torch
 
     class Trainer(trainer):
-        def __init__(self, model: Any, **named: Any):
+        def __init__(self, model: Any, **kwargs: Any):
             # PEFT makes the copy of an adapter on the CPU even where the model has no weights (tunebook plan).
             with torch.device("meta") if model.device.type == "meta" else contextlib.nullcontext():
-                super().__init__(model=model, **named)
+                super().__init__(model=model, **kwargs)
 
-        def _prepare_dataset(self, dataset: Any, *words: Any) -> Any:
+        def _prepare_dataset(self, dataset: Any, *args: Any) -> Any:
             return dataset
 
-        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **named: Any) -> Any:
-            return super().compute_loss(model, encoding.masked(inputs), return_outputs, **named)
+        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
+            return super().compute_loss(model, encoding.masked(inputs), return_outputs, **kwargs)
 
         def compute_ref_log_probs(self, model: Any, inputs: Any) -> Any:
             return super().compute_ref_log_probs(model, encoding.masked(inputs))
@@ -120,13 +117,13 @@ def PreTokenizedDPOTrainer(trainer: type) -> type:
 
 
 def set_reference(trainer: Any, adapter: bool) -> None:
-    """Make what a DPOTrainer compares with exact, and keep it out of what is saved. Call it before training.
+    """Make the reference of a DPOTrainer exact, and keep it out of what is saved. Call it before training.
 
     TRL (1.15) has put a frozen copy of the adapter, `ref`, beside it. With an adapter to start from, that copy is the
-    reference; the adapter gets its values back, as those that train on a 4-bit base were rounded to bfloat16. A new
-    adapter adds nothing yet: there the reference is the model with the adapter off, and the copy goes.
+    reference; the adapter gets its values back, as those on a 4-bit base were rounded to bfloat16. A new adapter adds
+    nothing yet: the reference is the model with the adapter off, and the copy goes.
 
-    Only the adapter itself is saved: transformers (5.17) would load the copy alone when a run goes on.
+    Only the adapter itself is saved: transformers (5.17) would load the copy alone on resuming.
     """
     import torch
 
@@ -144,7 +141,7 @@ def set_reference(trainer: Any, adapter: bool) -> None:
 
 
 def num_pairs(inputs: dict[str, Any]) -> Any:
-    """float64 (): pairs of a batch; what its held-out loss is a mean over, for callbacks.track_metrics."""
+    """float64 (): pairs of a batch, for callbacks.track_metrics."""
     import torch
 
     return torch.tensor(len(inputs["input_ids"]) // 2, dtype=torch.float64, device=inputs["input_ids"].device)
@@ -158,50 +155,45 @@ def measure(trainer: Any, log_file: Path) -> TrainingMetrics:
 
 
 class Rewards:
-    """What a DPOTrainer's model makes of held-out pairs before and after; each process looks at all of them.
-
-    Args:
-        pairs: encoded by preference.encode.
-    """
+    """Rewards of held-out pairs (encoded by preference.encode) before and after; each process looks at all of them."""
 
     def __init__(self, trainer: Any, pairs: Any):
         self.trainer, self.pairs = trainer, pairs
-        self.taken: dict[str, dict[str, float]] = {}
+        self.results: dict[str, dict[str, float]] = {}
 
-    def take(self, when: str) -> None:
+    def evaluate(self, when: str) -> None:
         """Look at the pairs `before` or `after`, and say what is found."""
         if not len(self.pairs):
             return
-        found = self.taken[when] = reward_metrics(*_log_ratios(self.trainer, self.pairs), self.trainer.beta)
+        metrics = self.results[when] = reward_metrics(*_log_ratios(self.trainer, self.pairs), self.trainer.beta)
         print(
-            f"{len(self.pairs)} held-out pairs {when}: rewards {found['reward_chosen']:+.2f} and "
-            f"{found['reward_rejected']:+.2f}, margin {found['margin']:+.2f}; the better answer has the higher reward "
-            f"in {found['accuracy']:.1%}, and is likelier in {found['likelier']:.1%}",
+            f"{len(self.pairs)} held-out pairs {when}: rewards {metrics['reward_chosen']:+.2f} and "
+            f"{metrics['reward_rejected']:+.2f}, margin {metrics['margin']:+.2f}; the better answer has the higher "
+            f"reward in {metrics['accuracy']:.1%}, and is likelier in {metrics['likelier']:.1%}",
             flush=True,
         )
 
     def join(self, scores: dict[str, Any]) -> dict[str, Any]:
-        """The account of harness.Scores with `preference` (`before`, `after` and the number of `pairs`), and its shares
-        in the comparison as one more task."""
-        if not self.taken:
+        """The results of harness.Scores with `preference`, and its shares in the comparison as one more task."""
+        if not self.results:
             return scores
-        before, after = self.taken["before"], self.taken["after"]
+        before, after = self.results["before"], self.results["after"]
         shares = {
             name: {"before": before[name], "after": after[name], "items": len(self.pairs)}
             for name in ("accuracy", "likelier")
         }
         comparison = {**scores["comparison"], TASK: shares}
-        return {**scores, "comparison": comparison, "preference": {**self.taken, "pairs": len(self.pairs)}}
+        return {**scores, "comparison": comparison, "preference": {**self.results, "pairs": len(self.pairs)}}
 
 
 def reward_metrics(policy: Any, reference: Any, beta: float) -> dict[str, float]:
-    """What log-probabilities say, float64 (2, N) each: those of the better answers, then those of the others.
+    """Metrics of log-probabilities, float64 (2, N) each: the chosen answers, then the rejected ones.
 
     Returns:
-        Means of `reward_chosen` and `reward_rejected` (beta times policy less reference, Rafailov et al. 2023), and
-        `margin`, their difference; `accuracy`, the share of pairs whose better answer has the higher reward, and
-        `likelier`, of those whose better answer is likelier to the policy alone. A tie counts one half, as a coin would
-        have it: before a step all rewards are 0, and the accuracy is 50 %. `ties`: the share of equal rewards.
+        Means of `reward_chosen` and `reward_rejected` (beta times policy less reference, Rafailov et al. 2023);
+        `margin`, their difference; `accuracy`, the share of pairs whose chosen answer has the higher reward, and
+        `likelier`, of those whose chosen answer is likelier to the policy alone. A tie counts one half. `ties`: the
+        share of equal rewards.
     """
     rewards = beta * (policy - reference)
 
@@ -222,7 +214,7 @@ def _log_ratios(trainer: Any, pairs: Any) -> tuple[Any, Any]:
     """Log-probabilities of all answers under policy and reference, float64 (2, N) each, as the trainer has them."""
     import torch
 
-    model, size, found = trainer.model, trainer.args.eval_batch_size, []
+    model, size, batches = trainer.model, trainer.args.eval_batch_size, []
     was_training = model.training
     model.eval()
     try:
@@ -230,12 +222,14 @@ def _log_ratios(trainer: Any, pairs: Any) -> tuple[Any, Any]:
             for start in range(0, len(pairs), size):
                 rows = [pairs[place] for place in range(start, min(start + size, len(pairs)))]
                 batch = trainer._prepare_inputs(encoding.Collator(trainer.data_collator.pad_token_id)(rows))
-                given = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
+                inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
                 with trainer.compute_loss_context_manager():
-                    words = model(**given, use_cache=False, fused_lm_head=True).log_probs
-                said = words.sum(1).chunk(2)
-                found.append(torch.stack([torch.stack(said), torch.stack(trainer.compute_ref_log_probs(model, batch))]))
+                    log_probs = model(**inputs, use_cache=False, fused_lm_head=True).log_probs
+                answers = log_probs.sum(1).chunk(2)
+                batches.append(
+                    torch.stack([torch.stack(answers), torch.stack(trainer.compute_ref_log_probs(model, batch))])
+                )
     finally:
         model.train(was_training)
-    policy, reference = torch.cat(found, 2).double().cpu()
+    policy, reference = torch.cat(batches, 2).double().cpu()
     return policy, reference

@@ -1,4 +1,4 @@
-"""Pairs to ids and batches: both sequences of a pair as rows to train on are made, every lost pair is counted."""
+"""Preference pairs to ids and batches; every lost pair is counted."""
 
 import itertools
 import json
@@ -22,48 +22,48 @@ PARTS = ("prompt_ids", "chosen_ids", "rejected_ids")  # as TRL calls them
 
 
 def encode(pairs: Iterable[Row], tokenizer: Any, template: AnyTemplate, max_length: int) -> tuple[Any, EncodingStats]:
-    """Ids of each pair (preference/pairs.py) that fits: both rows as encoding.encode makes them; last answers train.
+    """Token ids of each pair that fits: both rows as encoding.encode makes them; last answers train.
 
-    The prompt ends where the first of the two answers begins; what a template writes after an answer's end is left off.
+    The prompt ends where the first of the two answers begins; what a template writes after an answer's end is dropped.
 
     Returns:
         A datasets.Dataset with int32 lists `prompt_ids`, `chosen_ids` and `rejected_ids` (answers with their end
-        tokens), `input_ids` (the longer of the two sequences, by which batches are made), `row` and `source`; and the
-        counts, in pairs, with the tokens of both sequences. Reasons for a drop: `too_long` (a sequence of the two),
-        `empty_output` (an answer of the two), `identical`, `different_prompts`, `out_of_order` (a dialogue in one text
-        whose turns do not alternate); of pairs.load with bad_rows="drop", `template` and what was dropped on reading.
+        tokens), `input_ids` (the longer of the two sequences, for length grouping), `row` and `source`; and the stats,
+        in pairs, with the tokens of both sequences. Reasons for a drop: `too_long`, `empty_output`, `identical`,
+        `different_prompts`, `out_of_order` (turns that do not alternate); of pairs.load with bad_rows="drop",
+        `template` and what was dropped on reading.
 
     Raises:
         UserError: rows that the template cannot render, all of them in one message.
     """
-    counts, problems = EncodingStats(), []
-    render, special = rendering.renderer(tokenizer, template, "last"), encoder(tokenizer).special
+    stats, problems = EncodingStats(), []
+    render, special = rendering.renderer(tokenizer, template, "last_assistant"), encoder(tokenizer).special
     table: dict[str, list] = {name: [] for name in (*PARTS, "input_ids", "row", "source")}
     remaining = iter(pairs)
     while chunk := list(itertools.islice(remaining, CHUNK)):
         keep = []
         for place, pair in enumerate(chunk, 1):
-            number = pair.get("row", counts.rows + place)
+            number = pair.get("row", stats.rows + place)
             if reason := _unfit(pair, pair["rejected"]):
-                counts.drop(reason, number)
+                stats.drop(reason, number)
             else:
                 keep.append((number, pair))
-        counts.rows += len(chunk)
+        stats.rows += len(chunk)
         better, bad, _ = render([pair for _, pair in keep])
         other, worse, _ = render([pair["rejected"] for _, pair in keep])
         for place, reason in sorted((worse | bad).items()):
             if getattr(pairs, "drop", False):
-                counts.refuse(keep[place][0], reason)
+                stats.refuse(keep[place][0], reason)
             else:
                 problems.append(f"row {keep[place][0]}: {reason}")
         for place, (number, pair) in enumerate(keep):
             if place not in bad and place not in worse:
-                counts.special_text += special is not None and bool(special.search(_text(pair)))
-                _add(table, counts, max_length, (number, str(pair.get("source", ""))), better[place], other[place])
+                stats.special_text += special is not None and bool(special.search(_text(pair)))
+                _add(table, stats, max_length, (number, str(pair.get("source", ""))), better[place], other[place])
     if problems:
         raise rendering.refused(template, problems)
-    counts.add_dropped(Counter(getattr(pairs, "dropped", ())))
-    return _dataset(table), counts
+    stats.add_dropped(Counter(getattr(pairs, "dropped", ())))
+    return _dataset(table), stats
 
 
 def _unfit(better: Row, other: Row) -> str:
@@ -90,7 +90,7 @@ def _text(pair: Row) -> str:
 
 
 def _add(
-    table: dict[str, list], counts: EncodingStats, limit: int, named: tuple[int, str], better: Encoded,
+    table: dict[str, list], stats: EncodingStats, limit: int, named: tuple[int, str], better: Encoded,
     other: Encoded,
 ) -> None:  # fmt: skip
     (chosen, (*_, (begins, ends, _))), (rejected, (*_, (start, end, _))) = better, other
@@ -98,15 +98,15 @@ def _add(
     prompt, chosen, rejected, other_prompt = chosen[:start], chosen[start:ends], rejected[start:end], rejected[:start]
     longer = max(chosen, rejected, key=len)
     if prompt != other_prompt:
-        counts.drop("different_prompts", named[0])
+        stats.drop("different_prompts", named[0])
     elif chosen == rejected:
-        counts.drop("identical", named[0])
+        stats.drop("identical", named[0])
     elif len(prompt) + len(longer) > limit:
-        counts.drop("too_long", named[0])
+        stats.drop("too_long", named[0])
     else:
-        counts.kept += 1
-        counts.trained_tokens += len(chosen) + len(rejected)
-        counts.tokens += 2 * len(prompt) + len(chosen) + len(rejected)
+        stats.kept += 1
+        stats.trained_tokens += len(chosen) + len(rejected)
+        stats.tokens += 2 * len(prompt) + len(chosen) + len(rejected)
         for name, value in zip(table, (prompt, chosen, rejected, prompt + longer, *named), strict=True):
             table[name].append(value)
 
@@ -150,6 +150,6 @@ class Collator:
 
 
 def masked(batch: dict[str, Any]) -> dict[str, Any]:
-    """The batch as TRL's DPOTrainer takes it: `completion_mask` (1 where an answer stands) in place of `labels`."""
-    given = {name: value for name, value in batch.items() if name != "labels"}
-    return given | {"completion_mask": (batch["labels"] != IGNORE_INDEX).long()}
+    """The batch as TRL's DPOTrainer takes it: `completion_mask` in place of `labels`."""
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    return inputs | {"completion_mask": (batch["labels"] != IGNORE_INDEX).long()}

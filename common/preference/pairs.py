@@ -1,7 +1,7 @@
-"""Preference pairs: two answers to one prompt, the better and the other, read from the usual forms and checked.
+"""Preference pairs, chosen and rejected, read from the usual forms and checked.
 
-A pair is the canonical row of its better answer (data/schema.py) with one more field, `rejected`: the canonical row
-of the other answer.
+A pair is the canonical row of its chosen answer (data/rows.py) with one more field, `rejected`: the canonical row of
+the other answer.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 
 
 def load(words: str | list[str], seed: int = 0, bad_rows: str = "refuse") -> data.Splits:
-    """The train, validation and test pairs of one or several sources; `words`, `seed` and `bad_rows` as in data.load.
+    """The train, validation and test pairs of one or several sources; arguments as in data.load.
 
     `chosen=COLUMN` and `rejected=COLUMN` after a source name the columns of the two answers.
     """
@@ -39,12 +39,6 @@ class PairReader(schema_module.SchemaReader):
     - instruction (input), or prompt or question: text; both answers are texts;
     - prompt, conversations or messages: turns, or text; each answer is a turn, a list of turns, or text after turns;
     - nothing: each answer is a whole dialogue, as turns or as one text of `Human:` and `Assistant:` (HH).
-
-    Args:
-        mapping: our name -> their column; `chosen` and `rejected`, and those of columns.SchemaReader.
-
-    Raises:
-        UserError: as columns.SchemaReader.
     """
 
     marks = ()
@@ -52,31 +46,34 @@ class PairReader(schema_module.SchemaReader):
     def __init__(
         self, source: schema_module.Input, name: str, mapping: dict[str, str] | None = None, bad_rows: str = "refuse"
     ):
-        given = dict(mapping or {})
-        better, other = self.answers = tuple(given.pop(which, which) for which in ANSWERS)
+        columns = dict(mapping or {})
+        chosen, rejected = self.answers = tuple(columns.pop(which, which) for which in ANSWERS)
         peeked = [value for _, value in itertools.islice(source.rows(RowErrors(name, drop=True)), PEEKED)]
         values = [value for value in peeked if isinstance(value, dict)]
-        if values and not any(better in value or other in value for value in values):
+        if values and not any(chosen in value or rejected in value for value in values):
             raise UserError(
-                f"--dataset {name}: no pairs of answers: expected the columns `{better}` and `{other}`; it has: "
+                f"--dataset {name}: no pairs of answers: expected the columns `{chosen}` and `{rejected}`; it has: "
                 f"{', '.join(map(str, values[0]))}. Others are named after the file: chosen=COLUMN rejected=COLUMN"
             )
-        self.asks = _asks(values, given)
-        self.form = _most([_form(value, value.get(better), self.asks, given) for value in values]) or "instruction"
+        self.asks = _asks(values, columns)
+        forms = [_form(value, value.get(chosen), self.asks, columns) for value in values]
+        self.form = max(forms, key=forms.count, default="instruction")
         if self.form == "nothing":
             raise UserError(
                 f"--dataset {name}: no column holds what is asked. It has: {', '.join(map(str, values[0]))}. Name it "
                 "after the file: instruction=COLUMN or prompt=COLUMN"
             )
         kind = self.form if self.form in ("instruction", "pair") else "chat"
-        asked = {"instruction": given.get("instruction", "instruction"), "pair": self.asks}
+        question_columns = {"instruction": columns.get("instruction", "instruction"), "pair": self.asks}
         key = ANSWER[kind]
-        named = {ours: theirs for ours, theirs in given.items() if ours not in ("prompt", "messages")}
-        required = {"messages": better} if kind == "chat" else {REQUIRED[kind][0]: asked[kind], key: better}
-        super().__init__(source, name, named | required, bad_rows)
-        self.second = dataclasses.replace(self.schema, columns={**self.schema.columns, key: other})
-        both = {**self.schema.columns, "rejected": other}
-        self.schema = dataclasses.replace(self.schema, columns=both, required=(*self.schema.required, "rejected"))
+        own_columns = {ours: theirs for ours, theirs in columns.items() if ours not in ("prompt", "messages")}
+        required = {"messages": chosen} if kind == "chat" else {REQUIRED[kind][0]: question_columns[kind], key: chosen}
+        super().__init__(source, name, own_columns | required, bad_rows)
+        self.second = dataclasses.replace(self.schema, columns={**self.schema.columns, key: rejected})
+        all_columns = {**self.schema.columns, "rejected": rejected}
+        self.schema = dataclasses.replace(
+            self.schema, columns=all_columns, required=(*self.schema.required, "rejected")
+        )
 
     def normalize(self, value: Any, faults: list[Fault]) -> Row:
         if not isinstance(value, dict):
@@ -100,9 +97,9 @@ class PairReader(schema_module.SchemaReader):
             faults.append(("weight", "is not 1: preference pairs take no weights. Leave the pair out, or give it 1"))
         return {} if faults else {**row, "rejected": {name: second[name] for name in FIELDS if name in second}}
 
-    def line(self) -> str:
+    def summary(self) -> str:
         asked = f"; asked in {self.asks}" if self.form == "turns" and self.asks else ""
-        return super().line() + asked
+        return super().summary() + asked
 
     def _fields(self, found: Row, faults: list[Fault], schema: Schema) -> Row:
         if self.form == "spoken":  # the order of its turns is looked at where pairs are counted
@@ -111,31 +108,31 @@ class PairReader(schema_module.SchemaReader):
 
     def _dialogue(self, value: Row, column: str, faults: list[Fault]) -> Any:
         """The whole conversation with one of the answers, as turns; what cannot be read as one, as it is."""
-        said = value[column]
+        answer = value[column]
         if self.form == "spoken":
-            return _spoken(said, column, faults)
-        if isinstance(said, str):
-            said = [{"role": "assistant", "content": said}]
-        if said == []:
+            return _spoken(answer, column, faults)
+        if isinstance(answer, str):
+            answer = [{"role": "assistant", "content": answer}]
+        if answer == []:
             faults.append((column, "is empty, expected an answer", "incomplete"))
             return []
-        turns = [said] if isinstance(said, dict) else said
+        turns = [answer] if isinstance(answer, dict) else answer
         if not isinstance(turns, list) or _opens(turns):
             return turns
-        asked = value.get(self.asks or "")
-        if isinstance(asked, str):
-            return [{"role": "user", "content": asked}, *turns]
-        if not isinstance(asked, list):
-            faults.append((str(self.asks), f"is {type_name(asked)}, expected the turns before the answer, or text"))
+        question = value.get(self.asks or "")
+        if isinstance(question, str):
+            return [{"role": "user", "content": question}, *turns]
+        if not isinstance(question, list):
+            faults.append((str(self.asks), f"is {type_name(question)}, expected the turns before the answer, or text"))
             return turns
-        return [*asked, *turns]
+        return [*question, *turns]
 
 
-def _asks(values: list[Row], given: dict[str, str]) -> str | None:
+def _asks(values: list[Row], columns: dict[str, str]) -> str | None:
     """The column that holds what is asked, where it is not `instruction`."""
-    named = given.get("prompt") or given.get("messages")
-    found = [column for column in PROMPTS if 2 * sum(column in value for value in values) > len(values)]
-    return named or (found[0] if found else None)
+    explicit = columns.get("prompt") or columns.get("messages")
+    candidates = [column for column in PROMPTS if 2 * sum(column in value for value in values) > len(values)]
+    return explicit or (candidates[0] if candidates else None)
 
 
 def _form(value: Row, said: Any, asks: str | None, given: dict[str, str]) -> str:
@@ -149,10 +146,6 @@ def _form(value: Row, said: Any, asks: str | None, given: dict[str, str]) -> str
     return "pair" if asks else "nothing"
 
 
-def _most(forms: list[str]) -> str | None:
-    return max(forms, key=forms.count) if forms else None
-
-
 def _opens(turns: Any) -> bool:
     """Whether the first of the turns is a user's or the system's: a whole dialogue, and no answer alone."""
     first = turns[0] if isinstance(turns, list) and turns else None
@@ -161,7 +154,7 @@ def _opens(turns: Any) -> bool:
 
 
 def _spoken(text: Any, column: str, faults: list[Fault]) -> list[dict[str, str]]:
-    """The turns of a dialogue that is one text; a speaker that speaks twice has two turns."""
+    """The turns of a dialogue that is one text."""
     fault = conversations.not_text(text)
     head, *parts = SPOKEN.split(text) if not fault else [""]
     if fault or head.strip() or not parts:

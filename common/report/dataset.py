@@ -26,7 +26,7 @@ def look(
     template: Any,
     max_length: int | None = None,
     too_long: str = "drop",
-    train_on: str = "answers",
+    train_on: str = "assistant",
     chosen: Sequence[int] = (),
     packed: bool = False,
     more: dict[str, Any] | None = None,

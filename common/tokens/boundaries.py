@@ -1,11 +1,11 @@
 """Where a text may be cut so that its parts, encoded alone, give the ids of the whole.
 
-Half of an Alpaca prompt is the template's constant text. Where the tokenizer proves a cut exact, the constant text is
-encoded once for the whole set, and only the row's own text is encoded for each row. Two proofs are known:
+Half of an Alpaca prompt is the template's constant text. Where the tokenizer proves a cut exact, that text is encoded
+once, and only the row's own text for each row. Two proofs are known:
 
 - The tokenizer splits text by regular expressions that look ahead at most (GPT-2, Llama 3, Qwen, DeepSeek, ...).
-  Matches then run from left to right, and whether a piece ends at the cut depends on the characters around it: the
-  real pre-tokenizer is asked, once for each pair of neighbouring characters that occurs.
+  Whether a piece ends at the cut depends on the characters around it: the pre-tokenizer is asked, once for each pair
+  of neighboring characters that occurs.
 - The tokenizer does not split at all (SentencePiece: Llama 2, Mistral, Phi 3), and a character stands in no token
   beside another one (the newline, there). Merges never cross it, so text may be cut before and after it.
 
@@ -94,7 +94,7 @@ class SafeBoundaries:
         return joint == first + [end + len(left) for end in second]
 
     def _find_ends(self, text: str) -> list[int] | None:
-        """Where the pre-tokenizer's pieces of a text end; None where normalisation changes the text."""
+        """Where the pre-tokenizer's pieces of a text end; None where normalization changes the text."""
         if self.backend.normalizer is not None and self.backend.normalizer.normalize_str(text) != text:
             return None
         return [end for _, (_, end) in self.backend.pre_tokenizer.pre_tokenize_str(text)]

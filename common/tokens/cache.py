@@ -1,4 +1,4 @@
-"""Datasets on disk by what they are made of: a second run of the same reads them; a changed one never does."""
+"""On-disk cache of encoded datasets, keyed by what they are made of."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -15,13 +15,11 @@ KEY = "key"  # a file that names the dataset which a run trains on
 def cached(
     folder: Path, key: str, schema: Any, batches: Iterable[Any], record: Callable[[], dict[str, Any]]
 ) -> tuple[Any, dict[str, Any]]:
-    """The dataset called `key`, from `folder` where it is already there, else made and kept there.
-
-    It passes through in parts and is read from disk as it is used, so memory does not grow with it.
+    """The dataset called `key`, read from `folder` or made and kept there; it is streamed to disk and memory-mapped.
 
     Args:
         schema, batches: of Arrow; the batches are made only where they are needed.
-        record: what is to be kept beside the rows, as values for JSON; asked for after the last batch.
+        record: JSON values to keep beside the rows; called after the last batch.
 
     Returns:
         A datasets.Dataset, and what was recorded with it.
@@ -32,7 +30,7 @@ def cached(
     import datasets
     import pyarrow
 
-    _same(folder, key)
+    _refuse_changed(folder, key)
     path = folder / f"{key}.arrow"
     beside = path.with_suffix(".json")
     if path.exists() and beside.exists():
@@ -47,11 +45,8 @@ def cached(
     return datasets.Dataset.from_file(str(path)), record()
 
 
-def _same(folder: Path, key: str) -> None:
-    """Refuse to resume a run whose tokens have changed: its order of rows, and which it has seen, would be others.
-
-    What a run trains on is named in folder/KEY.
-    """
+def _refuse_changed(folder: Path, key: str) -> None:
+    """Refuse to resume a run whose tokens have changed: its row order would be another."""
     path = folder / KEY
     folder.mkdir(parents=True, exist_ok=True)
     before = path.read_text(encoding="utf-8").strip() if path.exists() else key

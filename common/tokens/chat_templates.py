@@ -1,4 +1,4 @@
-"""Chat templates: a row as the conversation that a template takes, and the template's text of it."""
+"""Chat templates: a row as the conversation that a template takes, and its rendering."""
 
 from dataclasses import asdict, dataclass
 from functools import cached_property

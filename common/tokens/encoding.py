@@ -1,4 +1,4 @@
-"""Rows to token ids and labels: the prompt is -100, the answer and its end token train, every lost row is counted."""
+"""Rows to token ids and labels: prompts are masked, answers and end tokens train, every dropped row is counted."""
 
 import gc
 import hashlib
@@ -40,22 +40,10 @@ from tunebook.common.tokens.text_rendering import Encoded, WeightedSpan
 
 # whose text is part of a dataset's key, beside this file's
 CODE = (
-    *(
-        chat_templates,
-        boundaries,
-        turn_edges,
-        jinja_templates,
-        placeholders,
-        rendering,
-        row_of,
-        trained_spans,
-        templates,
-        text_rendering,
-        thinking,
-    ),
-    *(tokenization, tool_templates, tools, word_cache),
-)
-TOO_LONG, TRAIN_ON = ("drop", "truncate"), ("answers", "last", "all")
+    chat_templates, boundaries, turn_edges, jinja_templates, placeholders, rendering, row_of, trained_spans, templates,
+    text_rendering, thinking, tokenization, tool_templates, tools, word_cache,
+)  # fmt: skip
+TOO_LONG, TRAIN_ON = ("drop", "truncate"), ("assistant", "last_assistant", "all")
 CHUNK = 8192  # rows that are held as Python objects at once
 
 
@@ -65,27 +53,26 @@ def encode(
     template: AnyTemplate,
     max_length: int,
     too_long: str = "drop",
-    train_on: str = "answers",
+    train_on: str = "assistant",
     folder: Path | None = None,
 ) -> tuple[Any, EncodingStats]:
     """Input ids and labels of each row that fits.
 
-    For a text template, labels start where the ids of prompt and of prompt + answer part (what TRL calls the longest
-    common prefix, so a token that spans the boundary trains), and the end token follows once. For a chat template,
-    every token of an assistant turn and of its end trains. Text in a row that looks like a special token is encoded as
-    text.
+    For a text template, labels start at the longest common prefix of the ids of prompt and of prompt + answer (as in
+    TRL), and the end token follows once. For a chat template, every token of an assistant turn and of its end trains.
+    Text in a row that looks like a special token is encoded as text.
 
     Args:
         too_long: `drop` rows of more than max_length tokens, or `truncate` them; a cut answer trains no end token.
-        train_on: `answers` (every assistant turn), `last` (the last one), or `all` (the prompt, too).
-        folder: keeps the result there for the next run with the same rows, tokenizer and template (tokens/cache.py).
+        train_on: `assistant` (every assistant turn), `last_assistant` (the last one), or `all` (the prompt, too).
+        folder: caches the result there for the next run with the same rows, tokenizer and template (tokens/cache.py).
 
     Returns:
-        A datasets.Dataset with int32 lists `input_ids` and `labels`, `row` (its place in its source, from 1) and
-        `source`; where rows have weights, `loss_weights`, too: float32 lists, one of each token, empty in a row whose
-        tokens train with 1; and the counts. Reasons for a drop: `empty_output`, `too_long`, `nothing_trains` (the cut
-        took all of the answer), `weight_0` (its weights say that nothing trains); of rows of data.load with
-        bad_rows="drop", `template` (it cannot render them), too, and those for which rows were dropped on reading.
+        A datasets.Dataset with int32 lists `input_ids` and `labels`, `row` (its place in its source, from 1), `source`
+        and, where rows have weights, float32 lists `loss_weights`, empty in a row whose tokens all have weight 1; and
+        the stats. Reasons for a drop: `empty_output`, `too_long`, `nothing_trains` (truncation took all of the
+        answer), `weight_0`; of rows of data.load with bad_rows="drop", `template` (it cannot render them), and those
+        of reading.
 
     Raises:
         UserError: rows that the template cannot render, all of them in one message.
@@ -95,22 +82,22 @@ def encode(
             raise UserError(f"{name} is {value!r}; it can be {' or '.join(allowed)}")
     drop = getattr(rows, "drop", False)
     settings = {"max_length": max_length, "too_long": too_long, "train_on": train_on, "drop": drop}
-    counts = EncodingStats()
-    made = batches(rows, tokenizer, template, counts, **settings)
+    stats = EncodingStats()
+    made = batches(rows, tokenizer, template, stats, **settings)
     if folder is None:
         encoded = _dataset(list(made))
     else:
         key = key_of(rows, tokenizer, template, settings)
-        encoded, record = cached(folder, key, schema(), made, counts.as_dict)
-        counts = EncodingStats.from_dict(record)
-    if not counts.weighted:
+        encoded, record = cached(folder, key, schema(), made, stats.as_dict)
+        stats = EncodingStats.from_dict(record)
+    if not stats.weighted:
         encoded = encoded.remove_columns(LOSS_WEIGHTS)
-    counts.add_dropped(Counter(getattr(rows, "dropped", ())))
-    return encoded, counts
+    stats.add_dropped(Counter(getattr(rows, "dropped", ())))
+    return encoded, stats
 
 
 def key_of(rows: Iterable[Row], tokenizer: Any, template: AnyTemplate, settings: dict[str, Any]) -> str:
-    """A name for the result: the hash of the rows, the tokenizer, the template, the settings and the code."""
+    """The cache key: a hash of the rows, the tokenizer, the template, the settings and the code."""
     digest = hashlib.sha256()
     for module in CODE:
         digest.update(Path(str(module.__file__)).read_bytes())
@@ -126,55 +113,51 @@ def batches(
     rows: Iterable[dict],
     tokenizer: Any,
     template: AnyTemplate,
-    counts: EncodingStats,
+    stats: EncodingStats,
     max_length: int,
     too_long: str,
     train_on: str,
     drop: bool = False,
 ) -> Iterator[Any]:
-    """The encoded rows as Arrow record batches of at most CHUNK rows; `counts` grows on the way.
-
-    Args:
-        drop: leave out and count rows that the template cannot render.
-    """
+    """The encoded rows as Arrow record batches of at most CHUNK rows; `stats` is updated on the way."""
     render = rendering.renderer(tokenizer, template, train_on)
     remaining = iter(rows)
     problems: list[str] = []
     while chunk := list(islice(remaining, CHUNK)):
-        keep = _to_learn(chunk, render, counts)
+        keep = _to_learn(chunk, render, stats)
         with _no_collection():
             encoded, bad, special = render([row for _, row in keep])
             if drop and bad:
                 for place, reason in bad.items():
-                    counts.refuse(keep[place][0], reason)
+                    stats.refuse(keep[place][0], reason)
                 fine = [place for place in range(len(keep)) if place not in bad]
                 keep, encoded, bad = [keep[place] for place in fine], [encoded[place] for place in fine], {}
-            batch = None if bad else _batch(keep, encoded, counts, max_length, too_long == "truncate")
-        counts.special_text += special
+            batch = None if bad else _batch(keep, encoded, stats, max_length, too_long == "truncate")
+        stats.special_text += special
         problems += [f"row {keep[place][0]}: {reason}" for place, reason in bad.items()]
         if batch is not None:
             yield batch
-    counts.noted = dict(render.noted)
+    stats.noted = dict(render.noted)
     if problems:
         raise rendering.refused(template, problems)
 
 
-def _to_learn(chunk: list[dict], render: Any, counts: EncodingStats) -> list[tuple[int, dict]]:
+def _to_learn(chunk: list[dict], render: Any, stats: EncodingStats) -> list[tuple[int, dict]]:
     """(number, row) of what there is to learn in a chunk of rows; what there is not is counted."""
-    numbers = [row.get("row", counts.rows + place) for place, row in enumerate(chunk, 1)]
-    counts.rows += len(chunk)
-    found = []
+    numbers = [row.get("row", stats.rows + place) for place, row in enumerate(chunk, 1)]
+    stats.rows += len(chunk)
+    trainable = []
     for number, row in zip(numbers, chunk, strict=True):
         if is_context(row):
-            counts.drop("weight_0", number)
+            stats.drop("weight_0", number)
         elif answers_nothing(row):
-            counts.drop("empty_output", number)
+            stats.drop("empty_output", number)
         else:
             sequences = render.sequences(row)
-            counts.rows += len(sequences) - 1
-            counts.by_turn += len(sequences) - 1
-            found += [(number, one) for one in sequences]
-    return found
+            stats.rows += len(sequences) - 1
+            stats.by_turn += len(sequences) - 1
+            trainable += [(number, sequence) for sequence in sequences]
+    return trainable
 
 
 @contextmanager
@@ -190,7 +173,7 @@ def _no_collection() -> Iterator[None]:
 
 
 def _batch(
-    keep: list[tuple[int, dict]], encoded: list[Encoded], counts: EncodingStats, limit: int, truncate: bool
+    keep: list[tuple[int, dict]], encoded: list[Encoded], stats: EncodingStats, limit: int, truncate: bool
 ) -> Any:  # fmt: skip
     import numpy
     import pyarrow
@@ -199,26 +182,27 @@ def _batch(
     turns = array("i"), array("i")  # +1 and -1 places of the trained stretches
     weights, weight_ends = array("f"), array("q", [0])
     for (number, row), (tokens, trained) in zip(keep, encoded, strict=True):
-        spans = _weighted(row, trained)
+        factor = row_weight(row)
+        spans = [(start, end, weight * factor) for start, end, weight in trained if weight]
         if trained and not spans:
-            counts.drop("weight_0", number)
+            stats.drop("weight_0", number)
             continue
         if len(tokens) > limit:
             if not truncate:
-                counts.drop("too_long", number)
+                stats.drop("too_long", number)
                 continue
             tokens = tokens[:limit]
             spans = [(start, min(end, limit), weight) for start, end, weight in spans if start < limit]
             if not spans:
-                counts.drop("nothing_trains", number)
+                stats.drop("nothing_trains", number)
                 continue
-            counts.truncated += 1
+            stats.truncated += 1
         for start, end, _ in spans:
             turns[0].append(ends[-1] + start)
             turns[1].append(ends[-1] + end)
         if any(weight != 1 for *_, weight in spans):
             weights.extend(_of_tokens(spans, len(tokens)))
-            counts.weighted += 1
+            stats.weighted += 1
         weight_ends.append(len(weights))
         ids.extend(tokens)
         ends.append(len(ids))
@@ -229,9 +213,9 @@ def _batch(
     numpy.add.at(edges, numpy.asarray(turns[0], dtype=numpy.int64), 1)
     numpy.add.at(edges, numpy.asarray(turns[1], dtype=numpy.int64), -1)
     trains = numpy.cumsum(edges[:-1], dtype=numpy.int8) > 0
-    counts.kept += len(numbers)
-    counts.tokens += len(values)
-    counts.trained_tokens += int(trains.sum())
+    stats.kept += len(numbers)
+    stats.tokens += len(values)
+    stats.trained_tokens += int(trains.sum())
     offsets = pyarrow.array(numpy.asarray(ends, dtype=numpy.int32))
     labels = numpy.where(trains, values, numpy.int32(IGNORE_INDEX))
     lists = [pyarrow.ListArray.from_arrays(offsets, pyarrow.array(flat)) for flat in (values, labels)]
@@ -241,18 +225,12 @@ def _batch(
     return pyarrow.RecordBatch.from_arrays(columns, schema=schema())
 
 
-def _weighted(row: Row, spans: list[WeightedSpan]) -> list[WeightedSpan]:
-    """The spans of a row that train, with the row's weight times their own."""
-    factor = row_weight(row)
-    return [(start, end, weight * factor) for start, end, weight in spans if weight]
-
-
 def _of_tokens(spans: list[WeightedSpan], length: int) -> list[float]:
     """The weight of each token; 0 outside the spans."""
-    found = [0.0] * length
+    weights = [0.0] * length
     for start, end, weight in spans:
-        found[start:end] = [weight] * (end - start)
-    return found
+        weights[start:end] = [weight] * (end - start)
+    return weights
 
 
 def schema() -> Any:

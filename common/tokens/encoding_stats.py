@@ -1,4 +1,4 @@
-"""What became of the rows of one split: kept, dropped and why, and whether enough is left to train on."""
+"""Statistics of encoding one split: rows kept and dropped, tokens, and whether enough is left to train on."""
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ class EncodingStats:
     noted: dict[str, int] = field(default_factory=dict)  # what else was done to rows' thinking -> rows
     special_text: int = 0  # rows whose text holds what looks like a special token; it was encoded as text
     weighted: int = 0  # rows kept of which tokens train with another weight than 1
-    sources: dict[str, dict] = field(default_factory=dict)  # what each source gives to a mix, set by mix.mix
+    sources: dict[str, dict] = field(default_factory=dict)  # what each source gives to a mix, set by mixing.mix
     dropped_rows: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))  # the first of each reason
     # why the template cannot take the first rows dropped as `template`
     refused: list[str] = field(default_factory=list)
@@ -37,7 +37,7 @@ class EncodingStats:
         return {**vars(self), "dropped": dict(self.dropped), "dropped_rows": dict(self.dropped_rows)}
 
     def summary(self) -> str:
-        """The counts in words, on one line."""
+        """One line."""
         lost = ", ".join(f"{number} dropped as {reason}" for reason, number in self.dropped.items()) or "none dropped"
         share = f"{100 * self.trained_tokens / self.tokens:.1f} %" if self.tokens else "none"
         cut = f", {self.truncated} truncated" if self.truncated else ""
@@ -66,8 +66,7 @@ class EncodingStats:
         self.dropped += dropped
 
     def problem(self, max_length: int) -> str | None:
-        """Why nothing, or almost nothing, would be learnt: no row kept, no token trains, or more than nine rows in ten
-        dropped; None where enough is left."""
+        """Why nothing, or almost nothing, would train; None where enough is left."""
         if not self.kept or not self.trained_tokens:
             return (
                 f"nothing would train: {self.summary()}. Raise --max_length (now {max_length}) if rows are too long, "
@@ -78,7 +77,7 @@ class EncodingStats:
         return None
 
     def warnings(self, max_length: int) -> list[str]:
-        """A sentence on each reason for which many rows are dropped, or on many that are cut."""
+        """A sentence on each reason for which many rows are dropped, or on many that are truncated."""
         cures = {
             "too_long": f": they have more than --max_length {max_length} tokens; `tunebook inspect DATA --tokenizer "
             "MODEL` shows what lengths cost",
@@ -94,11 +93,7 @@ class EncodingStats:
         ]
 
     def require_trainable(self, max_length: int) -> None:
-        """Refuse a training set of which almost nothing is left; print a line on each larger share that is lost.
-
-        Raises:
-            CheckFailed: as `problem` says.
-        """
+        """Print the warnings; raises CheckFailed as `problem` says."""
         if problem := self.problem(max_length):
             raise CheckFailed(problem)
         for sentence in self.warnings(max_length):

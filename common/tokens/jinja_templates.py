@@ -1,8 +1,4 @@
-"""Jinja chat templates: our own, and what any of them writes of a conversation.
-
-What a row's thinking, calls and tools have to look like for a template is found out with these;
-tokens/chat_templates.py has the template that does so.
-"""
+"""Jinja chat templates: our own, and rendering with any of them (see chat_templates.py)."""
 
 import json
 from dataclasses import dataclass, field
@@ -150,31 +146,31 @@ def tokens_of(tokenizer: Any, jinja: str, name: str) -> dict[str, str]:
     return tokens
 
 
-def options_of(jinja: str, given: Any, before: dict[str, Any]) -> dict[str, Any]:
+def options_of(jinja: str, requested: Any, defaults: dict[str, Any]) -> dict[str, Any]:
     """Variables of a template as `given` (an object or its JSON text, null for none), over those of `before`.
 
     Raises:
         ValueError: it is no object, or names what the template does not read.
     """
-    if not given:
-        return before
+    if not requested:
+        return defaults
     try:
-        values = json.loads(given) if isinstance(given, str) else given
+        values = json.loads(requested) if isinstance(requested, str) else requested
     except ValueError:
-        values = given
+        values = requested
     if not isinstance(values, dict):
         raise ValueError(f'is {values!r}, expected an object such as {{"enable_thinking": false}}')
     values = {name: value for name, value in values.items() if value is not None}
     known = _variables(jinja)
-    if strange := sorted(values.keys() - known):
+    if unknown := sorted(values.keys() - known):
         reads = f"it reads {', '.join(sorted(known))}" if known else "it reads none"
-        raise ValueError(f"names {strange[0]}, which the template does not read{nearest(strange[0], known)}; {reads}")
-    return before | values
+        raise ValueError(f"names {unknown[0]}, which the template does not read{nearest(unknown[0], known)}; {reads}")
+    return defaults | values
 
 
 @lru_cache(maxsize=16)
 def _variables(jinja: str) -> frozenset[str]:
-    """What a template reads besides the conversation, its tools and the tokenizer's tokens."""
+    """Variables of a template besides the conversation, its tools and the tokenizer's tokens."""
     from jinja2 import meta, nodes
     from transformers.utils.chat_template_utils import _compile_jinja_template
 

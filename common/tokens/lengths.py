@@ -19,11 +19,7 @@ def lengths_of(dataset: Any) -> Any:
 
 
 def token_counts(dataset: Any) -> tuple[Any, Any]:
-    """Tokens of each encoded row and how many of them train, as two int64 arrays in the rows' order.
-
-    Args:
-        dataset: what masking.encode gives: lists input_ids and labels.
-    """
+    """Tokens of each encoded row and how many of them train: two int64 arrays."""
     import numpy as np
 
     total, trained = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
@@ -38,7 +34,7 @@ def token_counts(dataset: Any) -> tuple[Any, Any]:
 
 
 def token_statistics(total: Any, trained: Any) -> dict[str, Any]:
-    """Token counts of encoded rows: spreads, the share that trains, and what each candidate length would cost.
+    """Token counts of encoded rows: spreads, the trained share, and what each candidate length would cost.
 
     Args:
         total, trained: int arrays as `token_counts` gives them.
@@ -46,7 +42,7 @@ def token_statistics(total: Any, trained: Any) -> dict[str, Any]:
     Returns:
         rows, tokens, trained_tokens, trained_share, spread, trained_spread, and cuts: a list of
         {"max_length", "rows_over", "rows_share", "dropped_share", "cut_share"}; the last two are shares of all tokens
-        lost where the longer rows are dropped whole, or cut.
+        lost where longer rows are dropped, or cut.
     """
     import numpy as np
 

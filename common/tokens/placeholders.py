@@ -1,8 +1,8 @@
-"""Texts of a conversation replaced by marks that no conversation holds: what a template does with each of them."""
+"""Texts of a conversation replaced by marks, to see what a template does with each of them."""
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, NamedTuple
@@ -24,11 +24,9 @@ class Leaf(NamedTuple):
 def mark(turns: list[dict], roles: tuple[str, ...] = ()) -> tuple[list[dict], list[Leaf]]:
     """The conversation with a mark for every text that a template could write, and the texts in their order.
 
-    The marks of a conversation's first turns are the same however it goes on. Blank texts stay, for templates ask
-    whether a text is empty; so do numbers, names of arguments, tools and the ids of calls.
-
-    Args:
-        roles: the turns to mark; () marks all.
+    The marks of a conversation's first turns are the same however it goes on. Blank texts stay, as templates ask
+    whether a text is empty; so do numbers, argument and tool names, and the ids of calls. `roles`: the turns to mark;
+    () marks all.
     """
     leaves: list[Leaf] = []
 
@@ -167,8 +165,8 @@ def forms(value: str) -> Iterator[str]:
             yield form
 
 
-def common_prefix(one: str, two: str) -> int:
-    """The number of leading characters that two texts share."""
-    if two.startswith(one):
+def common_prefix(one: Sequence, two: Sequence) -> int:
+    """The number of leading characters or ids that two sequences share."""
+    if two[: len(one)] == one:
         return len(one)
     return next((place for place, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two)))

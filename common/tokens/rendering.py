@@ -1,5 +1,6 @@
-"""Rows to ids and the stretches of them that train, for text templates and chat templates."""
+"""Rows to ids and the spans that train, for text and chat templates."""
 
+import re
 from collections import Counter
 from typing import Any
 
@@ -18,8 +19,7 @@ MARKS = "\uf8f1\uf8f2\uf8f3"  # private characters; one that a row does not hold
 
 
 def renderer(tokenizer: Any, template: AnyTemplate, train_on: str) -> Any:
-    """A TextRenderer or ChatRenderer: a function from rows to their encodings, {place: why it cannot be rendered}, and
-    the number of rows with special-token text."""
+    """A function from rows to encodings, {index: why not rendered}, and the number of rows with special-token text."""
     if isinstance(template, Template):
         render: Any = TextRenderer(encoder(tokenizer), template, train_on)
     else:
@@ -34,9 +34,9 @@ class Known:
         self._render, self._tokenizer = render, tokenizer
 
     def __call__(self, rows: list[dict]) -> Result:
-        found, bad, special = self._render(rows)
-        over = {place: beyond_model(self._tokenizer, ids) for place, (ids, _) in enumerate(found)}
-        return found, {place: why for place, why in over.items() if why} | bad, special
+        encoded, bad, special = self._render(rows)
+        beyond = {place: beyond_model(self._tokenizer, ids) for place, (ids, _) in enumerate(encoded)}
+        return encoded, {place: why for place, why in beyond.items() if why} | bad, special
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._render, name)
@@ -50,19 +50,19 @@ def prompts(tokenizer: Any, template: AnyTemplate, rows: list[dict]) -> list[lis
     """
     if isinstance(template, Template):
         encode = encoder(tokenizer)
-        found = [[*encode.begin, *ids] for ids in encode.text([template.prompt(row) for row in rows])]
+        encoded = [[*encode.begin, *ids] for ids in encode.text([template.prompt(row) for row in rows])]
     else:
-        render = ChatRenderer(encoder(tokenizer, template.turn_tokens(tokenizer)), template, "answers")
-        found = [render.prompt(row) for row in rows]
-    for ids in found:
+        render = ChatRenderer(encoder(tokenizer, template.turn_tokens(tokenizer)), template, "assistant")
+        encoded = [render.prompt(row) for row in rows]
+    for ids in encoded:
         if why := beyond_model(tokenizer, ids):
             raise UserError(f"a prompt cannot be asked: {why}")
-    return found
+    return encoded
 
 
 def taken(tokenizer: Any, template: AnyTemplate, rows: list[dict]) -> list[dict]:
     """The rows that the template can take."""
-    _, bad, _ = renderer(tokenizer, template, "answers")(rows)
+    _, bad, _ = renderer(tokenizer, template, "assistant")(rows)
     return [row for place, row in enumerate(rows) if place not in bad]
 
 
@@ -80,12 +80,11 @@ class ChatRenderer:
         self.prover = Prover(template, encoder.special, str(encoder.tokenizer.bos_token or ""))
 
     def sequences(self, row: dict) -> list[dict]:
-        """The row, or one for each turn that the template writes in another way once the conversation goes on.
+        """The row, or one for each turn that the template renders differently once the conversation goes on.
 
-        Each of them ends with such a turn, so its history is what the model is given at inference. `trains` says which
-        turns of it are to be learned.
+        Each ends with such a turn, so its history is what the model sees at inference; `trains`: the turns that train.
         """
-        if self.train_on != "answers" or sum(turn["role"] == "assistant" for turn in row.get("messages", ())) < 2:
+        if self.train_on != "assistant" or sum(turn["role"] == "assistant" for turn in row.get("messages", ())) < 2:
             return [row]
         try:
             found = self.prover.apart(*self.template.conversation(row))
@@ -130,7 +129,9 @@ class ChatRenderer:
             Unstable: as Prover.spans; or single turns have weights where the prompt trains, too.
         """
         answers = [place for place, turn in enumerate(turns) if turn["role"] == "assistant"]
-        trains = {"answers": row.get("trains", answers), "last": answers[-1:], "all": answers}[self.train_on]
+        trains = {"assistant": row.get("trains", answers), "last_assistant": answers[-1:], "all": answers}[
+            self.train_on
+        ]
         text, found = self.prover.spans(turns, tools, options, set(trains))
         if self.train_on == "all" and rows.weighs_turns(row):
             raise Unstable("single turns have a `weight`, which is lost where the prompt trains, too")
@@ -141,12 +142,7 @@ class ChatRenderer:
         return text, [span for span, _ in weighted], [weight for _, weight in weighted]
 
     def through(self, row: dict) -> str:
-        """The row's text up to the end of its last answer, as the template writes it: one may trim an answer, or put
-        thoughts before it.
-
-        Raises:
-            Unstable: the row cannot be rendered.
-        """
+        """The row's text up to the end of its last answer, as the template writes it. Raises Unstable."""
         turns, tools, options = self.template.conversation(row)
         text, spans, _ = self._spans(row, turns, tools, options)
         return text[: spans[-1][1]]
@@ -187,8 +183,7 @@ class ChatRenderer:
         return self._stretches(text, [], mark)[0] if mark else self.encoder.control([text])[0].ids
 
     def _marked(self, turns: list[dict], tools: Any) -> tuple[list[dict], Any, str, bool]:
-        """The conversation with its special-token text broken by a mark, the mark ('' where none is needed), and
-        whether it holds such text."""
+        """The conversation with its special-token text broken by a mark, the mark or "", and whether it has any."""
         looks = self.encoder.special is not None and _holds(self.encoder.special, [turns, tools])
         if looks:  # the tags of thinking are meant
             looks = _holds(self.encoder.special, [list(map(_untagged, turns)), tools])
@@ -196,7 +191,7 @@ class ChatRenderer:
         swallows = bool(self.encoder.strips) and any((turn.get("content") or "")[:1].isspace() for turn in turns)
         if not looks and not swallows:
             return turns, tools, "", looks
-        mark = next((m for m in MARKS if not _holds_text(m, [turns, tools])), None)
+        mark = next((m for m in MARKS if not _holds(re.compile(m), [turns, tools])), None)
         if mark is None:
             raise Unstable(f"it holds special-token text and all of {', '.join(map(ascii, MARKS))}")
         return self._guarded(turns, mark), self._guarded(tools, mark), mark, looks
@@ -264,11 +259,3 @@ def _holds(pattern: Any, value: Any) -> bool:
     if isinstance(value, list):
         return any(_holds(pattern, inner) for inner in value)
     return isinstance(value, str) and bool(pattern.search(value))
-
-
-def _holds_text(text: str, value: Any) -> bool:
-    if isinstance(value, dict):
-        return any(_holds_text(text, inner) for inner in value.values())
-    if isinstance(value, list):
-        return any(_holds_text(text, inner) for inner in value)
-    return isinstance(value, str) and text in value

@@ -1,4 +1,4 @@
-"""Prompt templates: one object that renders a row for training, evaluation and generation, byte for byte the same."""
+"""Prompt templates: one object renders a row for training, evaluation and generation."""
 
 import json
 import re
@@ -101,25 +101,23 @@ def fields_of(row: Row) -> InstructionRow:
         raise UserError(f"{number} `tools`; choose a template that writes them: chatml, llama2, llama3 or tokenizer")
     if "messages" in row:
         raise UserError("these rows are conversations; choose a chat template: chatml, llama2, llama3 or tokenizer")
-    beside = row.get("input") or "" if "instruction" in row else ""
-    return {"instruction": instruction(row), "input": beside, "output": last_answer(row)}
+    input_text = row.get("input") or "" if "instruction" in row else ""
+    return {"instruction": instruction(row), "input": input_text, "output": last_answer(row)}
 
 
 def get(
     name: str, tokenizer: Any = None, thinking: str = "keep", options: dict[str, Any] | str | None = None
 ) -> AnyTemplate:
-    """The template of that name: alpaca, plain, chatml, llama2, llama3, tokenizer (its own), a .jinja file, or a folder
-    in which one was saved.
+    """A template by name: alpaca, plain, chatml, llama2, llama3, tokenizer (its own), FILE.jinja, or a folder of one.
 
     Args:
-        name: `tokenizer:NAME` is one of several templates that a tokenizer has; without a name it is its default one,
-            and that for tools in rows with tools, as in transformers.
+        name: `tokenizer:NAME` is one of several templates of a tokenizer; without a name it is the default one, and
+            that for tools in rows with tools, as in transformers.
         thinking: `keep` the thinking in rows, or `drop` it.
         options: variables for a chat template, such as {"enable_thinking": False}, or their JSON text.
 
     Raises:
-        UserError: there is no such template, the tokenizer has none of its own, the file is not Jinja, or the template
-            reads no such variable.
+        UserError: no such template or variable, or the file is not Jinja.
     """
     if thinking not in ("keep", "drop"):
         raise UserError(f"thinking is {thinking!r}; it can be keep or drop")
@@ -167,12 +165,12 @@ def _own(name: str, jinja: Any) -> tuple[str, str]:
         return jinja, ""
     if not jinja:
         raise UserError("--template tokenizer: this tokenizer has no chat template; use chatml, llama2 or llama3")
-    known = jinja if isinstance(jinja, dict) else {}
+    named = jinja if isinstance(jinja, dict) else {}
     wanted = name.partition(":")[2] or "default"
-    if wanted not in known:
-        there = ", ".join(f"tokenizer:{one}" for one in known) or "tokenizer"
-        raise UserError(f"--template {name}: its templates are {there}{nearest(wanted, known)}")
-    return known[wanted], known.get("tool_use", "") if name == "tokenizer" else ""
+    if wanted not in named:
+        available = ", ".join(f"tokenizer:{one}" for one in named) or "tokenizer"
+        raise UserError(f"--template {name}: its templates are {available}{nearest(wanted, named)}")
+    return named[wanted], named.get("tool_use", "") if name == "tokenizer" else ""
 
 
 def load(folder: str | Path) -> AnyTemplate:

@@ -1,10 +1,11 @@
-"""Rows of a text template to ids and the stretches of them that train: by cuts where they are proved."""
+"""Rows of a text template to ids and the spans that train; constant text is encoded once where that is exact."""
 
 from collections import Counter
 from typing import Any
 
 from tunebook.common.errors import UserError
 from tunebook.common.tokens.boundaries import SafeBoundaries
+from tunebook.common.tokens.placeholders import common_prefix
 from tunebook.common.tokens.templates import Template
 from tunebook.common.tokens.tokenization import Encoder
 
@@ -97,16 +98,9 @@ class TextRenderer:
     def _whole(self, rows: list[dict]) -> list[Encoded]:
         prompts = [self.template.prompt(row) for row in rows]
         texts = [prompt + self.template.completion(row) for prompt, row in zip(prompts, rows, strict=True)]
-        found = []
+        encoded = []
         for prompt, ids in zip(self.encoder.text(prompts), self.encoder.text(texts), strict=True):
             start = 0 if self.train_all else len(self.encoder.begin) + common_prefix(prompt, ids)
             ids = [*self.encoder.begin, *ids, self.encoder.end]
-            found.append((ids, [(start, len(ids), 1.0)]))
-        return found
-
-
-def common_prefix(a: list[int], b: list[int]) -> int:
-    """The number of leading ids that two sequences share."""
-    if b[: len(a)] == a:
-        return len(a)
-    return next((place for place, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+            encoded.append((ids, [(start, len(ids), 1.0)]))
+        return encoded

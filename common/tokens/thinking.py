@@ -5,7 +5,7 @@ from typing import Any
 
 from tunebook.common.tokens.jinja_templates import JinjaTemplate
 
-KEYS = ("reasoning_content", "thinking", "reasoning")  # of a turn, as data sets call it
+KEYS = ("reasoning_content", "thinking", "reasoning")  # of a turn, as datasets call it
 OPEN, CLOSE = TAGS = ("<think>", "</think>")  # around it, where it stands in the text
 BLOCK = re.compile(r"(\s*<think>\s*|)(.*?)(\s*</think>\s*)(.*)", re.DOTALL)
 PROBE = ("Qthinking", "Qsaid")  # stand for thinking and answer where a template is tried

@@ -1,4 +1,4 @@
-"""Tokenizers: loaded as training loads them, with what is wrong about them said, and text encoded as text."""
+"""Tokenizers: loaded as training loads them, checked, and text encoded as text."""
 
 import json
 import re
@@ -6,8 +6,8 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+from tunebook.common import pocket
 from tunebook.common.errors import UserError
-from tunebook.common.pocket import FOLDER as POCKET
 from tunebook.common.tokens import word_cache
 from tunebook.common.tokens.boundaries import state
 
@@ -26,7 +26,7 @@ def load(name: str) -> tuple[Any, list[str]]:
     """
     from transformers import AutoTokenizer
 
-    place = str(POCKET / "model") if name == "pocket" else name
+    place = str(pocket.model(name) or name)
     if not Path(place).is_dir() and (place.count("/") != 1 or place.startswith((".", "/", "~"))):
         raise UserError(f"--tokenizer {name}: no such folder; name a folder, a Hub model like org/name, or pocket")
     try:
@@ -49,38 +49,43 @@ def check(tokenizer: Any, what: str) -> None:
 
 def problems(tokenizer: Any, folder: Path) -> list[str]:
     """What a user should know of a tokenizer before training with it, a sentence each."""
-    found = []
+    warnings = []
     file = folder / "tokenizer.json"
     backend = tokenizer.backend_tokenizer
     if file.exists():
         from tokenizers import Tokenizer
 
-        theirs = Tokenizer.from_file(str(file))
-        if any(theirs.encode(text).ids != backend.encode(text).ids for text in PROBES):
-            found.append(
+        from_file = Tokenizer.from_file(str(file))
+        if any(from_file.encode(text).ids != backend.encode(text).ids for text in PROBES):
+            warnings.append(
                 "it does not load as its tokenizer.json says: the tokenizer_class in tokenizer_config.json "
                 f"({type(tokenizer).__name__}) rebuilds it; set tokenizer_class to PreTrainedTokenizerFast"
             )
-    lost = [text for text in PROBES[:2] if backend.decode(backend.encode(text, add_special_tokens=False).ids) != text]
-    if lost and backend.decode(backend.encode("a b", add_special_tokens=False).ids).strip() != "a b":
-        found.append(f"text does not survive it: {lost[0]!r} comes back changed")
+    changed = [
+        text for text in PROBES[:2] if backend.decode(backend.encode(text, add_special_tokens=False).ids) != text
+    ]
+    if changed and backend.decode(backend.encode("a b", add_special_tokens=False).ids).strip() != "a b":
+        warnings.append(f"text does not survive it: {changed[0]!r} comes back changed")
     if tokenizer.pad_token_id is None:
-        found.append("it has no padding token; the end token pads, which is safe here: padding is masked by place")
+        warnings.append("it has no padding token; the end token pads, which is safe here: padding is masked by place")
     elif tokenizer.pad_token_id == tokenizer.eos_token_id:
-        found.append("its padding token is its end token; the end still trains here: padding is masked by place")
+        warnings.append("its padding token is its end token; the end still trains here: padding is masked by place")
     begin, end = bos_eos_ids(tokenizer)
     if end:
-        found.append("it closes every text with its end token by itself; here the end is added once")
-    own = tokenizer.chat_template or ""
-    template = own if isinstance(own, str) else "".join(own.values())
+        warnings.append("it closes every text with its end token by itself; here the end is added once")
+    chat_template = tokenizer.chat_template or ""
+    template = chat_template if isinstance(chat_template, str) else "".join(chat_template.values())
     if begin and tokenizer.bos_token and ("bos_token" in template or tokenizer.bos_token in template):
-        found.append("both it and its chat template write the beginning token; here one is kept")
-    return found
+        warnings.append("both it and its chat template write the beginning token; here one is kept")
+    return warnings
 
 
 def bind(tokenizer: Any, model: Any) -> list[str]:
-    """Let the tokenizer know the rows of the model's embeddings: encoding refuses ids that lie past them, as the model
-    itself would only fail (and end the process, on a GPU). What is odd about the two, a sentence each."""
+    """Let encoding refuse ids past the model's embeddings, on which the model itself would crash.
+
+    Returns:
+        What is odd about the two, a sentence each.
+    """
     rows = model.get_input_embeddings().weight.shape[0]
     tokenizer.rows_of_model = rows
     over = {number: token for token, number in tokenizer.get_vocab().items() if number >= rows}
@@ -148,11 +153,11 @@ class Encoder:
         """What `inside` gives for texts that hold no added token, by words where that is quicker."""
         if self._words is None:
             return self.inside(texts)
-        found = [self._words.encode(text) for text in texts]
-        rest = [place for place, ids in enumerate(found) if ids is None]
-        for place, ids in zip(rest, self.inside([texts[place] for place in rest]), strict=True):
-            found[place] = ids
-        return found  # pyright: ignore[reportReturnType]
+        encoded = [self._words.encode(text) for text in texts]
+        missing = [place for place, ids in enumerate(encoded) if ids is None]
+        for place, ids in zip(missing, self.inside([texts[place] for place in missing]), strict=True):
+            encoded[place] = ids
+        return encoded  # pyright: ignore[reportReturnType]
 
     @cached_property
     def _words(self) -> word_cache.PretokenCache | None:
@@ -206,10 +211,10 @@ def _control_special(backend: Any, control: frozenset[str]) -> Any:
     """The tokenizer with `control` and every added token that swallows white space flagged as special."""
     from tokenizers import Tokenizer
 
-    found = [t for t in backend.get_added_tokens_decoder().values() if t.rstrip or t.lstrip or t.content in control]
-    if all(token.special for token in found):
+    flagged = [t for t in backend.get_added_tokens_decoder().values() if t.rstrip or t.lstrip or t.content in control]
+    if all(token.special for token in flagged):
         return backend
-    names = {token.content for token in found}
+    names = {token.content for token in flagged}
     data = json.loads(backend.to_str())
     for token in data["added_tokens"]:
         token["special"] = token["special"] or token["content"] in names
@@ -222,8 +227,8 @@ def without_space_prefix(backend: Any) -> Any:
 
     normalizer, pre = state(backend.normalizer), state(backend.pre_tokenizer)
     parts = normalizer.get("normalizers", [normalizer] if normalizer else [])
-    kept = [part for part in parts if part["type"] != "Prepend"]
-    changed = len(kept) < len(parts)
+    normalizers = [part for part in parts if part["type"] != "Prepend"]
+    changed = len(normalizers) < len(parts)
     for part in pre.get("pretokenizers", [pre]):
         if part.get("type") == "Metaspace" and part["prepend_scheme"] != "never":
             part["prepend_scheme"], changed = "never", True
@@ -232,6 +237,6 @@ def without_space_prefix(backend: Any) -> Any:
     if not changed:
         return backend
     data = json.loads(backend.to_str())  # slow for a large vocabulary
-    data["normalizer"] = {"type": "Sequence", "normalizers": kept} if kept else None
+    data["normalizer"] = {"type": "Sequence", "normalizers": normalizers} if normalizers else None
     data["pre_tokenizer"] = pre or None
     return Tokenizer.from_str(json.dumps(data))

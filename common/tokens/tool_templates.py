@@ -44,12 +44,11 @@ FORMS = tuple(Form(content, flat, text) for content in ("", None) for flat in (F
 class Fit:
     """Hands conversations to a template with calls and tools in the form that it writes.
 
-    Which one that is shows a rendering of the row itself with marks in place of names and arguments. Each row is tried,
-    as a template may write a call in one place and leave it out in another, such as beside text.
+    The form is found by rendering the row itself with marks in place of names and arguments; each row is tried, as a
+    template may write a call in one place and leave it out in another.
 
     Attributes:
-        unwritten: the template left out the tools of the last row. Only one that writes calls may (DeepSeek's do): its
-            model is told of tools in another way, or not at all.
+        unwritten: the template left out the tools of the last row. Only one that writes calls may (DeepSeek's do).
     """
 
     def __init__(self, template: JinjaTemplate):

@@ -1,10 +1,9 @@
-"""Which characters of a rendered conversation the model is to write: proved for each kind of conversation and each row.
+"""Which characters of a rendered conversation train.
 
-A conversation is rendered with marks in place of its texts (placeholders.py). What a turn trains is then read off the
-template's own text around its marks: it begins where the header ends that the template opens a turn with, and ends
-with the token that ends the turn, as where the turn is the last. The real rendering must be the marked one with the
-texts in it. A turn that is written in another way once the conversation goes on (Qwen3 and gpt-oss drop its thinking)
-is found by comparing, and trains in a sequence of its own that ends with it.
+A conversation is rendered with marks in place of its texts (placeholders.py). What a turn trains is read off the
+template's own text around its marks: from the end of the assistant header to the token that ends the turn. The real
+rendering must be the marked one with the texts in it. A turn that is rendered differently once the conversation goes
+on (Qwen3 and gpt-oss drop its thinking) trains in a sequence of its own that ends with it.
 """
 
 import re
@@ -29,8 +28,8 @@ class Proof:
     Attributes:
         skeleton: the marked rendering.
         stretches: turn -> where it trains.
-        apart: turns that are written in another way than where they are the last.
-        lost: leaves that the rendering leaves out, and why where more is known than that.
+        apart: turns that are rendered differently from where they are the last.
+        lost: leaves that the rendering leaves out, and why, where known.
     """
 
     skeleton: Skeleton
@@ -58,8 +57,7 @@ class Prover(Renderings):
     ) -> tuple[str, dict[int, list[Span]]]:
         """The rendered conversation and, for each of its assistant turns that trains, the characters that do.
 
-        Args:
-            trains: places of turns, from 0, whose thinking must be in the rendering; every other text must be anyway.
+        `trains`: indices of turns whose thinking must be in the rendering; every other text must be anyway.
 
         Raises:
             Unstable: the template refuses it, leaves out something that it holds, or gives no proof.
@@ -85,8 +83,7 @@ class Prover(Renderings):
     def _by_markers(
         self, turns: list[dict], tools: list | None, options: dict[str, Any], trains: set[int], text: str
     ) -> dict[int, list[Span]]:
-        """The template's own stretches of a row that it looks into (its length, say), where they hold the turns' texts,
-        one each, and the rest of the row is there; else nothing."""
+        """The spans that the template itself marks, where they hold the row's texts; else {}."""
         _, generated = self.template.generated(turns, tools, options)
         answers = [place for place, turn in enumerate(turns) if turn["role"] == "assistant"]
         if len(generated) != len(answers):
@@ -112,7 +109,7 @@ class Prover(Renderings):
     def _sequences(self, turns: list[dict], tools: list | None, options: dict[str, Any]) -> list[tuple[int, set[int]]]:
         marked, leaves = mark(turns)
         proof = self.prove(marked, leaves, tools, options)
-        answers = {place for place, turn in enumerate(turns) if learned(turn)}
+        answers = {place for place, turn in enumerate(turns) if turn["role"] == "assistant"}
         if proof.lost:  # it will be refused, for all of it
             return [(len(turns), answers)]
         rest = proof.apart & answers
@@ -203,8 +200,8 @@ class Prover(Renderings):
             raise Unstable(_left_out(turn + 1, what, turns[turn]["role"]))
         for turn in sorted(trains & proof.apart):
             raise Unstable(
-                f"the template writes turn {turn + 1} in another way once the conversation goes on; train_on=last "
-                "trains the last turn alone, train_on=answers each turn in a sequence that ends with it"
+                f"the template writes turn {turn + 1} in another way once the conversation goes on; train_on="
+                "last_assistant trains the last turn alone, train_on=assistant each in a sequence that ends with it"
             )
 
     def closing(self, turns: list[dict], tools: list | None, options: dict[str, Any]) -> str:
@@ -240,11 +237,6 @@ def _explain(proof: Proof, rendered: Rendered, leaves: list[Leaf]) -> None:
 
 def _texts(skeleton: Skeleton, spans: list[Span]) -> list[str]:
     return [skeleton.text[start:end] for start, end in spans]
-
-
-def learned(turn: dict) -> bool:
-    """Whether a turn is to be learned."""
-    return turn["role"] == "assistant"
 
 
 def _shape(turn: dict) -> tuple:

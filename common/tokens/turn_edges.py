@@ -1,4 +1,4 @@
-"""Where a turn of a marked conversation begins and ends: by its renderings up to that turn."""
+"""Where a turn of a marked conversation begins and ends."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Encoded rows to look at: each token's text, and whether it trains."""
+"""Preview of encoded rows: each token's text, and whether it trains."""
 
 from typing import Any
 
@@ -7,15 +7,15 @@ from tunebook.common.tokens.lengths import IGNORE_INDEX
 
 def tokens(example: dict, tokenizer: Any) -> list[tuple[int, str, bool]]:
     """Id, text and whether it trains of each token; a character of several tokens stands at its last."""
-    found, text = [], ""
+    result, text = [], ""
     ids = example["input_ids"]
     for end, label in enumerate(example["labels"], 1):
-        begin = max(0, end - 24)  # a window is enough to know the last token's text, and keeps long rows quick
-        now = tokenizer.decode(ids[begin:end], skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        before = tokenizer.decode(ids[begin : end - 1], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        start = max(0, end - 24)  # a window is enough to know the last token's text, and keeps long rows quick
+        now = tokenizer.decode(ids[start:end], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        before = tokenizer.decode(ids[start : end - 1], skip_special_tokens=False, clean_up_tokenization_spaces=False)
         text = now[len(before.rstrip("\ufffd")) :] if not now.endswith("\ufffd") or end == len(ids) else ""
-        found.append((ids[end - 1], text, label != IGNORE_INDEX))
-    return found
+        result.append((ids[end - 1], text, label != IGNORE_INDEX))
+    return result
 
 
 def label_preview(example: dict, tokenizer: Any) -> list[tuple[str, bool]]:

@@ -1,8 +1,7 @@
-"""Encoding by words: a tokenizer that splits text into words by one pattern encodes each distinct word once.
+"""Each distinct word is encoded once, for tokenizers that split text into words by one pattern.
 
-The word pattern of a byte-level tokenizer (GPT-2, Llama 3, Qwen, ...) is run by Python's own `re` for text of ASCII,
-accented Latin letters and common typographic signs, for which the Unicode classes of the pattern are plain sets of
-characters; the tokenizer's model is asked for the ids of each word that was not seen before. Other text, and other
+The pattern of a byte-level tokenizer (GPT-2, Llama 3, Qwen, ...) is run by Python's `re` for ASCII, accented Latin
+letters and common typographic signs, where its Unicode classes are plain sets of characters. Other text, and other
 tokenizers, are left to the tokenizer.
 """
 

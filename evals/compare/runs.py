@@ -50,7 +50,7 @@ def seen(folder: str, rows: list[dict], tokenizer: Any) -> tuple[int, Path] | No
     run = of(folder)
     if run is None or not (Path(folder) / templates.FILE).exists() or not (files := _tokens(run)):
         return None
-    encoded, bad, _ = rendering.renderer(tokenizer, templates.load(folder), "answers")(rows)
+    encoded, bad, _ = rendering.renderer(tokenizer, templates.load(folder), "assistant")(rows)
     known = {key for file in files for key in _keys(file)}
     mine = [_key(ids) for place, (ids, _) in enumerate(encoded) if place not in bad]
     return sum(key in known for key in mine), files[0]

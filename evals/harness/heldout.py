@@ -74,7 +74,7 @@ def docs(words: tuple[str, ...], template: str, tokenizer: str, bare: bool = Fal
 
 def items(rows: list[dict], tokenizer: Any, template: AnyTemplate, bare: bool = False) -> list[dict[str, Any]]:
     """What `docs` gives, of rows that have been read."""
-    render = rendering.renderer(tokenizer, template, "last")
+    render = rendering.renderer(tokenizer, template, "last_assistant")
     encoded, bad, _ = render(rows)
     if bad:
         place, reason = next(iter(bad.items()))

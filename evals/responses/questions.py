@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tunebook.common import pocket
 from tunebook.common.data import readers
 from tunebook.common.errors import UserError, first_lines
-from tunebook.common.pocket import FOLDER as POCKET
 
-BUNDLED = {"pocket": "test.jsonl", "pocket_chat": "chat_test.jsonl"}
 ANSWERS = ("answer", "output", "completion", "response", "generation")  # columns that hold an answer
 KNOWN = "turns, instruction, prompt, question or messages"
 
@@ -46,7 +45,7 @@ def load(word: str, references: str = "") -> tuple[list[Question], list[str]]:
     Raises:
         UserError: the file is none, or rows hold no question; all in one message, with their numbers.
     """
-    path = str(POCKET / BUNDLED[word]) if word in BUNDLED else word
+    path = str(pocket.rows(word).get("test", word))
     rows = list(_rows(path, "--prompts", _question_problem))
     found = [_question(row, str(number)) for number, row in rows if not _calls(row)]
     notes = []

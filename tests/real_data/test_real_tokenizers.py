@@ -89,7 +89,7 @@ def recovered(trained, row):
 def test_instruction_rows(tokenizer, kind):
     rows = {"alpaca": alpaca, "unicode": unicode, "hostile": lambda: list(hostile(tokenizer))}[kind]()
     encoded, counts = encoding.encode(rows, tokenizer, ALPACA, 100_000)
-    whole = rendering.TextRenderer(encoder(tokenizer), ALPACA, "answers")._whole(rows)
+    whole = rendering.TextRenderer(encoder(tokenizer), ALPACA, "assistant")._whole(rows)
     begin = len(encoder(tokenizer).begin)
     special = {place for place, token in tokenizer.added_tokens_decoder.items() if token.special}
     wrong = []

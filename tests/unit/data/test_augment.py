@@ -45,7 +45,9 @@ def test_originals_are_kept_and_marked():
         "fold_input": {"no input": 3},
     }
     assert len(out) == 5 + 4 + 2
-    assert counts.line().startswith("5 originals kept; new rows: 4 by templates, 2 by fold_input; templates left out 1")
+    assert counts.summary().startswith(
+        "5 originals kept; new rows: 4 by templates, 2 by fold_input; templates left out 1"
+    )
     json.dumps(counts.as_dict())
 
 

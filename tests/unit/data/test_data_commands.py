@@ -47,18 +47,20 @@ def test_what_a_recipe_does_is_read_from_its_text(name):
         return
     found = trained.by(name)
     assert found.template == ("tokenizer" if 'templates.get("tokenizer"' in text else "alpaca")
-    assert f"max_length: int = {found.max_length} " in text and found.train_on == "answers"
+    assert f"max_length: int = {found.max_length} " in text and found.train_on == "assistant"
 
 
 def test_a_copy_of_a_recipe_and_flags_that_win(tmp_path, capsys):
     text = (ROOT / "recipes" / "chat_sharegpt.py").read_text(encoding="utf-8")
     mine = tmp_path / "mine.py"
-    mine.write_text(text.replace('train_on="answers"', 'train_on="last"').replace('"tokenizer"', '"chatml"'))
-    assert (trained.by(str(mine)).template, trained.by(str(mine)).train_on) == ("chatml", "last")
+    mine.write_text(
+        text.replace('train_on="assistant"', 'train_on="last_assistant"').replace('"tokenizer"', '"chatml"')
+    )
+    assert (trained.by(str(mine)).template, trained.by(str(mine)).train_on) == ("chatml", "last_assistant")
     data = write(tmp_path / "rows.jsonl", [{"conversations": TALK * 2}])
     assert call("inspect", data, "--recipe", mine, "--template", "llama3", "--json", tmp_path / "a.json") == 0
     report = json.loads((tmp_path / "a.json").read_text())
-    assert (report["template"], report["train_on"], report["max_length"]) == ("llama3", "last", 512)
+    assert (report["template"], report["train_on"], report["max_length"]) == ("llama3", "last_assistant", 512)
     assert call("inspect", data, "--recipe", "lora_alpca") == 2
     assert "the nearest is lora_alpaca" in capsys.readouterr().err
 

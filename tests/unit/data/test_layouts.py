@@ -145,7 +145,7 @@ def test_names_of_earlier_files_are_kept():
 )  # fmt: skip
 def test_what_columns_became_is_one_line(rows, mapping, line):
     _, found = table(*rows, mapping=mapping)
-    assert found.line() == line
+    assert found.summary() == line
 
 
 def test_a_source_of_which_nothing_is_left_is_refused():

@@ -162,7 +162,7 @@ def test_a_template_that_writes_the_prompt_by_its_answer_loses_the_pair(tmp_path
 def sequences(rows, tokenizer, template):
     """What masking.encode makes of the better rows and of the others."""
     both = [list(rows), [row["rejected"] for row in rows]]
-    return [encoding.encode(some, tokenizer, template, 4096, train_on="last")[0] for some in both]
+    return [encoding.encode(some, tokenizer, template, 4096, train_on="last_assistant")[0] for some in both]
 
 
 @pytest.mark.parametrize("name", ["alpaca", "tokenizer"])
@@ -378,7 +378,7 @@ def test_loss_and_gradient_are_the_formula(made, tmp_path, adapter):
     ours = torch.cat([weight.grad.flatten() for weight in trained])
     assert (theirs - ours).norm() <= 1e-4 * ours.norm()
     found = dpo.Rewards(trainer, trainer.train_dataset.select(range(6)))
-    found.take("after")
+    found.evaluate("after")
     assert found.taken["after"]["margin"] == pytest.approx(margins.mean().item(), abs=1e-4)
 
 

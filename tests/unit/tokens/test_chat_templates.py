@@ -61,7 +61,7 @@ def named(request):
     return request.param, real.tokenizer(request.param)
 
 
-def trained(row, tokenizer, template, train_on="answers"):
+def trained(row, tokenizer, template, train_on="assistant"):
     """The text of each stretch of tokens that train."""
     (example,), counts = encoding.encode([row], tokenizer, template, 4096, train_on=train_on)
     assert counts.kept == 1
@@ -99,7 +99,7 @@ def test_answers_and_their_ends_train_and_nothing_else(named, template):
     wanted = ["An apple." + end, "A hammer,\nor two nails." + end, "Done" + end]
     for talk in (TALK, [SYSTEM, *TALK]):
         assert without_lead(trained({"messages": talk}, tokenizer, chosen), template) == wanted
-        assert without_lead(trained({"messages": talk}, tokenizer, chosen, "last"), template) == wanted[-1:]
+        assert without_lead(trained({"messages": talk}, tokenizer, chosen, "last_assistant"), template) == wanted[-1:]
     row = {"messages": [SYSTEM, *WORK], "tools": TOOLS}
     if template == "tokenizer" and name not in CALLS:
         with pytest.raises(UserError, match=r"leaves out (a call of turn 3|tool 1)"):
@@ -109,7 +109,7 @@ def test_answers_and_their_ends_train_and_nothing_else(named, template):
     # DeepSeek's writes no end after a single call.
     wanted = [call + end * (call != DEEPSEEK), "Two" + end, "No" + end]
     assert without_lead(trained(row, tokenizer, chosen), template) == wanted
-    assert without_lead(trained(row, tokenizer, chosen, "last"), template) == wanted[-1:]
+    assert without_lead(trained(row, tokenizer, chosen, "last_assistant"), template) == wanted[-1:]
 
 
 def test_what_a_template_drops_is_refused(tmp_path):

@@ -44,7 +44,7 @@ def test_every_answer_and_its_end_train_and_nothing_else(name, tokenizer):
     template = templates.get(name, tokenizer)
     answers = [text.strip() for text in trained([{"messages": TURNS}], tokenizer, template)]
     assert answers == ["apple" + end, "hammer" + end]
-    assert trained([{"messages": TURNS}], tokenizer, template, train_on="last")[0].strip() == "hammer" + end
+    assert trained([{"messages": TURNS}], tokenizer, template, train_on="last_assistant")[0].strip() == "hammer" + end
     whole = trained([{"messages": TURNS}], tokenizer, template, train_on="all")
     assert len(whole) == 1 and "Name a fruit." in whole[0]
 

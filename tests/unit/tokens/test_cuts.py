@@ -97,7 +97,7 @@ def rows(count, seed):
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_parts_equal_the_whole(name):
-    render = rendering.TextRenderer(encoder(TOKENIZERS[name]()), ALPACA, "answers")
+    render = rendering.TextRenderer(encoder(TOKENIZERS[name]()), ALPACA, "assistant")
     sample = list(rows(3000, seed=1))
     found, bad, special = render(sample)
     assert not bad and special > 100
@@ -106,7 +106,7 @@ def test_parts_equal_the_whole(name):
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_most_ordinary_rows_are_cut(name):
-    render = rendering.TextRenderer(encoder(TOKENIZERS[name]()), ALPACA, "answers")
+    render = rendering.TextRenderer(encoder(TOKENIZERS[name]()), ALPACA, "assistant")
     row = {"instruction": "What is on it?", "input": "It isn't.", "output": "Two."}
     assert render._plan(ALPACA.parts(row)[0], [*ALPACA.parts(row)[1], row["output"]], 0) is not None
 

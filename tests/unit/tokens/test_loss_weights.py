@@ -89,7 +89,7 @@ def test_rows_of_weight_0_are_absent(tokenizer):
     assert (
         kept["row"] == [2] and dict(counts.dropped) == {"weight_0": 2} and "2 dropped as weight_0" in counts.summary()
     )
-    _, counts = encoding.encode([chat(1, 0)], tokenizer, template, 512, train_on="last")
+    _, counts = encoding.encode([chat(1, 0)], tokenizer, template, 512, train_on="last_assistant")
     assert dict(counts.dropped) == {"weight_0": 1}
     _, counts = encoding.encode([{**ROW, "weight": 0}] * 99 + [ROW], tokenizer, ALPACA, 512)
     counts.require_trainable(512)  # nothing was lost that was to train

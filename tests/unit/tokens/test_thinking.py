@@ -18,7 +18,7 @@ def tokenizer():
     return lambda name: kept.setdefault(name, made(known[name]))
 
 
-def encode(tokenizer, turns, name="tokenizer", train_on="answers", options=None, thinking="keep", **row):
+def encode(tokenizer, turns, name="tokenizer", train_on="assistant", options=None, thinking="keep", **row):
     template = templates.get(name, tokenizer, thinking, options)
     return encoding.encode([{"messages": turns, **row}], tokenizer, template, 100_000, train_on=train_on)
 
@@ -112,7 +112,7 @@ def test_earlier_thinking_trains_in_sequences_of_its_own(tokenizer, name, write)
         assert says in one.decode([token for token in example["labels"] if token != lengths.IGNORE_INDEX])
     texts = trained(one, turns)
     assert all(("It is not." in text) != ("It is, yes." in text) for text in texts)
-    last, _ = encode(one, turns, train_on="last")
+    last, _ = encode(one, turns, train_on="last_assistant")
     assert last[:] == encoded[1:2]
     with pytest.raises(UserError, match=r"in another way once the conversation goes on|leaves out the thinking"):
         encode(one, turns, train_on="all")
