@@ -522,12 +522,12 @@ def test_what_fits_is_the_most_that_fits():
 def test_too_large_an_allocation_is_an_error_not_the_end_of_the_process():
     code = """
 import resource, torch
-from common import attempts
+from tunebook.common.estimate import probe
 model = torch.nn.Linear(2, 2)
 before = resource.getrlimit(resource.RLIMIT_AS)
 try:
-    attempts.catch_oom(model, lambda: [torch.ones(2**28) for _ in range(10_000)])
-except attempts.OutOfMemory as error:
+    probe.catch_oom(model, lambda: [torch.ones(2**28) for _ in range(10_000)])
+except probe.OutOfMemory as error:
     print("out of memory", error, resource.getrlimit(resource.RLIMIT_AS) == before)
 """
     command = ["bash", "-c", f"ulimit -v {6 * 2**20}; exec {sys.executable} -c '{code}'"]

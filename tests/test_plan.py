@@ -338,7 +338,7 @@ def test_the_plan_is_what_the_rehearsal_finds(tmp_path):
     planned = json.loads((tmp_path / "plan.json").read_text())
     words = [*data, "--dry_run", "--eval_suite", "none", "--output_dir", tmp_path / "run"]
     code = (
-        "import json, runpy, sys; sys.argv[0] = 'qlora_alpaca.py'; from common import catalog, cli; cli._environment();"
+        "import json, runpy, sys; sys.argv[0] = 'qlora_alpaca.py'; from tunebook.common import catalog, cli; cli._environment();"
     )
     code += "from pathlib import Path; module = catalog.load(Path(sys.argv.pop(1)));"
     code += "print('\\n' + json.dumps(module.main(cli.parse(module.Args, sys.argv[1:]))))"

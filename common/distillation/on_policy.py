@@ -75,9 +75,6 @@ def rehearse(
 ) -> tuple[list[list], dict[str, Any]]:
     """The preview of the first batch, and the forecast: that of a loss on the reference answers, plus the time of
     answering. Adapters are in float32 afterwards; other state is restored.
-
-    Raises:
-        CheckFailed: as forecast.forecast_loop and checks.first_batch.
     """
 
     def loss(model: Any, batch: dict[str, Any]) -> Any:

@@ -128,9 +128,6 @@ def forecast_loop(run: StepFunctions, loader: Any, optimizer: str, max_steps: in
     Args:
         loader: its prepared DataLoader, of rows with `input_ids`.
         optimizer: named as in TrainingArguments.optim.
-
-    Raises:
-        CheckFailed, PlanReady: as `forecast`.
     """
     batches = schedule.of_loader(loader, loader.dataset, run.accumulation, 0, max_steps)
     if device.planned():

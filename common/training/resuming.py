@@ -95,11 +95,9 @@ def newest(folder: Path) -> Path | None:
     Raises:
         UserError: there are checkpoints, and none is intact.
     """
-    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(re.sub(r"\D", "", path.name) or 0))
+    written = [path for path in folder.glob("checkpoint-*") if (path / STATE).exists()]  # the last of its files
     damaged = {}
-    for path in reversed(
-        [path for path in checkpoints if (path / STATE).exists()]
-    ):  # without it: not written to its end
+    for path in sorted(written, key=lambda path: int(re.sub(r"\D", "", path.name) or 0), reverse=True):
         if problem := damage(path):
             damaged[path] = problem
             continue
