@@ -1,4 +1,4 @@
-"""The recipe files: where they are, which there are, the file that a name means, and its module."""
+"""The recipe files, found by name and loaded as modules."""
 
 import ast
 import importlib.metadata
@@ -31,24 +31,22 @@ def recipes() -> dict[str, Path]:
 
 
 def find(name: str, asked: str) -> Path:
-    """The file of a recipe.
+    """The file of a recipe: one of `recipes`, with or without .py, an earlier name of one, or any .py file.
 
     Args:
-        name: one of `recipes`, with or without .py, an earlier name of one, or a .py file.
         asked: where the name stands, for the message: "tunebook plan", "--recipe".
 
     Raises:
         UserError: there is no such recipe.
     """
-    found, file = recipes(), Path(name)
+    known, file = recipes(), Path(name)
     if file.suffix == ".py" and file.is_file():
         return file.resolve()
-    word = name.removesuffix(".py")
-    word = word if word in found else ALIASES.get(word, word)
-    if word in found:
-        return found[word]
-    known = f"there is {', '.join(found)}{nearest(word, found)}"
-    raise UserError(f"{asked} {name}: no such recipe or file; {known}")
+    stem = name.removesuffix(".py")
+    stem = stem if stem in known else ALIASES.get(stem, stem)
+    if stem in known:
+        return known[stem]
+    raise UserError(f"{asked} {name}: no such recipe or file; there is {', '.join(known)}{nearest(stem, known)}")
 
 
 def headline(file: Path) -> str:
@@ -58,11 +56,7 @@ def headline(file: Path) -> str:
 
 
 def load(file: Path) -> Any:
-    """The module of a recipe's file, which need not be on the path.
-
-    Raises:
-        UserError: it is not a Python file.
-    """
+    """The module of a recipe's file, which need not be on the path."""
     spec = importlib.util.spec_from_file_location(f"recipe_{file.stem}", file)
     if spec is None or spec.loader is None:
         raise UserError(f"{file} is not a Python file")

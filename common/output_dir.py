@@ -1,4 +1,4 @@
-"""The folder of a run: made, not written over, and read for the checkpoint to resume from."""
+"""The output folder of a run."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,7 @@ from tunebook.common.errors import UserError
 RUN_FILE = "run.json"
 # What runs write into their folder; --overwrite removes these and nothing else.
 WRITTEN = (RUN_FILE, "report.json", "report.html", "log.jsonl", "adapter", "model", "best", "base", "eval")
-# may differ when a run goes on
+# Arguments that may differ when a run is resumed.
 FREE = {"output_dir", "overwrite", "resume", "report_to", "dry_run", "eval_suite", "debug_batches"}
 
 

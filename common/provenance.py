@@ -1,4 +1,4 @@
-"""Where numbers come from: the versions of the libraries that make them, and the commit of this collection."""
+"""Versions of the libraries, and the commit of this collection."""
 
 import importlib.metadata
 import platform
@@ -17,7 +17,7 @@ def version(name: str) -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that make the numbers."""
+    """Versions of Python and of PACKAGES."""
     return {"python": platform.python_version()} | {name: version(name) or "not installed" for name in PACKAGES}
 
 

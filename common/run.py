@@ -1,4 +1,4 @@
-"""The record of a run, which a recipe keeps: its folder, data, first batch, forecast, measurements and report."""
+"""The record of a run: its folder, data, first batch, forecast, metrics and report."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -29,15 +29,15 @@ class RunOptions:
 
 @dataclass
 class TrainerOptions(RunOptions):
-    """Those of a recipe with a Trainer whose steps can be rehearsed."""
+    """Those of a recipe with a Trainer whose steps can be profiled."""
 
     find_batch_size: bool = False  # halve the batch and double the accumulation until it fits
     set: list[str] = field(default_factory=list)  # other fields of the trainer's config: warmup_steps=20 optim=sgd
 
 
 class Run:
-    """A run in its folder `dir`. What is known of it, in the order of becoming known: `overrides` (--set),
-    `checkpoint`, `counts` of its data, `preview` of a row, `forecast`, `metrics`.
+    """A run in its folder `dir`, with its `overrides` (--set), `checkpoint`, `stats` of its data, `preview` of a row,
+    `forecast` and `metrics`, as they become known.
 
     Args:
         recipe: the recipe's own file.
@@ -52,7 +52,7 @@ class Run:
         self.dir = output_dir.prepare(args.output_dir, args.overwrite, marker="report.json")
         self.overrides: dict[str, Any] = {}
         self.checkpoint: str | None = None
-        self.counts: Any = None
+        self.stats: Any = None
         self.evaluated = False
         self.tokenizer: Any = None
         self.preview: list[list] = []
@@ -64,9 +64,6 @@ class Run:
 
         Args:
             unheard: more fields that would do nothing in this recipe -> why, and what does it.
-
-        Raises:
-            UserError: as config_overrides.overrides and resuming.find_checkpoint.
         """
         from tunebook.common.training import config_overrides, resuming
 
@@ -85,8 +82,8 @@ class Run:
 
         Args:
             held_out: the most rows of the validation split.
-            encode: makes pairs of something else than a prompt and its answer; as preference.encode.
-            masks: as masking.encode.
+            encode: in place of encoding.encode; as preference.encode.
+            masks: as encoding.encode.
 
         Returns:
             Two datasets.Dataset; None in place of an empty second one.
@@ -98,16 +95,16 @@ class Run:
         from tunebook.common.tokens import encoding
 
         self.tokenizer = tokenizer
-        kept = {} if encode else {"folder": self.dir / "tokens"}
+        cache = {} if encode else {"folder": self.dir / "tokens"}
         encode = encode or encoding.encode
-        train, self.counts = encode(splits["train"], tokenizer, template, max_length, **masks, **kept)
-        evaluated, _ = encode(splits["validation"][:held_out], tokenizer, template, max_length, **masks)
-        beside = f"; {len(evaluated)} held-out rows" if held_out else ""
-        print(f"{' '.join(self.args.dataset)}: {self.counts.summary()}{beside}", *splits.notes, sep="\n")
-        self.counts.require_trainable(max_length)
-        train, self.counts.sources = mixing.mix(train, splits.weights, splits.unit, self.args.seed)
-        self.evaluated = len(evaluated) > 0
-        return train, evaluated if self.evaluated else None
+        train, self.stats = encode(splits["train"], tokenizer, template, max_length, **masks, **cache)
+        validation, _ = encode(splits["validation"][:held_out], tokenizer, template, max_length, **masks)
+        more = f"; {len(validation)} held-out rows" if held_out else ""
+        print(f"{' '.join(self.args.dataset)}: {self.stats.summary()}{more}", *splits.notes, sep="\n")
+        self.stats.require_trainable(max_length)
+        train, self.stats.sources = mixing.mix(train, splits.weights, splits.unit, self.args.seed)
+        self.evaluated = len(validation) > 0
+        return train, validation if self.evaluated else None
 
     def defaults(self, model: Any, tokenizer: Any, template: Any, **pairs: tuple[float, float]) -> None:
         """Fill the learning rate and the epochs that no flag gave by the model's size (training/defaults.py).
@@ -126,7 +123,7 @@ class Run:
         return served_tokenizer.with_template(self.tokenizer, template, model)
 
     def accelerator_options(self) -> dict[str, Any]:
-        """Arguments of accelerate.Accelerator: precision, tracker, folder; batches are moved by the loop."""
+        """Arguments of accelerate.Accelerator: precision, tracker, folder."""
         from tunebook.common.models import device
 
         tracker = None if self.args.report_to == "none" else self.args.report_to
@@ -139,8 +136,8 @@ class Run:
         from tunebook.common.models import device
         from tunebook.common.training import config_overrides
 
-        args, known = self.args, config_class.__dataclass_fields__
-        mine = dict(
+        args = self.args
+        settings = dict(
             output_dir=str(self.dir),
             report_to=args.report_to,
             seed=args.seed,
@@ -153,16 +150,13 @@ class Run:
             save_steps=0.2,
             save_total_limit=2,
         )
-        if "dataset_kwargs" in known:  # SFTConfig: ids and labels are there already, packed where they are to be
-            mine |= dict(dataset_kwargs={"skip_prepare_dataset": True}, packing=False, padding_free=False)
+        if "dataset_kwargs" in config_class.__dataclass_fields__:  # SFTConfig: rows are encoded, and packed, already
+            settings |= dict(dataset_kwargs={"skip_prepare_dataset": True}, packing=False, padding_free=False)
         if self.evaluated:
-            mine |= {
-                **config_overrides.EVALUATION_SCHEDULE,
-                "per_device_eval_batch_size": args.per_device_train_batch_size,
-            }
-        return config_class(
-            **{**mine, **device.current().precision, **dataloader.dataloader_settings(), **choices, **self.overrides}
-        )
+            settings |= config_overrides.EVALUATION_SCHEDULE
+            settings["per_device_eval_batch_size"] = args.per_device_train_batch_size
+        settings |= {**device.current().precision, **dataloader.dataloader_settings()}
+        return config_class(**{**settings, **choices, **self.overrides})
 
     def callbacks(self, samples: Any) -> list[Any]:
         """Stop at a loss that is not a number, and show answers (generation.Samples) at every evaluation."""
@@ -193,23 +187,20 @@ class Run:
         self.preview = checks.first_batch(trainer.get_train_dataloader(), self.tokenizer, self.args.debug_batches)
         self.forecast = forecast.forecast(trainer, self.args.find_batch_size).as_dict()
 
-    def prepare_loop(self, actor: Any, loader: Any, optimizer: Any, max_steps: int) -> Any:
+    def prepare_loop(self, steps: Any, loader: Any, optimizer: Any, max_steps: int) -> Any:
         """For a loop without a Trainer: the first batch previewed, memory and time estimated, metrics ready.
 
         Args:
-            actor: as trainers.loop_step_functions gives it.
+            steps: as trainer_steps.loop_step_functions.
             loader: prepared by Accelerate.
-            optimizer: a name of TrainingArguments.optim.
-
-        Raises:
-            CheckFailed: as `prepare`.
+            optimizer: named as in TrainingArguments.optim.
         """
         from tunebook.common.estimate import forecast
         from tunebook.common.training import checks
         from tunebook.common.training.metrics import TrainingMetrics
 
         self.preview = checks.first_batch(loader, self.tokenizer, self.args.debug_batches)
-        self.forecast = forecast.forecast_loop(actor, loader, optimizer, max_steps).as_dict()
+        self.forecast = forecast.forecast_loop(steps, loader, optimizer, max_steps).as_dict()
         self.metrics = TrainingMetrics(self.dir / "log.jsonl")
         return self.metrics
 
@@ -234,5 +225,5 @@ class Run:
         """
         from tunebook.common import report
 
-        written = (self.counts, self.preview, self.forecast, self.metrics, samples.rows, scores)
+        written = (self.stats, self.preview, self.forecast, self.metrics, samples.rows, scores)
         return report.write(self.recipe, self.dir, vars(self.args), model, *written)

@@ -89,7 +89,7 @@ def main(args: Args) -> dict:
         return run.forecast
 
     watch = on_policy.measure(trainer, run.dir / "log.jsonl")
-    run.train(trainer, watch.meter)
+    run.train(trainer, watch.metrics)
     trainer.save_model(str(run.dir / "adapter"))
     scores = evaluation.after(model, base, run.dir / "adapter")
     return run.finish(model, evaluation.samples, teacher_cache_writer.add_to_scores(scores, teacher, None, blend))

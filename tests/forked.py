@@ -232,7 +232,7 @@ def load():
     from tunebook.common import generation
     from tunebook.common.estimate import probe
 
-    probe.ENOUGH = 0.0  # seconds: one step is timed beside the longest
+    probe.TIMING_SECONDS = 0.0  # seconds: one step is timed beside the longest
     generation.Samples.max_new_tokens = 8  # half of a short run's time, at 64; what a sample says is another test's
 
 

@@ -12,7 +12,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "cp": ("tunebook.common.commands.cp", "copy a recipe to a file of your own"),
     "inspect": (
         "tunebook.common.commands.inspect",
-        "what is in a data set, what is wrong with it, and which tokens train",
+        "what is in a dataset, what is wrong with it, and which tokens train",
     ),
     "split": ("tunebook.common.commands.split", "train, validation and test files, with the proof that nothing leaks"),
     "augment": ("tunebook.common.commands.augment", "more rows from the ones you have; the originals stay, marked"),

@@ -50,8 +50,7 @@ def main(args: Args) -> dict[str, Any]:
     from tunebook.common.commands import inputs
     from tunebook.common.data import augment
 
-    args = named(args)
-    check(args)
+    args = check(args)
     if args.output_dir:
         folder = output_dir.prepare(args.output_dir, args.overwrite, marker="train.jsonl")
         if folder.resolve() in {Path(word).resolve() for word in args.data}:
@@ -95,24 +94,24 @@ class LocalModel:
 
         model, tokenizer, template = self.adapted.model, self.adapted.tokenizer, self.adapted.template
         stop = generation.stop_conditions(tokenizer, template, model)
-        found: list[str | None] = [None] * len(prompts)
+        texts: list[str | None] = [None] * len(prompts)
         seen, rounds = Counter[str](), dict[int, list[int]]()
-        for place, text in enumerate(prompts):  # equal prompts need a seed each, or their answers would be equal, too
-            rounds.setdefault(seen[text], []).append(place)
+        for index, text in enumerate(prompts):  # equal prompts need a seed each, or their answers would be equal, too
+            rounds.setdefault(seen[text], []).append(index)
             seen[text] += 1
         top_p = 0.95 if temperature > 0 else 1.0
-        for number, places in rounds.items():
+        for number, indices in rounds.items():
             decoding = Decoding(self.max_new_tokens, temperature, top_p, seed=seed + number)
-            going: dict[int, list[int]] = {}
-            for place in places:
-                ids = Conversation(tokenizer, template).prompt(prompts[place])[0]
+            batch: dict[int, list[int]] = {}
+            for index in indices:
+                ids = Conversation(tokenizer, template).prompt(prompts[index])[0]
                 with contextlib.suppress(UserError):
                     generation.remaining_tokens(model, ids, decoding)
-                    going[place] = ids
-            said = generation.generate(model, tokenizer, list(going.values()), decoding, stop, batch_size=16)
-            for place, answer in zip(going, said, strict=True):
-                found[place] = answer.text.strip() or None
-        return found
+                    batch[index] = ids
+            answers = generation.generate(model, tokenizer, list(batch.values()), decoding, stop, batch_size=16)
+            for index, answer in zip(batch, answers, strict=True):
+                texts[index] = answer.text.strip() or None
+        return texts
 
 
 def _model(args: Args) -> Any:
@@ -124,21 +123,16 @@ def _model(args: Args) -> Any:
     return Endpoint(args.model, args.model_name, {"max_tokens": args.max_new_tokens})
 
 
-def named(args: Args) -> Args:
-    """The arguments with the file that --output_dir stands for."""
-    if args.output_dir and args.output:
-        raise UserError("--output and --output_dir both say where the rows go; give one of them")
-    if not args.output_dir:
-        return args
-    if args.output_dir.endswith(".jsonl"):
-        raise UserError(f"--output_dir {args.output_dir} looks like a file: --output {args.output_dir}")
-    return dataclasses.replace(args, output=str(Path(args.output_dir) / "train.jsonl"))
-
-
-def check(args: Args) -> None:
-    """Refuse arguments that cannot work, before anything is read."""
+def check(args: Args) -> Args:
+    """The arguments with the file that --output_dir stands for; those that cannot work are refused."""
     from tunebook.common.data import augment
 
+    if args.output_dir:
+        if args.output:
+            raise UserError("--output and --output_dir both say where the rows go; give one of them")
+        if args.output_dir.endswith(".jsonl"):
+            raise UserError(f"--output_dir {args.output_dir} looks like a file: --output {args.output_dir}")
+        args = dataclasses.replace(args, output=str(Path(args.output_dir) / "train.jsonl"))
     augment.check(args.methods, args.share, args.copies, args.model)
     if args.model.startswith("http") and not args.model_name:
         raise UserError("--model_name says which model the endpoint is to use; it is missing")
@@ -152,3 +146,4 @@ def check(args: Args) -> None:
         raise UserError(f"--temperature {args.temperature}: expected 0 to 5")
     if args.max_new_tokens < 1:
         raise UserError(f"--max_new_tokens {args.max_new_tokens}: expected 1 or more")
+    return args

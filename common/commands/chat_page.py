@@ -10,7 +10,7 @@ from typing import Any
 from tunebook.common.errors import UserError
 from tunebook.common.generation.decoding import Decoding
 
-NO_ADAPTER = "none"
+NONE = "none"  # the name of no adapter
 
 
 def check() -> None:
@@ -34,7 +34,7 @@ def build(adapted: Any, decoding: Decoding, system: str) -> Any:
     one_at_a_time = threading.Lock()
 
     def put_on(name: str) -> None:
-        wanted = None if name == NO_ADAPTER else name
+        wanted = None if name == NONE else name
         if wanted != adapted.current:
             adapted.use(wanted)
 
@@ -69,8 +69,8 @@ def build(adapted: Any, decoding: Decoding, system: str) -> Any:
         status = gradio.Markdown(chat.line(adapted, decoding))
         with gradio.Row():
             system_text = gradio.Textbox(system, label="System text")
-            names = [*adapted.folders, NO_ADAPTER]
-            adapter = gradio.Dropdown(names, value=adapted.current or NO_ADAPTER, label="Adapter")
+            names = [*adapted.folders, NONE]
+            adapter = gradio.Dropdown(names, value=adapted.current or NONE, label="Adapter")
         gradio.ChatInterface(answer, additional_inputs=[system_text, adapter], analytics_enabled=False, api_name="chat")
         adapter.change(head, adapter, status)
     return page

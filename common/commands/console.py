@@ -1,4 +1,4 @@
-"""Printing in colour where the terminal has it."""
+"""Printing in color where the terminal has it."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What is in a data set, what is wrong with it by row, and every token of chosen rows with whether it trains.
+"""What is in a dataset, what is wrong with it by row, and every token of chosen rows with whether it trains.
 
     tunebook inspect my_rows.json
     tunebook inspect my_rows.json --tokenizer my_model/ --template chatml --max_length 1024 --html look.html

@@ -65,7 +65,7 @@ def _tokens(console: Any, row: dict[str, Any]) -> None:
     line = Text(f"\nrow {row['row']:,}{source}: {len(row['tokens'])} tokens, {trained} train\n", style="bold")
     weights = row.get("weights") or [1] * len(row["tokens"])
     for (number, text, trains), weight in zip(row["tokens"], weights, strict=True):
-        # Brackets as well as colour, so that the marks survive a log file.
+        # Brackets as well as color, so that the marks survive a log file.
         piece = f"{number}:{visible(text)}" + (f" x{weight:g}" if weight not in (0, 1) else "")
         line.append(f"[{piece}]" if trains else piece, style="bold green" if trains else "dim")
         line.append("\n" if "\n" in text else " ")

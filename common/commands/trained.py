@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from tunebook.common import catalog
 from tunebook.common.errors import UserError
 
-ENCODES = {"run.encode", "masking.encode"}  # what makes ids and labels in a recipe
+ENCODES = {"run.encode", "encoding.encode"}  # what makes ids and labels in a recipe
 
 
 @dataclass
 class Trained:
-    """What a recipe gives to masking.encode: a template's name, and settings."""
+    """What a recipe gives to encoding.encode: a template's name, and settings."""
 
     recipe: str
     template: str

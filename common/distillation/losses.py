@@ -3,11 +3,10 @@
 The divergence is taken of both distributions at temperature T; T² keeps its gradient's size as long as logits
 are small beside T (Hinton et al. 2015). On pocket's, of standard deviation 4, the gradient's norms at T of 1, 2, 4 and
 8 were 47, 69, 15 and 3.4.
-`blended` is what runs: only positions that train are projected, and a few of
-them at a time, so that neither model's logits ever exist as a whole; a chunk's gradient is made while its logits are
-there, and nothing is computed twice.
+`chunked_loss` projects trained positions alone, a few at a time, so that neither model's logits ever exist as a whole;
+a chunk's gradient is computed while its logits are there.
 
-Shapes: N positions that train, D width, V vocabulary, C positions of a chunk, K outcomes.
+Shapes: N trained positions, D width, V vocabulary, C positions of a chunk, K outcomes.
 """
 
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ CHUNK = 2**23  # logits of one model that exist at once: 32 MiB in float32
 class DistillationLoss:
     """alpha: weight of the teacher, beside 1 - alpha of the labels. beta: 0 is KL(teacher‖student), 1 is
     KL(student‖teacher), between them beta·KL(teacher‖m) + (1 - beta)·KL(student‖m) with m = beta·teacher +
-    (1 - beta)·student (generalised Jensen-Shannon, Agarwal et al. 2024).
+    (1 - beta)·student (generalized Jensen-Shannon, Agarwal et al. 2024).
 
     Raises:
         UserError: a value means nothing.
@@ -199,8 +198,7 @@ def _divergence_of_chunk(logits_CV, teacher, rows, blend):
         shared = min(logits_CV.shape[1], other_CV.shape[1])
         student, other = (torch.log_softmax(part[:, :shared] / blend.temperature, -1) for part in (logits_CV, other_CV))
         del other_CV
-        value_C, gradient_CV = divergence(student, other, blend.beta)
-        return value_C, gradient_CV
+        return divergence(student, other, blend.beta)
     ids_CK = teacher.ids_NK[rows]
     scaled_CV = logits_CV[:, : teacher.size] / blend.temperature
     log_top_CK = scaled_CV.gather(1, ids_CK) - scaled_CV.logsumexp(-1, keepdim=True)

@@ -1,4 +1,4 @@
-"""Beside a trainer whose student answers by itself: prompts of encoded rows, batches of answers, forecast, meter."""
+"""On-policy distillation: prompts of encoded rows, batches of the student's answers, forecast and metrics."""
 
 import dataclasses
 import time
@@ -10,7 +10,7 @@ import torch
 from tunebook.common import models
 from tunebook.common.batching import dataloader, samplers
 from tunebook.common.distillation import losses, student
-from tunebook.common.estimate import forecast, trainer_steps, trial
+from tunebook.common.estimate import forecast, probe, trainer_steps
 from tunebook.common.estimate.probe import StepFunctions
 from tunebook.common.format import duration
 from tunebook.common.tokens import lengths
@@ -52,18 +52,17 @@ def batch_of(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 class Watch(Measure):
-    """Tells a meter what the trainer does; batches are told by `answered`, when the student has answered."""
+    """Feeds TrainingMetrics; batches come by `answered`, when the student has answered."""
 
-    def __init__(self, trainer: Any, meter: TrainingMetrics):
-        self.meter, self.accelerator = meter, trainer.accelerator
+    def __init__(self, trainer: Any, metrics: TrainingMetrics):
+        self.metrics, self.accelerator = metrics, trainer.accelerator
 
     def answered(self, batch: dict[str, torch.Tensor]) -> None:
-        given = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
-        self.meter.batches([given], 0.0, self.accelerator)
+        self.metrics.batches([batch], 0.0, self.accelerator)
 
 
 def measure(trainer: Any, log_file: Path) -> Watch:
-    """A meter that the trainer feeds; it takes the place of the trainer's own printing."""
+    """Metrics that the trainer feeds, in place of its own printing."""
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     watch = Watch(trainer, TrainingMetrics(log_file))
@@ -74,16 +73,8 @@ def measure(trainer: Any, log_file: Path) -> Watch:
 def rehearse(
     trainer: Any, rows: Any, tokenizer: Any, teacher: Any, blend: losses.DistillationLoss, debug_batches: int = 0
 ) -> tuple[list[list], dict[str, Any]]:
-    """The mask view of the first rows, and the forecast: that of a loss on the reference answers, to which the time of
-    answering is added. Nothing of it stays but that adapters are in float32.
-
-    Args:
-        rows: encoded; those that the prompts are of.
-        teacher, blend: as distillation.loss.
-        debug_batches: as checks.first_batch.
-
-    Raises:
-        CheckFailed: as forecast.forecast_loop and checks.first_batch.
+    """The preview of the first batch, and the forecast: that of a loss on the reference answers, plus the time of
+    answering. Adapters are in float32 afterwards; other state is restored.
     """
 
     def loss(model: Any, batch: dict[str, Any]) -> Any:
@@ -95,15 +86,15 @@ def rehearse(
     group = size * accumulation * args.world_size
     order = samplers.LengthGroupedSampler(lengths.lengths_of(rows), group, args.seed)
     loader = trainer.accelerator.prepare(dataloader.loader(rows, tokenizer, size, order))
-    view = checks.first_batch(loader, tokenizer, debug_batches)
+    preview = checks.first_batch(loader, tokenizer, debug_batches)
     count = loop.num_steps(len(rows), group, args.num_train_epochs, args.max_steps)
     with trainer_steps.preserve_trainer(trainer):
-        expected = forecast.forecast_loop(step_functions(trainer, loader, loss), loader, args.optim.value, count)
+        result = forecast.forecast_loop(step_functions(trainer, loader, loss), loader, args.optim.value, count)
         answering = seconds_of_answers(trainer, size) * accumulation * count
-    expected.seconds = (expected.seconds or 0.0) + answering
-    forecast.say(f"forecast: {duration(answering)} more for the student's own answers")
+    result.seconds = (result.seconds or 0.0) + answering
+    forecast.print_once(f"forecast: {duration(answering)} more for the student's own answers")
     tokenizer.padding_side = "left"  # the prompts' side
-    return view, expected.as_dict()
+    return preview, result.as_dict()
 
 
 def step_functions(trainer: Any, loader: Any, loss: Any) -> StepFunctions:
@@ -126,8 +117,8 @@ def step_functions(trainer: Any, loader: Any, loss: Any) -> StepFunctions:
 
 def seconds_of_answers(trainer: Any, count: int) -> float:
     """How long the student takes to answer the first prompts."""
-    some = [trainer.train_dataset[place] for place in range(min(count, len(trainer.train_dataset)))]
-    with trial.restore_state(trainer.model):
-        begun = time.monotonic()
-        trainer._generate_and_score_completions(some)
-        return time.monotonic() - begun
+    prompts = [trainer.train_dataset[index] for index in range(min(count, len(trainer.train_dataset)))]
+    with probe.restore_state(trainer.model):
+        start = time.monotonic()
+        trainer._generate_and_score_completions(prompts)
+        return time.monotonic() - start

@@ -1,10 +1,11 @@
-"""A student's step: hidden states of both models at the positions that train, and the loss over them."""
+"""A student's step: hidden states of both models at the trained positions, and the loss over them."""
 
 import os
 from typing import Any
 from unittest.mock import patch
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 from tunebook.common import models
 from tunebook.common.distillation import losses, vocabulary
@@ -22,11 +23,7 @@ INPUTS = ("input_ids", "attention_mask", "position_ids")  # what a body is given
 
 
 def resolve_teacher(name: str) -> str:
-    """The folder or Hub name behind `--teacher`.
-
-    Raises:
-        UserError: as models.locate.
-    """
+    """The folder or Hub name behind `--teacher`."""
     try:
         return models.resolve(name)
     except UserError as error:
@@ -43,12 +40,13 @@ class Teacher:
 
     def hidden(self, batch: dict[str, Any]) -> torch.Tensor:
         """(B, T, D): last hidden states of a batch."""
-        given = {name: batch[name].to(self.model.device) for name in INPUTS if name in batch}
-        with torch.no_grad(), _unrecorded():
-            return self.model(**given, head=False)
+        inputs = {name: batch[name].to(self.model.device) for name in INPUTS if name in batch}
+        # MemoryRecorder must not see this: a teacher's memory is no activation of the student.
+        with torch.no_grad(), _disable_current_modes():
+            return self.model(**inputs, head=False)
 
     def targets(self, batch: dict[str, Any], keep_BT: torch.Tensor) -> Online:
-        """What it says at the positions before those labels that `keep_BT` (B, T - 1) keeps."""
+        """Its predictions at the positions before those labels that `keep_BT` (B, T - 1) keeps."""
         hidden_BTD = self.hidden(batch)[:, :-1].to(keep_BT.device)
         return Online(hidden_BTD[keep_BT], lm_head.of(self.model))
 
@@ -130,21 +128,10 @@ def loss(
 
 
 def _understood(args: Any, model: Any) -> None:
-    """Refuse what would be asked for and not be done.
-
-    Raises:
-        UserError: another loss is asked for, or the model has one of its own.
-    """
+    """Refuse what would be asked for and not be done."""
     if args.label_smoothing_factor or getattr(args, "loss_type", "nll") != "nll":
         raise UserError(
             "--set label_smoothing_factor and loss_type: a student's loss is that of its teacher and labels"
         )
     if getattr(model.config, "output_router_logits", False):
         raise UserError("the student's config asks for output_router_logits: its router's loss is not known here")
-
-
-def _unrecorded() -> Any:
-    """Arithmetic of memory does not see what happens inside: a teacher's weights are there before any step."""
-    from torch.utils._python_dispatch import _disable_current_modes
-
-    return _disable_current_modes()

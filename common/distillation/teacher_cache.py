@@ -1,4 +1,4 @@
-"""What a teacher says of a data set, on disk: the likeliest tokens at every position that trains, and the rest's mass.
+"""A teacher's targets for a dataset, on disk: the most likely tokens at every trained position, and the rest's mass.
 
 One safetensors file. A row is found by the hash of its ids and labels, so rows may come in any order, packed or not,
 any number of times, and a part of them is enough. The tensors (R rows, N positions that train, K tokens):

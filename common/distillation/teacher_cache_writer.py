@@ -1,4 +1,4 @@
-"""Runs a teacher over a data set once and writes what it says to a file of distillation/teacher_cache.py."""
+"""Runs a teacher over a dataset once and writes its targets to a file of distillation/teacher_cache.py."""
 
 import json
 import sys
@@ -15,6 +15,7 @@ from tunebook.common.errors import UserError
 from tunebook.common.models import lm_head
 from tunebook.common.tokens.lengths import IGNORE_INDEX
 
+LABELS_ALONE = losses.DistillationLoss(alpha=0.0)
 NAMES = {"uint8": "U8", "int64": "I64", "uint16": "U16", "int32": "I32", "float16": "F16"}  # of safetensors
 
 
@@ -38,9 +39,6 @@ def open_or_make(
         k: tokens that are kept.
         max_length: tokens of the longest row.
         held_out: encoded rows on which the teacher's own loss is measured when it is loaded.
-
-    Raises:
-        UserError: as Targets.fits, distillation.teacher and make.
     """
     path, metadata = Path(path), teacher_cache.metadata_for(tokenizer, template, name, temperature, k)
     if not path.exists():
@@ -71,13 +69,12 @@ def held_out_loss(teacher: Any, rows: Any, batch_size: int = 16) -> float | None
     for start in range(0, len(pairs), batch_size):
         members = pairs[start : start + batch_size]
         batch, keep_BT = _padded(members, teacher.model.device)
-        said = teacher.targets(batch, keep_BT)
+        targets = teacher.targets(batch, keep_BT)
         labels_N = torch.cat([torch.from_numpy(labels[1:][labels[1:] != IGNORE_INDEX]) for _, labels in members])
-        labels_N = labels_N.long().to(said.hidden_ND.device)
+        labels_N = labels_N.long().to(targets.hidden_ND.device)
         with torch.no_grad():
-            total += losses.chunked_loss(said.hidden_ND, said.head, labels_N, None, losses.DistillationLoss(alpha=0.0))[
-                2
-            ].item()
+            sums = losses.chunked_loss(targets.hidden_ND, targets.head, labels_N, None, LABELS_ALONE)
+        total += sums[2].item()
         count += len(labels_N)
     return total / count if count else None
 
@@ -85,16 +82,15 @@ def held_out_loss(teacher: Any, rows: Any, batch_size: int = 16) -> float | None
 def add_to_scores(
     scores: dict[str, Any], teacher: Any, held_out: Any, blend: losses.DistillationLoss
 ) -> dict[str, Any]:
-    """The account of harness.Scores with `distillation`: the teacher (as --teacher), its own held-out loss, and what
-    the student's loss is made of."""
-    found = held_out_loss(teacher, held_out)
-    if found is not None:
-        print(f"teacher {teacher.name}: held-out loss {found:.4f}")
-    return {**scores, "distillation": {"teacher": teacher.name, "held_out_loss": found, **vars(blend), **blend.words()}}
+    """`scores` with `distillation`: the teacher (as --teacher), its own held-out loss, and the student's loss."""
+    value = held_out_loss(teacher, held_out)
+    if value is not None:
+        print(f"teacher {teacher.name}: held-out loss {value:.4f}")
+    return {**scores, "distillation": {"teacher": teacher.name, "held_out_loss": value, **vars(blend), **blend.words()}}
 
 
 def make(path: Path, rows: Any, teacher: Teacher, metadata: dict[str, str], batch_size: int = 16) -> None:
-    """Write what a teacher says of encoded rows, each different row once, at the positions that train.
+    """Write a teacher's targets for encoded rows, each distinct row once, at the trained positions.
 
     Raises:
         UserError: there are no more than K tokens, or the teacher lacks one of the rows.

@@ -1,8 +1,7 @@
-"""What a training step holds of memory beside weights and optimizer states, at any size of batch.
+"""Memory of activations and gradients at any batch size, extrapolated from three small steps.
 
-Activations are not taken from a formula of one architecture. Three small steps are run, every tensor that comes and
-goes is noted, and each moment of the step is continued to larger batches; so any model, adapter, attention, loss and
-checkpointing counts as it is. (torch's own MemTracker is in a private module, and continues nothing.)
+Every allocation of the small steps is recorded and fitted to rows and width, so that any model, adapter, attention,
+loss and checkpointing counts as it is. (torch's own MemTracker is in a private module, and extrapolates nothing.)
 """
 
 import weakref
@@ -10,6 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -17,19 +17,19 @@ from torch.utils._pytree import tree_leaves
 from tunebook.common.models.model_bytes import trainable
 from tunebook.common.tokens.lengths import LOSS_WEIGHTS
 
-WIDTHS = (16, 32, 64)  # positions a row of the small steps
-LABELS = 2  # labels a row of them
+WIDTHS = (16, 32, 64)  # positions per row of the small steps
+LABELS = 2  # labels per row of them
 
 
 class Unpredictable(Exception):
-    """Steps of other sizes do other operations, so that they cannot be continued."""
+    """The operations depend on the width, so that they cannot be extrapolated."""
 
 
 class MemoryRecorder(TorchDispatchMode):
-    """Notes every storage that comes and goes: `events` are (storage, its bytes), negative where it goes.
+    """Records every storage: `events` are (number of the storage, its bytes), with negative bytes where it is freed.
 
     Args:
-        known: tensors that are there before and do not count.
+        known: tensors that do not count.
     """
 
     def __init__(self, known: Iterable[torch.Tensor]):
@@ -61,63 +61,57 @@ class MemoryRecorder(TorchDispatchMode):
 
     def gradients(self, model: Any) -> set[int]:
         """Numbers of the storages that are gradients now."""
-        found = {weight.grad.untyped_storage()._cdata for weight in trainable(model) if weight.grad is not None}
-        return {self._alive[key][0] for key in found if key in self._alive}
+        keys = {weight.grad.untyped_storage()._cdata for weight in trainable(model) if weight.grad is not None}
+        return {self._alive[key][0] for key in keys if key in self._alive}
 
 
 @dataclass
 class ActivationProfile:
-    """What a step holds beside weights and states, event by event, as a function of the batch.
+    """What a step holds beside weights and optimizer states, event by event, as a function of the batch.
 
-    An event is a storage that comes or goes. Its size is constant + a·positions + b·positions·width, from steps of
-    three widths with few labels.
+    An event is a storage that is allocated or freed. Its size is constant + a·positions + b·positions·width.
     """
 
     numbers: Any  # int64 (events,): which storage
-    sizes: Any  # float64 (events, 3): of the three terms; negative where it goes
-    grown: Any  # bool (events,): a gradient that stays
+    sizes: Any  # float64 (events, 3): of the three terms; negative where it is freed
+    grown: Any  # bool (events,): a gradient
     loss: int  # the event at which the loss is computed: all activations are there
-    label_bytes: float  # what the loss takes for each label while it is computed
+    label_bytes: float  # per label while the loss is computed
     largest_gradient: int
 
     def at(self, rows: int, width: int) -> Any:
-        """float64 (events,): bytes that come or go for a batch of rows x width."""
+        """float64 (events,): bytes of the events of a batch of rows x width."""
         return self.sizes @ [1.0, rows * width, rows * width * width]
 
     def peak(self, rows: int, width: int, labels: int, kept: bool) -> dict[str, int]:
-        """The largest moment for a batch of rows x width: bytes of `activations`, `gradients` and `logits` at it.
+        """Bytes of `activations`, `gradients` and `logits` when a batch of rows x width holds most.
 
         Args:
             labels: those that the loss computes at once.
-            kept: the gradients of an earlier batch of the step are there all the time.
+            kept: the gradients of an earlier batch of the step are held as well.
         """
         changes = self.at(rows, width)
-        held, grown = (changes * ~self.grown).cumsum(), (changes * self.grown).cumsum()
-        if kept:  # a new gradient stands beside the old one until it is added
-            grown = grown[-1] + self.largest_gradient * (grown > 0)
-        total, logits = held + grown, round(self.label_bytes * labels)
-        place = int(total.argmax())
-        if total[self.loss] + logits >= total[place]:
-            place = self.loss
+        activations, gradients = (changes * ~self.grown).cumsum(), (changes * self.grown).cumsum()
+        if kept:  # a new gradient is held beside the old one until it is added
+            gradients = gradients[-1] + self.largest_gradient * (gradients > 0)
+        total, logits = activations + gradients, round(self.label_bytes * labels)
+        event = int(total.argmax())
+        if total[self.loss] + logits >= total[event]:
+            event = self.loss
         else:
             logits = 0
-        return {"activations": round(held[place]), "gradients": round(grown[place]), "logits": logits}
+        return {"activations": round(activations[event]), "gradients": round(gradients[event]), "logits": logits}
 
 
 def profile(
     model: Any, step: Callable[[int, bool], Any], rows: int, label_bytes: float | None = None
 ) -> ActivationProfile:
-    """The ActivationProfile of a model, from small steps. Gradients are gone afterwards.
+    """The ActivationProfile of a model, from small steps. Gradients are cleared afterwards.
 
     Args:
-        step: forward and backward on `rows` rows of so many positions, with LABELS labels each or, at False, with
-            nothing but labels.
-        label_bytes: what the loss takes for each label; measured where it is not given.
-
-    Raises:
-        Unpredictable: the step does other operations at another width.
+        step: (width, few_labels) -> forward and backward on `rows` rows, with LABELS labels each or labels everywhere.
+        label_bytes: of the loss, per label; None: measured.
     """
-    import numpy
 
     def record(width: int, few: bool) -> tuple[int, Any, set[int]]:
         recorder = MemoryRecorder([*model.parameters(), *model.buffers()])
@@ -137,9 +131,9 @@ def profile(
     terms = numpy.array([[1.0, rows * width, rows * width * width] for width in WIDTHS])
     loss, events, gradients = runs[-1]
     if label_bytes is None:
-        other, more, _ = record(WIDTHS[-1], False)
-        taken = more[:other, 1].cumsum().max() - events[:loss, 1].cumsum().max()
-        label_bytes = max(0.0, float(taken)) / (rows * (WIDTHS[-1] - 1 - LABELS))
+        full_loss, full_events, _ = record(WIDTHS[-1], False)
+        difference = full_events[:full_loss, 1].cumsum().max() - events[:loss, 1].cumsum().max()
+        label_bytes = max(0.0, float(difference)) / (rows * (WIDTHS[-1] - 1 - LABELS))
     return ActivationProfile(
         numbers=numbers,
         sizes=numpy.linalg.solve(terms, numpy.stack([run[:, 1] for _, run, _ in runs])).T,
@@ -151,21 +145,13 @@ def profile(
 
 
 def profile_batch(model: Any, step: Callable[[dict[str, Any]], Any], batch: dict[str, Any]) -> ActivationProfile:
-    """The same, by small batches cut from a real one.
-
-    Args:
-        step: forward and backward on a batch.
-        batch: tensors (B, T); what is cut from it has its padding and its documents.
-
-    Raises:
-        Unpredictable: as `profile`.
-    """
+    """The same from small batches cut from a real one: tensors (B, T), whose padding and documents they keep."""
     rows = min(2, len(batch["input_ids"]))
     return profile(model, lambda width, few: step(small_batch(batch, rows, width, few)), rows)
 
 
 def small_batch(batch: dict[str, Any], rows: int, width: int, few: bool) -> dict[str, Any]:
-    """A batch of rows x width like `batch`: padded where it is, packed where it is, and LABELS labels a row or all."""
+    """A batch of rows x width, padded and packed like `batch`, with LABELS labels per row or all."""
     ids, small = batch["input_ids"], {}
     for name, value in batch.items():
         if torch.is_tensor(value) and value.shape[:2] == ids.shape:

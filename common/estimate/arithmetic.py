@@ -1,4 +1,4 @@
-"""The memory of a run by arithmetic: bytes at any size of batch, and the largest batch that fits into a limit."""
+"""Memory of a run by arithmetic: bytes at any batch size, and the largest batch that fits into a limit."""
 
 import math
 from collections.abc import Callable
@@ -10,10 +10,10 @@ from tunebook.common.models import model_bytes
 from tunebook.common.tokens.lengths import IGNORE_INDEX
 
 PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "process")
-MOST_ROWS = 4096  # more are not looked for
-MULTIPLE = 8  # lengths are given in multiples of it
+MOST_ROWS = 4096  # of the search for the largest batch
+MULTIPLE = 8  # of lengths
 EIGHT_BIT_FROM = 4096  # elements; bitsandbytes keeps the states of smaller tensors in 32 bits
-# Optimizer, named as in TrainingArguments.optim -> states an element, and what holds them: the dtype of the weight,
+# Optimizer, named as in TrainingArguments.optim -> states per element, and their dtype: that of the weight,
 # float32, or 8 bits with a float32 scale for every 256 of them.
 STATES = {
     "adamw_torch": (2, "weight"), "adamw_torch_fused": (2, "weight"), "adamw_apex_fused": (2, "weight"),
@@ -22,28 +22,28 @@ STATES = {
     "adamw_bnb_8bit": (2, "8 bits"), "adamw_8bit": (2, "8 bits"), "paged_adamw_8bit": (2, "8 bits"),
     "lion_8bit": (1, "8 bits"), "paged_lion_8bit": (1, "8 bits"),
 }  # fmt: skip
-# The same -> copies of the gradients that a step on a GPU makes for a moment, where torch updates all weights at once.
+# The same -> temporary copies of the gradients in a step on a GPU, where torch updates all weights at once.
 FOREACH = {"adamw_torch": 1, "rmsprop": 1, "adagrad": 2}
 
 
 def optimizer_states(model: Any, name: str) -> int | None:
-    """Bytes of the states of an optimizer, named as in TrainingArguments.optim; None where that is not known."""
+    """Bytes of an optimizer's states; None where they are not known."""
     parameters = model_bytes.trainable(model)
     if name == "adafactor":  # a row and a column of float32 in place of a matrix (Shazeer & Stern 2018)
         return sum(4 * (sum(p.shape) if p.dim() > 1 else p.numel()) for p in parameters)
     if name not in STATES:
         return None
-    count, held = STATES[name]
-    if held == "weight":
+    count, dtype = STATES[name]
+    if dtype == "weight":
         return count * model_bytes.gradients(model)
     sizes = [parameter.numel() for parameter in parameters]
-    if held == "float32":
+    if dtype == "float32":
         return count * 4 * sum(sizes)
     return count * sum(n + 4 * math.ceil(n / 256) if n >= EIGHT_BIT_FROM else 4 * n for n in sizes)
 
 
 def optimizer_step(model: Any, name: str, gpu: bool) -> int:
-    """Bytes that a step of such an optimizer takes beside its states, while it works."""
+    """Temporary bytes of an optimizer's step."""
     return FOREACH.get(name, 0) * model_bytes.gradients(model) if gpu else 0
 
 
@@ -52,14 +52,13 @@ class MemoryModel:
     """Bytes of a run as functions of the batch.
 
     Args:
-        gradients: of all that trains.
         process: what the process holds beside the model.
-        accumulates: a step has several batches, so that gradients stay from one to the next.
+        accumulates: a step has several batches.
         labels: share of positions that train, in the longest batch.
-        activations: an activations.ActivationProfile; None where it is not known: then they count nothing.
+        activations: an activations.ActivationProfile; None where it is not known, and counts as nothing.
         hidden: width of the hidden states, on a GPU.
-        update: what the optimizer's step takes while it works.
-        buckets: what DistributedDataParallel holds to send gradients in.
+        update: as `optimizer_step`.
+        buckets: those of DistributedDataParallel, for gradients.
     """
 
     weights: int
@@ -75,15 +74,15 @@ class MemoryModel:
     buckets: int = 0
 
     def parts(self, rows: int, width: int) -> dict[str, int]:
-        """Bytes of each of PARTS at the moment at which most is held, for a batch of rows x width."""
-        moment = {"activations": 0, "gradients": self.gradients, "logits": 0, "optimizer": self.optimizer + self.update}
+        """Bytes of each of PARTS when a batch of rows x width holds most: in backward, or in the optimizer's step."""
+        peak = {"activations": 0, "gradients": self.gradients, "logits": 0, "optimizer": self.optimizer + self.update}
         if self.activations is not None:
             labels = labels_at_once(round(rows * width * self.labels), self.vocabulary, self.hidden)
-            step = {**self.activations.peak(rows, width, labels, self.accumulates), "optimizer": self.optimizer}
-            moment = max(step, moment, key=lambda found: sum(found.values()))
-        own = {"weights": self.weights, "process": self.process, **moment}
-        own["gradients"] += self.buckets
-        return {name: own[name] for name in PARTS}
+            backward = {**self.activations.peak(rows, width, labels, self.accumulates), "optimizer": self.optimizer}
+            peak = max(backward, peak, key=lambda parts: sum(parts.values()))
+        parts = {"weights": self.weights, "process": self.process, **peak}
+        parts["gradients"] += self.buckets
+        return {name: parts[name] for name in PARTS}
 
     def peak(self, rows: int, width: int) -> int:
         return sum(self.parts(rows, width).values())
@@ -92,12 +91,7 @@ class MemoryModel:
 def memory_model(
     model: Any, optimizer: str, batch: dict[str, Any], accumulation: int, gpu: bool, process: int, activations: Any
 ) -> MemoryModel:
-    """The MemoryModel of a model as it trains. An optimizer that is not known counts as AdamW.
-
-    Args:
-        batch: the longest, with `labels`.
-        process, activations: as MemoryModel has them.
-    """
+    """The MemoryModel of a model with its longest batch. An optimizer that is not known counts as AdamW."""
     gradients, states = model_bytes.gradients(model), optimizer_states(model, optimizer)
     return MemoryModel(
         weights=model_bytes.weights(model),
@@ -114,12 +108,9 @@ def memory_model(
 
 
 def largest_batch(memory: MemoryModel, schedule: BatchSchedule, limit: int, longest: int = 2**20) -> tuple[int, int]:
-    """The most rows of the longest batch's width that fit, and the longest width of as many rows as it has.
+    """The most rows of the longest batch's width that fit, and the largest width, up to `longest`, of its rows.
 
     Where a batch is one row (packed, for Unsloth's forwards on a GPU), both are of the rows that are joined in it.
-
-    Args:
-        longest: the width up to which is looked.
     """
     (rows, width), joined = schedule.shape, schedule.joined
     most = longest_width(memory, rows, limit) * joined // width if joined > 1 else most_rows(memory, width, limit)
@@ -127,17 +118,17 @@ def largest_batch(memory: MemoryModel, schedule: BatchSchedule, limit: int, long
 
 
 def most_rows(memory: MemoryModel, width: int, limit: int) -> int:
-    """The largest number of rows of this width that fits, up to MOST_ROWS; 0 where not even one does."""
+    """The largest number of rows of this width that fits, up to MOST_ROWS; 0 for none."""
     return _largest(lambda rows: memory.peak(rows, width) <= limit, MOST_ROWS)
 
 
 def longest_width(memory: MemoryModel, rows: int, limit: int, at_most: int = 2**20) -> int:
-    """The largest width, in multiples of MULTIPLE, of which so many rows fit; 0 where none does."""
+    """The largest width, in multiples of MULTIPLE, at which these rows fit; 0 for none."""
     return MULTIPLE * _largest(lambda count: memory.peak(rows, MULTIPLE * count) <= limit, at_most // MULTIPLE)
 
 
 def _largest(fits: Callable[[int], bool], at_most: int) -> int:
-    """The largest number up to at_most that fits, of which all smaller ones fit, too; 0 where 1 does not."""
+    """Binary search for the largest number that fits."""
     low, high = 0, at_most
     while low < high:
         middle = (low + high + 1) // 2
@@ -146,12 +137,12 @@ def _largest(fits: Callable[[int], bool], at_most: int) -> int:
 
 
 def labels_at_once(labels: int, vocabulary: int, hidden: int | None = None) -> int:
-    """Labels of which Unsloth computes the loss at once.
+    """Labels of which Unsloth computes the loss at once: on a CPU, as many as make 16 Mi logits.
 
     Args:
         hidden: width of the hidden states, on a GPU, where its fused head takes a power of two near labels · hidden /
             vocabulary, within bounds (fused_linear_rows of unsloth_zoo 2026.10.9; a card with under 4 GiB free gets
-            fewer). None: a CPU, where it takes 16 Mi logits.
+            fewer).
     """
     if hidden is None:
         return min(labels, max(16, 16 * 2**20 // vocabulary))
@@ -161,5 +152,4 @@ def labels_at_once(labels: int, vocabulary: int, hidden: int | None = None) -> i
 
 
 def _power_of_two(value: float) -> int:
-    """The largest that is not over it; 1 where none is."""
     return 1 << max(0, int(value).bit_length() - 1)

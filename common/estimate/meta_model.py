@@ -9,29 +9,34 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import torch
+from torch.nn import functional
+
+from tunebook.common import models
 from tunebook.common.errors import UserError
 from tunebook.common.estimate import activations
 from tunebook.common.estimate.probe import StepFunctions
 from tunebook.common.estimate.schedule import BatchSchedule
 from tunebook.common.models import device, model_bytes
 from tunebook.common.models.device import Device
+from tunebook.common.tokens import tokenization
 
 
 class PlanReady(Exception):
-    """A recipe has come to its forecast in `plan_mode`: what it would have trained, on which batches.
+    """Raised in `plan_mode` where a recipe comes to its forecast.
 
     Args:
-        recomputes: whether it recomputes activations.
+        checkpointing: whether activations are recomputed.
         optimizer: named as in TrainingArguments.optim; None: what the recipe's config asked for.
 
     Attributes:
-        others: bytes of the models that it still holds and does not train, such as a teacher.
+        others: bytes of the models that the recipe holds and does not train, such as a teacher.
     """
 
-    def __init__(self, run: StepFunctions, schedule: BatchSchedule, recomputes: bool, optimizer: str | None = None):
+    def __init__(self, run: StepFunctions, schedule: BatchSchedule, checkpointing: bool, optimizer: str | None = None):
         super().__init__("a recipe that is planned ends here")
         loader: Any = device.current().loader
-        self.run, self.schedule, self.recomputes = run, schedule, recomputes
+        self.run, self.schedule, self.checkpointing = run, schedule, checkpointing
         self.optimizer: str = optimizer or loader.optimizer
         trained = {id(part) for part in run.model.modules()}
         gc.collect()
@@ -41,38 +46,32 @@ class PlanReady(Exception):
 
 @dataclass
 class MetaLoader:
-    """Stands behind models.load in a plan.
-
-    Attributes:
-        loaded: weak references to the models that it has made.
-        optimizer: what the recipe's config has asked for.
-    """
+    """What models.load calls in a plan."""
 
     device: Device
     load_in_4bit: bool | None = None
     loaded: list[weakref.ref[Any]] = field(default_factory=list)
-    optimizer: str = ""
+    optimizer: str = ""  # what the recipe's config has asked for
     patches: ExitStack = field(default_factory=ExitStack)
 
     def __call__(self, name: str, max_length: int, four_bit: bool = False, full: bool = False) -> tuple[Any, Any]:
-        """As models.load."""
-        self.note_optimizer()
+        self.record_optimizer()
         four_bit = four_bit if self.load_in_4bit is None else self.load_in_4bit
         model, tokenizer = meta_model(name, self.device.weights_dtype(full), four_bit, full, max_length)
         self.loaded.append(weakref.ref(model))
         return model, tokenizer
 
-    def note_optimizer(self) -> None:
-        """Patch TrainingArguments to note the `optim` that it is given: without a GPU, Unsloth replaces some before
-        anything else can see them. (Not sooner than here, where the recipe has imported Unsloth.)"""
+    def record_optimizer(self) -> None:
+        """Patch TrainingArguments to record its `optim`: without a GPU, Unsloth replaces some before anything else can
+        see them. (Not sooner than here, where the recipe has imported Unsloth.)"""
         from transformers import TrainingArguments
 
-        def note(arguments: Any, name: str, value: Any) -> None:
+        def record(arguments: Any, name: str, value: Any) -> None:
             if name == "optim":
                 self.optimizer = self.optimizer or str(getattr(value, "value", value))
             object.__setattr__(arguments, name, value)
 
-        self.patches.enter_context(patch.object(TrainingArguments, "__setattr__", note))
+        self.patches.enter_context(patch.object(TrainingArguments, "__setattr__", record))
 
 
 @contextmanager
@@ -80,54 +79,49 @@ def plan_mode(planned: Device, load_in_4bit: bool | None = None) -> Iterator[Non
     """Inside, recipes get models without weights, and their forecast raises PlanReady.
 
     Args:
-        load_in_4bit: load bases in 4 bits or not, whatever the recipe says; None: as it says.
+        load_in_4bit: overrides the recipe's own choice, except None.
     """
     loader = MetaLoader(planned, load_in_4bit)
     with loader.patches, device.use(replace(planned, loader=loader)):
         yield
 
 
-def meta_model(place: str, dtype: Any, four_bit: bool, full: bool, max_length: int = 0) -> tuple[Any, Any]:
+def meta_model(name: str, dtype: Any, four_bit: bool, full: bool, max_length: int = 0) -> tuple[Any, Any]:
     """A model on the meta device from its config alone, and its tokenizer.
 
     Args:
-        place: a folder with config.json and a tokenizer, a Hub name, or pocket.
+        name: as models.resolve.
         full: all of it trains.
 
     Raises:
         UserError: there is no config that transformers knows, or the model takes fewer tokens than max_length.
     """
-    import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from tunebook.common import models
-    from tunebook.common.tokens import tokenization
-
-    place = models.resolve(place, weights=False)
+    path = models.resolve(name, weights=False)
     try:
-        config = AutoConfig.from_pretrained(place)
+        config = AutoConfig.from_pretrained(path)
         config._attn_implementation = "sdpa"
         with torch.device("meta"):
             model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
     except (OSError, ValueError) as error:
-        raise UserError(f"--model {place} cannot be planned: {error}") from error
+        raise UserError(f"--model {path} cannot be planned: {error}") from error
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and limit < max_length:
-        raise UserError(f"--max_length {max_length}: {place} takes {limit} tokens at most")
+        raise UserError(f"--max_length {max_length}: {path} takes {limit} tokens at most")
     if four_bit:
         model = _in_four_bits(model, dtype)
     model.requires_grad_(full)
     model.config.use_cache = False
     model.hf_device_map = {"": "meta", "lm_head": "meta"}  # with a map it is left where it is by Trainer and accelerate
-    tokenizer, _ = tokenization.load(place)
+    tokenizer, _ = tokenization.load(path)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model.train(), tokenizer
 
 
 def _in_four_bits(model: Any, dtype: Any) -> Any:
-    """Linear layers as bitsandbytes has them, computing as it does: each use makes a whole weight for a moment."""
-    import torch
+    """Linear layers of bitsandbytes, computing as they do: each use dequantizes the whole weight for a moment."""
     from bitsandbytes.nn.modules import Linear4bit
     from transformers import BitsAndBytesConfig
     from transformers.integrations.bitsandbytes import replace_with_bnb_linear
@@ -158,22 +152,20 @@ def _in_four_bits(model: Any, dtype: Any) -> Any:
 
 
 def profile(model: Any, padded: bool, autocast: Any = None) -> activations.ActivationProfile:
-    """What a step of a model on the meta device holds.
+    """The profile of a model on the meta device.
 
-    Three functions are replaced for its time: torch's linear, because torch.autocast knows no meta device; its
-    attention, because torch would choose one there that keeps T x T products; and transformers' search for packed
-    documents, which asks for values.
+    Three functions are patched: torch's linear, because torch.autocast knows no meta device; its attention, because
+    torch would choose one there that keeps T x T products; and transformers' search for packed documents, which reads
+    values.
 
     Args:
         padded: batches have padding, so that attention gets a mask.
         autocast: the dtype in which a GPU computes products, whatever dtype weights have; there the loss also keeps the
             gradient of its logits beside them. None: no GPU.
     """
-    import torch
     from transformers import masking_utils
 
-    rows, functional = 2, torch.nn.functional
-    linear = functional.linear
+    rows, linear = 2, functional.linear
     for module in model.modules():
         vars(module).pop("hf_device_map", None)  # PEFT would look for each layer in it
         if autocast is not None and "cast_input_dtype_enabled" in vars(module):
@@ -181,18 +173,18 @@ def profile(model: Any, padded: bool, autocast: Any = None) -> activations.Activ
     prompts = hasattr(model, "peft_config") and model.active_peft_config.is_prompt_learning
 
     def step(width: int, few: bool) -> None:
-        given: dict[str, Any] = {"input_ids": torch.zeros((rows, width), dtype=torch.long, device="meta")}
+        batch: dict[str, Any] = {"input_ids": torch.zeros((rows, width), dtype=torch.long, device="meta")}
         if padded and not prompts:  # whether a mask of two dimensions hides anything cannot be asked without values
-            given["attention_mask"] = torch.ones((rows, 1, width, width), dtype=torch.bool, device="meta")
-        logits_BTV = model(**given, use_cache=False, logits_to_keep=activations.LABELS).logits
+            batch["attention_mask"] = torch.ones((rows, 1, width, width), dtype=torch.bool, device="meta")
+        logits_BTV = model(**batch, use_cache=False, logits_to_keep=activations.LABELS).logits
         logits_BTV.float().sum().backward()
 
-    def product(x, weight, bias=None):
+    def autocast_linear(x, weight, bias=None):
         return linear(x.to(autocast), weight.to(autocast), None if bias is None else bias.to(autocast))
 
     vocabulary = model.get_output_embeddings().weight.shape[0]
     with (
-        patch.object(functional, "linear", linear if autocast is None else product),
+        patch.object(functional, "linear", linear if autocast is None else autocast_linear),
         patch.object(functional, "scaled_dot_product_attention", _fused_attention),
         patch.object(masking_utils, "find_packed_sequence_indices", lambda positions: None),
     ):
@@ -202,8 +194,6 @@ def profile(model: Any, padded: bool, autocast: Any = None) -> activations.Activ
 
 def _fused_attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
     """Fused attention, which keeps no T x T products."""
-    import torch
-
     query, key = query.to(value.dtype), key.to(value.dtype)  # as autocast does
     if enable_gqa:
         groups = query.shape[-3] // key.shape[-3]
@@ -214,20 +204,18 @@ def _fused_attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal
     return fused(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
 
 
-def truncated_copy(place: str, layers: int, folder: Path) -> None:
+def truncated_copy(name: str, layers: int, folder: Path) -> None:
     """Save a model of fewer layers with random weights, and the tokenizer, in a folder."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
-    from tunebook.common import models
-
     logging.disable_progress_bar()
-    place = models.resolve(place, weights=False)
-    config = AutoConfig.from_pretrained(place)
+    path = models.resolve(name, weights=False)
+    config = AutoConfig.from_pretrained(path)
     text = config.get_text_config()
-    for name, value in vars(text).items():  # some configs say of each layer what it is
+    for field_name, value in vars(text).items():  # some configs have a value for each layer
         if isinstance(value, list) and len(value) == text.num_hidden_layers:
-            setattr(text, name, value[:layers])
+            setattr(text, field_name, value[:layers])
     text.num_hidden_layers = layers
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(place).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(path).save_pretrained(folder)

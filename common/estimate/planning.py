@@ -1,4 +1,4 @@
-"""A plan of a recipe: memory by arithmetic on a model without weights, what would fit, and time from smaller copies."""
+"""A plan of a recipe: memory by arithmetic on a meta model, what would fit, and time from truncated copies."""
 
 import contextlib
 import io
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from tunebook.common import catalog, cli
+from tunebook.common import catalog, cli, models, resources
 from tunebook.common.errors import UserError
 from tunebook.common.estimate import arithmetic, gpus
 from tunebook.common.estimate.meta_model import PlanReady, meta_model, plan_mode, profile, truncated_copy
@@ -19,8 +19,8 @@ from tunebook.common.models import device
 from tunebook.common.models.device import Device
 
 DEPTHS = (1, 3)  # layers of the copies that are timed; what a layer takes is the difference
-PATIENCE = 900  # seconds that a copy may take
-ALONE = """
+TIMEOUT = 900  # seconds for a copy
+RUN_COPY = """
 import json, sys
 from pathlib import Path
 from tunebook.common import catalog, cli
@@ -34,24 +34,22 @@ print("\\n" + json.dumps(module.main(args)))
 
 
 def plan(file: Path, words: list[str], folder: Path, card: gpus.Card | None = None) -> dict[str, Any]:
-    """What a recipe will take: parts, peak and whether it fits; and what other methods, batches and lengths would.
+    """Memory of a recipe, by part, and whether it fits; and which other methods, batch sizes and lengths would.
 
     Args:
         words: flags of the recipe.
-        folder: for what it writes on its way.
+        folder: for what the recipe writes.
         card: the GPU that is planned for; None: this device.
 
     Raises:
-        UserError, CheckFailed: what the recipe says of its arguments and data.
+        UserError, CheckFailed: the recipe's own, of its arguments and data.
     """
-    found = gpus.here() if card is None else card
-    with patch.dict(os.environ, CUDA_VISIBLE_DEVICES=""):  # before torch: a model without weights needs no GPU
-        return _plan(file, words, folder, found) | {"here": card is None}
+    target = gpus.here() if card is None else card
+    with patch.dict(os.environ, CUDA_VISIBLE_DEVICES=""):  # before CUDA starts: a meta model needs no GPU
+        return _plan(file, words, folder, target) | {"here": card is None}
 
 
 def _plan(file: Path, words: list[str], folder: Path, card: gpus.Card) -> dict[str, Any]:
-    from tunebook.common import models, resources
-
     module, planned = catalog.load(file), device.make(gpu=card.free is not None, bf16=card.bf16)
     args = cli.parse(module.Args, words, module.__doc__ or "")
     ready = run(module, args, folder, planned)
@@ -59,23 +57,25 @@ def _plan(file: Path, words: list[str], folder: Path, card: gpus.Card) -> dict[s
     rows, width = schedule.shape
     limit = resources.limit() if card.free is None else card.free
     longest = getattr(model.config.get_text_config(), "max_position_embeddings", 2**20)
-    methods = {_method(model): model, **_other_methods(ready, module, args, folder, planned)}
-    process, table, own = 0 if planned.gpu else resources.held(), [], None
+    method = _method(model)
+    methods = {method: model, **_other_methods(method, module, args, folder, planned)}
+    process, table = 0 if planned.gpu else resources.held(), []
+    memory: Any = None
     for name, other in methods.items():
-        for recomputes in (False, True):
-            found = _memory_model(other, ready, recomputes, process, planned)
-            peak, (most, length) = found.peak(rows, width), arithmetic.largest_batch(found, schedule, limit, longest)
-            row = {"method": name, "checkpointing": recomputes, "own": (other, recomputes) == (model, ready.recomputes)}
-            table.append({"peak_bytes": peak, "fits": peak <= limit, "rows": most, "width": length, **row})
-            own = found if row["own"] else own
-    assert own is not None
+        for checkpointing in (False, True):
+            each = _memory_model(other, ready, checkpointing, process, planned)
+            own = name == method and checkpointing == ready.checkpointing
+            peak, (most, length) = each.peak(rows, width), arithmetic.largest_batch(each, schedule, limit, longest)
+            row = {"peak_bytes": peak, "fits": peak <= limit, "rows": most, "width": length}
+            table.append({**row, "method": name, "checkpointing": checkpointing, "own": own})
+            memory = each if own else memory
     trainable, parameters = models.parameters(model)
     return {
         "recipe": file.stem,
         "model": args.model,
         "parameters": parameters,
         "trainable": trainable,
-        "method": _method(model),
+        "method": method,
         "optimizer": ready.optimizer,
         "known_optimizer": arithmetic.optimizer_states(model, ready.optimizer) is not None,
         "device": card.words,
@@ -86,23 +86,17 @@ def _plan(file: Path, words: list[str], folder: Path, card: gpus.Card) -> dict[s
         "joined": schedule.joined,
         "steps": schedule.steps,
         "layers": model.config.get_text_config().num_hidden_layers,
-        "parts": own.parts(rows, width),
-        "peak_bytes": own.peak(rows, width),
-        "fits": own.peak(rows, width) <= limit,
+        "parts": memory.parts(rows, width),
+        "peak_bytes": memory.peak(rows, width),
+        "fits": memory.peak(rows, width) <= limit,
         "table": table,
     }
 
 
 def run(module: Any, args: Any, folder: Path, planned: Device, load_in_4bit: bool | None = None) -> PlanReady:
-    """The recipe up to its forecast, without its prints.
-
-    Args:
-        load_in_4bit: load its base in 4 bits or not, whatever it says itself.
-    """
-    values = {"output_dir": str(folder / "run"), "dry_run": True, "overwrite": True, "eval_suite": "none"}
-    for name, value in {**values, "report_to": "none"}.items():
-        if hasattr(args, name):
-            setattr(args, name, value)
+    """The recipe up to its forecast, without its output; `load_in_4bit` as in plan_mode."""
+    args.output_dir, args.dry_run, args.overwrite = str(folder / "run"), True, True
+    args.eval_suite = args.report_to = "none"
     try:
         with plan_mode(planned, load_in_4bit), contextlib.redirect_stdout(io.StringIO()):
             module.main(args)
@@ -120,9 +114,9 @@ def _method(model: Any) -> str:
     return "this recipe"
 
 
-def _other_methods(ready: PlanReady, module: Any, args: Any, folder: Path, planned: Device) -> dict[str, Any]:
-    """Models of the methods that a recipe is not: full, and LoRA and QLoRA with its own adapters where it has some."""
-    own, others = _method(ready.run.model), {}
+def _other_methods(own: str, module: Any, args: Any, folder: Path, planned: Device) -> dict[str, Any]:
+    """Models of other methods than the recipe's: full, and LoRA and QLoRA, with its own adapters where it has some."""
+    others = {}
     if own != "full":
         others["full"] = meta_model(args.model, planned.weights_dtype(full=True), four_bit=False, full=True)[0]
     if own not in ("LoRA", "QLoRA"):
@@ -135,26 +129,23 @@ def _other_methods(ready: PlanReady, module: Any, args: Any, folder: Path, plann
 
 
 def _memory_model(
-    model: Any, ready: PlanReady, recomputes: bool, process: int, planned: Device
+    model: Any, ready: PlanReady, checkpointing: bool, process: int, planned: Device
 ) -> arithmetic.MemoryModel:
-    if recomputes:
+    if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     else:
         model.gradient_checkpointing_disable()
     batch, accumulation = ready.run.collate(ready.schedule.longest), ready.run.accumulation
     padded = bool((batch["attention_mask"] == 0).any()) if "attention_mask" in batch else False
     step = profile(model, padded, planned.dtype if planned.gpu else None)
-    found = arithmetic.memory_model(model, ready.optimizer, batch, accumulation, planned.gpu, process, step)
-    found.weights += ready.others
-    return found
+    memory = arithmetic.memory_model(model, ready.optimizer, batch, accumulation, planned.gpu, process, step)
+    memory.weights += ready.others
+    return memory
 
 
 def time(file: Path, words: list[str], folder: Path, plan: dict[str, Any]) -> dict[str, Any]:
-    """Seconds of the whole run, and its peak, from copies of the model that have a few layers and random weights.
-
-    Returns:
-        `seconds`, `peak_bytes` and `how`; or `unknown`, why there are none.
-    """
+    """`seconds` and `peak_bytes` of the whole run, extrapolated from truncated copies with random weights, and `how`;
+    or `unknown`: why there are none."""
     if not plan["here"]:
         return {"unknown": "there is no such GPU here to measure it on"}
     if not plan["fits"]:
@@ -164,26 +155,26 @@ def time(file: Path, words: list[str], folder: Path, plan: dict[str, Any]) -> di
     for layers in depths:
         copy = folder / f"layers{layers}"
         truncated_copy(plan["model"], layers, copy)
-        command = [sys.executable, "-c", ALONE, str(file), str(copy), str(folder / f"run{layers}"), *words]
+        command = [sys.executable, "-c", RUN_COPY, str(file), str(copy), str(folder / f"run{layers}"), *words]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path[1:])}
         try:
-            done = subprocess.run(
-                command, capture_output=True, text=True, check=False, timeout=PATIENCE, env=environment
-            )
+            done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, env=environment)
         except subprocess.TimeoutExpired:
-            return {"unknown": f"steps of {layers} layers take more than {PATIENCE // 60} minutes"}
+            return {"unknown": f"steps of {layers} layers take more than {TIMEOUT // 60} minutes"}
         shutil.rmtree(copy)
         if done.returncode:
             return {"unknown": f"{layers} layers could not be run: {done.stderr.strip().splitlines()[-1]}"}
         results.append(json.loads(done.stdout.strip().splitlines()[-1]))
-    seconds, peak = (_continued([one[name] for one in results], plan["layers"]) for name in ("seconds", "peak_bytes"))
+    seconds, peak = (
+        _extrapolate([result[name] for result in results], plan["layers"]) for name in ("seconds", "peak_bytes")
+    )
     how = f"measured here on {' and '.join(map(str, depths))} of {plan['layers']} layers"
     return {"seconds": seconds, "peak_bytes": round(peak), "how": how}
 
 
-def _continued(values: list[float], layers: int) -> float:
-    """A value that grows by the same with every layer, at so many layers."""
+def _extrapolate(values: list[float], layers: int) -> float:
+    """A value at so many layers, from those at DEPTHS; a single value stays."""
     if len(values) == 1:
         return values[0]
-    each = max(0.0, (values[1] - values[0]) / (DEPTHS[1] - DEPTHS[0]))
-    return values[0] + (layers - DEPTHS[0]) * each
+    per_layer = max(0.0, (values[1] - values[0]) / (DEPTHS[1] - DEPTHS[0]))
+    return values[0] + (layers - DEPTHS[0]) * per_layer

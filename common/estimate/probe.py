@@ -1,29 +1,45 @@
-"""A few real steps before training that leave everything as it was: what they take of memory and time."""
+"""A few real steps before training, which leave no trace: the memory and time that they take."""
 
+import random
+import re
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from tunebook.common import resources
-from tunebook.common.estimate.schedule import BatchSchedule
-from tunebook.common.estimate.trial import catch_oom
+import numpy
+import torch
 
-ENOUGH = 3.0  # seconds of steps after which no further one is timed
-TOGETHER = 3  # batches that are timed where processes may wait for each other in one: as many in each
+from tunebook.common import resources
+from tunebook.common.errors import CheckFailed
+from tunebook.common.estimate.schedule import BatchSchedule
+from tunebook.common.models import parameter_table
+
+TIMING_SECONDS = 3.0  # after which no further step is timed
+TIMED_BATCHES = 3  # with several processes, which may wait for each other in a batch: as many in each
 QUANTILES = (0.5, 0.25, 0.75, 0.5, 0.25, 0.75)  # of the batches by size: those that are timed after the longest
+NO_MEMORY = re.compile(
+    r"can't allocate memory|not enough memory|bad_alloc|out of memory|could not create a memory", re.I
+)
+NO_GRAPH = "does not require grad"  # what torch says of a loss that depends on nothing that trains
+
+
+class OutOfMemory(Exception):
+    """A step took more than there is."""
 
 
 @dataclass
 class StepFunctions:
-    """The parts of a run's steps: a trainer's, or a plain loop's.
+    """Single steps of a trainer or a plain loop.
 
     Args:
-        collate: places of rows in the dataset -> a batch.
+        collate: row indices of the dataset -> a batch.
         step: forward and backward on a batch; gradients are added.
-        optimizer: makes a new optimizer for the model, whatever its rate.
-        evaluate: forward alone on a batch, as in an evaluation.
-        accumulation: batches of a step.
+        optimizer: makes a new optimizer for the model, with any learning rate.
+        evaluate: forward on a batch, as in an evaluation.
+        accumulation: batches per optimizer step.
     """
 
     model: Any
@@ -33,119 +49,93 @@ class StepFunctions:
     evaluate: Callable[[dict[str, Any]], Any]
     accumulation: int
 
+    @property
+    def unwrapped(self) -> Any:
+        """The model without DistributedDataParallel."""
+        wrapped = isinstance(self.model, torch.nn.parallel.DistributedDataParallel)
+        return self.model.module if wrapped else self.model
+
 
 @dataclass
 class StepProfile:
-    """Bytes and seconds of the steps. A batch takes base + rate·positions seconds, the optimizer's step `update`."""
+    """Bytes and seconds of steps. A batch takes base + rate·positions seconds, the optimizer's step `update`."""
 
     peak_bytes: int
     state_bytes: int
     base: float
     rate: float
     update: float
-    evaluation_rate: float  # seconds a position
+    evaluation_rate: float  # seconds per position
 
-    def of_all_processes(self) -> "StepProfile":
-        """The largest of each figure over all processes."""
-        peak_bytes, state_bytes, *times = map(largest, vars(self).values())
+    def max_over_processes(self) -> "StepProfile":
+        peak_bytes, state_bytes, *times = map(max_over_processes, vars(self).values())
         return StepProfile(int(peak_bytes), int(state_bytes), *times)
 
-    def seconds(self, schedule: BatchSchedule, evaluated: int = 0) -> float:
-        """Of all batches and steps of a schedule, and of `evaluated` positions of evaluations."""
+    def seconds(self, schedule: BatchSchedule, eval_positions: int) -> float:
+        """All batches and steps of a schedule, and its evaluations."""
         batches = self.base * len(schedule.rows) + self.rate * float(schedule.positions.sum())
-        return batches + self.update * schedule.steps + self.evaluation_rate * evaluated
+        return batches + self.update * schedule.steps + self.evaluation_rate * eval_positions
 
 
-def profile_steps(
-    run: StepFunctions, schedule: BatchSchedule, after_backward: Callable[[], None] = lambda: None
-) -> StepProfile:
-    """Steps of rate 0 on a usual batch, on the longest, and on more usual ones until ENOUGH seconds are timed.
+def profile_steps(run: StepFunctions, schedule: BatchSchedule, after_backward: Callable[[], None]) -> StepProfile:
+    """Steps with learning rate 0 on a median batch, the longest, and more until TIMING_SECONDS are over.
 
     The first creates the optimizer's states, so that the longest batch meets them, as in training; with accumulation
-    it also meets the gradients of a batch before it. Nothing of it stays: see attempts.restore_state.
+    it also meets the gradients of a batch before it. State is restored as by `catch_oom`.
 
     Args:
-        after_backward: called after each backward pass, while its gradients are there.
+        after_backward: called after each backward pass, before its gradients are cleared.
 
     Raises:
-        attempts.OutOfMemory: with what the allocator said.
+        OutOfMemory: with the allocator's message.
     """
     resources.release()
     peak = resources.Peak()
     try:
-        return catch_oom(run.model, _steps, run, schedule, peak, after_backward)
+        return catch_oom(run.model, _profile, run, schedule, peak, after_backward)
     finally:
         peak.stop()
 
 
-def _steps(
+def _profile(
     run: StepFunctions, schedule: BatchSchedule, peak: resources.Peak, after_backward: Callable[[], None]
 ) -> StepProfile:
-    import torch
-
-    timed: list[tuple[int, float]] = []
-    optimizer = _unpaged(run.optimizer())
+    timings: list[tuple[int, float]] = []
+    optimizer = run.optimizer()
+    if "is_paged" in vars(optimizer):  # bitsandbytes never frees paged states, and torch does not count them
+        optimizer.is_paged = False
     try:
-        usual = run.collate(schedule.at(0.5))
-        _timed(run.step, usual)
+        median = run.collate(schedule.at(0.5))
+        _seconds(run.step, median)
         after_backward()
         _update(optimizer)
-        longest, took = run.collate(schedule.longest), 0.0
+        longest, seconds = run.collate(schedule.longest), 0.0
         for _ in range(2 if torch.cuda.is_available() else 1):  # the first step of a size compiles its kernels
             if run.accumulation == 1:
                 run.model.zero_grad(set_to_none=True)
-            took = _timed(run.step, longest)
-        timed.append((longest["input_ids"].numel(), took))
+            seconds = _seconds(run.step, longest)
+        timings.append((longest["input_ids"].numel(), seconds))
         after_backward()
         update = _update(optimizer)
         run.model.zero_grad(set_to_none=True)
-        begun, alone = time.monotonic(), not torch.distributed.is_initialized()
-        for share in QUANTILES:
-            batch = run.collate(schedule.at(share))
-            timed.append((batch["input_ids"].numel(), _timed(run.step, batch)))
+        start, distributed = time.monotonic(), torch.distributed.is_initialized()
+        for quantile in QUANTILES:
+            batch = run.collate(schedule.at(quantile))
+            timings.append((batch["input_ids"].numel(), _seconds(run.step, batch)))
             after_backward()
             run.model.zero_grad(set_to_none=True)
-            if time.monotonic() - begun > ENOUGH if alone else len(timed) == TOGETHER:
+            if len(timings) == TIMED_BATCHES if distributed else time.monotonic() - start > TIMING_SECONDS:
                 break
-        evaluated = _timed(run.evaluate, usual) / usual["input_ids"].numel()
+        evaluation_rate = _seconds(run.evaluate, median) / median["input_ids"].numel()
         states = [value for state in optimizer.state.values() for value in state.values() if hasattr(value, "nbytes")]
-        base, rate = line(timed)
-        return StepProfile(peak.bytes, sum(value.nbytes for value in states), base, rate, update, evaluated)
+        base, rate = fit_line(timings)
+        return StepProfile(peak.bytes, sum(value.nbytes for value in states), base, rate, update, evaluation_rate)
     finally:
         optimizer.state.clear()
 
 
-def _unpaged(optimizer: Any) -> Any:
-    """An optimizer whose states will lie where torch counts and frees them: bitsandbytes never frees paged ones, so
-    that those of a trial would be held beside those of the run."""
-    if "is_paged" in vars(optimizer):
-        optimizer.is_paged = False
-    return optimizer
-
-
-def num_processes() -> int:
-    """Of this run."""
-    import torch
-
-    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-
-
-def largest(value: float) -> float:
-    """The largest value of all processes."""
-    import torch
-
-    if num_processes() == 1:
-        return value
-    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
-    found = torch.tensor(float(value), dtype=torch.float64, device=device)
-    torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
-    return found.item()
-
-
-def line(points: list[tuple[int, float]]) -> tuple[float, float]:
-    """Base and rate, neither negative, of the line through (positions, seconds) that has the least relative error."""
-    import numpy
-
+def fit_line(points: list[tuple[int, float]]) -> tuple[float, float]:
+    """Base and rate, neither negative, of the line through (positions, seconds) with the least relative error."""
     x, y = (numpy.array(column, dtype=float) for column in zip(*points, strict=True))
     if len(set(x)) > 1:
         base, rate = numpy.linalg.lstsq(numpy.stack([1 / y, x / y], 1), numpy.ones(len(y)), rcond=None)[0]
@@ -156,24 +146,109 @@ def line(points: list[tuple[int, float]]) -> tuple[float, float]:
     return 0.0, float(numpy.median(y / x))
 
 
-def _timed(call: Callable, *args: Any) -> float:
-    import torch
-
+def _seconds(call: Callable, *args: Any) -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    begun = time.monotonic()
+    start = time.monotonic()
     call(*args)
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.monotonic() - begun
+    return time.monotonic() - start
 
 
 def _update(optimizer: Any) -> float:
-    """Seconds of a step that changes no weight: rate and decay are 0. Gradients that are no numbers are set to 0,
-    for 0 times infinity is no number."""
+    """Seconds of an optimizer step that changes no weight: learning rate and decay are 0. Gradients that are not finite
+    are set to 0, because 0 times infinity is NaN."""
     for group in optimizer.param_groups:
         group["lr"] = group["weight_decay"] = 0.0
         for parameter in group["params"]:
             if parameter.grad is not None and not bool(parameter.grad.isfinite().all()):
                 parameter.grad.zero_()
-    return _timed(optimizer.step)
+    return _seconds(optimizer.step)
+
+
+def num_processes() -> int:
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+
+
+def max_over_processes(value: float) -> float:
+    if num_processes() == 1:
+        return value
+    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+    largest = torch.tensor(float(value), dtype=torch.float64, device=device)
+    torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
+    return largest.item()
+
+
+def catch_oom(model: Any, run: Callable, *args: Any) -> Any:
+    """run(*args) with all state restored; running out of memory becomes OutOfMemory, whoever reports it.
+
+    Raises:
+        CheckFailed: the loss depends on nothing that trains.
+        OutOfMemory: with the allocator's message; the frames that held the failed step's tensors are gone by then.
+    """
+    try:
+        with restore_state(model), _allocation_fails():
+            return run(*args)
+    except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        if NO_GRAPH in str(error):
+            raise CheckFailed(parameter_table.nothing_reached(model)) from error
+        if not isinstance(error, MemoryError) and not NO_MEMORY.search(str(error)):
+            raise
+        failure = str(error).splitlines()[0] if str(error) else type(error).__name__
+    resources.release()
+    raise OutOfMemory(failure)
+
+
+@contextmanager
+def restore_state(model: Any) -> Iterator[None]:
+    """Clears gradients and compiled graphs afterwards, and restores training mode and all random states."""
+    training = model.training
+    python, np, cpu = random.getstate(), numpy.random.get_state(), torch.get_rng_state()
+    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    try:
+        yield
+    finally:
+        model.zero_grad(set_to_none=True)
+        model.train(training)
+        _reset_compiled(model)
+        random.setstate(python)
+        numpy.random.set_state(np)
+        torch.set_rng_state(cpu)
+        if gpus:
+            torch.cuda.set_rng_state_all(gpus)
+
+
+def _reset_compiled(model: Any) -> None:
+    """Drop what torch.compile has made of the steps: training on graphs from before `train` gave gradients of NaN
+    (unslothai/unsloth pull request 6511). A step that ran out of memory also leaves Unsloth's counts of checkpoints and
+    their buffers half way. `train` would reset both, with a warning, where Unsloth has seen such steps."""
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()
+    checkpoints = sys.modules.get("unsloth_zoo.gradient_checkpointing")
+    if checkpoints is not None and "GPU_BUFFERS" in vars(checkpoints):  # made with the first of its checkpoints
+        checkpoints.reset_unsloth_gradient_checkpointing_buffers()
+    for module in model.modules():
+        seen = vars(module).get("_unsloth_pretrain_marker")
+        if seen is not None:
+            seen["seen"] = False
+
+
+@contextmanager
+def _allocation_fails() -> Iterator[None]:
+    """Without a GPU: allocations past the memory limit raise an error, where the kernel would kill the process."""
+    if sys.platform != "linux" or torch.cuda.is_available():
+        yield
+        return
+    import resource
+
+    import psutil
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    total = psutil.Process().memory_info().vms + resources.limit() - resources.held()
+    bounds = [value for value in (soft, hard, total) if value != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_AS, (min(bounds), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

@@ -1,20 +1,20 @@
-"""The weights that a run saves: predicted before training from what trains, and compared with the files afterwards."""
+"""The weights that a run saves: predicted before training, and compared with the files afterwards."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-SHORT = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # as safetensors has them
+from safetensors import SafetensorError, safe_open
+
+from tunebook.common.models import bottleneck_adapters
+
+DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # as safetensors has them
 
 
 def tensors(model: Any) -> dict[str, Any] | None:
-    """Name in the file -> tensor, of what a save of this model writes: its adapter, or all of it.
-
-    None for PEFT's methods that save more than what trains (VeRA and its like).
-    """
+    """Name in the file -> tensor, of what a save of this model writes: its adapter, or all of it. None for PEFT's
+    methods that save more than what trains (VeRA and its like)."""
     if "bottlenecks" in vars(model):
-        from tunebook.common.models import bottleneck_adapters
-
         return bottleneck_adapters.tensors(model, bottleneck_adapters.names(model)[0])
     configs = getattr(model, "peft_config", {})  # a plain model has none
     if not configs:
@@ -40,52 +40,37 @@ def size(model: Any) -> dict[str, int] | None:
     The header is 8 bytes and JSON, padded to a multiple of 8; tensors of wider types come first, then by name
     (safetensors 0.8).
     """
-    found = tensors(model)
-    if found is None:
+    weights = tensors(model)
+    if weights is None:
         return None
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    at = 0
-    for name, tensor in sorted(found.items(), key=lambda item: (-item[1].element_size(), item[0])):
-        kind = str(tensor.dtype).removeprefix("torch.")
-        end = at + tensor.numel() * tensor.element_size()
-        header[name] = {"dtype": SHORT.get(kind, kind), "shape": list(tensor.shape), "data_offsets": [at, end]}
-        at = end
+    start = 0
+    for name, tensor in sorted(weights.items(), key=lambda item: (-item[1].element_size(), item[0])):
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        end = start + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": DTYPES.get(dtype, dtype), "shape": list(tensor.shape), "data_offsets": [start, end]}
+        start = end
     text = len(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode())
-    return {"bytes": at, "file": 8 + -(-text // 8) * 8 + at}
-
-
-def written(folder: Path) -> dict[str, int]:
-    """Name -> bytes of every tensor in the safetensors files of a folder, as their headers say.
-
-    Raises:
-        ValueError: a file is shorter or longer than its header says.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    found: dict[str, int] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(path, "pt") as file:
-                found |= {name: file.get_tensor(name).nbytes for name in file.keys()}  # noqa: SIM118  it is no dict
-        except SafetensorError:
-            raise ValueError(f"{path} is not as long as its header says: it was not written to its end") from None
-    return found
+    return {"bytes": start, "file": 8 + -(-text // 8) * 8 + start}
 
 
 def difference(model: Any, folder: Path, predicted: int) -> str:
-    """How a folder's files differ from the bytes of weights that were predicted, in words; "" where they do not."""
-    try:
-        found = written(folder)
-    except ValueError as error:
-        return str(error)
-    if sum(found.values()) == predicted:
+    """How a folder's safetensors files differ from the predicted bytes of weights; "" where they do not."""
+    saved: dict[str, int] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, "pt") as file:
+                saved |= {name: file.get_tensor(name).nbytes for name in file.keys()}  # noqa: SIM118  it is no dict
+        except SafetensorError:
+            return f"{path} is not as long as its header says: it was not written to its end"
+    if sum(saved.values()) == predicted:
         return ""
     expected = {name: weight.numel() * weight.element_size() for name, weight in (tensors(model) or {}).items()}
-    parts = [f"{folder} holds {sum(found.values()):,} bytes of weights, where {predicted:,} were to be saved"]
+    parts = [f"{folder} holds {sum(saved.values()):,} bytes of weights, where {predicted:,} were to be saved"]
     for words, names in (
-        ("missing", [name for name in expected if name not in found]),
-        ("more than what trains", [name for name in found if name not in expected]),
-        ("of another size", [name for name in found if name in expected and found[name] != expected[name]]),
+        ("missing", [name for name in expected if name not in saved]),
+        ("more than what trains", [name for name in saved if name not in expected]),
+        ("of another size", [name for name in saved if name in expected and saved[name] != expected[name]]),
     ):
         if names:
             parts.append(f"{len(names)} {words}, such as {names[0]}")

@@ -1,4 +1,4 @@
-"""What a forecast asks of a transformers.Trainer or a plain loop: single steps, batch size, evaluations."""
+"""Single steps of a transformers.Trainer or a plain loop, and the trainer's batch size."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -7,20 +7,17 @@ from typing import Any
 
 from tunebook.common.batching import weight_collator
 from tunebook.common.estimate.probe import StepFunctions
-from tunebook.common.estimate.schedule import BatchSchedule, evaluations, joins, sequences_of
-from tunebook.common.tokens.lengths import lengths_of
 
 
-def batch_sizes(trainer: Any, find_batch_size: bool) -> list[int]:
-    """Batch sizes to try: the asked one, then every smaller one of which the rows of a step are a multiple."""
+def batch_sizes(trainer: Any) -> list[int]:
+    """The batch size and every smaller one that divides the rows of a step."""
     size = trainer.args.per_device_train_batch_size
     step = size * trainer.args.gradient_accumulation_steps
-    smaller = [part for part in range(size - 1, 0, -1) if step % part == 0] if find_batch_size else []
-    return [size, *smaller]
+    return [size, *(smaller for smaller in range(size - 1, 0, -1) if step % smaller == 0)]
 
 
 def set_batch_size(trainer: Any, size: int) -> None:
-    """Give a trainer one of `batch_sizes` with as much more accumulation, in every place that it reads."""
+    """One of `batch_sizes`, and the accumulation that keeps the rows of a step, wherever the trainer reads them."""
     args = trainer.args
     step = args.per_device_train_batch_size * args.gradient_accumulation_steps
     if args.per_device_eval_batch_size == args.per_device_train_batch_size:
@@ -30,7 +27,7 @@ def set_batch_size(trainer: Any, size: int) -> None:
 
 
 def step_functions(trainer: Any) -> StepFunctions:
-    """Single steps of a trainer whose model is not prepared yet."""
+    """Those of a trainer whose model is not prepared yet."""
     loader = trainer.get_train_dataloader()
 
     def step(batch: dict[str, Any]) -> None:
@@ -45,36 +42,32 @@ def step_functions(trainer: Any) -> StepFunctions:
             trainer.prediction_step(trainer.model, batch, prediction_loss_only=True)
 
     def optimizer() -> Any:
-        given, trainer.optimizer = trainer.optimizer, None
-        if given is not None:
-            return type(given)([{"params": group["params"]} for group in given.param_groups], **given.defaults)
-        made, trainer.optimizer = trainer.create_optimizer(), None
-        return made
+        own, trainer.optimizer = trainer.optimizer, None
+        if own is not None:
+            return type(own)([{"params": group["params"]} for group in own.param_groups], **own.defaults)
+        created, trainer.optimizer = trainer.create_optimizer(), None
+        return created
 
-    rows = loader.dataset
-    return StepFunctions(
-        model=trainer.model,
-        collate=lambda places: loader.collate_fn([rows[place] for place in places]),
-        step=step,
-        optimizer=optimizer,
-        evaluate=evaluate,
-        accumulation=trainer.args.gradient_accumulation_steps,
-    )
+    def collate(indices: list[int]) -> Any:
+        return loader.collate_fn([loader.dataset[index] for index in indices])
+
+    accumulation = trainer.args.gradient_accumulation_steps
+    return StepFunctions(trainer.model, collate, step, optimizer, evaluate, accumulation)
 
 
 def loop_step_functions(
     accelerator: Any, model: Any, loader: Any, loss_of: Callable[[Any, dict[str, Any]], Any], accumulation: int
 ) -> StepFunctions:
-    """Single steps of a loop whose model and loader the accelerator has prepared.
+    """Those of a loop whose model and loader are prepared by Accelerate.
 
     Args:
-        loss_of: (model, batch) -> the sum of the losses of its tokens.
+        loss_of: (model, batch) -> summed loss of its tokens.
     """
     import torch
     from accelerate.utils import send_to_device
 
-    def collate(places: list[int]) -> Any:
-        return send_to_device(loader.collate_fn([loader.dataset[place] for place in places]), accelerator.device)
+    def collate(indices: list[int]) -> Any:
+        return send_to_device(loader.collate_fn([loader.dataset[index] for index in indices]), accelerator.device)
 
     def step(batch: dict[str, Any]) -> None:
         model.train()
@@ -93,13 +86,10 @@ def loop_step_functions(
 
 @contextmanager
 def preserve_trainer(trainer: Any) -> Iterator[None]:
-    """The trainer's own fields are afterwards what they were, and so are the metrics that it gathers.
-
-    Inside, activations are recomputed where `train` would do so, and nothing waits for another process: one may have
-    no memory for a step that the others have.
-    """
-    before, args, accelerator = dict(vars(trainer)), trainer.args, trainer.accelerator
-    metrics = copy.deepcopy(before.get("_metrics"))
+    """Restores the trainer's attributes and metrics afterwards. Inside, activations are recomputed where `train` would
+    do so, and nothing waits for another process: one may run out of memory where the others do not."""
+    attributes, args, accelerator = dict(vars(trainer)), trainer.args, trainer.accelerator
+    metrics = copy.deepcopy(attributes.get("_metrics"))
     accelerator.gather = accelerator.gather_for_metrics = lambda value, *_: value
     try:
         with gradient_checkpointing(trainer.model, args.gradient_checkpointing, args.gradient_checkpointing_kwargs):
@@ -107,42 +97,19 @@ def preserve_trainer(trainer: Any) -> Iterator[None]:
     finally:
         del accelerator.gather, accelerator.gather_for_metrics
         vars(trainer).clear()
-        vars(trainer).update(before)
+        vars(trainer).update(attributes)
         if metrics is not None:
             trainer._metrics = metrics
 
 
 @contextmanager
-def gradient_checkpointing(model: Any, wanted: bool = True, settings: dict[str, Any] | None = None) -> Iterator[bool]:
-    """Activation checkpointing where it is wanted and off; off again afterwards. Gives whether it was turned on."""
-    turn = wanted and not model.is_gradient_checkpointing
-    if turn:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings or {"use_reentrant": False})
+def gradient_checkpointing(model: Any, wanted: bool = True, options: dict[str, Any] | None = None) -> Iterator[bool]:
+    """Activation checkpointing inside, where it is wanted. Yields whether it was turned on."""
+    turn_on = wanted and not model.is_gradient_checkpointing
+    if turn_on:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options or {"use_reentrant": False})
     try:
-        yield turn
+        yield turn_on
     finally:
-        if turn:
+        if turn_on:
             model.gradient_checkpointing_disable()
-
-
-def evaluation_positions(trainer: Any, schedule: BatchSchedule) -> int:
-    """Positions of all evaluations while training, of one process."""
-    import numpy
-
-    if trainer.eval_dataset is None:
-        return 0
-    lengths, size = lengths_of(trainer.eval_dataset), trainer.args.eval_batch_size
-    if joins(trainer.data_collator):
-        positions = int(lengths.sum())
-    else:
-        starts = numpy.arange(0, len(lengths), size)
-        widths = numpy.maximum.reduceat(lengths, starts)
-        positions = int(widths @ numpy.diff(starts, append=len(lengths))) * sequences_of(trainer.eval_dataset)
-    return evaluations(trainer.args, schedule) * positions // trainer.args.world_size
-
-
-def unwrapped(model: Any) -> Any:
-    """The model inside what wraps it for several processes."""
-    from torch.nn.parallel import DistributedDataParallel
-
-    return model.module if isinstance(model, DistributedDataParallel) else model

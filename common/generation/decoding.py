@@ -89,7 +89,7 @@ class GumbelSampler:
 
 
 def _mix(z: "torch.Tensor") -> "torch.Tensor":
-    """Each int64 to one that looks random: the finaliser of splitmix64 (Steele, Lea and Flood 2014). It wraps."""
+    """Each int64 to one that looks random: the finalizer of splitmix64 (Steele, Lea and Flood 2014). It wraps."""
     z = z + (0x9E3779B97F4A7C15 - 2**64)
     z = (z ^ _right(z, 30)) * (0xBF58476D1CE4E5B9 - 2**64)
     z = (z ^ _right(z, 27)) * (0x94D049BB133111EB - 2**64)

@@ -68,11 +68,7 @@ class Endpoint:
         self._why: Exception | None = None
 
     def answers(self, prompts: Sequence[str], temperature: float = 0.0, seed: int = 0) -> list[str | None]:
-        """One answer a prompt, in order; None where there is none. The n-th prompt has the seed `seed` + n.
-
-        Raises:
-            UserError: as in `ask`.
-        """
+        """One answer a prompt, in order; None where there is none. The n-th prompt has the seed `seed` + n."""
         asked = [
             {
                 "messages": [{"role": "user", "content": text}],
@@ -134,11 +130,7 @@ class Endpoint:
             done.put(None)
 
     def _answer(self, request: dict[str, Any]) -> Reply:
-        """One reply, after as many tries as it takes.
-
-        Raises:
-            Stopped, UserError: as in `ask`.
-        """
+        """One reply, after as many tries as it takes."""
         body = json.dumps({"model": self.name, **request, **self.request}).encode()
         # No tokenizer makes more tokens than half the bytes of a text in practice, and the template adds a few.
         limit = self.request.get("max_tokens") or self.request.get("max_completion_tokens") or 0
@@ -204,11 +196,7 @@ class Endpoint:
 
 
 def _read(reply: Any, tries: int) -> Reply:
-    """The server's JSON as a Reply; reasoning models may end with no text, which is a reply, too.
-
-    Raises:
-        ValueError: it has another shape.
-    """
+    """The server's JSON as a Reply; reasoning models may end with no text, which is a reply, too."""
     try:
         choice = reply["choices"][0]
         text = choice["message"]["content"]

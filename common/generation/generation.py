@@ -1,4 +1,4 @@
-"""Answers to prompts: batched or streamed, with any decoding, up to the end that training has taught."""
+"""Answers to prompts, batched or streamed, with any decoding."""
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -25,14 +25,13 @@ class StopConditions:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model said. `limit` is the number of tokens after which it was cut; None: it came to its end."""
+    """`limit`: the number of tokens after which the answer was cut; None: it came to its end."""
 
     text: str
     limit: int | None = None
 
     @property
     def note(self) -> str:
-        """What a reader must know of the answer, or nothing."""
         return f"(cut at {self.limit} tokens)" if self.limit is not None else ""
 
 
@@ -115,7 +114,7 @@ def generate(
     """
     decoding, stop = decoding or Decoding(), stop or stop_conditions(tokenizer)
     rooms = [remaining_tokens(model, prompt, decoding) for prompt in prompts]
-    found: list[Any] = [None] * len(prompts)
+    results: list[Any] = [None] * len(prompts)
     # A batch has one room. PEFT puts virtual tokens before the padding, which then lies between them and the prompt.
     kinds = [(rooms[place], len(prompts[place]) if virtual_tokens(model) else 0) for place in range(len(prompts))]
     order = sorted(range(len(prompts)), key=lambda place: (kinds[place], len(prompts[place])))
@@ -125,8 +124,8 @@ def generate(
             order = order[len(batch) :]
             rows = _run(model, tokenizer, [prompts[place] for place in batch], decoding, stop, rooms[batch[0]])
             for place, ids in zip(batch, rows, strict=True):
-                found[place] = _answer(tokenizer, ids, stop, rooms[place])
-    return found
+                results[place] = _answer(tokenizer, ids, stop, rooms[place])
+    return results
 
 
 def stream(
@@ -166,8 +165,8 @@ def answers(
     model: Any, tokenizer: Any, prompts: list[list[int]], max_new_tokens: int = 64, batch_size: int = 32
 ) -> list[str]:
     """The model's greedy answer to each prompt (its ids), without the prompt and the end token."""
-    found = generate(model, tokenizer, prompts, Decoding(max_new_tokens=max_new_tokens), batch_size=batch_size)
-    return [answer.text for answer in found]
+    results = generate(model, tokenizer, prompts, Decoding(max_new_tokens=max_new_tokens), batch_size=batch_size)
+    return [answer.text for answer in results]
 
 
 def remaining_tokens(model: Any, prompt: list[int], decoding: Decoding) -> int:
@@ -197,10 +196,10 @@ def cut(ids: list[int], end: int | Collection[int]) -> list[int]:
 
 
 def _answer(tokenizer: Any, ids: list[int], stop: StopConditions, limit: int) -> Answer:
-    said = cut(ids, stop.ids)
-    whole = tokenizer.decode(said, clean_up_tokenization_spaces=False)
+    kept = cut(ids, stop.ids)
+    whole = tokenizer.decode(kept, clean_up_tokenization_spaces=False)
     text = before_stop(whole, stop.texts)
-    return Answer(text, limit if len(said) == len(ids) and len(text) == len(whole) else None)
+    return Answer(text, limit if len(kept) == len(ids) and len(text) == len(whole) else None)
 
 
 @contextmanager
@@ -244,7 +243,7 @@ def _run(
             input_ids=input_ids,
             attention_mask=mask,
             max_new_tokens=limit,
-            do_sample=False,  # Noise makes the likeliest token a drawn one
+            do_sample=False,  # GumbelSampler makes the most likely token a drawn one
             num_beams=decoding.num_beams,
             use_cache=True,
             logits_processor=chosen,

@@ -2,8 +2,8 @@
 
 Each is a down-projection, a non-linearity, an up-projection and a residual: h + up(act(down(h))). One follows the
 attention and one the MLP of every decoder layer, on the sub-layer's output, before it joins the residual stream. That
-is Houlsby's place; his BERT then normalises the sum, where a pre-norm model (Llama, Qwen, GPT-2) passes it on as it is,
-and Gemma 2 and 3 normalise the adapter's output first. `up` begins as zero, so that a fresh adapter changes no bit.
+is Houlsby's place; his BERT then normalizes the sum, where a pre-norm model (Llama, Qwen, GPT-2) passes it on as it is,
+and Gemma 2 and 3 normalize the adapter's output first. `up` begins as zero, so that a fresh adapter changes no bit.
 
 They are hooks on the base's own modules: its class, and the names and values of its weights, stay what they were. They
 cannot be merged into the base: a non-linearity cannot be folded into a weight.

@@ -1,4 +1,4 @@
-"""What a model's generation_config.json says, made such that transformers can save it again."""
+"""Repairs of a model's generation_config.json that transformers refuses to save."""
 
 import re
 from typing import Any
@@ -7,11 +7,8 @@ SAMPLING = {"temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "eps
 
 
 def make_savable(model: Any, name: str) -> None:
-    """Change what transformers (5.17) reads but refuses to save, and print what.
-
-    Values of sampling get the do_sample that they were meant for; others that have no effect beside the rest are taken
-    out. Many older models (Vicuna, early Llama 2) are published so.
-    """
+    """Change what transformers (5.17) reads but refuses to save, as in many older models (Vicuna, early Llama 2), and
+    print it: sampling values get their do_sample, others without effect are removed."""
     config, done = model.generation_config, []
     while wrong := _refused(config):
         if wrong & SAMPLING and not config.do_sample:
@@ -30,9 +27,9 @@ def _refused(config: Any) -> set[str]:
     try:
         config.validate(strict=True)
     except ValueError as error:
-        said = str(error)
-        named = re.findall(r"^- `(\w+)`:", said, re.MULTILINE) or re.findall(r"`(\w+)`", said)[:1]
-        return {name for name in named if vars(config).get(name) is not None}
+        text = str(error)
+        names = re.findall(r"^- `(\w+)`:", text, re.MULTILINE) or re.findall(r"`(\w+)`", text)[:1]
+        return {name for name in names if vars(config).get(name) is not None}
     return set()
 
 

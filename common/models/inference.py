@@ -7,29 +7,26 @@ from pathlib import Path
 from typing import Any
 
 from tunebook.common.errors import UserError, nearest
-from tunebook.common.models import loading
+from tunebook.common.models import bottleneck_adapters, loading
 from tunebook.common.tokens import templates, tokenization
 
-PEFT, OURS = (
-    "adapter_config.json",
-    "bottleneck.json",
-)  # what tells an adapter of PEFT, and one of bottleneck_adapters.py
+PEFT, BOTTLENECK = "adapter_config.json", "bottleneck.json"  # files that tell the two kinds of adapters
 NONE = "none"  # the name of no adapter
 
 
 class InferenceModel:
-    """A model to talk to. Loaded through transformers alone: Unsloth is for training, and takes longer to start.
+    """A model to talk to, loaded by transformers: Unsloth is for training, and takes longer to start.
 
     Args:
-        model: what `models.locate` takes, or the folder of a run that holds `model/`; "": the base that the first
-            adapter names, or pocket.
+        model: as models.resolve, or the folder of a run that holds `model/`; "": the base that the first adapter names,
+            or pocket.
         adapters: folders or Hub names, each also as NAME=FOLDER; of a run's folder its `adapter/`. The first is used.
         template: the name of a template for all of them; "": the one that was saved with the adapter or model, else
             the tokenizer's own, else Alpaca.
 
     Attributes:
-        model, tokenizer, template: those in use. `current`: the name of the adapter in use, or None.
-        notes: what the user should know, a sentence each; emptied by whoever says them.
+        current: the name of the adapter in use, or None.
+        notes: for the user, a sentence each; cleared by whoever prints them.
 
     Raises:
         UserError: a folder is not there or holds something else, or an adapter is not for this base.
@@ -40,10 +37,9 @@ class InferenceModel:
         self.notes: list[str] = []
         self.name = _model_of(model) or next(map(base_of, self.folders.values()), "") or "pocket"
         self.place = loading.resolve(self.name)
-        self.name = (
-            "pocket" if self.place == loading.resolve("pocket") else self.name
-        )  # a run's adapter names its folder
-        self._wanted, self.current, self._ours = template, None, False
+        if self.place == loading.resolve("pocket"):  # a run's adapter names its folder
+            self.name = "pocket"
+        self._wanted, self.current, self._bottleneck = template, None, False
         self.tokenizer, problems = tokenization.load(self.place)
         self._own_tokenizer = self.tokenizer
         self.notes += [f"tokenizer of {self.name}: {problem}" for problem in problems]
@@ -54,23 +50,21 @@ class InferenceModel:
             self.use(next(iter(self.folders)))
 
     def use(self, name: str | None) -> None:
-        """Take off the adapter in use and put this one on; None: the base alone, with the template as it is.
+        """Replace the adapter in use; None: the base alone, with the template as it is.
 
         Raises:
             UserError: there is no such adapter, or it does not fit; the base alone is in use then.
         """
         if name is not None and name not in self.folders:
-            known = ", ".join([*self.folders, NONE])
-            raise UserError(f"--adapter {name}: there is {known}{nearest(name, [*self.folders, NONE])}")
-        self._bare()
+            known = [*self.folders, NONE]
+            raise UserError(f"--adapter {name}: there is {', '.join(known)}{nearest(name, known)}")
+        self._unload()
         if name is None:
             return
         folder = self.folders[name]
-        if (Path(folder) / OURS).exists():
-            from tunebook.common.models import bottleneck_adapters
-
+        if (Path(folder) / BOTTLENECK).exists():
             bottleneck_adapters.load(self.model, folder)
-            self._ours = True
+            self._bottleneck = True
         else:
             try:
                 self.model = load_adapter(self.model, folder)
@@ -87,16 +81,14 @@ class InferenceModel:
         if base and base != self.name and Path(base).resolve() != Path(self.place).resolve():
             self.notes.append(f"adapter {name} was trained on {base}; here it is on {self.name}")
 
-    def _bare(self) -> None:
-        """The base alone, bit for bit."""
+    def _unload(self) -> None:
+        """Restore the base, bit for bit."""
         if self.current is None:
             return
         self.current = None
-        if self._ours:
-            from tunebook.common.models import bottleneck_adapters
-
+        if self._bottleneck:
             bottleneck_adapters.remove(self.model)
-            self._ours = False
+            self._bottleneck = False
             return
         self.model = unload_adapter(self.model)
         if self.model is None:  # its adapter had changed weights of the base
@@ -130,9 +122,8 @@ def named(words: list[str]) -> dict[str, str]:
             inside = path / "adapter"
             path = inside if not _holds(path) and inside.is_dir() else path
             if not _holds(path):
-                raise UserError(
-                    f"--adapter {folder}: the folder holds neither {PEFT} nor {OURS}, nor adapter/ with one"
-                )
+                names = f"neither {PEFT} nor {BOTTLENECK}, nor adapter/ with one"
+                raise UserError(f"--adapter {folder}: the folder holds {names}")
             folder = str(path)
             path = path.resolve()
             name = name or (path.parent.name if path.name == "adapter" else path.name)
@@ -146,12 +137,12 @@ def named(words: list[str]) -> dict[str, str]:
 
 
 def _holds(folder: Path) -> bool:
-    return (folder / PEFT).exists() or (folder / OURS).exists()
+    return (folder / PEFT).exists() or (folder / BOTTLENECK).exists()
 
 
 def base_of(folder: str) -> str:
     """The model that an adapter was trained on, as its config names it; "" for an adapter on the Hub."""
-    for file, keys in ((PEFT, ("base_model_name_or_path",)), (OURS, ("base", "name"))):
+    for file, keys in ((PEFT, ("base_model_name_or_path",)), (BOTTLENECK, ("base", "name"))):
         path = Path(folder) / file
         if path.exists():
             try:
@@ -167,15 +158,12 @@ def base_of(folder: str) -> str:
 def _model_of(name: str) -> str:
     """The folder of a run's model, where a run's folder was named."""
     inside = Path(name) / "model"
-    return (
-        str(inside)
-        if name and (inside / "config.json").exists() and not (Path(name) / "config.json").exists()
-        else name
-    )
+    is_run = name and (inside / "config.json").exists() and not (Path(name) / "config.json").exists()
+    return str(inside) if is_run else name
 
 
 def load_adapter(model: Any, folder: str, trains: bool = False) -> Any:
-    """The model with an adapter of PEFT on it, of any kind, to answer with or to go on training.
+    """The model with any adapter of PEFT, for inference or further training.
 
     Raises:
         UserError: it cannot be read, or was made for another model: PEFT itself takes one for more or fewer layers of

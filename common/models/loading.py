@@ -72,8 +72,7 @@ def load(name: str, max_length: int, four_bit: bool = False, full: bool = False,
     """A causal language model and its tokenizer, on this machine's device; in a plan, without weights.
 
     Args:
-        name: what `locate` takes.
-        max_length: tokens that the model must take in.
+        name: as `resolve`.
         four_bit: weights in NF4 with double quantization; compute stays in the device's dtype.
         full: all weights are to train.
         fast: load through Unsloth, for its kernels. Not for methods that act where its forwards do not look (virtual
@@ -141,11 +140,8 @@ def preserve_modes(model: Any) -> Iterator[None]:
     would keep all its activations.
     """
     modes = [(module, module.training) for module in model.modules()]
-    checkpoints = [
-        (module, module.gradient_checkpointing)
-        for module in model.modules()
-        if hasattr(module, "gradient_checkpointing")
-    ]
+    modules = [module for module in model.modules() if hasattr(module, "gradient_checkpointing")]
+    checkpoints = [(module, module.gradient_checkpointing) for module in modules]
     try:
         yield
     finally:
@@ -179,7 +175,7 @@ def save(model: Any, tokenizer: Any, folder: str | Path) -> None:
         values.pop("quantization_config")
         with torch.device("meta"):
             plain = AutoModelForCausalLM.from_config(type(model.config).from_dict(values), dtype=dtype)
-        # The state holds each quantised weight with the parts of its quantisation, which have longer names.
+        # The state holds each quantized weight with the parts of its quantization, which have longer names.
         weights = {name: value for name, value in model.state_dict().items() if ".weight." not in name}
         for name, weight in model.named_parameters():
             if hasattr(weight, "quant_state"):
@@ -195,7 +191,7 @@ def save(model: Any, tokenizer: Any, folder: str | Path) -> None:
 
 def train_in_float32(model: Any) -> None:
     """Weights that train in float32, whatever computes: TRL makes the adapters of a 4-bit base bfloat16, where small
-    updates are lost and a checkpoint does not hold what the optimiser would go on from."""
+    updates are lost and a checkpoint does not hold what the optimizer would resume from."""
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
@@ -228,10 +224,7 @@ def parameters(model: Any) -> tuple[int, int]:
 
 
 def load_plain(name: str, four_bit: bool = False) -> Any:
-    """A causal language model on this machine's device, by transformers alone.
-
-    Args:
-        four_bit: weights in NF4 with double quantization; compute stays in the device's dtype.
+    """A causal language model on this machine's device, by transformers alone; `four_bit` as in `load`.
 
     Raises:
         UserError: it is not there or cannot be loaded.

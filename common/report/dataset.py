@@ -1,4 +1,4 @@
-"""A data set looked at: statistics, what training would keep, and every token of chosen rows, as one plain dict."""
+"""A report on a dataset: statistics, what training would keep, and every token of chosen rows, as one plain dict."""
 
 import copy
 from collections.abc import Iterable, Sequence

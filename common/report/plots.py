@@ -1,4 +1,4 @@
-"""Plots as SVG for a page: in the page's text colour, so light or dark, and with nothing to fetch."""
+"""Plots as SVG for a page: in the page's text color, so light or dark, and with nothing to fetch."""
 
 import html
 import io
@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-INK = "#123456"  # stands for the page's text colour in what matplotlib draws
+INK = "#123456"  # stands for the page's text color in what matplotlib draws
 COLORS = {"better": "#2a9d5c", "worse": "#d6493f"}
 OTHER = "#8a8f98"
 MARKERS = "osD^v*PXd<>p"
@@ -51,10 +51,10 @@ def ranges(rows: Sequence[tuple[str, str, Sequence[tuple[float, str]]]], x: str,
     figure, axes = _figure(5.2, 0.9 + 0.34 * len(rows))
     axes.axvline(0, color=INK, linewidth=1)
     for place, (_, verdict, values) in enumerate(rows):
-        colour = COLORS.get(verdict, OTHER)
-        axes.plot([value for value, _ in values], [place] * len(values), color=colour, linewidth=2)
+        color = COLORS.get(verdict, OTHER)
+        axes.plot([value for value, _ in values], [place] * len(values), color=color, linewidth=2)
         for value, fill in values:
-            axes.plot(value, place, "o" if fill else "", color=colour, fillstyle=fill or None)
+            axes.plot(value, place, "o" if fill else "", color=color, fillstyle=fill or None)
     axes.set(xlabel=x, ylim=(len(rows) - 0.5, -0.5))
     axes.set_title(title, color=INK, fontsize=10, loc="left")
     axes.set_yticks(range(len(rows)), [name for name, *_ in rows])
@@ -78,7 +78,7 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
 
 
 def _svg(figure: Any, title: str) -> str:
-    """The figure with its legend; its text stays text, in the page's font and colour."""
+    """The figure with its legend; its text stays text, in the page's font and color."""
     import matplotlib
 
     if names := figure.axes[0].get_legend_handles_labels()[1]:

@@ -1,4 +1,4 @@
-"""What happens beside the trainer: a meter, samples, and a watchdog for losses that are no numbers."""
+"""Callbacks: metrics, token-weighted evaluation, samples, and a stop at losses that are NaN."""
 
 import math
 import time
@@ -18,36 +18,36 @@ from tunebook.common.models import moe
 from tunebook.common.tokens.lengths import IGNORE_INDEX
 from tunebook.common.training.metrics import HELD_OUT, TrainingMetrics
 
-KEPT = "tunebook.meter"  # where a checkpoint's trainer_state.json holds what was measured until then
+STATE_KEY = "tunebook.meter"  # of the metrics in a checkpoint's trainer_state.json
 HALVINGS = 16  # of a float16 run's loss scale of 65,536, after which it is 1
 
 
 def tokens_of(inputs: dict[str, Any]) -> torch.Tensor:
-    """float64 (): tokens of a batch that train."""
+    """float64 (): trained tokens of a batch."""
     return (inputs["labels"][:, 1:] != IGNORE_INDEX).sum().double()
 
 
 def track_metrics(
     trainer: Any, log_file: Path, parts_of: Callable[[dict[str, Any]], torch.Tensor] = tokens_of
 ) -> TrainingMetrics:
-    """A meter that the trainer feeds; it takes the place of the trainer's own printing.
+    """Metrics that the trainer feeds, in place of its own printing.
 
     A held-out loss is a mean over all parts that `parts_of` counts in its batches, not over batches. It is
-    cross-entropy in nats a token whatever trains: without label smoothing, the weights of DFT, and the router's loss of
-    a mixture of experts. Only that of preferences is their own, by its name.
+    cross-entropy in nats per token whatever trains: without label smoothing, the weights of DFT, and the router's loss
+    of a mixture of experts. Only that of preferences is their own, by its name.
     """
-    meter = TrainingMetrics(log_file, *names(trainer))
+    metrics = TrainingMetrics(log_file, *names(trainer))
     mean_over(trainer, parts_of)
     if trainer.label_smoother is not None:
         trainer.label_smoother = Smoother(trainer.label_smoother.epsilon)
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(Measure(trainer, meter))
-    return meter
+    trainer.add_callback(Measure(trainer, metrics))
+    return metrics
 
 
 def names(trainer: Any) -> tuple[str, str]:
-    """What the training loss of one of TRL's trainers is, and what its held-out loss is called."""
+    """The names of the training loss and of the held-out loss of one of TRL's trainers."""
     args = trainer.args
     kind, held_out = getattr(args, "loss_type", "nll"), HELD_OUT
     if isinstance(kind, list):
@@ -63,7 +63,7 @@ def names(trainer: Any) -> tuple[str, str]:
 
 
 def evaluate(trainer: Any) -> None:
-    """The held-out loss, where there are held-out rows; the meter keeps it."""
+    """Take the held-out loss, where there are held-out rows."""
     if trainer.eval_dataset is None:
         return
     with models.preserve_modes(trainer.model):
@@ -75,37 +75,36 @@ def evaluate(trainer: Any) -> None:
 
 
 def mean_over(trainer: Any, parts_of: Callable[[dict[str, Any]], torch.Tensor]) -> None:
-    """Make the trainer's evaluations means over what `parts_of` counts, of all held-out rows. Its own are means over
-    batches, which differ with their size; so are the figures that TRL tells beside the loss.
+    """Make the trainer's evaluation loss and TRL's metrics means over what `parts_of` counts in all held-out rows. Its
+    own are means over batches, which depend on their size.
 
     The last batches of several processes repeat rows so that all have as many; those count twice.
     """
-    predict, loop, seen = trainer.prediction_step, trainer.evaluation_loop, []
-    args, loader = trainer.args, trainer.get_eval_dataloader
+    predict, loop, sums = trainer.prediction_step, trainer.evaluation_loop, []
+    options, loader = trainer.args, trainer.get_eval_dataloader
 
-    def get_eval_dataloader(*words, **named):
-        drops, args.dataloader_drop_last = args.dataloader_drop_last, False  # it is about training
+    def get_eval_dataloader(*args, **kwargs):
+        drop_last, options.dataloader_drop_last = options.dataloader_drop_last, False  # it is about training
         try:
-            return loader(*words, **named)
+            return loader(*args, **kwargs)
         finally:
-            args.dataloader_drop_last = drops
+            options.dataloader_drop_last = drop_last
 
-    def prediction_step(model, inputs, *words, **named):
+    def prediction_step(model, inputs, *args, **kwargs):
         parts = parts_of(inputs)
         with cross_entropy(trainer):
-            found = predict(model, inputs, *words, **named)
-        seen.append(torch.stack([found[0].double() * parts, parts]))
-        return found
+            outputs = predict(model, inputs, *args, **kwargs)
+        sums.append(torch.stack([outputs[0].double() * parts, parts]))
+        return outputs
 
-    def evaluation_loop(*words, metric_key_prefix="eval", **named):
-        seen.clear()
-        output = loop(*words, metric_key_prefix=metric_key_prefix, **named)
-        batches_B2 = torch.stack(seen)
+    def evaluation_loop(*args, metric_key_prefix="eval", **kwargs):
+        sums.clear()
+        output = loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        batches_B2 = torch.stack(sums)
         loss, parts = trainer.accelerator.reduce(batches_B2.sum(0), "sum")
         output.metrics[f"{metric_key_prefix}_loss"] = (loss / parts).item()
-        beside = vars(trainer).get("_metrics", {}).get("eval", {})  # TRL's, a value for each batch
-        for values in beside.values():
-            if len(values) == len(seen):
+        for values in vars(trainer).get("_metrics", {}).get("eval", {}).values():  # TRL's, one per batch
+            if len(values) == len(sums):
                 each_B = torch.tensor(values, dtype=torch.float64, device=batches_B2.device)
                 values[:] = [(trainer.accelerator.reduce(each_B @ batches_B2[:, 1], "sum") / parts).item()]
         return output
@@ -116,8 +115,7 @@ def mean_over(trainer: Any, parts_of: Callable[[dict[str, Any]], torch.Tensor]) 
 
 @contextmanager
 def cross_entropy(trainer: Any) -> Iterator[None]:
-    """Inside, the loss of SFT is the cross-entropy alone, without the weights of DFT, and that of a mixture is without
-    the balancing loss of its router."""
+    """Inside, the loss of SFT is plain cross-entropy, without the weights of DFT and a router's balancing loss."""
     enabled = vars(trainer).get("aux_loss_enabled", False)  # TRL's; it then asks for the logits, whatever the config
     kind = getattr(trainer.args, "loss_type", None)
     trainer.aux_loss_enabled = False
@@ -132,63 +130,56 @@ def cross_entropy(trainer: Any) -> Iterator[None]:
             trainer.args.loss_type = kind
 
 
-def kept_by(state: Any) -> dict[str, Any]:
-    """What callbacks keep in a checkpoint's trainer_state.json."""
-    return state.stateful_callbacks
-
-
 class Smoother(LabelSmoother):
-    """Label smoothing while gradients are made, and none in evaluation."""
+    """Label smoothing in training, and none in evaluation."""
 
-    def __call__(self, *words: Any, **named: Any) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if torch.is_grad_enabled():
-            return super().__call__(*words, **named)
-        return LabelSmoother(epsilon=0.0)(*words, **named)
+            return super().__call__(*args, **kwargs)
+        return LabelSmoother(epsilon=0.0)(*args, **kwargs)
 
 
 class Measure(TrainerCallback):
-    """Tells a meter what the trainer does; times the fetching of batches. Checkpoints hold what it has measured."""
+    """Feeds TrainingMetrics; times the fetching of batches. Checkpoints hold the metrics."""
 
-    def __init__(self, trainer: Any, meter: TrainingMetrics):
-        self.meter, self.accelerator = meter, trainer.accelerator
+    def __init__(self, trainer: Any, metrics: TrainingMetrics):
+        self.metrics, self.accelerator = metrics, trainer.accelerator
         self._fetch, trainer.get_batch_samples = trainer.get_batch_samples, self._timed_fetch
 
     def _timed_fetch(self, *args: Any, **kwargs: Any) -> Any:
-        begun = time.monotonic()
+        start = time.monotonic()
         samples, items = self._fetch(*args, **kwargs)
-        self.meter.batches(samples, time.monotonic() - begun, self.accelerator)
+        self.metrics.batches(samples, time.monotonic() - start, self.accelerator)
         return samples, items
 
     def on_train_begin(self, args, state, control, **kwargs):
-        if kept := kept_by(state).get(KEPT):
-            self.meter.go_on(kept)
-        self.meter.begin(state.global_step, state.max_steps)
+        if saved := state.stateful_callbacks.get(STATE_KEY):
+            self.metrics.restore(saved)
+        self.metrics.begin(state.global_step, state.max_steps)
 
     def on_step_end(self, args, state, control, optimizer: Any = None, **kwargs):
-        self.meter.step(state.global_step, optimizer.step_was_skipped)
-        kept_by(state)[KEPT] = self.meter.state()  # trainer_state.json is written after it
+        self.metrics.step(state.global_step, optimizer.step_was_skipped)
+        state.stateful_callbacks[STATE_KEY] = self.metrics.state()  # trainer_state.json is written after it
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         logs = logs or {}
-        self.meter.log(state.global_step, logs)
+        self.metrics.log(state.global_step, logs)
         if "eval_loss" in logs:
-            self.meter.evaluated(state.global_step, logs["eval_loss"])
-        kept_by(state)[KEPT] = self.meter.state()
+            self.metrics.evaluated(state.global_step, logs["eval_loss"])
+        state.stateful_callbacks[STATE_KEY] = self.metrics.state()
 
     def on_train_end(self, args, state, control, model: Any = None, **kwargs):
-        self.meter.end()
+        self.metrics.end()
         moe.ask_for_router_logits(model, False)  # a saved config that asks for them cannot answer
 
 
 class StopOnNaN(TrainerCallback):
-    """Stops at a loss or gradient norm that is not a number, with what to try; checkpoints already written are kept.
+    """Stops at a loss or gradient norm that is not finite; checkpoints already written are kept.
 
-    Before training, where virtual tokens stand in front of each row: label smoothing, which transformers would hold
-    against the labels of other places, noise on embeddings that it does not find, and rows that would run past learnt
-    positions are refused; with prefixes, activation checkpointing, too.
+    Before training, options are refused that do not work with virtual tokens (prompt and prefix tuning).
     """
 
-    overflows = 0  # logs in a row with a gradient norm that is no number
+    overflows = 0  # consecutive logs with a gradient norm that is not finite
 
     def on_init_end(self, args, state, control, model: Any = None, **kwargs):
         methods = getattr(model, "peft_config", {}).values()
@@ -232,15 +223,15 @@ class StopOnNaN(TrainerCallback):
 
 
 def learned_positions(model: Any) -> int | None:
-    """The positions that a model has learnt one by one (GPT-2, OPT); None where they are computed."""
-    limit, words = getattr(model.config, "max_position_embeddings", None), model.get_input_embeddings()
-    tables = [module for module in model.modules() if isinstance(module, torch.nn.Embedding) and module is not words]
-    # OPT's table begins with two rows that no token takes.
+    """The number of a model's learned position embeddings (GPT-2, OPT); None where positions are computed."""
+    limit, tokens = getattr(model.config, "max_position_embeddings", None), model.get_input_embeddings()
+    tables = [module for module in model.modules() if isinstance(module, torch.nn.Embedding) and module is not tokens]
+    # OPT's table begins with two unused rows.
     return limit if any(limit is not None and 0 <= table.num_embeddings - limit <= 2 for table in tables) else None
 
 
 class ShowSamples(TrainerCallback):
-    """Prints the answers to the first two held-out prompts at every evaluation while training."""
+    """Prints the answers to the first two held-out prompts at every evaluation during training."""
 
     def __init__(self, samples: Samples):
         self.samples, self.training = samples, False

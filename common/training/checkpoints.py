@@ -1,4 +1,4 @@
-"""Checkpoints of a plain loop: what trains, optimiser, schedule, random state; whole or not there at all."""
+"""Checkpoints of a plain loop: trained weights, optimizer, schedule and random state, written atomically."""
 
 import json
 import math
@@ -16,11 +16,8 @@ STATE = "trainer_state.json"  # written last: a checkpoint without it is not who
 class Checkpoints:
     """The last `keep` checkpoints of a run in `folder`, and the best weights so far in folder/best.
 
-    A checkpoint holds the parameters that train, not a frozen base, beside what accelerate keeps: optimiser, scaler,
-    random state, and the schedule; and what the meter has measured.
-
-    Args:
-        tokenizer: saved in each checkpoint with the model's adapter, so that it can be used as an adapter, too.
+    A checkpoint holds the trained parameters without a frozen base, what accelerate saves, and the metrics. With a
+    tokenizer it can be used as an adapter, too.
     """
 
     def __init__(
@@ -28,11 +25,11 @@ class Checkpoints:
         accelerator: Any,
         folder: Path,
         schedule: Any,
-        meter: TrainingMetrics,
+        metrics: TrainingMetrics,
         keep: int = 2,
         tokenizer: Any = None,
     ):
-        self.accelerator, self.folder, self.meter, self.keep = accelerator, folder, meter, keep
+        self.accelerator, self.folder, self.metrics, self.keep = accelerator, folder, metrics, keep
         self.tokenizer = tokenizer
         self.best = math.inf
         accelerator.register_for_checkpointing(schedule)
@@ -40,13 +37,13 @@ class Checkpoints:
         accelerator.register_load_state_pre_hook(_load_trained)
 
     def load(self, checkpoint: str | None) -> int:
-        """Go on from a checkpoint; returns the steps that were made, 0 for None."""
+        """Resume from a checkpoint; returns the steps that were made, 0 for None."""
         if checkpoint is None:
             return 0
         self.accelerator.load_state(checkpoint)
         state = json.loads((Path(checkpoint) / STATE).read_text(encoding="utf-8"))
         self.best = state["best"]
-        self.meter.go_on(state["meter"])
+        self.metrics.restore(state["meter"])
         return state["global_step"]
 
     def save(self, model: Any, step: int, loss: float) -> None:
@@ -66,7 +63,7 @@ class Checkpoints:
             if self.tokenizer is not None:
                 self.accelerator.unwrap_model(model).save_pretrained(part)
                 self.tokenizer.save_pretrained(part)
-            state = {"global_step": step, "loss": loss, "best": self.best, "meter": self.meter.state()}
+            state = {"global_step": step, "loss": loss, "best": self.best, "meter": self.metrics.state()}
             (part / STATE).write_text(json.dumps(state) + "\n", encoding="utf-8")
             shutil.rmtree(part.with_suffix(""), ignore_errors=True)
             part.rename(part.with_suffix(""))
@@ -106,9 +103,8 @@ def _step(path: Path) -> int:
 
 
 def _trained(model: Any) -> dict[str, Any]:
-    """The parameters that train, by the names they have without a wrapper for several processes."""
-    found = {name.removeprefix("module."): value for name, value in model.named_parameters()}
-    return {name: value for name, value in found.items() if value.requires_grad}
+    """The parameters that train, by their names without DistributedDataParallel."""
+    return {name.removeprefix("module."): value for name, value in model.named_parameters() if value.requires_grad}
 
 
 def _plain(model: Any) -> dict[str, Any]:
@@ -116,8 +112,8 @@ def _plain(model: Any) -> dict[str, Any]:
 
 
 def _restore(model: Any, weights: dict[str, Any]) -> None:
-    mine = _trained(model)
-    if mine.keys() != weights.keys():
-        raise ValueError(f"the checkpoint holds other weights: {sorted(mine.keys() ^ weights.keys())[:3]}")
+    trained = _trained(model)
+    if trained.keys() != weights.keys():
+        raise ValueError(f"the checkpoint holds other weights: {sorted(trained.keys() ^ weights.keys())[:3]}")
     for name, value in weights.items():
-        mine[name].data.copy_(value)
+        trained[name].data.copy_(value)

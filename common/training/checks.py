@@ -1,4 +1,4 @@
-"""What a run makes sure of before it trains: that something trains, and that a person has seen what."""
+"""The preview of the first batch, and the check that something in it trains."""
 
 from collections.abc import Iterable
 from itertools import islice
@@ -14,24 +14,21 @@ from tunebook.common.training.isolation import check_document_isolation as check
 
 
 def first_batch(loader: Iterable[dict[str, Any]], tokenizer: Any, debug_batches: int = 0) -> list[list]:
-    """Print the first row of the run's own first batch with its trained tokens marked, and return it.
+    """Print the first row of the first batch with its trained tokens marked, and return it as [[text, trains], ...].
 
     Args:
-        debug_batches: so many batches are described: shapes, dtypes, bytes, NaN.
-
-    Returns:
-        The row as [[text, trains], ...].
+        debug_batches: describe the first N batches: shapes, dtypes, bytes, NaN.
 
     Raises:
-        CheckFailed: no label of the batch trains, or the end token of a row that has answer tokens does not.
+        CheckFailed: no label of the batch trains, or no end token does.
         UserError: fewer processes run than were asked for.
     """
     import torch
 
     world_size()
     batches = list(islice(loader, max(1, debug_batches)))
-    for place, described in enumerate(batches[:debug_batches], 1):
-        print(f"batch {place}: {dataloader.describe(described)}")
+    for number, each in enumerate(batches[:debug_batches], 1):
+        print(f"batch {number}: {dataloader.describe(each)}")
     batch = batches[0]
     labels_BT = batch["labels"].cpu()
     if int((labels_BT != IGNORE_INDEX).sum()) == 0:
@@ -55,11 +52,7 @@ def first_batch(loader: Iterable[dict[str, Any]], tokenizer: Any, debug_batches:
 def _weights(batch: dict[str, Any]) -> str:
     if LOSS_WEIGHTS not in batch:
         return ""
-    found = sorted({float(f"{weight:g}") for weight in batch[LOSS_WEIGHTS][0].tolist() if weight})
-    return (
-        f", by weights of {found[0]:g} to {found[-1]:g}"
-        if found[1:]
-        else f", by a weight of {found[0]:g}"
-        if found
-        else ""
-    )
+    weights = sorted({float(f"{weight:g}") for weight in batch[LOSS_WEIGHTS][0].tolist() if weight})
+    if len(weights) > 1:
+        return f", by weights of {weights[0]:g} to {weights[-1]:g}"
+    return f", by a weight of {weights[0]:g}" if weights else ""

@@ -1,7 +1,7 @@
 """Fields of a trainer's config that `--set` may give: those that would do nothing are refused, and so is what TRL or
 transformers would refuse after the model is loaded."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from tunebook.common import cli
@@ -129,74 +129,60 @@ def overrides(
 
     Args:
         pairs, written: as `cli.values`.
-        unheard: more names that would do nothing in this recipe -> why, and what does it.
+        unheard: more fields without effect in this recipe -> why, and what does it.
 
     Raises:
-        UserError: as `cli.values`; or a name that would do nothing, or a value that TRL or transformers refuse.
+        UserError: as `cli.values`; or all fields without effect; or the first values that TRL or transformers refuse.
     """
-    found = cli.values(pairs, config_class, written)
-    check(found, config_class, unheard or {})
-    return found
-
-
-def check(values: dict[str, Any], config_class: type, unheard: Mapping[str, str]) -> None:
-    """Make sure that each value has an effect and that no library will refuse it once the model is loaded.
-
-    Args:
-        values: fields of `config_class`, as --set gave them.
-        unheard: fields that the recipe has another way for, or none: name -> which.
-
-    Raises:
-        UserError: all fields without effect; else the first values that are refused, in one line.
-    """
-    every = {**UNUSED_FIELDS, **MORE.get(kind(config_class), {}), **unheard}
-    nothing = [f"{name}: {words}" for name, words in every.items() if words and name in values]
-    if nothing:
-        raise UserError("--set, what this recipe does not take:\n  " + "\n  ".join(nothing))
+    values = cli.values(pairs, config_class, written)
+    unused = {**UNUSED_FIELDS, **MORE.get(kind(config_class), {}), **(unheard or {})}
+    refused = [f"{name}: {why}" for name, why in unused.items() if why and name in values]
+    if refused:
+        raise UserError("--set, what this recipe does not take:\n  " + "\n  ".join(refused))
     if not values:
-        return
-    config, problem = _made(values, config_class)
+        return values
+    config, problem = _make(values, config_class)
     if problem:
         raise UserError(f"--set {_named(_culprits(values, config_class))}: {problem}")
     for name in values:
-        holds, words = NEEDS.get(name, (None, ""))
+        holds, needed = NEEDS.get(name, (None, ""))
         if holds and not holds(config):
-            raise UserError(f"--set {_named({name: values[name]})}: it does nothing without {words}")
+            raise UserError(f"--set {_named({name: values[name]})}: it does nothing without {needed}")
     for names, test in CHECKS.items():
-        given = {name: values[name] for name in names if name in values}
-        if given and (problem := _refused(test, config, config_class)):
-            raise UserError(f"--set {_named(given)}: {problem}")
+        tested = {name: values[name] for name in names if name in values}
+        if tested and (problem := _problem(test, config, config_class)):
+            raise UserError(f"--set {_named(tested)}: {problem}")
+    return values
 
 
 def kind(config_class: type) -> str:
-    """The name of TRL's config that this is, or is made from, as Unsloth makes its own on a GPU."""
+    """The name of TRL's config that this is or derives from, as Unsloth's do on a GPU."""
     names = [base.__name__ for base in config_class.__mro__]
     return next((name for name in names if name in {*METRICS, *MORE}), names[0])
 
 
-def _made(values: dict[str, Any], config_class: type) -> tuple[Any, str]:
-    """The config of a recipe with these values, and why there is none."""
+def _make(values: dict[str, Any], config_class: Any) -> tuple[Any, str]:
+    """The config of a recipe with these values, or why there is none."""
     from tunebook.common.batching import dataloader
     from tunebook.common.models import device
 
-    fields: Any = config_class
-    rhythm = {} if UNEVALUATED in MORE.get(kind(config_class), {}).values() else EVALUATION_SCHEDULE
-    written = {**rhythm, **device.current().precision, **dataloader.dataloader_settings()}
+    schedule = {} if UNEVALUATED in MORE.get(kind(config_class), {}).values() else EVALUATION_SCHEDULE
+    written = {**schedule, **device.current().precision, **dataloader.dataloader_settings()}
     try:
-        return fields(output_dir="unused", **{**written, **values}), ""
+        return config_class(output_dir="unused", **{**written, **values}), ""
     except Exception as error:  # whatever the library raises, it is about these values
         words = " ".join(str(error).split())
         return None, TOGETHER if "load_best_model_at_end requires" in words else words
 
 
 def _culprits(values: dict[str, Any], config_class: type) -> dict[str, Any]:
-    """Those values without which the others are taken; all where there is no such one."""
-    found = {}
+    """Those values without which the others are accepted; all where there is no such one."""
+    culprits = {}
     for name, value in values.items():
         rest = {other: values[other] for other in values if other != name}
-        if not _made(rest, config_class)[1]:
-            found[name] = value
-    return found or values
+        if not _make(rest, config_class)[1]:
+            culprits[name] = value
+    return culprits or values
 
 
 def _named(values: dict[str, Any]) -> str:
@@ -204,7 +190,7 @@ def _named(values: dict[str, Any]) -> str:
     return " ".join(f"{name}={word}" for name, word in words.items())
 
 
-def _refused(test: Callable[[Any, type], str | None], config: Any, config_class: type) -> str:
+def _problem(test: Callable[[Any, type], str | None], config: Any, config_class: type) -> str:
     try:
         return test(config, config_class) or ""
     except Exception as error:

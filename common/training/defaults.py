@@ -1,10 +1,10 @@
-"""Values of a recipe that depend on what the model is, where no flag gives them; said in one line, with the reason."""
+"""Defaults of a recipe that depend on the size of the model."""
 
 from typing import Any
 
 from tunebook.common.models import parameters
 
-SMALL = 50_000_000  # parameters; below, a model learns from far larger steps and needs more of them, as pocket does
+SMALL = 50_000_000  # parameters; below, a model needs a far larger learning rate and more epochs, as pocket does
 
 
 def choose(
@@ -15,8 +15,8 @@ def choose(
     epochs: tuple[float, float],
     rate: tuple[float, float] | None = None,
 ) -> None:
-    """Fill `learning_rate` and `num_train_epochs` where they are None, and tell a user who trains another prompt on a
-    chat-tuned model.
+    """Fill `learning_rate` and `num_train_epochs` where they are None, and note where a chat-tuned model is trained on
+    another prompt than its own.
 
     The rates that recipes give for larger models are the usual ones: 2e-4 for LoRA (QLoRA, Dettmers et al. 2023, table
     9, 7B and 13B; TRL's own scripts/sft.py) and 2e-5 where all weights train (Stanford Alpaca, three epochs; TRL's
@@ -24,8 +24,6 @@ def choose(
     Regret, Schulman et al. 2025). For preferences 5e-6 and one epoch (TRL's scripts/dpo.py, with LoRA).
 
     Args:
-        args: of a recipe; a value that a flag or a file has given stays.
-        template: what the recipe makes prompts with.
         epochs, rate: for a model below SMALL, and from there up.
     """
     count = parameters(model)[1]

@@ -1,4 +1,4 @@
-"""The proof that documents packed together train as each would alone: on a run's own model, attention and batch."""
+"""The check that documents packed together train as each would alone, with a run's own model, attention and batch."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +8,7 @@ from tunebook.common.errors import CheckFailed
 from tunebook.common.models import device
 from tunebook.common.tokens.lengths import LOSS_WEIGHTS
 
-TOKENS = 4096  # so many of a batch are looked at: their logits are held in full, which training does not do
+TOKENS = 4096  # of a batch that are checked: their logits are held in full, which training does not do
 # Root mean square of a difference over the logits' spread that rounding may make: in float32; in half precision, whose
 # products are rounded otherwise at another width (SmolLM2-135M in bfloat16: up to 0.03 on a CPU, leaking 0.6 and more);
 # and at the same width, where nothing but the batch sizes of experts or outliers in 8 bits could differ (there: 0).
@@ -17,7 +17,7 @@ UNPACKED = "Train unpacked: recipes/lora_alpaca.py, or distillation without --pa
 
 
 def check_document_isolation(trainer: Any) -> float:
-    """Prove on the trainer's own first packed batch, with its own attention, that no document sees another.
+    """Check on the trainer's first packed batch, with its own attention, that no document sees another.
 
     Each document must keep its logits when the tokens of its neighbours and of padding are replaced (else it sees
     them), and must have the logits that it has alone (else its positions, or what a layer counts by position, are not

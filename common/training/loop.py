@@ -1,4 +1,4 @@
-"""The batches of each optimizer step of a plain loop, over epochs, from any step on."""
+"""The batches of each optimizer step of a plain loop, over epochs, resumable at any step."""
 
 import math
 import time
@@ -12,26 +12,24 @@ from tunebook.common.training.metrics import TrainingMetrics
 
 
 def num_steps(rows: int, group: int, epochs: float, max_steps: int) -> int:
-    """Optimiser steps of a run: max_steps where it is given, else as many as the epochs take.
+    """Optimizer steps of a run: max_steps where it is positive, else as many as the epochs take.
 
     Args:
-        rows: rows of the training set.
-        group: rows of one step, over processes and accumulation; what an epoch leaves over is a step, too.
+        group: rows per step, over processes and accumulation; the last step of an epoch may have fewer.
     """
     return max_steps if max_steps > 0 else math.ceil(epochs * math.ceil(rows / group))
 
 
 def batches(
-    accelerator: Any, loader: Any, order: Any, accumulation: int, done: int, last: int, meter: TrainingMetrics
+    accelerator: Any, loader: Any, order: Any, accumulation: int, done: int, last: int, metrics: TrainingMetrics
 ) -> Iterator[tuple[int, list[dict[str, Any]], Any]]:
-    """(step, its batches, its trained tokens over all processes, or the sum of their weights) for the steps after
-    `done`, up to `last`: what an undisturbed run would have got.
+    """(step, its batches, its trained tokens or the sum of their weights over all processes) for the steps after
+    `done`, up to `last`: those that an uninterrupted run would get.
 
     Args:
         loader: prepared by the accelerator.
-        order: its sampler (sampling.LengthGroupedSampler), told of each epoch.
-        accumulation: batches of a step; the last step of an epoch may have fewer.
-        meter: told of each step's batches and of the time it took to get them.
+        order: its sampler (samplers.LengthGroupedSampler).
+        accumulation: batches per step; the last step of an epoch may have fewer.
     """
     per_epoch = math.ceil(len(loader) / accumulation)
     while done < last:
@@ -41,16 +39,15 @@ def batches(
         rest = accelerator.skip_first_batches(loader, inside * accumulation) if inside else loader
         rest = iter(rest)
         for step in range(done + 1, min(last, (epoch + 1) * per_epoch) + 1):
-            begun = time.monotonic()
+            start = time.monotonic()
             parts = list(islice(rest, accumulation))
-            meter.batches(parts, time.monotonic() - begun, accelerator)
+            metrics.batches(parts, time.monotonic() - start, accelerator)
             yield step, parts, accelerator.reduce(sum(map(total_weight, parts)), "sum")
             done = step
 
 
 def mean_loss(accelerator: Any, model: Any, loader: Any, loss_of: Callable[[Any, dict[str, Any]], Any]) -> float:
-    """Mean over all trained tokens of a loader's rows, whatever their weights, over all processes; `loss_of` sums over
-    those of a batch.
+    """Mean over all trained tokens of a loader in all processes, unweighted; `loss_of` sums over those of a batch.
 
     The last batches of several processes repeat rows so that all have as many; those count twice.
     """

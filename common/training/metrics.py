@@ -1,4 +1,4 @@
-"""The measurements of a run: time, tokens, waiting, memory and losses, shown on one line and kept in log.jsonl."""
+"""The metrics of a run: time, tokens, waiting for data, memory and losses, shown on one line and kept in log.jsonl."""
 
 import json
 import sys
@@ -13,8 +13,8 @@ from tunebook.common.distributed import is_main_process
 from tunebook.common.resources import Peak
 from tunebook.common.tokens.lengths import IGNORE_INDEX
 
-WAITING = 0.1  # a share of the time spent waiting for batches that is worth a warning
-HELD_OUT = "held-out loss"  # cross-entropy in nats a token
+WAITING = 0.1  # share of the time spent waiting for batches that is worth a warning
+HELD_OUT = "held-out loss"  # cross-entropy in nats per token
 PARTS = {"divergence", "cross_entropy"}  # of a training loss, as distillation/student.py logs them
 SUMS = ("seconds", "waited", "positions", "tokens", "trained", "skipped", "_steps_here")  # over a run's sessions
 WARM = 20  # steps after which that share means something
@@ -27,8 +27,7 @@ class TrainingMetrics:
     Shows a bar where there is a terminal, and otherwise a line of text every tenth of the run.
 
     Args:
-        training: what the training loss is.
-        held_out: what the held-out loss is called where it is not cross-entropy in nats a token.
+        training, held_out: names of the losses.
     """
 
     def __init__(self, log_file: Path, training: str = "cross-entropy", held_out: str = HELD_OUT):
@@ -43,12 +42,12 @@ class TrainingMetrics:
         self._bar: Any = None
 
     def state(self) -> dict[str, Any]:
-        """What has been measured so far, for a checkpoint's JSON. Its lists grow with the run."""
+        """The metrics so far, for a checkpoint's JSON. Its lists grow with the run."""
         return {name: getattr(self, name) for name in ("loss", "evaluations", "parts", *SUMS)}
 
-    def go_on(self, state: dict[str, Any]) -> None:
-        """The run stopped with this state: what it measured until then counts. The base was evaluated again, with
-        another loss where prefixes or prompts begin at random."""
+    def restore(self, state: dict[str, Any]) -> None:
+        """Resume from the state of a checkpoint. The base was evaluated again, with another loss where prefixes or
+        prompts begin at random."""
         self.loss, self.parts = state["loss"], state["parts"]
         self.evaluations = state["evaluations"] or self.evaluations
         for name in SUMS:
@@ -56,18 +55,14 @@ class TrainingMetrics:
         self._before = self.seconds
 
     def begin(self, step: int, max_steps: int) -> None:
-        """Training starts, or goes on, after `step` steps."""
+        """Training starts or resumes after `step` steps."""
         from tqdm.auto import tqdm
 
         self.steps, self.max_steps, self._begun = step, max_steps, time.monotonic()
         self._bar = tqdm(total=max_steps, initial=step, unit="step", disable=not sys.stderr.isatty())
 
     def batches(self, batches: list[dict[str, Any]], waited: float, over: Any = None) -> None:
-        """The batches of a step were there after `waited` seconds.
-
-        Args:
-            over: an accelerator, over whose processes the batches are counted; None: they are all there are.
-        """
+        """A step's batches were there after `waited` seconds; `over`: an accelerator, to count in all processes."""
         self.waited += waited
         counts = [0, 0, 0]
         for batch in batches:
@@ -83,7 +78,7 @@ class TrainingMetrics:
         )
 
     def step(self, step: int, skipped: bool = False) -> None:
-        """The optimizer has made a step, or has left it out for a gradient that float16 could not hold."""
+        """The optimizer has made a step, or skipped it for a gradient that float16 could not hold."""
         self.steps, self._steps_here = step, self._steps_here + 1
         self.skipped += skipped
         self.seconds = self._before + time.monotonic() - self._begun
@@ -121,7 +116,7 @@ class TrainingMetrics:
             )
 
     def evaluated(self, step: int, loss: float) -> None:
-        """The held-out loss: nats a token, unless `held_out` says otherwise."""
+        """The held-out loss was taken."""
         self.evaluations.append([step, loss])
         place = "after training" if self._ended else f"step {step}/{self.max_steps}" if step else "before training"
         self._say(f"{place}  {self.held_out} {loss:.4f}")
@@ -144,8 +139,8 @@ class TrainingMetrics:
         return before, self.evaluations[-1][1] if self._ended and self.evaluations else None
 
     def measured(self) -> dict[str, Any]:
-        """The `measured` fields of report.json, of the whole run with its parts before a stop, but for peak memory and
-        the time to the first step. The seconds of training hold its evaluations."""
+        """The `measured` fields of report.json. All but peak memory and the time to the first step include the run's
+        sessions before an interruption. The seconds include evaluations."""
         seconds = max(self.seconds, 1e-9)
         return {
             "peak_bytes": self.peak.bytes,

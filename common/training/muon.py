@@ -6,7 +6,7 @@ import torch
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose update is orthogonalised, for 2-D weights (Jordan et al. 2024; scale of Liu et al. 2025).
+    """Momentum whose update is orthogonalized, for 2-D weights (Jordan et al. 2024; scale of Liu et al. 2025).
 
     The update has root mean square 0.2 x lr an element, like AdamW's, so both take the same learning rate.
     """

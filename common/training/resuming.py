@@ -1,4 +1,4 @@
-"""Going on with a run that stopped: from its newest whole checkpoint, and no step further than it was to go."""
+"""Resuming an interrupted run from its newest intact checkpoint."""
 
 import json
 import re
@@ -16,31 +16,29 @@ from tunebook.common.errors import UserError
 from tunebook.common.training.checkpoints import STATE
 
 
-class _Ended(Exception):
-    """The checkpoint is that of a run that had trained to its end."""
+class _AlreadyTrained(Exception):
+    """The checkpoint has all steps of the run."""
 
 
-class _NoStepFurther(TrainerCallback):
-    """Ends a training whose checkpoint has all of its steps, before the Trainer makes one more.
-
-    By then the Trainer has loaded the checkpoint, and every other callback has begun.
-    """
+class _StopIfTrained(TrainerCallback):
+    """Raises where a checkpoint has all steps, before the Trainer makes one more. By then the Trainer has loaded the
+    checkpoint, and every other callback has begun."""
 
     def __init__(self, stopped: bool):
         self.stopped = stopped
 
     def on_train_begin(self, args, state, control, **kwargs):
         if self.stopped or state.global_step >= state.max_steps:
-            raise _Ended
+            raise _AlreadyTrained
 
 
 def find_checkpoint(folder: Path, args: dict[str, Any], resume: bool, overwrite: bool) -> str | None:
-    """The checkpoint to resume from, or None for a fresh start. Writes what the run is, so that it can be told later.
+    """The checkpoint to resume from, or None for a fresh start. Writes the run's arguments to run.json.
 
-    With `overwrite`, what an earlier run wrote is removed first, and nothing else in the folder.
+    With `overwrite`, the files of an earlier run are removed first, and nothing else in the folder.
 
     Raises:
-        UserError: the folder holds a run of other arguments, an unfinished one while --no-resume was given, or one
+        UserError: the folder holds a run with other arguments, an interrupted one that is not to be resumed, or one
             whose checkpoints are all damaged.
     """
     path = folder / output_dir.RUN_FILE
@@ -50,39 +48,38 @@ def find_checkpoint(folder: Path, args: dict[str, Any], resume: bool, overwrite:
                 shutil.rmtree(old)
             else:
                 old.unlink(missing_ok=True)
-    mine = {name: value for name, value in json.loads(json.dumps(args)).items() if name not in output_dir.FREE}
+    new = {name: value for name, value in json.loads(json.dumps(args)).items() if name not in output_dir.FREE}
     if path.exists() and not overwrite:
-        theirs = json.loads(path.read_text(encoding="utf-8"))
-        other = [name for name in mine if mine[name] != theirs.get(name)]
-        if other:
-            changes = ", ".join(f"{name} {theirs.get(name)!r} -> {mine[name]!r}" for name in other)
+        old = json.loads(path.read_text(encoding="utf-8"))
+        changes = [f"{name} {old.get(name)!r} -> {new[name]!r}" for name in new if new[name] != old.get(name)]
+        if changes:
             raise UserError(
-                f"--output_dir {folder} holds a run with other arguments ({changes}); "
+                f"--output_dir {folder} holds a run with other arguments ({', '.join(changes)}); "
                 "choose another folder or add --overwrite"
             )
-    found = None if overwrite else newest(folder)
-    if found and not resume:
+    checkpoint = None if overwrite else newest(folder)
+    if checkpoint and not resume:
         raise UserError(f"--output_dir {folder} contains an interrupted run; resume it, choose another, or --overwrite")
-    path.write_text(json.dumps(mine, indent=1) + "\n", encoding="utf-8")
-    if found:
-        print(f"resuming from {found}")
-        return str(found)
-    return None
+    path.write_text(json.dumps(new, indent=1) + "\n", encoding="utf-8")
+    if checkpoint is None:
+        return None
+    print(f"resuming from {checkpoint}")
+    return str(checkpoint)
 
 
 def train(trainer: Any, checkpoint: str | None) -> None:
-    """trainer.train, from the checkpoint where there is one; of a run that had ended, its best weights are loaded."""
+    """trainer.train, from the checkpoint where there is one; where it has all steps, the best weights are loaded."""
     if checkpoint is None:
         trainer.train()
         return
     trainer.args.restore_callback_states_from_checkpoint = True  # patience of early stopping
-    held = json.loads((Path(checkpoint) / STATE).read_text(encoding="utf-8"))
-    control = held.get("stateful_callbacks", {}).get("TrainerControl", {}).get("args", {})
-    guard = _NoStepFurther(bool(control.get("should_training_stop")))
+    state = json.loads((Path(checkpoint) / STATE).read_text(encoding="utf-8"))
+    control = state.get("stateful_callbacks", {}).get("TrainerControl", {}).get("args", {})
+    guard = _StopIfTrained(bool(control.get("should_training_stop")))
     trainer.add_callback(guard)
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
-    except _Ended:
+    except _AlreadyTrained:
         print(f"all {trainer.state.global_step} steps are trained; what comes after them is made")
         if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint is not None:
             trainer._load_best_model()
@@ -93,34 +90,32 @@ def train(trainer: Any, checkpoint: str | None) -> None:
 
 
 def newest(folder: Path) -> Path | None:
-    """The newest whole checkpoint of a run's folder. Damaged ones that are newer are set aside, with a line.
+    """The newest intact checkpoint of a run's folder. Newer damaged ones are renamed, with a line.
 
     Raises:
-        UserError: there are checkpoints, and none is whole.
+        UserError: there are checkpoints, and none is intact.
     """
-    found = sorted(folder.glob("checkpoint-*"), key=lambda place: int(re.sub(r"\D", "", place.name) or 0))
-    found = [place for place in found if (place / STATE).exists()]  # one that was being written has none
-    damaged = []
-    for place in reversed(found):
-        if not (wrong := damage(place)):
-            for bad, said in damaged:
-                aside = bad.with_name(f"damaged-{bad.name}")
-                print(f"{bad} is damaged ({said}) and set aside as {aside.name}")
-                if is_main_process():
-                    bad.rename(aside)
-            return place
-        damaged.append((place, wrong))
+    written = [path for path in folder.glob("checkpoint-*") if (path / STATE).exists()]  # the last of its files
+    damaged = {}
+    for path in sorted(written, key=lambda path: int(re.sub(r"\D", "", path.name) or 0), reverse=True):
+        if problem := damage(path):
+            damaged[path] = problem
+            continue
+        for bad, problem in damaged.items():
+            aside = bad.with_name(f"damaged-{bad.name}")
+            print(f"{bad} is damaged ({problem}) and set aside as {aside.name}")
+            if is_main_process():
+                bad.rename(aside)
+        return path
     if damaged:
-        raise UserError(
-            f"no checkpoint of {folder} is whole: "
-            + "; ".join(f"{place.name}: {said}" for place, said in damaged)
-            + ". Begin again with --overwrite, or in another --output_dir"
-        )
+        problems = "; ".join(f"{path.name}: {problem}" for path, problem in damaged.items())
+        remedy = "Begin again with --overwrite, or in another --output_dir"
+        raise UserError(f"no checkpoint of {folder} is whole: {problems}. {remedy}")
     return None
 
 
 def damage(checkpoint: Path) -> str:
-    """The file of a checkpoint that is not there or not whole, and why; "" where all are."""
+    """The first missing or damaged file of a checkpoint, and why; "" where it is intact."""
     if not (weights := sorted(checkpoint.rglob("*.safetensors"))):
         return "no weights (.safetensors) are in it"
     for index in checkpoint.glob("*.index.json"):

@@ -1,4 +1,4 @@
-"""Trainers that heed the weights of their rows (batching/weight_collator.py)."""
+"""Trainers that weight their loss by row (batching/weight_collator.py)."""
 
 import functools
 from collections.abc import Callable
@@ -10,8 +10,8 @@ from tunebook.common.tokens.lengths import LOSS_WEIGHTS
 
 
 def pass_weights(trainer: Any) -> bool:
-    """Make a transformers.Trainer hand weights to its loss where its training rows have some, with the sum of the
-    whole step's as the number of its items; returns whether they have."""
+    """Where training rows have weights, pass them to a Trainer's loss, with the sum of a step's as its number of items.
+    Returns whether they have."""
     if LOSS_WEIGHTS not in trainer.train_dataset.column_names:
         return False
     import torch
@@ -21,11 +21,11 @@ def pass_weights(trainer: Any) -> bool:
     def items(batches: list[dict[str, Any]], device: Any) -> Any:
         if not batches:
             return None
-        found = torch.stack([*map(total_weight, batches)]).sum().to(device)
-        return trainer.accelerator.gather(found).sum() if args.average_tokens_across_devices else found
+        total = torch.stack([*map(total_weight, batches)]).sum().to(device)
+        return trainer.accelerator.gather(total).sum() if args.average_tokens_across_devices else total
 
-    def get_batch_samples(*words: Any, **named: Any) -> tuple[list[dict[str, Any]], Any]:
-        batches, _ = fetch(*words, **named)
+    def get_batch_samples(*words: Any, **kwargs: Any) -> tuple[list[dict[str, Any]], Any]:
+        batches, _ = fetch(*words, **kwargs)
         return batches, items(batches, args.device)
 
     trainer._set_signature_columns_if_needed()

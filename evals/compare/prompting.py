@@ -25,7 +25,7 @@ def remedy(after: Task) -> str:
     template = after.metadata["template"]
     rows = after.metadata.get("dataset")
     asked = ["--dataset", *rows] if rows else ["--tasks", after.name]
-    if any((Path(template) / file).exists() for file in (inference.PEFT, inference.OURS)):
+    if any((Path(template) / file).exists() for file in (inference.PEFT, inference.BOTTLENECK)):
         model = ["--adapter", template, "--base"]
     else:
         model = ["--model", "BASE", "--template", template]

@@ -41,7 +41,7 @@ class ScoredModel:
         name = inference._model_of(model) or below or "pocket"
         self.place, self.four_bit, self.why = models.resolve(name), four_bit, ""
         self.trained, self.folder = named or self.place, "" if base else named
-        self.ours = bool(self.folder) and (Path(self.folder) / inference.OURS).exists()
+        self.ours = bool(self.folder) and (Path(self.folder) / inference.BOTTLENECK).exists()
         self.own_tokenizer = bool(named) and (Path(named) / "tokenizer_config.json").exists()
         self.tokenizer, self.notes = tokenization.load(named if self.own_tokenizer else self.place)
         # What a text without a beginning is scored after, and what ends an answer besides: as for the base alone.

@@ -63,7 +63,7 @@ class Model:
 
     def __init__(self, word: str, base: str = "", template: str = "", decoding: Decoding | None = None):
         inside = [Path(word), Path(word) / "adapter"]
-        self.adapter = any((path / file).exists() for path in inside for file in (inference.PEFT, inference.OURS))
+        self.adapter = any((path / file).exists() for path in inside for file in (inference.PEFT, inference.BOTTLENECK))
         self.word, self.base, self.template = word, base, template
         self.decoding = decoding or Decoding()
         if not self.adapter and not (Path(word) / "model").is_dir():

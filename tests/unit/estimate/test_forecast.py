@@ -32,7 +32,6 @@ from tunebook.common.estimate import (
     schedule,
     suggestions,
     trainer_steps,
-    trial,
 )
 from tunebook.common.models import model_bytes
 
@@ -46,7 +45,7 @@ def quick_collection():
 
 @pytest.fixture(autouse=True)
 def few_steps(monkeypatch):
-    monkeypatch.setattr(probe, "ENOUGH", 0.0)
+    monkeypatch.setattr(probe, "TIMING_SECONDS", 0.0)
 
 
 def llama(**more):
@@ -127,13 +126,13 @@ def test_what_the_optimizer_and_several_processes_take_is_in_the_peak(tmp_path, 
     gradients = model_bytes.gradients(one.model)
     with trainer_steps.preserve_trainer(one):
         run, load = trainer_steps.step_functions(one), schedule.of_trainer(one)
-        alone = forecast.measure(run, load, "adamw_torch")
+        alone = forecast.estimate_memory(run, load, "adamw_torch")
         monkeypatch.setattr(forecast, "num_processes", lambda: 2)
-        two = forecast.measure(run, load, "adamw_torch")
+        two = forecast.estimate_memory(run, load, "adamw_torch")
         wrapped = dataclasses.replace(run, model=DistributedDataParallel.__new__(DistributedDataParallel))
         torch.nn.Module.__init__(wrapped.model)
         wrapped.model.module = one.model
-        assert forecast.buckets(wrapped) == 0  # its buckets are there
+        assert forecast.ddp_buckets(wrapped) == 0  # its buckets are there
     assert (alone.buckets, two.buckets) == (0, gradients)
     assert two.peak(4, 60) - two.process == alone.peak(4, 60) - alone.process + gradients
     update = dataclasses.replace(alone, update=10 * gradients)
@@ -317,10 +316,10 @@ print("the same")
 
 
 def test_line_through_times():
-    assert probe.line([(100, 1.1), (200, 2.1), (300, 3.1)]) == pytest.approx((0.1, 0.01))
-    assert probe.line([(100, 1.0), (100, 3.0), (100, 2.0)]) == pytest.approx((0.0, 0.02))
-    assert probe.line([(100, 2.0), (300, 1.0)])[1] == 0.0  # noise: longer is never quicker
-    base, rate = probe.line([(100, 0.5), (300, 2.5)])
+    assert probe.fit_line([(100, 1.1), (200, 2.1), (300, 3.1)]) == pytest.approx((0.1, 0.01))
+    assert probe.fit_line([(100, 1.0), (100, 3.0), (100, 2.0)]) == pytest.approx((0.0, 0.02))
+    assert probe.fit_line([(100, 2.0), (300, 1.0)])[1] == 0.0  # noise: longer is never quicker
+    base, rate = probe.fit_line([(100, 0.5), (300, 2.5)])
     assert base == 0.0 and 0.005 <= rate <= 2.5 / 300
 
 
@@ -453,7 +452,7 @@ def test_batch_size_is_found_and_the_run_is_as_if_started_with_it(tmp_path, caps
 def test_refused_with_the_row_and_what_would_fit(tmp_path, monkeypatch):
     one = trainer(tmp_path, llama(num_hidden_layers=6), per_device_train_batch_size=32)
     with trainer_steps.preserve_trainer(one):
-        sizes = forecast.measure(trainer_steps.step_functions(one), schedule.of_trainer(one), "adamw_torch")
+        sizes = forecast.estimate_memory(trainer_steps.step_functions(one), schedule.of_trainer(one), "adamw_torch")
     monkeypatch.setattr(resources, "limit", lambda: sizes.peak(28, 60) + 1000)
     monkeypatch.setattr(resources, "held", lambda: sizes.process + sizes.weights)
     with pytest.raises(CheckFailed) as refused:
@@ -477,13 +476,11 @@ def test_other_methods_that_would_fit(tmp_path, words):
     one = trainer(tmp_path, model, rows=dataset(4, 400), per_device_train_batch_size=4)
     with trainer_steps.preserve_trainer(one):
         run, load = trainer_steps.step_functions(one), schedule.of_trainer(one)
-        sizes = forecast.measure(run, load, "adamw_torch")
+        sizes = forecast.estimate_memory(run, load, "adamw_torch")
         other = suggestions.recomputed(run, sizes, load) if "check" in words else suggestions.in_four_bits(model, sizes)
         assert other.peak(*load.shape) < sizes.peak(*load.shape)
-        assert any(words in way for way in suggestions.suggestions(run, sizes, load, other.peak(*load.shape), 4))
-        assert not any(
-            words in way for way in suggestions.suggestions(run, sizes, load, other.peak(*load.shape) - 1, 4)
-        )
+        assert any(words in way for way in suggestions.suggestions(run, sizes, load, other.peak(*load.shape)))
+        assert not any(words in way for way in suggestions.suggestions(run, sizes, load, other.peak(*load.shape) - 1))
     assert not model.is_gradient_checkpointing
 
 
@@ -525,12 +522,12 @@ def test_what_fits_is_the_most_that_fits():
 def test_too_large_an_allocation_is_an_error_not_the_end_of_the_process():
     code = """
 import resource, torch
-from tunebook.common.estimate import trial
+from tunebook.common.estimate import probe
 model = torch.nn.Linear(2, 2)
 before = resource.getrlimit(resource.RLIMIT_AS)
 try:
-    trial.catch_oom(model, lambda: [torch.ones(2**28) for _ in range(10_000)])
-except trial.OutOfMemory as error:
+    probe.catch_oom(model, lambda: [torch.ones(2**28) for _ in range(10_000)])
+except probe.OutOfMemory as error:
     print("out of memory", error, resource.getrlimit(resource.RLIMIT_AS) == before)
 """
     command = ["bash", "-c", f"ulimit -v {6 * 2**20}; exec {sys.executable} -c '{code}'"]
@@ -540,7 +537,7 @@ except trial.OutOfMemory as error:
 
 def test_other_errors_stay_errors():
     with pytest.raises(RuntimeError, match="shapes"):
-        trial.catch_oom(torch.nn.Linear(2, 2), lambda: torch.ones(2, 3) @ torch.ones(2, 3))
+        probe.catch_oom(torch.nn.Linear(2, 2), lambda: torch.ones(2, 3) @ torch.ones(2, 3))
 
 
 LIMITED = """

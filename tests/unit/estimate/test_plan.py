@@ -152,8 +152,8 @@ def test_truncated_copies(tmp_path):
     AutoTokenizer.from_pretrained(resolve("pocket")).save_pretrained(tmp_path)
     meta_model.truncated_copy(str(tmp_path), 1, tmp_path / "copy")
     assert len(LlamaForCausalLM.from_pretrained(tmp_path / "copy").model.layers) == 1
-    assert planning._continued([5.0, 9.0], 10) == 5 + 9 * 2
-    assert planning._continued([5.0], 4) == planning._continued([5.0, 4.0], 10) == 5.0
+    assert planning._extrapolate([5.0, 9.0], 10) == 5 + 9 * 2
+    assert planning._extrapolate([5.0], 4) == planning._extrapolate([5.0, 4.0], 10) == 5.0
 
 
 # Words

@@ -56,7 +56,7 @@ def train(folder):
     from tunebook.common.errors import CheckFailed, UserError
     from tunebook.common.estimate import probe
 
-    probe.ENOUGH = 0.0
+    probe.TIMING_SECONDS = 0.0
     make(folder)
     found = {}
     for recipe, model, more in (

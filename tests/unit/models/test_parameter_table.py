@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from tunebook.common.errors import CheckFailed
-from tunebook.common.estimate import saved_files, trial
+from tunebook.common.estimate import probe, saved_files
 from tunebook.common.models import bottleneck_adapters, lora, module_kinds, moe, parameter_table
 from tunebook.common.models.parameter_table import Table
 
@@ -228,7 +228,7 @@ def test_frozen_and_passed_by_is_refused(monkeypatch):
     # As Unsloth's forward for all PEFT models has it, with activation checkpointing on the inputs and without.
     monkeypatch.setattr(type(model), "forward", lambda self, **given: self.base_model(**given))
     with pytest.raises(CheckFailed, match=r"the loss depends on none of the 1 tensors .* \(prompt_encoder"):
-        trial.catch_oom(model, lambda: model(**batch()).loss.backward())
+        probe.catch_oom(model, lambda: model(**batch()).loss.backward())
     model.enable_input_require_grads()
     with pytest.raises(CheckFailed, match="the loss depends on none of the 1 tensors"):
         account(model)
