@@ -35,7 +35,7 @@ class InferenceModel:
     def __init__(self, model: str = "", adapters: list[str] | None = None, template: str = ""):
         self.folders = named(adapters or [])
         self.notes: list[str] = []
-        self.name = _model_of(model) or next(map(base_of, self.folders.values()), "") or "pocket"
+        self.name = model_folder(model) or next(map(base_of, self.folders.values()), "") or "pocket"
         self.place = loading.resolve(self.name)
         if self.place == loading.resolve("pocket"):  # a run's adapter names its folder
             self.name = "pocket"
@@ -62,16 +62,12 @@ class InferenceModel:
         if name is None:
             return
         folder = self.folders[name]
-        if (Path(folder) / BOTTLENECK).exists():
-            bottleneck_adapters.load(self.model, folder)
-            self._bottleneck = True
-        else:
-            try:
-                self.model = load_adapter(self.model, folder)
-            except UserError:
-                self.model = loading.load_plain(self.name)  # it may have been put on in part
-                raise
-        self.model.eval()
+        try:
+            self.model = attach_adapter(self.model, folder).eval()
+        except UserError:
+            self.model = loading.load_plain(self.name)  # it may have been put on in part
+            raise
+        self._bottleneck = is_bottleneck(folder)
         self.current = name
         own = Path(folder) / "tokenizer_config.json"
         self.tokenizer = tokenization.load(folder)[0] if own.exists() else self._own_tokenizer
@@ -120,8 +116,8 @@ def named(words: list[str]) -> dict[str, str]:
         path = Path(folder)
         if path.exists():
             inside = path / "adapter"
-            path = inside if not _holds(path) and inside.is_dir() else path
-            if not _holds(path):
+            path = inside if not has_adapter(path) and inside.is_dir() else path
+            if not has_adapter(path):
                 names = f"neither {PEFT} nor {BOTTLENECK}, nor adapter/ with one"
                 raise UserError(f"--adapter {folder}: the folder holds {names}")
             folder = str(path)
@@ -136,8 +132,24 @@ def named(words: list[str]) -> dict[str, str]:
     return found
 
 
-def _holds(folder: Path) -> bool:
+def has_adapter(folder: Path) -> bool:
     return (folder / PEFT).exists() or (folder / BOTTLENECK).exists()
+
+
+def is_bottleneck(folder: str) -> bool:
+    return (Path(folder) / BOTTLENECK).exists()
+
+
+def attach_adapter(model: Any, folder: str) -> Any:
+    """The model with an adapter on it, of PEFT or of bottleneck_adapters.py.
+
+    Raises:
+        UserError: it cannot be read, or was made for another model.
+    """
+    if not is_bottleneck(folder):
+        return load_adapter(model, folder)
+    bottleneck_adapters.load(model, folder)
+    return model
 
 
 def base_of(folder: str) -> str:
@@ -155,7 +167,7 @@ def base_of(folder: str) -> str:
     return ""
 
 
-def _model_of(name: str) -> str:
+def model_folder(name: str) -> str:
     """The folder of a run's model, where a run's folder was named."""
     inside = Path(name) / "model"
     is_run = name and (inside / "config.json").exists() and not (Path(name) / "config.json").exists()

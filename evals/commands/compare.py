@@ -1,13 +1,12 @@
-"""Two models on the same lm-eval items: what changed, how sure that is, and which items were won and lost.
+"""Two models on the same lm-eval items: differences with intervals, and the items won and lost.
 
     tunebook compare runs/lora_alpaca runs/qlora_alpaca
     tunebook compare runs/qlora_alpaca/eval/before runs/qlora_alpaca/eval/after --html compared.html
     tunebook compare scores/base scores/tuned --tasks mmlu gsm8k --metrics gsm8k=exact_match,flexible-extract
     tunebook compare scores/plain scores/with_chat_template --any_prompt
 
-BASE and TUNED are folders with the results and samples that lm-eval writes (lm_eval run --log_samples --output_path
-FOLDER), as a recipe leaves them, too; of a run's folder the scores after training are taken. Ends with 2 where the two
-were not asked the same, with 1 where nothing can be tested.
+BASE and TUNED are folders with lm-eval's results and samples (lm_eval run --log_samples --output_path FOLDER), or runs,
+whose scores after training are taken. Exit codes: 2 if the two were not asked the same, 1 if nothing can be tested.
 """
 
 from dataclasses import dataclass, field
@@ -26,9 +25,9 @@ class Args:
     folders: Annotated[tyro.conf.Positional[list[str]], tyro.conf.arg(metavar="BASE TUNED", help_behavior_hint="")] = (
         field(default_factory=list)
     )
-    tasks: list[str] = field(default_factory=list)  # compare these tasks or groups alone; default: all, and all in both
-    metrics: list[str] = field(default_factory=list)  # TASK=METRIC that speaks for it; default: acc_norm or the first
-    any_prompt: bool = False  # also where the same items were asked in another way: template, examples, settings
+    tasks: list[str] = field(default_factory=list)  # compare only these tasks or groups; default: all
+    metrics: list[str] = field(default_factory=list)  # TASK=METRIC to test; default: acc_norm or the first
+    any_prompt: bool = False  # accept other templates, examples and settings for the same items
     html: str = ""  # write one page that opens offline
     markdown: str = ""  # write the table
     json: str = ""  # write all figures
@@ -43,17 +42,17 @@ def main(args: Args) -> dict[str, Any]:
     if len(args.folders) != 2:
         raise UserError(f"expected two folders, BASE and TUNED, found {len(args.folders)}: tunebook compare --help")
     inputs.writable({"--html": args.html, "--markdown": args.markdown, "--json": args.json}, args.folders)
-    chosen = {}
+    metrics = {}
     for word in args.metrics:
         task, equals, metric = word.partition("=")
         if not equals:
             raise UserError(f"--metrics {word}: expected TASK=METRIC, as gsm8k=exact_match,flexible-extract")
-        chosen[task] = metric
+        metrics[task] = metric
 
     from tunebook.evals.compare import comparison, page
 
     base, tuned = map(Path, args.folders)
-    report = comparison.compare(base, tuned, args.tasks, chosen, args.any_prompt)
+    report = comparison.compare(base, tuned, args.tasks, metrics, args.any_prompt)
     show(report)
     if args.html:
         files.write_atomic(args.html, page.page(report))
@@ -69,7 +68,7 @@ def main(args: Args) -> dict[str, Any]:
 
 
 def show(report: dict[str, Any]) -> None:
-    """A line for each headline, and what the numbers are."""
+    """Print a line for each headline row, and what the numbers mean."""
     from tunebook.evals.compare import page
 
     for row in report["rows"]:

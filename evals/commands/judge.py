@@ -1,4 +1,4 @@
-"""A model judges two models' answers, every pair in both orders; where the orders disagree, nobody has won.
+"""LLM-as-a-judge: a model compares two models' answers in both orders; orders that disagree count as a tie.
 
     tunebook judge base.jsonl tuned.jsonl --judge http://localhost:8000/v1 --judge_name my-judge
     tunebook judge pocket runs/qlora_alpaca --prompts pocket --limit 60 --judge my_judge_model/
@@ -6,11 +6,12 @@
         --judge https://api.example.com/v1 --judge_name big --max_calls 400
 
 BASE and TUNED are models, adapters or runs, which are asked, or files of answers. Files of questions may be MT-Bench's
-(every turn is judged), AlpacaEval's, or rows of yours. A key is read from OPENAI_API_KEY. Verdicts are kept as they
-come: a run that stopped, by a kill or its budget, goes on with the same command.
+(every turn is judged), AlpacaEval's, or rows of yours. A key is read from OPENAI_API_KEY. Verdicts are cached as they
+come: the same command resumes a run that was killed or has used up its budget.
 """
 
 import json
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -34,7 +35,7 @@ class Args:
     judge_name: str = ""  # the name under which an endpoint serves the judge
     prompts: str = ""  # a file of questions, pocket or pocket_chat; default: those of BASE's file, or pocket
     references: str = ""  # a file of right answers by question_id, as MT-Bench has them
-    limit: int = 0  # judge so many questions, evenly spread; 0: all
+    limit: int = 0  # judge this many questions, evenly spread; 0: all
     output_dir: str = "runs/judge"  # gets judge.json, judge.md, judge.html and the verdicts
     model: str = ""  # the base under adapters; default: what each was trained on
     template: str = ""  # of the models' prompts; default: that of TUNED's training, and BASE's own where it has one
@@ -45,7 +46,7 @@ class Args:
     timeout: float = 120.0  # seconds that a reply may take
     retries: int = 4  # tries after the first, with growing waits, where the endpoint is busy or fails
     concurrency: int = 4  # requests at a time
-    max_calls: int = 0  # stop after so many requests; 0: no limit
+    max_calls: int = 0  # stop after this many requests; 0: no limit
     max_tokens_total: int = 0  # stop before more tokens than this may be used, prompts and replies; 0: no limit
     overwrite: bool = False  # write over the report of another comparison
 
@@ -63,36 +64,29 @@ def main(args: Args) -> dict[str, Any]:
     asked, notes = questions.load(prompts, args.references)
     asked = questions.spread(asked, args.limit)
     judge_model = _judge(args, Budget(args.max_calls, args.max_tokens_total))  # refused before models are asked
-    base, tuned = _sides(args, asked, files, folder)
-    found = judge.pairs(asked, base, tuned)
-    if not found:
+    base, tuned = _outputs(args, asked, files, folder)
+    pairs = judge.pairs(asked, base, tuned)
+    if not pairs:
         why = next(iter([*base.why.values(), *tuned.why.values()]), "no questions")
         raise CheckFailed(f"there is no pair of answers to judge: {why}")
-    notes += [note] if (note := generate.unlike(base, tuned)) else []
-    journal = ResponseCache(folder / "verdicts.jsonl")
-    notes += (
-        [f"{journal.corrupt_lines} lines of {journal.path} cannot be read and are asked again"]
-        if journal.corrupt_lines
-        else []
-    )
-    try:
-        judgments = judge.collect(found, judge_model, journal)
-    finally:
-        journal.close()
+    notes += [note] if (note := generate.template_note(base, tuned)) else []
+    with closing(ResponseCache(folder / "verdicts.jsonl")) as cache:
+        if cache.corrupt_lines:
+            notes.append(f"{cache.corrupt_lines} lines of {cache.path} cannot be read and are asked again")
+        judgments = judge.collect(pairs, judge_model, cache)
     report = {"asked": {name: getattr(args, name) for name in SAME}, "notes": notes}
-    report |= judge.report(found, judgments, judge_model, base, tuned)
+    report |= judge.report(pairs, judgments, judge_model, base, tuned)
     write(folder, report)
     if not report["total"]["judged"]:
-        raise CheckFailed(
-            "there is no verdict that can be read: " + (report["stopped"] or "; ".join([*report["unparsed"]][:3]))
-        )
+        why = report["stopped"] or "; ".join([*report["unparsed"]][:3])
+        raise CheckFailed(f"there is no verdict that can be read: {why}")
     if judgments.stopped and not judgments.out_of_budget:
         raise CheckFailed(f"the judge has stopped answering: {judgments.stopped}")
     return report
 
 
 def check(args: Args) -> None:
-    """Refuse arguments that cannot work, before anything is read."""
+    """Raise UserError for arguments that cannot work, before anything is read."""
     if len(args.sides) != 2:
         raise UserError(f"expected two, BASE and TUNED, found {len(args.sides)}: tunebook judge --help")
     if args.sides[0] == args.sides[1]:
@@ -115,7 +109,7 @@ def check(args: Args) -> None:
 
 
 def write(folder: Path, report: dict[str, Any]) -> None:
-    """The three files, each whole or as it was, and the result on the terminal."""
+    """Write the three files and print the result."""
     from tunebook.evals.judge import page
 
     write_atomic(folder / "judge.md", page.markdown(report))
@@ -165,8 +159,8 @@ def _judge(args: Args, budget: Any) -> Any:
     return Endpoint(args.judge, args.judge_name, request, budget, **options)
 
 
-def _sides(args: Args, asked: list[Any], files: list[bool], folder: Path) -> list[Any]:
-    """Both sides' answers: files first, so that what is wrong with them is told before a model is asked."""
+def _outputs(args: Args, asked: list[Any], files: list[bool], folder: Path) -> tuple[Any, Any]:
+    """Both models' answers; files are read first, so that their faults are told before a model is asked."""
     from tunebook.common.generation.decoding import Decoding
     from tunebook.evals.responses import generate
     from tunebook.evals.responses.store import ResponseCache
@@ -179,12 +173,11 @@ def _sides(args: Args, asked: list[Any], files: list[bool], folder: Path) -> lis
             raise UserError(f"{path} is read and would be written; choose another --output_dir")
     decoding = Decoding(max_new_tokens=args.max_new_tokens)
     template = args.template or ("" if any(files) else generate.shared_template(*args.sides))
-    models = {n: generate.Model(args.sides[n], args.model, template, decoding) for n in range(2) if not files[n]}
+    models = {
+        n: generate.AnsweringModel(args.sides[n], args.model, template, decoding) for n in range(2) if not files[n]
+    }
     for n, model in models.items():
-        journal = ResponseCache(folder / "answers.jsonl")
-        try:
-            found[n] = model.side(asked, journal)
-        finally:
-            journal.close()
+        with closing(ResponseCache(folder / "answers.jsonl")) as cache:
+            found[n] = model.outputs(asked, cache)
         generate.save(folder / f"{flags[n].lower()}.jsonl", asked, found[n])
-    return [found[0], found[1]]
+    return found[0], found[1]

@@ -1,12 +1,12 @@
-"""Safety and bias beside quality, in one table, with what its numbers can't say.
+"""Safety, bias and quality scores in one table, with the limits of its numbers.
 
     tunebook eval --model my_model/ --suite safety --benchmark_dir benchmarks/ --output_dir scores/tuned
     tunebook safety scores/tuned
     tunebook safety scores/base scores/tuned --markdown safety.md
 
-Takes one or two folders of scores (before and after), as tunebook eval and lm_eval run --log_samples leave them.
-Refusals of XSTest's prompts and of ours, stereotypes of CrowS-Pairs, pronouns of Winogender; other tasks that the
-folders hold stand below as quality.
+Takes one or two folders of scores (before and after), written by tunebook eval or lm_eval run --log_samples. Shows
+refusals of XSTest's prompts and of ours, stereotypes of CrowS-Pairs and pronouns of Winogender; other tasks stand below
+as quality.
 """
 
 from dataclasses import dataclass, field
@@ -40,18 +40,18 @@ def main(args: Args) -> None:
     from tunebook.evals import safety
     from tunebook.evals.compare import logs
 
-    sides = [logs.read(Path(folder)) for folder in args.folders]
-    if not any(safety.lines(side) for side in sides):
+    models = [logs.read(Path(folder)) for folder in args.folders]
+    if not any(safety.lines(model) for model in models):
         raise UserError(f"{args.folders[0]} has no safety tasks; tunebook eval --suite safety scores them")
-    heads, rows = safety.table(sides)
+    heads, rows = safety.table(models)
     table = Table(*heads)
     for row in rows:
         table.add_row(*row)
     printer().print(table)
-    lacking = {name for side in sides for name in safety.missing(side)}
+    lacking = {name for model in models for name in safety.missing(model)}
     if lacking:
         print(f"not run: {', '.join(sorted(lacking))}")
-    print(*safety.notes(sides), sep="\n")
+    print(*safety.notes(models), sep="\n")
     if args.markdown:
-        files.write_atomic(args.markdown, safety.markdown(sides))
+        files.write_atomic(args.markdown, safety.markdown(models))
         print(f"written: {args.markdown}")

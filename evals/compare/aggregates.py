@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-NEAR = 1e-6  # relative: what is found from the items must be lm-eval's own number
+TOLERANCE = 1e-6  # relative, to lm-eval's own number
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ def _number(value: Any) -> float:
 
 
 def _pairs(values: Sequence[Any]) -> np.ndarray:
-    """A sum and how much it is a sum of, as log-likelihood and bytes."""
+    """A sum and its weight, as log-likelihood and bytes."""
     return np.array([[_number(total), _number(weight)] for total, weight in values])
 
 
@@ -59,12 +59,12 @@ def _n_grams(values: Sequence[Any]) -> np.ndarray:
 
 def _bleu(rows: np.ndarray) -> np.ndarray:
     """Corpus BLEU of sums (Papineni and others, ACL 2002); orders without a match smoothed by sacrebleu's `exp`."""
-    matches, totals, written, wanted = rows[..., :4], rows[..., 4:8], rows[..., 8], rows[..., 9]
+    matches, totals, length, reference = rows[..., :4], rows[..., 4:8], rows[..., 8], rows[..., 9]
     halvings = np.cumsum(matches == 0, axis=-1)
     with np.errstate(divide="ignore", invalid="ignore"):
         precision = np.where(matches > 0, matches, 0.5**halvings) / totals
-        found = 100 * np.exp(np.log(precision).mean(-1)) * np.exp(np.minimum(0, 1 - wanted / written))
-    return np.where((matches > 0).any(-1) & (totals > 0).all(-1), found, 0.0)
+        bleu = 100 * np.exp(np.log(precision).mean(-1)) * np.exp(np.minimum(0, 1 - reference / length))
+    return np.where((matches > 0).any(-1) & (totals > 0).all(-1), bleu, 0.0)
 
 
 def _quotient(rows: np.ndarray) -> np.ndarray:
@@ -72,7 +72,7 @@ def _quotient(rows: np.ndarray) -> np.ndarray:
 
 
 MEAN = Aggregate("mean", _numbers, lambda rows: rows[..., 0])
-KNOWN = (
+AGGREGATES = (
     MEAN,
     Aggregate("exp(-mean)", _numbers, lambda rows: np.exp(-rows[..., 0])),
     Aggregate("share of all results", _lists, _quotient),
@@ -83,19 +83,19 @@ KNOWN = (
 )
 
 
-def find(sides: Sequence[tuple[Sequence[Any], float]]) -> tuple[Aggregate, list[np.ndarray]] | None:
-    """The aggregate that gives lm-eval's own number on every side, with the rows; None where none of ours does.
+def find(models: Sequence[tuple[Sequence[Any], float]]) -> tuple[Aggregate, list[np.ndarray]] | None:
+    """The aggregate that gives lm-eval's own number of every model, with the rows; None where none of ours does.
 
     Args:
-        sides: (values of the items, the number in lm-eval's results), for both models.
+        models: (values of the items, the number in lm-eval's results) of each.
     """
-    for aggregate in KNOWN:
+    for aggregate in AGGREGATES:
         try:
-            rows = [aggregate.rows(values) for values, _ in sides]
+            rows = [aggregate.rows(values) for values, _ in models]
         except (TypeError, ValueError):  # values of another shape
             continue
         with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
             found = [float(aggregate.of(part.mean(0))) for part in rows]
-        if all(math.isclose(value, score, rel_tol=NEAR) for value, (_, score) in zip(found, sides, strict=True)):
+        if all(math.isclose(value, score, rel_tol=TOLERANCE) for value, (_, score) in zip(found, models, strict=True)):
             return aggregate, rows
     return None

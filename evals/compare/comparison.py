@@ -1,4 +1,4 @@
-"""Two models on the same items: what each task says, how sure that is, and which items were won and lost."""
+"""Two models on the same items: the difference on each task, its interval and p, and the items won and lost."""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -8,11 +8,11 @@ import numpy as np
 
 from tunebook.common.errors import UserError
 from tunebook.evals.compare import aggregates, examples, logs, matching
-from tunebook.evals.compare.logs import ModelOutputs
+from tunebook.evals.compare.logs import ModelScores
 from tunebook.evals.stats import paired
 
 ALPHA = 0.05
-SHOWN = 4  # items won and items lost that are shown of each task
+EXAMPLES = 4  # items won, and items lost, that are shown of each task
 
 
 @dataclass
@@ -26,7 +26,7 @@ class Row:
     before: float
     after: float
     share: bool = False  # between 0 and 1: shown in percent
-    test: str | None = None  # None: items do not give lm-eval's number, so nothing can be said of chance
+    test: str | None = None  # None: not testable, as lm-eval's number does not follow from the items
     low: float | None = None  # of the 95 % interval of after - before
     high: float | None = None
     won: int | None = None
@@ -42,6 +42,11 @@ class Row:
     def difference(self) -> float:
         return self.after - self.before
 
+    def as_dict(self) -> dict[str, Any]:
+        values = asdict(self) | {"difference": self.difference}
+        del values["changes"]
+        return values
+
 
 def measure(
     task: str, metric: str, higher: bool, before: list[Any], after: list[Any], scores: tuple[float, float]
@@ -53,11 +58,11 @@ def measure(
         scores: lm-eval's own numbers; the items must give them.
     """
     row = Row(task, metric, higher, len(before), *scores)
-    found = aggregates.find([(before, scores[0]), (after, scores[1])])
-    if found is None or not np.isfinite(scores).all():  # a perplexity may be beyond all numbers
+    match = aggregates.find([(before, scores[0]), (after, scores[1])])
+    if match is None or not np.isfinite(scores).all():  # a perplexity may overflow
         row.verdict = "not tested"
         return row
-    aggregate, (rows_before, rows_after) = found
+    aggregate, (rows_before, rows_after) = match
     with np.errstate(all="ignore"):
         gains = np.nan_to_num(aggregate.of(rows_after) - aggregate.of(rows_before)) * (1 if higher else -1)
     row.won, row.lost = int((gains > 0).sum()), int((gains < 0).sum())
@@ -74,7 +79,8 @@ def measure(
         row.test = "paired bootstrap"
         row.low, row.high, row.p = paired.bootstrap(rows_before, rows_after, aggregate.of)
         if not np.isfinite([row.low, row.high]).all():  # so few items that a sample of them may have no value
-            row.test, row.low, row.high, row.p, row.verdict = None, None, None, None, "not tested"
+            row.test = row.low = row.high = row.p = None
+            row.verdict = "not tested"
     return row
 
 
@@ -130,18 +136,12 @@ def compare(
         "level": paired.LEVEL,
         "alpha": ALPHA,
         "notes": notes,
-        "rows": [_plain(row) for row in rows],
-        "items": {row.task: _examples(before, after, names, row) for row in rows if row.headline and row.test},
+        "rows": [row.as_dict() for row in rows],
+        "items": {row.task: _examples(before, after, row) for row in rows if row.headline and row.test},
     }
 
 
-def _plain(row: Row) -> dict[str, Any]:
-    found = asdict(row) | {"difference": row.difference}
-    del found["changes"]
-    return found
-
-
-def _task(before: ModelOutputs, after: ModelOutputs, name: str, wanted: str | None, notes: list[str]) -> list[Row]:
+def _task(before: ModelScores, after: ModelScores, name: str, wanted: str | None, notes: list[str]) -> list[Row]:
     """All metrics of a task that lm-eval gives a number for; one is the headline."""
     one, other = before.tasks[name], after.tasks[name]
     numbered = [metric for metric in one.values if metric in one.scores and metric in other.scores]
@@ -161,10 +161,10 @@ def _task(before: ModelOutputs, after: ModelOutputs, name: str, wanted: str | No
 
 
 def _groups(
-    before: ModelOutputs, after: ModelOutputs, names: list[str], wanted: dict[str, str], rows: list[Row]
+    before: ModelScores, after: ModelScores, names: list[str], wanted: dict[str, str], rows: list[Row]
 ) -> list[Row]:
     """A row for each outermost group whose number is that of all its items; its tasks are no headlines then."""
-    inner = {part for inside in before.groups.values() for part in inside}
+    inner = {part for parts in before.groups.values() for part in parts}
     found = []
     for group in before.groups:
         parts = matching.leaves(before, group)
@@ -176,8 +176,8 @@ def _groups(
             if score_after is None or any(metric not in before.tasks[part].values for part in parts):
                 continue
             first, second = (
-                [side.tasks[part].values[metric][key] for part in parts for key in before.tasks[part].values[metric]]
-                for side in (before, after)
+                [model.tasks[part].values[metric][key] for part in parts for key in before.tasks[part].values[metric]]
+                for model in (before, after)
             )
             row = measure(group, metric, before.tasks[parts[0]].higher[metric], first, second, (score, score_after))
             if row.test:
@@ -191,17 +191,17 @@ def _groups(
     return found
 
 
-def _examples(before: ModelOutputs, after: ModelOutputs, names: list[str], row: Row) -> dict[str, list[dict[str, Any]]]:
+def _examples(before: ModelScores, after: ModelScores, row: Row) -> dict[str, list[dict[str, Any]]]:
     """The items with the greatest gains and losses, with both answers."""
     parts = matching.leaves(before, row.task) if row.task not in before.tasks else [row.task]
     keys = [(part, key) for part in parts for key in before.tasks[part].values[row.metric]]
-
-    def shown(changes: list[tuple[float, int]]) -> list[dict[str, Any]]:
-        return [
-            examples.side_by_side(before.tasks[keys[place][0]], after.tasks[keys[place][0]], keys[place][1], row.metric)
-            for _, place in changes[:SHOWN]
-        ]
-
-    won = sorted((change for change in row.changes if change[0] > 0), key=lambda change: -change[0])
-    lost = sorted((change for change in row.changes if change[0] < 0), key=lambda change: change[0])
-    return {"lost": shown(lost), "won": shown(won)}
+    changes = {
+        "lost": sorted((change for change in row.changes if change[0] < 0), key=lambda change: change[0]),
+        "won": sorted((change for change in row.changes if change[0] > 0), key=lambda change: -change[0]),
+    }
+    found: dict[str, list[dict[str, Any]]] = {"lost": [], "won": []}
+    for kind, items in changes.items():
+        for _, place in items[:EXAMPLES]:
+            task, key = keys[place]
+            found[kind].append(examples.side_by_side(before.tasks[task], after.tasks[task], key, row.metric))
+    return found

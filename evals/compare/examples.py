@@ -1,4 +1,4 @@
-"""What two models said to one item, in words, from lm-eval's samples."""
+"""Both models' answers to one item, from lm-eval's samples."""
 
 from typing import Any
 
@@ -8,27 +8,27 @@ PROMPT = 600  # last characters of a prompt that are shown
 
 
 def side_by_side(before: Task, after: Task, key: tuple[int, str], metric: str) -> dict[str, Any]:
-    """An item with the prompt's end, what was wanted, both answers and both values."""
-    sample, twin = before.items[key], after.items[key]
+    """An item with the prompt's end, the reference, both answers and both values."""
+    sample = before.items[key]
     text = next(iter(sample["arguments"].values()))["arg_0"]
     return {
         "task": before.name,
         "item": key[0],
         "prompt": text if len(text) <= PROMPT else "… " + text[-PROMPT:],
         "target": target(sample),
-        "before": said(sample | {"filtered_resps": before.filtered_responses[metric][key]}, metric),
-        "after": said(twin | {"filtered_resps": after.filtered_responses[metric][key]}, metric),
+        "before": answer(sample | {"filtered_resps": before.filtered_responses[metric][key]}, metric),
+        "after": answer(after.items[key] | {"filtered_resps": after.filtered_responses[metric][key]}, metric),
         "before_value": _value(before.values[metric][key]),
         "after_value": _value(after.values[metric][key]),
     }
 
 
-def said(sample: dict, metric: str) -> str:
-    """The generated text, or the choice that was likeliest (per character, where the metric is acc_norm)."""
+def answer(sample: dict, metric: str) -> str:
+    """The generated text, or the most likely choice (per character, where the metric is acc_norm)."""
     choices = _choices(sample)
     if choices is None:
-        found = sample["filtered_resps"][0]
-        text = ", ".join(map(str, found)) if isinstance(found, list) else str(found)
+        response = sample["filtered_resps"][0]
+        text = ", ".join(map(str, response)) if isinstance(response, list) else str(response)
         return text if "arg_1" in next(iter(sample["arguments"].values())) else f"log-likelihood {float(text):.3f}"
     scores = [float(response[0]) for response in sample["filtered_resps"]]
     if len(choices) == 1:
@@ -40,10 +40,10 @@ def said(sample: dict, metric: str) -> str:
 
 def target(sample: dict) -> str:
     """The reference; of a multiple choice, its text."""
-    choices, wanted = _choices(sample), str(sample["target"])
-    if choices and len(choices) > 1 and wanted.isdigit() and int(wanted) < len(choices):
-        return choices[int(wanted)].strip()
-    return wanted
+    choices, text = _choices(sample), str(sample["target"])
+    if choices and len(choices) > 1 and text.isdigit() and int(text) < len(choices):
+        return choices[int(text)].strip()
+    return text
 
 
 def _choices(sample: dict) -> list[str] | None:
@@ -54,6 +54,6 @@ def _choices(sample: dict) -> list[str] | None:
 
 
 def _value(value: Any) -> Any:
-    """As lm-eval wrote it; texts that a metric keeps for the end are shown already."""
-    kept = isinstance(value, (list, tuple)) and any(isinstance(part, (str, list)) for part in value)
-    return None if kept else value
+    """As lm-eval wrote it; None for texts that a metric collects, which are shown already."""
+    texts = isinstance(value, (list, tuple)) and any(isinstance(part, (str, list)) for part in value)
+    return None if texts else value

@@ -1,4 +1,4 @@
-"""Whether tuning cost what the model knew: the general tasks and texts of a suite before and after, and a verdict."""
+"""Forgetting: a suite's general tasks and texts before and after tuning, and a verdict."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ MARGIN = 0.02
 # Of bits per byte, relative, 5 %: what a model of half the parameters has more (loss ~ parameters^-0.076, and 2^0.076 =
 # 1.054: Kaplan et al., Scaling laws for neural language models, 2020).
 TEXT_MARGIN = 0.05
-WORDS = ("regressed", "degraded", "inconclusive", "retained")
+VERDICTS = ("regressed", "degraded", "inconclusive", "retained")
 MEANING = (
     f"The margin is {100 * MARGIN:.0f} points of a general task (what chance alone does to 500 items at 95 %) and "
     f"{100 * TEXT_MARGIN:.0f} % more bits per byte of general text (what a model of half the parameters has more). "
@@ -28,19 +28,19 @@ def verdict(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
     """The general tasks of two scorings as harness.score gives them; empty where there is no general task.
 
     Returns:
-        verdict (the first of WORDS that a task has), tasks {task: metric, items, before, after, low, high (of the
+        verdict (the worst of any task), tasks {task: metric, items, before, after, low, high (of the
         difference), p, p_holm, loss_low, loss_high (what is lost at the ends of the interval, as the margin is meant),
         margin, verdict}, words (one line), meaning (of the verdicts).
     """
-    every = [_row(task, before, after) for task in before["metrics"]]
-    rows = [row for row in every if row.task not in TARGET_TASKS]
+    all_rows = [_row(task, before, after) for task in before["metrics"]]
+    rows = [row for row in all_rows if row.task not in TARGET_TASKS]
     if not rows:
         return {}
-    comparison.judge(every)  # as tunebook compare does on the same scores
+    comparison.judge(all_rows)  # as tunebook compare does on the same scores
     tasks = {row.task: _judged(row) for row in rows}
-    found = {task["verdict"] for task in tasks.values()}
-    worst = next(word for word in WORDS if word in found)
-    words = f"{worst}: " + ", ".join(_words(row, tasks[row.task]) for row in rows)
+    verdicts = {task["verdict"] for task in tasks.values()}
+    worst = next(word for word in VERDICTS if word in verdicts)
+    words = f"{worst}: " + ", ".join(_summary(row, tasks[row.task]) for row in rows)
     return {"verdict": worst, "tasks": tasks, "words": words, "meaning": MEANING}
 
 
@@ -48,11 +48,11 @@ def _row(task: str, before: dict[str, Any], after: dict[str, Any]) -> comparison
     """The metric that speaks for a task, paired by item."""
     rows = {}
     for metric, value in before["metrics"][task].items():
-        first, second = before["items"][task], after["items"][task]
-        values = [[side[item][metric] for item in first] for side in (first, second)]
+        first, second = ([scores["items"][task][item][metric] for item in before["items"][task]]
+                         for scores in (before, after))  # fmt: skip
         higher = before["higher"][task][metric.partition(",")[0]] is not False
         scores = value, after["metrics"][task][metric]
-        rows[metric] = comparison.measure(task, metric, higher, values[0], values[1], scores)
+        rows[metric] = comparison.measure(task, metric, higher, first, second, scores)
     row = rows[comparison.headline(list(rows), rows, None)]
     row.headline = True
     return row
@@ -60,24 +60,26 @@ def _row(task: str, before: dict[str, Any], after: dict[str, Any]) -> comparison
 
 def _judged(row: comparison.Row) -> dict[str, Any]:
     margin = MARGIN if row.share else TEXT_MARGIN
-    found = {key: getattr(row, key) for key in ("metric", "items", "before", "after", "low", "high", "p", "p_holm")}
+    result = {key: getattr(row, key) for key in ("metric", "items", "before", "after", "low", "high", "p", "p_holm")}
     if row.low is None or row.high is None or row.p_holm is None:
-        return found | {"loss_low": None, "loss_high": None, "margin": margin, "verdict": "inconclusive"}
-    whole = 1.0 if row.share else abs(row.before)
+        return result | {"loss_low": None, "loss_high": None, "margin": margin, "verdict": "inconclusive"}
+    scale = 1.0 if row.share else abs(row.before)
     ends = sorted((-row.low, -row.high) if row.higher_is_better else (row.low, row.high))
-    low, high = (end / whole for end in ends)
-    sure = "regressed" if low > margin else "degraded"
-    word = sure if row.verdict == "worse" else "retained" if high <= margin else "inconclusive"
-    return found | {"loss_low": low, "loss_high": high, "margin": margin, "verdict": word}
+    low, high = (end / scale for end in ends)
+    if row.verdict == "worse":
+        word = "regressed" if low > margin else "degraded"
+    else:
+        word = "retained" if high <= margin else "inconclusive"
+    return result | {"loss_low": low, "loss_high": high, "margin": margin, "verdict": word}
 
 
-def _words(row: comparison.Row, found: dict[str, Any]) -> str:
+def _summary(row: comparison.Row, result: dict[str, Any]) -> str:
     """pocket_facts 99.0 % → 96.0 % (-5.7 to -1.0 points, degraded)"""
     before, after = (page.number(value, row.share) for value in (row.before, row.after))
     start = f"{row.task} {before} → {after}"
-    if found["loss_low"] is None:
+    if result["loss_low"] is None:
         return f"{start} (not tested)"
     if row.share:
-        return f"{start} ({interval(found['low'], found['high'], '+.1f')} points, {found['verdict']})"
-    ends = interval(found["low"], found["high"], "+.0f", 100 / abs(row.before))
-    return f"{start} {row.metric} ({ends} %, {found['verdict']})"
+        return f"{start} ({interval(result['low'], result['high'], '+.1f')} points, {result['verdict']})"
+    ends = interval(result["low"], result["high"], "+.0f", 100 / abs(row.before))
+    return f"{start} {row.metric} ({ends} %, {result['verdict']})"

@@ -1,7 +1,8 @@
-"""lm-eval's own files of one model: per task its items with what they scored, and how it was asked."""
+"""lm-eval's result and sample files of one model: per task its items, their scores, and how it was asked."""
 
 import json
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,22 +16,28 @@ HOW = "lm_eval run writes them with --log_samples --output_path FOLDER, a recipe
 
 @dataclass
 class Task:
-    """One task: `items` {(doc_id, doc_hash): sample}; `values` {metric: {(doc_id, doc_hash): what lm-eval wrote}};
-    `filtered_responses` the same of the filtered responses that a metric was taken from."""
+    """One task; a key is (doc_id, doc_hash).
+
+    Attributes:
+        scores: metric -> lm-eval's number; `metric,filter` where there are several filters.
+        items: key -> sample.
+        values, filtered_responses: metric -> key -> what lm-eval wrote, and what it was computed from.
+        metadata: what the task was told: template, dataset, ...
+    """
 
     name: str
     version: Any
     shots: int | None
-    scores: dict[str, float]  # metric -> lm-eval's number; `metric,filter` where there are several filters
+    scores: dict[str, float]
     higher: dict[str, bool]
     items: dict[tuple[int, str], dict] = field(default_factory=dict)
     values: dict[str, dict[tuple[int, str], Any]] = field(default_factory=dict)
     filtered_responses: dict[str, dict[tuple[int, str], Any]] = field(default_factory=dict)
-    metadata: dict[str, Any] = field(default_factory=dict)  # what the task was told: template, dataset, ...
+    metadata: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
-class ModelOutputs:
+class ModelScores:
     """What lm-eval wrote of one model: tasks, groups {name: tasks in it} with their scores, and the settings."""
 
     folder: Path
@@ -42,7 +49,7 @@ class ModelOutputs:
     notes: list[str] = field(default_factory=list)
 
 
-def read(folder: Path) -> ModelOutputs:
+def read(folder: Path) -> ModelScores:
     """Read the newest samples of each task under a folder, with the results that were written with them; of a run's
     folder those after training.
 
@@ -51,10 +58,10 @@ def read(folder: Path) -> ModelOutputs:
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is a file; name its folder" if folder.is_file() else f"there is no folder {folder}")
-    side, dated = ModelOutputs(folder), {}
+    model, dated = ModelScores(folder), {}
     if (folder / runs.REPORT).exists():
         folder = _of_run(folder)
-        side.notes.append(f"{side.folder}: its scores after training, {folder}")
+        model.notes.append(f"{model.folder}: its scores after training, {folder}")
     for path in sorted(folder.rglob("samples_*.jsonl")):
         if match := NAME.fullmatch(path.name):
             dated.setdefault(match["task"], []).append((match["date"], path))
@@ -62,16 +69,20 @@ def read(folder: Path) -> ModelOutputs:
         raise UserError(f"{folder} holds no samples_TASK_DATE.jsonl; {HOW}")
     newest = {task: max(found)[1] for task, found in dated.items()}
     _one_model(folder, dated)
-    older = sum(len(found) - 1 for found in dated.values())
-    if older:
-        side.notes.append(f"{folder}: {older} older file{'s' * (older > 1)} of samples left aside")
+    if older := sum(len(found) - 1 for found in dated.values()):
+        model.notes.append(f"{folder}: {older} older file{'s' * (older > 1)} of samples ignored")
     for task, path in sorted(newest.items()):
         date = NAME.fullmatch(path.name)["date"]  # pyright: ignore[reportOptionalSubscript]
-        results = _results(path.with_name(f"results_{date}.json"), path)
-        side.tasks[task] = _task(task, path, results)
-        side.files.append(path)
-        _settings(side, task, results)
-    return side
+        results_path = path.with_name(f"results_{date}.json")
+        if not results_path.exists():
+            raise UserError(
+                f"{results_path} is missing; lm-eval writes it beside {path.name}, and its versions are needed"
+            )
+        results = _json(results_path)
+        model.tasks[task] = _task(task, path, results)
+        model.files.append(path)
+        _settings(model, results)
+    return model
 
 
 def _of_run(folder: Path) -> Path:
@@ -103,8 +114,7 @@ def _one_model(folder: Path, dated: dict[str, list[tuple[str, Path]]]) -> None:
 
 
 def _listed(paths: Any) -> str:
-    names = sorted({str(path) for path in paths})
-    return first_names(names, 4)
+    return first_names(sorted({str(path) for path in paths}), 4)
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -117,21 +127,20 @@ def _json(path: Path) -> dict[str, Any]:
     return found
 
 
-def _results(path: Path, samples: Path) -> dict[str, Any]:
-    if not path.exists():
-        raise UserError(f"{path} is missing; lm-eval writes it beside {samples.name}, and its versions are needed")
-    return _json(path)
-
-
 def _task(name: str, path: Path, results: dict[str, Any]) -> Task:
     """Items and values of a sample file; a task with several filters has a line for each filter and item."""
-    scores = _scores(results.get("results", {}).get(name, {}))
+    scores = metric_values(results.get("results", {}).get(name, {}))
     if not scores:
         raise UserError(f"{path}: the results file beside it has no numbers of {name}")
     higher = results.get("higher_is_better", {}).get(name, {})
-    task = Task(name, results.get("versions", {}).get(name), results.get("n-shot", {}).get(name), scores, {})
-    task.metadata = results.get("configs", {}).get(name, {}).get("metadata") or {}
-    task.higher = {metric: higher.get(metric.partition(",")[0]) is not False for metric in scores}
+    task = Task(
+        name,
+        version=results.get("versions", {}).get(name),
+        shots=results.get("n-shot", {}).get(name),
+        scores=scores,
+        higher={metric: higher.get(metric.partition(",")[0]) is not False for metric in scores},
+        metadata=results.get("configs", {}).get(name, {}).get("metadata") or {},
+    )
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             try:
@@ -153,21 +162,23 @@ def _task(name: str, path: Path, results: dict[str, Any]) -> Task:
     return task
 
 
-def _scores(found: dict[str, Any]) -> dict[str, float]:
-    """{"acc,none": 0.5, "acc_stderr,none": "N/A", "alias": ...} -> {"acc": 0.5}"""
-    metrics = [name.partition(",")[0] for name in found if "," in name]
-    scores = {}
-    for name, value in found.items():
-        metric, comma, _ = name.partition(",")
-        if comma and not metric.endswith("_stderr") and isinstance(value, (int, float)):
-            scores[metric if metrics.count(metric) == 1 else name] = float(value)
-    return scores
+def metric_values(results: dict[str, Any], stderr: bool = False) -> dict[str, float]:
+    """{"acc,none": 0.5, "acc_stderr,none": "N/A", "alias": ...} -> {"acc": 0.5}, or the standard errors by metric."""
+    names = [name.split(",", 1) for name in results if "," in name]
+    filters = Counter(metric for metric, _ in names)
+    values = {}
+    for metric, filter_name in names:
+        value = results[f"{metric},{filter_name}"]
+        if metric.endswith("_stderr") == stderr and isinstance(value, (int, float)):
+            plain = metric.removesuffix("_stderr")
+            values[plain if filters[metric] == 1 else f"{plain},{filter_name}"] = float(value)
+    return values
 
 
-def _settings(side: ModelOutputs, task: str, results: dict[str, Any]) -> None:
-    """What may move scores although the items are the same; of several result files, the last says it."""
+def _settings(model: ModelScores, results: dict[str, Any]) -> None:
+    """What may change scores although the items are the same; of several result files, the last counts."""
     config = results.get("config", {})
-    side.settings |= {
+    model.settings |= {
         "model": results.get("model_name") if results.get("model_source") != "CUSTOM" else None,
         "model_args": config.get("model_args"),
         "dtype": config.get("model_dtype"),
@@ -178,7 +189,7 @@ def _settings(side: ModelOutputs, task: str, results: dict[str, Any]) -> None:
     }
     for group, inside in results.get("group_subtasks", {}).items():
         if inside:
-            side.groups[group] = inside
-            side.group_scores[group] = _scores(
+            model.groups[group] = inside
+            model.group_scores[group] = metric_values(
                 results["results"].get(group, {}) | results.get("groups", {}).get(group, {})
             )

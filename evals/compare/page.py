@@ -14,7 +14,7 @@ INTERVAL = {"low": "", "difference": "full", "high": ""}  # how the values of a 
 
 
 def number(value: float | None, share: bool) -> str:
-    """0.873 -> 87.3 % where it is a share; else four digits; a dash for nothing."""
+    """0.873 -> 87.3 % where it is a share; else four digits."""
     return format.percent(value) if share else format.DASH if value is None else f"{value:.4g}"
 
 
@@ -53,13 +53,14 @@ def line(row: dict[str, Any]) -> str:
     start += f"{number(row['before'], share)} → {number(row['after'], share)}"
     if row["low"] is None:
         return f"{start}: {row['verdict']}"
-    found = f"{change(row['difference'], share)}{unit} ({interval(row)}), {row['won']:,} won, {row['lost']:,} lost"
+    difference = f"{change(row['difference'], share)}{unit} ({interval(row)})"
+    items = f"{row['won']:,} won, {row['lost']:,} lost"
     after_holm = "" if row["p_holm"] == row["p"] else f", {p_value(row['p_holm'])} after Holm"
-    return f"{start}, {found}, p {p_value(row['p'])}{after_holm}: {row['verdict']}"
+    return f"{start}, {difference}, {items}, p {p_value(row['p'])}{after_holm}: {row['verdict']}"
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """The tested rows for a README, with what the numbers are."""
+    """The headline rows and what the numbers mean."""
     rows = [cells(row) for row in report["rows"] if row["headline"]]
     return format.markdown_table(HEADS, rows, [*report["notes"], *explained(report)])
 
@@ -67,15 +68,15 @@ def markdown(report: dict[str, Any]) -> str:
 def explained(report: dict[str, Any]) -> list[str]:
     """What the columns mean, as far as this comparison has them."""
     tests = {row["test"] for row in report["rows"] if row["headline"]}
-    found = ["Differences of shares are in points; the interval is of after minus before on the same items."]
+    lines = ["Differences of shares are in points; the interval is of after minus before on the same items."]
     if "exact McNemar" in tests:
-        found.append("Right or wrong: p by the exact McNemar test, interval by Tango's score method.")
+        lines.append("Right or wrong: p by the exact McNemar test, interval by Tango's score method.")
     if "paired bootstrap" in tests:
-        found.append("Other values: p and interval by a symmetric paired bootstrap of 10,000 samples.")
+        lines.append("Other values: p and interval by a symmetric paired bootstrap of 10,000 samples.")
     if None in tests:
-        found.append("Not tested: lm-eval's number does not follow from its items in a way that is known here.")
-    found.append(f"A verdict needs p below {report['alpha']} after Holm's correction over the tasks of this table.")
-    return found
+        lines.append("Not tested: lm-eval's number does not follow from its items in a way that is known here.")
+    lines.append(f"A verdict needs p below {report['alpha']} after Holm's correction over the tasks of this table.")
+    return lines
 
 
 def page(report: dict[str, Any]) -> str:
@@ -104,7 +105,7 @@ def page(report: dict[str, Any]) -> str:
 
 
 def _plot(rows: list[dict[str, Any]], scale: float | None, marks: dict[str, str], unit: str, title: str) -> str:
-    """A line a row, with marks at its values; `scale` None: in percent of what was before."""
+    """One line for each row, with marks at its values; `scale` None: in percent of `before`."""
     spans = []
     for row in rows:
         factor = scale or 100 / abs(row["before"])

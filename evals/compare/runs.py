@@ -1,4 +1,4 @@
-"""What the folder of a run tells of the model that it has left: how its base was held, and the rows that it saw."""
+"""What a run's folder says of its model: the precision of its base, and the rows that it was trained on."""
 
 import json
 from itertools import pairwise
@@ -26,8 +26,7 @@ def report(run: Path) -> dict[str, Any]:
 
 
 def precision(folder: str, four_bit: bool) -> str:
-    """A note where an adapter's base is held in another way than while it was trained; "" where it is not, or not
-    known."""
+    """A note where an adapter's base has another precision than in training; "" where it has not, or not known."""
     run = of(folder)
     groups = (report(run).get("train") or {}).get("parameters") if run else None
     if not groups:
@@ -41,19 +40,19 @@ def precision(folder: str, four_bit: bool) -> str:
 
 
 def seen(folder: str, rows: list[dict], tokenizer: Any) -> tuple[int, Path] | None:
-    """How many of the rows a run was trained on, token by token as its template makes them, and the file of its tokens;
-    None where that is not known.
+    """How many of the rows a run was trained on, compared by their tokens, and the file of its tokens; None where that
+    is not known.
 
     Args:
-        folder: of the run's adapter or model. tokenizer: the one that it was trained with.
+        folder: of the run's adapter or model.
+        tokenizer: the one that it was trained with.
     """
     run = of(folder)
     if run is None or not (Path(folder) / templates.FILE).exists() or not (files := _tokens(run)):
         return None
     encoded, bad, _ = rendering.renderer(tokenizer, templates.load(folder), "assistant")(rows)
     known = {key for file in files for key in _keys(file)}
-    mine = [_key(ids) for place, (ids, _) in enumerate(encoded) if place not in bad]
-    return sum(key in known for key in mine), files[0]
+    return sum(_key(ids) in known for place, (ids, _) in enumerate(encoded) if place not in bad), files[0]
 
 
 def _tokens(run: Path) -> list[Path]:

@@ -2,6 +2,6 @@
 
 May import compare, responses, sandbox, stats and common."""
 
-from tunebook.evals.harness.scoring import LENGTH, LOGITS, Scores, Settings, rows_at_once, score
+from tunebook.evals.harness.scoring import LENGTH, LOGITS, Scores, Settings, max_batch_size, score
 
-__all__ = ["LENGTH", "LOGITS", "Scores", "Settings", "rows_at_once", "score"]
+__all__ = ["LENGTH", "LOGITS", "Scores", "Settings", "max_batch_size", "score"]

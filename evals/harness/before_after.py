@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from tunebook.common import generation
-from tunebook.evals.harness import scoring
+from tunebook.evals.harness import scoring, suites
 
 
 class BeforeAfter:
@@ -19,7 +19,7 @@ class BeforeAfter:
 
     def __init__(self, run: Any):
         self.dry_run = run.args.dry_run
-        self.scores = scoring.Scores(scoring.suite_for(run.args.eval_suite, run.args.dataset), run.dir / "eval")
+        self.scores = scoring.Scores(suites.bundled_tasks(run.args.eval_suite, run.args.dataset), run.dir / "eval")
         self.samples: Any = None
         self.tokenizer: Any = None
 
@@ -33,7 +33,7 @@ class BeforeAfter:
         self.samples = generation.Samples(tokenizer, template, splits["test"] or splits["validation"], count=4)
         if not self.dry_run:
             self.samples.take("before", model)
-            self.scores.take("before", model, tokenizer, keep=save_to)
+            self.scores.evaluate("before", model, tokenizer, save_to)
 
     def after(self, model: Any, base: Path | str | None, adapter: Path | None) -> dict[str, Any]:
         """The same of the trained model; both, their comparison and lm-eval's command, as report.write takes them.
@@ -42,5 +42,5 @@ class BeforeAfter:
             base, adapter: what that command has to load; None: it cannot.
         """
         self.samples.take("after", model)
-        self.scores.take("after", model, self.tokenizer)
-        return self.scores.account(base, adapter)
+        self.scores.evaluate("after", model, self.tokenizer)
+        return self.scores.results(base, adapter)

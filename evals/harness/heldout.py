@@ -20,56 +20,51 @@ from tunebook.common.tokens.templates import AnyTemplate
 from tunebook.evals.harness.requests import Requests
 
 
-def rows_of(words: list[str]) -> list[dict]:
-    """The test side of what --dataset names, or all rows of a file without sides.
+@cache
+def read(dataset: tuple[str, ...]) -> list[dict]:
+    """The test split of what --dataset names, or all rows of a file without splits. Notes are printed.
 
     Raises:
-        UserError: it cannot be read, or it has sides but no test side.
+        UserError: it cannot be read, or it has splits but no test split.
     """
-    found: list[dict] = []
-    wanted, _ = parse(words)
+    read_rows: list[dict] = []
+    sources, _ = parse(list(dataset))
     notes: list[str] = []
-    for name, spec in wanted.items():
-        sides = data.splits_of(name, spec, notes)
-        side = "test" if "test" in sides else ""
-        if side not in sides:
-            raise UserError(f"--dataset {name}: it has no test side, only {', '.join(sides)}; name the file of one")
-        found += SchemaReader(sides[side], f"{name} ({side})" if side else name, spec.mapping)
+    for name, spec in sources.items():
+        splits = data.splits_of(name, spec, notes)
+        split = "test" if "test" in splits else ""
+        if split not in splits:
+            raise UserError(f"--dataset {name}: it has no test split, only {', '.join(splits)}; name the file of one")
+        read_rows += SchemaReader(splits[split], f"{name} ({split})" if split else name, spec.mapping)
         if spec.share is not None:
             notes.append(f"{name}: a share is for training; all its rows are scored")
-    kept = [row for row in found if not rows.answers_nothing(row)]
-    if len(kept) < len(found):
-        notes.append(f"{len(found) - len(kept)} of {len(found)} rows have no answer and are left out")
+    answered = [row for row in read_rows if not rows.answers_nothing(row)]
+    if len(answered) < len(read_rows):
+        notes.append(f"{len(read_rows) - len(answered)} of {len(read_rows)} rows have no answer and are left out")
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
-    if not kept:
-        raise UserError(f"--dataset {' '.join(words)}: no row has an answer")
-    return kept
+    if not answered:
+        raise UserError(f"--dataset {' '.join(dataset)}: no row has an answer")
+    return answered
 
 
 @cache
-def read(words: tuple[str, ...]) -> list[dict]:
-    """What `rows_of` gives, read once: its notes are said once, too."""
-    return rows_of(list(words))
-
-
-@cache
-def docs(words: tuple[str, ...], template: str, tokenizer: str, bare: bool = False) -> list[dict[str, Any]]:
+def docs(dataset: tuple[str, ...], template: str, tokenizer: str, bare: bool = False) -> list[dict[str, Any]]:
     """Items of the rows: `row` (a hash of what it says, whatever the template), `prompt`, `answer`, `context` and
     `scored` (what is scored after it: the rest of the prompt with the answer and its end; the rest of the prompt alone,
     where there is any), `tokens` (how many train), `bytes` (of the answer), `as_trained` (1.0 where lm-eval makes the
     tokens of it that training does).
 
     Args:
-        words: as --dataset takes them.
+        dataset: as --dataset takes it.
         template: a name, or a folder with a saved one.
         tokenizer: a folder or Hub name.
-        bare: as `Requests` takes it.
+        bare: as for `Requests`.
     """
-    if not (words and template and tokenizer):
+    if not (dataset and template and tokenizer):
         raise UserError('--metadata needs {"dataset": [FILE], "template": NAME, "tokenizer": FOLDER}')
     loaded, _ = tokenization.load(tokenizer)
-    return items(read(words), loaded, templates.get(template, loaded), bare)
+    return items(read(dataset), loaded, templates.get(template, loaded), bare)
 
 
 def items(rows: list[dict], tokenizer: Any, template: AnyTemplate, bare: bool = False) -> list[dict[str, Any]]:
@@ -90,7 +85,7 @@ def items(rows: list[dict], tokenizer: Any, template: AnyTemplate, bare: bool = 
         request = requests.of(text if text.endswith(last) else text + last, ids[:end], start, prompt)
         found.append(
             {
-                "row": _name(row),
+                "row": _row_hash(row),
                 "prompt": prompt,
                 "answer": answer,
                 "context": request.context,
@@ -103,15 +98,15 @@ def items(rows: list[dict], tokenizer: Any, template: AnyTemplate, bare: bool = 
     return found
 
 
-def _name(row: dict) -> str:
+def _row_hash(row: dict) -> str:
     text = json.dumps({key: row[key] for key in sorted(row) if key not in ("row", "source")}, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def bare(words: tuple[str, ...], template: str, tokenizer: str) -> bool:
+def bare(dataset: tuple[str, ...], template: str, tokenizer: str) -> bool:
     """Whether more rows are the tokens of training where lm-eval puts none before a text, or none after it."""
-    usual = [doc["as_trained"] for doc in docs(words, template, tokenizer)]
-    return 0 in usual and sum(doc["as_trained"] for doc in docs(words, template, tokenizer, True)) > sum(usual)
+    usual = [doc["as_trained"] for doc in docs(dataset, template, tokenizer)]
+    return 0 in usual and sum(doc["as_trained"] for doc in docs(dataset, template, tokenizer, True)) > sum(usual)
 
 
 def _text(row: dict, template: AnyTemplate, render: Any) -> str:
@@ -129,17 +124,17 @@ def stops(tokenizer: Any, template: AnyTemplate, *more: int) -> dict[str, Any]:
     return {"until": [*ends.texts, *map(tokenizer.convert_ids_to_tokens, ids)], "eos_token_id": ids}
 
 
-def choose(wanted: str, folders: list[str], tokenizer: Any) -> tuple[str, str]:
+def choose(name: str, folders: list[str], tokenizer: Any) -> tuple[str, str]:
     """The template as --metadata takes it, and a note where nobody has chosen it.
 
     Args:
-        wanted: as typed; "": the one saved in the first of the folders that has one, else the tokenizer's own.
+        name: as typed; "": the one saved in the first of the folders that has one, else the tokenizer's own.
     """
-    if wanted:
-        if wanted.partition(":")[0] not in templates.NAMES and not Path(wanted).exists():
+    if name:
+        if name.partition(":")[0] not in templates.NAMES and not Path(name).exists():
             known = f"there is {', '.join(templates.NAMES)} and FILE.jinja"
-            raise UserError(f"--template {wanted}: {known}{nearest(wanted, templates.NAMES)}")
-        return wanted, ""
+            raise UserError(f"--template {name}: {known}{nearest(name, templates.NAMES)}")
+        return name, ""
     for folder in folders:
         if (Path(folder) / templates.FILE).exists():
             return str(Path(folder).resolve()), ""

@@ -16,34 +16,37 @@ from tunebook.common.errors import UserError
 
 
 def in_memory(model: Any, tokenizer: Any, batch_size: int, bare: bool = False, prefix: int | None = None) -> Any:
-    """The model for `lm_eval.simple_evaluate`; `bare`: its add_bos_token=False. Bars are drawn on a terminal only.
+    """The model for `lm_eval.simple_evaluate`. Progress bars are drawn on a terminal only.
 
-    `prefix`: the token before a text that is scored from its first token on; None: the tokenizer's beginning or end.
-    Its attribute `cut` is {task: numbers of the items of which lm-eval left out the beginning}: where prompt and answer
-    have more tokens than the model has positions, it cuts on the left and says nothing. What it raises: see `_check`.
+    Its attribute `cut` is {task: ids of the items that were truncated}: where prompt and answer have more tokens than
+    the model has positions, lm-eval truncates on the left and says nothing.
+
+    Args:
+        bare: lm-eval's add_bos_token=False.
+        prefix: the token before a text that is scored from its first token on; None: the tokenizer's bos or eos.
     """
     from lm_eval.models.huggingface import HFLM
     from lm_eval.models.utils import normalize_gen_kwargs
 
-    soft, rows = generation.virtual_tokens(model), model.config.get_text_config().vocab_size
+    virtual_tokens, rows = generation.virtual_tokens(model), model.config.get_text_config().vocab_size
 
     class InMemory(HFLM):
         def __init__(self, **values):
-            with _tied(model):
+            with _without_tying(model):
                 super().__init__(**values)
             self.cut: dict[str, set[int]] = defaultdict(set)
-            self._asked: list[Any] = []
+            self._requests: list[Any] = []
 
         def loglikelihood(self, requests, disable_tqdm=False):
-            self._asked = requests
+            self._requests = requests
             return super().loglikelihood(requests, disable_tqdm or not sys.stderr.isatty())
 
         def _loglikelihood_tokens(self, requests, *args, **kwargs):
-            for asked, (_, context, answer) in zip_longest(self._asked, requests):  # of rolling windows none was asked
-                _check(asked, [*context, *answer], tokenizer, rows, len(answer), self.max_length)
-                if asked and len(context) + len(answer) > self.max_length + 1:
-                    self.cut[asked.task_name].add(asked.doc_id)
-            self._asked = []
+            for request, (_, context, answer) in zip_longest(self._requests, requests):  # rolling windows have none
+                _check(request, [*context, *answer], tokenizer, rows, len(answer), self.max_length)
+                if request and len(context) + len(answer) > self.max_length + 1:
+                    self.cut[request.task_name].add(request.doc_id)
+            self._requests = []
             return super()._loglikelihood_tokens(requests, *args, **kwargs)
 
         def generate_until(self, requests, disable_tqdm=False):
@@ -51,26 +54,26 @@ def in_memory(model: Any, tokenizer: Any, batch_size: int, bare: bool = False, p
             for place, request in enumerate(requests):
                 ids = self.tok_encode(request.args[0])
                 _check(request, ids, tokenizer, rows)
-                room = normalize_gen_kwargs(request.args[1], self.max_gen_toks)["max_gen_toks"]
-                if len(ids) > self.max_length - room:
+                max_gen_toks = normalize_gen_kwargs(request.args[1], self.max_gen_toks)["max_gen_toks"]
+                if len(ids) > self.max_length - max_gen_toks:
                     self.cut[request.task_name].add(request.doc_id)
-                groups[len(ids) if soft else 0].append(place)
-            found: dict[int, str] = {}
+                groups[len(ids) if virtual_tokens else 0].append(place)
+            answers: dict[int, str] = {}
             for places in groups.values():
-                answers = super().generate_until([requests[place] for place in places], not sys.stderr.isatty())
-                found |= zip(places, answers, strict=True)
-            return [found[place] for place in range(len(requests))]
+                generated = super().generate_until([requests[place] for place in places], not sys.stderr.isatty())
+                answers |= zip(places, generated, strict=True)
+            return [answers[place] for place in range(len(requests))]
 
-    # Likelihoods in float32 whatever the model computes in: of bfloat16 logits they have two or three digits.
-    given = {"batch_size": batch_size, "softmax_dtype": "float32", "prefix_token_id": prefix}
-    given |= {"add_bos_token": False} if bare else {}
-    return InMemory(pretrained=model, tokenizer=tokenizer, **given)
+    # Log-likelihoods of bfloat16 logits would have two or three digits.
+    options = {"batch_size": batch_size, "softmax_dtype": "float32", "prefix_token_id": prefix}
+    options |= {"add_bos_token": False} if bare else {}
+    return InMemory(pretrained=model, tokenizer=tokenizer, **options)
 
 
-def _check(asked: Any, ids: list[int], tokenizer: Any, rows: int, answer: int = 0, positions: int = 0) -> None:
-    """Refuse a token that the model has no embedding of, which ends the process on a GPU; and an answer of more tokens
-    than it has positions."""
-    item = f"{asked.task_name}, item {asked.doc_id}" if asked else "a text to score"
+def _check(request: Any, ids: list[int], tokenizer: Any, rows: int, answer: int = 0, positions: int = 0) -> None:
+    """Raise UserError for a token without an embedding, which would end the process on a GPU, and for an answer of more
+    tokens than the model has positions."""
+    item = f"{request.task_name}, item {request.doc_id}" if request else "a text to score"
     if (last := max(ids, default=0)) >= rows:
         raise UserError(
             f"{item}: the tokenizer makes token {last} ({tokenizer.convert_ids_to_tokens(last)!r}), and the model has "
@@ -81,7 +84,7 @@ def _check(asked: Any, ids: list[int], tokenizer: Any, rows: int, answer: int = 
 
 
 @contextmanager
-def _tied(model: Any) -> Iterator[None]:
+def _without_tying(model: Any) -> Iterator[None]:
     """Leave embeddings and head as they are: lm-eval ties them again, which fails where PEFT has put copies of both in
     their places (modules_to_save)."""
     model.tie_weights = lambda *_, **__: None

@@ -1,33 +1,32 @@
-"""What lm-eval is asked so that the model is given, and scored on, the very tokens of training."""
+"""Requests to lm-eval that give the model, and score it on, the very tokens of training."""
 
 from dataclasses import dataclass
 from typing import Any
 
 from tunebook.common.tokens.tokenization import bos_eos_ids
 
-BACK = 32  # tokens before an answer at which a cut is looked for; white space and a word or two are a few
+BACK = 32  # tokens before an answer among which a split is searched
 
 
 @dataclass(frozen=True)
 class Request:
-    """A context and what is scored after it: the rest of the text, and the part of that which training does not count
-    (`lead`; "": none), whose likelihood is taken off. `exact`: all of it is the tokens of training."""
+    """A context and what is scored after it."""
 
     context: str
     scored: str
-    lead: str
-    exact: bool
+    lead: str  # beginning of `scored` that training masks, whose log-likelihood is subtracted; "": none
+    exact: bool  # all tokens are those of training
 
 
 class Requests:
     """Requests through one tokenizer.
 
-    lm-eval takes text, moves white space from the end of a context to what is scored, encodes the context alone, and
-    takes as scored what the whole text has beyond as many tokens. So the place where training begins to count serves
-    only where no token reaches across it and no white space stands before it; else an earlier one does.
+    lm-eval moves white space from the end of a context to what is scored, encodes the context alone, and scores the
+    tokens of the whole text beyond as many. So a text can be split where its labels begin only if no token reaches
+    across and no white space stands before; else it is split earlier.
 
     Args:
-        bare: lm-eval puts no token before a text by itself (add_bos_token=False), and the text has the beginning token.
+        bare: add_bos_token=False, and the text has the beginning token.
     """
 
     def __init__(self, tokenizer: Any, bare: bool = False):
@@ -37,22 +36,22 @@ class Requests:
         self.opens = tokenizer.decode(first)
 
     def opened(self, text: str, ids: list[int]) -> str:
-        """The text with the beginning tokens that its ids have, where lm-eval puts none."""
+        """The text with the beginning tokens of its ids, where lm-eval adds none."""
         begin = "".join(self.tokenizer.convert_ids_to_tokens(self.begin))
-        wanted = self.bare and begin and ids[: len(self.begin)] == self.begin and not text.startswith(begin)
-        return begin + text if wanted else text
+        missing = self.bare and begin and ids[: len(self.begin)] == self.begin and not text.startswith(begin)
+        return begin + text if missing else text
 
     def encode(self, text: str) -> Any:
-        """Ids and offsets as lm-eval encodes: where the text opens with the beginning token, it puts none."""
-        plain = {"add_special_tokens": False} if self.bare or text.startswith(self.opens) else {}
-        return self.tokenizer(text, return_offsets_mapping=True, **plain)
+        """Ids and offsets as lm-eval encodes: to a text that starts with the beginning token it adds none."""
+        options = {"add_special_tokens": False} if self.bare or text.startswith(self.opens) else {}
+        return self.tokenizer(text, return_offsets_mapping=True, **options)
 
     def of(self, text: str, ids: list[int], start: int, prompt: str) -> Request:
         """The request for a text.
 
         Args:
-            ids: of the text in training; `start`: the first that counts.
-            prompt: where the text's answer begins; it matters only where no cut gives the tokens of training.
+            ids: of the text in training; `start`: the first labeled one.
+            prompt: the text before the answer; used where no split gives the tokens of training.
         """
         whole = self.encode(text)
         found = self._exact(text, ids, start, whole.offset_mapping) if whole.input_ids == ids else None
@@ -70,7 +69,7 @@ class Requests:
         return None
 
     def _near(self, text: str, prompt: str, count: int) -> Request:
-        """The cut before the white space at the prompt's end, or the next before it that leaves something to score."""
+        """A split before the white space at the prompt's end, or the last before it that leaves something to score."""
         at = len(prompt.rstrip())
         while at and len(self.encode(text[:at]).input_ids) >= count:
             at -= 1

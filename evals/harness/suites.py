@@ -1,4 +1,4 @@
-"""Sets of benchmarks for one question each, by lm-eval's own tasks; only HumanEval's is ours, for its safety."""
+"""Named sets of tasks: benchmarks by lm-eval's own tasks (HumanEval's is ours, for its safety), and pocket's."""
 
 from dataclasses import dataclass
 
@@ -7,17 +7,15 @@ from tunebook.common.errors import UserError, nearest
 
 @dataclass(frozen=True)
 class Suite:
-    """What a suite runs, and what it is for.
-
-    Attributes:
-        chat: it is for chat models: prompts are questions in the tokenizer's chat template.
-    """
+    """Tasks, and what they are for."""
 
     tasks: tuple[str, ...]
     line: str
-    chat: bool = False
+    chat: bool = False  # for chat models: prompts are questions in the tokenizer's chat template
+    bundled: bool = False  # its data are bundled: recipes score it before and after
 
 
+POCKET = ("pocket_seen", "pocket_unseen", "pocket_facts", "pocket_text")
 # MMLU's four groups in `quick`: one subject each, of those with short questions.
 SUITES = {
     "quick": Suite(
@@ -44,8 +42,11 @@ SUITES = {
         ("safety",),
         "refusals and over-refusals, stereotypes, pronouns; tunebook safety shows them beside quality",
     ),
+    "pocket": Suite(POCKET, "the bundled data: instructions, world knowledge, text", bundled=True),
+    "pocket_pairs": Suite(POCKET, "the same, after preference training", bundled=True),
+    "pocket_chat": Suite(("pocket_chat", *POCKET[2:]), "the bundled data: second turns of conversations", bundled=True),
 }  # fmt: skip
-# Tasks that ask a chat model in other words than a model that goes on with text.
+# Tasks whose prompt for a chat model is another one.
 IN_CHAT = {"humaneval_contained": "humaneval_contained_chat"}
 
 # Items of the published test sets: {dataset path: {config or "": items}}; what has fewer is not that benchmark.
@@ -59,10 +60,7 @@ PUBLISHED = {
 
 
 def tasks_of(suite: str, tasks: list[str], chat_template: bool) -> tuple[list[str], bool]:
-    """Names of the tasks to run, and whether they are asked in the chat template.
-
-    Args:
-        suite, tasks: --suite and --tasks as typed; one of them is empty.
+    """Names of the tasks of --suite or --tasks, and whether they are asked in the chat template.
 
     Raises:
         UserError: there is no such suite, or not exactly one of the two was given.
@@ -73,9 +71,22 @@ def tasks_of(suite: str, tasks: list[str], chat_template: bool) -> tuple[list[st
         return [name for name in dict.fromkeys(",".join(tasks).split(",")) if name], chat_template
     if suite not in SUITES:
         raise UserError(f"--suite {suite}: there is {', '.join(SUITES)}{nearest(suite, SUITES)}")
-    found = SUITES[suite]
-    chat = chat_template or found.chat
-    return [IN_CHAT.get(name, name) if chat else name for name in found.tasks], chat
+    chat = chat_template or SUITES[suite].chat
+    return [IN_CHAT.get(name, name) if chat else name for name in SUITES[suite].tasks], chat
+
+
+def bundled_tasks(suite: str, dataset: list[str]) -> list[str]:
+    """The tasks of `--eval_suite`; `auto`: pocket's own suite for pocket's own rows, none for other data.
+
+    Raises:
+        UserError: there is no such suite.
+    """
+    bundled = {name: list(found.tasks) for name, found in SUITES.items() if found.bundled}
+    if suite == "auto":
+        return bundled.get(dataset[0], []) if len(dataset) == 1 else []
+    if suite != "none" and suite not in bundled:
+        raise UserError(f"--eval_suite {suite}: there is {', '.join(bundled)}, auto and none{nearest(suite, bundled)}")
+    return bundled.get(suite, [])
 
 
 def described() -> str:

@@ -7,22 +7,22 @@ from tunebook.common.errors import UserError
 from tunebook.common.generation.budget import Budget, Messages, Reply, Stopped
 from tunebook.common.generation.decoding import Decoding
 from tunebook.common.tokens.jinja_templates import Unstable
-from tunebook.evals.responses import generate
+from tunebook.evals.responses.generate import AnsweringModel
 
-TOGETHER = 8
+BATCH = 8
 
 
 class LocalJudge:
-    """A judge like Endpoint; a prompt that is longer than its positions stays without a reply, and is counted.
+    """A judge like Endpoint; a prompt longer than its context gets no reply.
 
     Args:
-        word: what `answering.Model` takes.
+        name: as for AnsweringModel.
     """
 
-    def __init__(self, word: str, max_new_tokens: int, budget: Budget):
-        self.asked = generate.Model(word, decoding=Decoding(max_new_tokens=max_new_tokens))
-        self.name, self.budget = word, budget
-        self.request = {"decoding": vars(self.asked.decoding), "files": self.asked.key()[0]}
+    def __init__(self, name: str, max_new_tokens: int, budget: Budget):
+        self.model = AnsweringModel(name, decoding=Decoding(max_new_tokens=max_new_tokens))
+        self.name, self.budget = name, budget
+        self.request = {"decoding": vars(self.model.decoding), "files": self.model.key()[0]}
 
     def ask(self, prompts: Sequence[Messages]) -> Iterator[tuple[int, Reply]]:
         """(place of the prompt, its reply), in batches.
@@ -31,21 +31,19 @@ class LocalJudge:
             Stopped: the budget is used up.
         """
         from tunebook.common import generation
-        from tunebook.common.models.inference import InferenceModel
         from tunebook.common.tokens import rendering
 
         if not prompts:
             return  # nothing to load a model for
-        word = self.asked.word
-        model = InferenceModel("" if self.asked.adapter else word, [word] if self.asked.adapter else [])
+        model, decoding = self.model.load(), self.model.decoding
         stop = generation.stop_conditions(model.tokenizer, model.template, model.model)
-        for start in range(0, len(prompts), TOGETHER):
-            going: list[tuple[int, list[int], int]] = []
+        for start in range(0, len(prompts), BATCH):
+            batch: list[tuple[int, list[int], int]] = []
             stopped: Stopped | None = None
-            for place in range(start, min(start + TOGETHER, len(prompts))):
+            for place in range(start, min(start + BATCH, len(prompts))):
                 try:
                     ids = rendering.prompts(model.tokenizer, model.template, [_row(model, prompts[place])])[0]
-                    cost = len(ids) + generation.remaining_tokens(model.model, ids, self.asked.decoding)
+                    cost = len(ids) + generation.remaining_tokens(model.model, ids, decoding)
                 except (UserError, Unstable) as error:
                     yield place, Reply(None, failure=str(error))
                     continue
@@ -54,11 +52,10 @@ class LocalJudge:
                 except Stopped as error:
                     stopped = error
                     break
-                going.append((place, ids, cost))
-            found = generation.generate(
-                model.model, model.tokenizer, [ids for _, ids, _ in going], self.asked.decoding, stop, TOGETHER
-            )
-            for (place, ids, cost), answer in zip(going, found, strict=True):
+                batch.append((place, ids, cost))
+            batch_ids = [ids for _, ids, _ in batch]
+            answers = generation.generate(model.model, model.tokenizer, batch_ids, decoding, stop, BATCH)
+            for (place, ids, cost), answer in zip(batch, answers, strict=True):
                 tokens = len(ids) + len(model.tokenizer.encode(answer.text, add_special_tokens=False))
                 self.budget.give(cost, tokens)
                 yield place, Reply(answer.text, "stop" if answer.limit is None else "length", tokens)

@@ -5,6 +5,7 @@ from typing import Any
 
 from tunebook.common import files, format
 from tunebook.common.format import p_value, percent
+from tunebook.evals.judge.prompt import OUTCOMES
 
 HEADS = ["", "judged", "won", "lost", "tied", "position-inconsistent", "equal answers", "unparsed", "win rate",
          "95 % interval", "characters, base → tuned"]  # fmt: skip
@@ -25,16 +26,14 @@ WORDS = {
 
 
 def interval(row: dict[str, Any]) -> str:
-    return format.interval(row["low"], row["high"]) + (" %" if row["low"] is not None else "")
+    return format.DASH if row["low"] is None else format.interval(row["low"], row["high"]) + " %"
 
 
 def cells(name: str, row: dict[str, Any]) -> list[str]:
     """A row of the table, in the order of HEADS."""
-    counts = [
-        f"{row[key]:,}" for key in ("judged", "won", "lost", "tied", "position_inconsistent", "identical", "unparsed")
-    ]
-    sizes = (row["characters_base"], row["characters_tuned"])
-    lengths = "–" if None in sizes else f"{sizes[0]:,.0f} → {sizes[1]:,.0f}"
+    counts = [f"{row[key]:,}" for key in ("judged", *OUTCOMES)]
+    base, tuned = row["characters_base"], row["characters_tuned"]
+    lengths = format.DASH if base is None else f"{base:,.0f} → {tuned:,.0f}"
     return [name, *counts, percent(row["rate"]), interval(row), lengths]
 
 
@@ -46,7 +45,7 @@ def table(report: dict[str, Any]) -> list[list[str]]:
 def lines(report: dict[str, Any]) -> list[str]:
     """The result for the terminal."""
     total = report["total"]
-    found = [
+    result = [
         f"{report['tuned']['name']} against {report['base']['name']}, judged by {report['judge']['name']}",
         f"win rate {percent(total['rate'])} ({interval(total)}), p {p_value(total['p'])}: {WORDS[report['verdict']]}",
         length_line(report["length_controlled"]),
@@ -55,10 +54,10 @@ def lines(report: dict[str, Any]) -> list[str]:
         f"{total['unparsed']:,} unparsed and left out",
     ]
     if total["judged"]:
-        found.append(
+        result.append(
             f"mean length in characters: base {total['characters_base']:,.0f}, tuned {total['characters_tuned']:,.0f}"
         )
-    return found + [f"note: {note}" for note in notes(report)]
+    return result + [f"note: {note}" for note in notes(report)]
 
 
 def length_line(controlled: dict[str, Any]) -> str:
@@ -73,10 +72,11 @@ def notes(report: dict[str, Any]) -> list[str]:
     """What a reader must know of these verdicts."""
     found = list(report["notes"])
     if report["stopped"]:
-        found.append(f"stopped before the end: {report['stopped']}; the same command goes on from here")
+        found.append(f"stopped before the end: {report['stopped']}; the same command resumes")
     if report["not_asked"]:
-        left = f"{report['not_asked']:,} of {report['pairs']:,} items are not judged yet"
-        found.append(f"{left}; those that are were drawn without regard to what they are about")
+        found.append(
+            f"{report['not_asked']:,} of {report['pairs']:,} items are not judged yet; the others are a random sample"
+        )
     found += [f"unparsed, {count:,} replies: {why}" for why, count in report["unparsed"].items()]
     place = report["position"]
     decided = place["first"] + place["second"]
@@ -84,27 +84,26 @@ def notes(report: dict[str, Any]) -> list[str]:
         found.append(
             f"the judge chose the answer that stood first in {place['first']:,} of {decided:,} decided verdicts"
         )
-    for side in ("base", "tuned"):
-        about = report[side]
-        found += [f"{side}: {note}" for note in about["notes"]]
-        if about["cut"]:
-            found.append(f"{side}: {about['cut']:,} answers were cut at the limit of tokens")
-        if count := report["speaks_to_judge"][side]:
+    for name in ("base", "tuned"):
+        model = report[name]
+        found += [f"{name}: {note}" for note in model["notes"]]
+        if model["cut"]:
+            found.append(f"{name}: {model['cut']:,} answers were cut at the limit of tokens")
+        if count := report["speaks_to_judge"][name]:
             found.append(
-                f"{side}: {count:,} answers hold what looks like a verdict; they are marked off from the judge's "
+                f"{name}: {count:,} answers hold what looks like a verdict; they are marked off from the judge's "
                 "instructions, which a judge may still disregard: look at them"
             )
     calls = report["calls"]
-    found.append(
-        f"calls: {calls['sent']:,} sent ({calls['retries']:,} of them again), {calls['kept']:,} kept from before, "
-        f"{calls['tokens']:,} tokens" + (f" ({calls['tokens_unsaid']:,} replies at most, as the server does not say)"
-                                         if calls["tokens_unsaid"] else "")
-    )  # fmt: skip
-    return found
+    line = f"calls: {calls['sent']:,} sent ({calls['retries']:,} retries), {calls['kept']:,} cached"
+    line += f", {calls['tokens']:,} tokens"
+    if calls["tokens_unsaid"]:
+        line += f" ({calls['tokens_unsaid']:,} replies at most, as the server does not say)"
+    return [*found, line]
 
 
 def explained(report: dict[str, Any]) -> list[str]:
-    """What the numbers are."""
+    """What the numbers mean."""
     several = " and knows that turns of one question go together" if report["by_turn"] else ""
     return [
         "A win takes the same verdict in both orders; ties, orders that disagree and equal answers are half a win.",
@@ -113,12 +112,12 @@ def explained(report: dict[str, Any]) -> list[str]:
         "Length-controlled: a logistic regression of the verdicts on the difference of lengths, read where it is zero "
         "(after Dubois et al., 2024), with Firth's penalty; the interval is the wider of bootstrap and profile.",
         "Rows for turns and categories are looks at the same verdicts; no p is given for them.",
-        "A judge is a model with a taste of its own: it may favour its own family, a style, or flattery.",
+        "A judge is a model with a taste of its own: it may favor its own family, a style, or flattery.",
     ]
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """The result, the table, and what the numbers are."""
+    """The result, the table, and what the numbers mean."""
     first = "".join(f"{line}  \n" for line in lines(report)[:3])
     return first + "\n" + format.markdown_table(HEADS, table(report), [*notes(report), *explained(report)])
 
@@ -129,7 +128,7 @@ def page(report: dict[str, Any]) -> str:
     return files.page(
         Path(__file__).with_name("judge.html.jinja"),
         report=report,
-        result=lines(report)[:5] if report["total"]["judged"] else lines(report)[:4],
+        result=lines(report)[: 5 if report["total"]["judged"] else 4],
         heads=HEADS,
         rows=table(report),
         notes=notes(report),

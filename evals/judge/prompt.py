@@ -1,4 +1,4 @@
-"""What a judge is asked of two answers, what it said, and what both orders together say."""
+"""The judge's prompt for two answers, its verdict, and the outcome of both orders."""
 
 import hashlib
 import re
@@ -28,38 +28,27 @@ LATER = "Both conversations began with the same request. Compare the last answer
 REFERENCED = "A correct answer is given as a reference. An answer may be worded differently and still be right."
 
 # A line that is a verdict and nothing else, whatever marks stand around it.
-LINE = re.compile(
+VERDICT_LINE = re.compile(
     r"^[\s*_#>`\"'(\[-]*verdict[\s*_`]*[:=][\s*_`\"'(\[]*(?:answer\s+)?(a|b|tie)[\s*_`\"')\].!]*$", re.I | re.M
 )
-THOUGHT = re.compile(r"\A.*</think(?:ing)?>", re.S | re.I)  # what some models write before they answer
+THINKING = re.compile(r"\A.*</think(?:ing)?>", re.S | re.I)  # what some models write before they answer
 OUTCOMES = ("won", "lost", "tied", "position_inconsistent", "identical", "unparsed")
-SCORES = {
-    "won": 1.0,
-    "lost": 0.0,
-    "tied": 0.5,
-    "position_inconsistent": 0.5,
-    "identical": 0.5,
-}  # of the tuned model; unparsed has none
+# Of the tuned model; unparsed has none.
+SCORES = {"won": 1.0, "lost": 0.0, "tied": 0.5, "position_inconsistent": 0.5, "identical": 0.5}
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two models' conversations up to one question.
+    """Two models' conversations up to one question."""
 
-    Attributes:
-        name: of the item, as q81 turn 2. question: its number; turns of one question belong together.
-        asked: the requests, one a turn. base, tuned: the answers to them.
-        reference: a correct answer to the last request, or "".
-    """
-
-    name: str
-    question: int
+    name: str  # as q81, turn 2
+    question: int  # its number; turns of one question belong together
     turn: int
     category: str
-    asked: tuple[str, ...]
-    base: tuple[str, ...]
+    asked: tuple[str, ...]  # the requests, one a turn
+    base: tuple[str, ...]  # answers to them
     tuned: tuple[str, ...]
-    reference: str = ""
+    reference: str = ""  # a correct answer to the last request
     system: str = ""
 
     @property
@@ -93,11 +82,11 @@ def prompt(pair: Pair, swapped: bool) -> Messages:
             parts.append(block(f"answer {letter}", answers[0]))
             continue
         turns = zip(pair.asked, answers, strict=True)
-        said = "\n\n".join(
+        conversation = "\n\n".join(
             f"{block(f'request {n}', asked)}\n\n{block(f'answer {letter} {n}', text)}"
             for n, (asked, text) in enumerate(turns, 1)
         )
-        parts.append(f"Conversation {letter}:\n\n{said}")
+        parts.append(f"Conversation {letter}:\n\n{conversation}")
     parts.append("That was the material. Give your reasons, and end with the line of your verdict.")
     return [{"role": "user", "content": "\n\n".join(parts)}]
 
@@ -113,12 +102,12 @@ def _code(texts: list[str]) -> str:
 
 
 def read(text: str) -> str | None:
-    """ "A", "B" or "tie"; None where the reply holds no line of a verdict, or several that differ."""
-    said = {found.lower() for found in LINE.findall(THOUGHT.sub("", text))}
-    if len(said) != 1:
+    """ "A", "B" or "tie"; None where the reply holds no verdict, or several that differ."""
+    verdicts = {verdict.lower() for verdict in VERDICT_LINE.findall(THINKING.sub("", text))}
+    if len(verdicts) != 1:
         return None
-    word = said.pop()
-    return word if word == "tie" else word.upper()
+    verdict = verdicts.pop()
+    return verdict if verdict == "tie" else verdict.upper()
 
 
 def speaks_to_judge(text: str) -> bool:
@@ -131,9 +120,9 @@ def outcome(original: Reply, swapped: Reply) -> str:
 
     Source: L. Zheng et al., Judging LLM-as-a-judge with MT-Bench and Chatbot Arena, 2023, section 3.4.
     """
-    says = [read(reply.text) if reply.text is not None else None for reply in (original, swapped)]
-    if None in says:
+    verdicts = [read(reply.text or "") for reply in (original, swapped)]
+    if None in verdicts:
         return "unparsed"
-    first = {"A": "lost", "B": "won", "tie": "tied"}[str(says[0])]
-    second = {"A": "won", "B": "lost", "tie": "tied"}[str(says[1])]
+    first = {"A": "lost", "B": "won", "tie": "tied"}[str(verdicts[0])]
+    second = {"A": "won", "B": "lost", "tie": "tied"}[str(verdicts[1])]
     return first if first == second else "position_inconsistent"

@@ -1,4 +1,4 @@
-"""Two models' answers before a judge: each pair in both orders, verdicts kept as they come, and what they say."""
+"""Verdicts on pairs of answers, each in both orders and cached as they come, and the report of them."""
 
 import hashlib
 import math
@@ -19,7 +19,7 @@ ORDERS = (False, True)  # base is A and tuned is B; swapped
 
 
 class Judge(Protocol):
-    """Endpoint and LocalJudge. `name` and `request` are all that a reply depends on beside the prompt."""
+    """Endpoint and LocalJudge. A reply depends on `name`, `request` and the prompt alone."""
 
     name: str
     request: dict[str, Any]
@@ -30,26 +30,20 @@ class Judge(Protocol):
 
 @dataclass
 class Judgments:
-    """What was asked and said.
+    """The judge's replies so far."""
 
-    Attributes:
-        replies: (place of the pair, swapped) -> reply; what was not asked is not there.
-        kept: replies that a run before has paid for. asked: that this one has.
-        stopped: why not everything was asked, or "". out_of_budget: whether the budget is why.
-    """
-
-    replies: dict[tuple[int, bool], Reply] = field(default_factory=dict)
-    kept: int = 0
-    asked: int = 0
-    stopped: str = ""
+    replies: dict[tuple[int, bool], Reply] = field(default_factory=dict)  # by (place of the pair, swapped)
+    cached: int = 0  # replies that an earlier run has paid for
+    asked: int = 0  # replies that this run has
+    stopped: str = ""  # why not everything was asked
     out_of_budget: bool = False
 
     def outcome(self, place: int, pair: Pair) -> str | None:
-        """One of verdicts.OUTCOMES; None where an order has not been asked."""
+        """One of prompt.OUTCOMES; None where an order has not been asked."""
         if pair.identical:
             return "identical"
-        both = [self.replies.get((place, swapped)) for swapped in ORDERS]
-        return None if both[0] is None or both[1] is None else prompt.outcome(both[0], both[1])
+        original, swapped = (self.replies.get((place, order)) for order in ORDERS)
+        return None if original is None or swapped is None else prompt.outcome(original, swapped)
 
 
 def pairs(questions: list[Question], base: ModelOutputs, tuned: ModelOutputs) -> list[Pair]:
@@ -61,16 +55,16 @@ def pairs(questions: list[Question], base: ModelOutputs, tuned: ModelOutputs) ->
         for turn in range(1, len(question.turns) + 1):
             name = question.name + (f", turn {turn}" if len(question.turns) > 1 else "")
             reference = question.references[turn - 1] if len(question.references) >= turn else ""
-            said = (question.turns[:turn], first[:turn], second[:turn])
-            found.append(Pair(name, number, turn, question.category, *said, reference, question.system))
+            turns = (question.turns[:turn], first[:turn], second[:turn])
+            found.append(Pair(name, number, turn, question.category, *turns, reference, question.system))
     return found
 
 
-def collect(found: list[Pair], judge: Judge, journal: ResponseCache) -> Judgments:
-    """Ask the judge of every pair in both orders, but for what the journal has and for equal answers.
+def collect(pairs: list[Pair], judge: Judge, cache: ResponseCache) -> Judgments:
+    """Ask the judge about every pair in both orders, except identical answers and what the cache has.
 
-    Pairs are asked in an order that hangs on nothing but their text, so that what a budget leaves is a fair sample.
-    Replies are kept in the journal as they come; a prompt that stayed without one is asked again by the next run.
+    The order of the pairs depends on their text alone, so that what a budget allows is a random sample. Replies are
+    cached as they come; a prompt that got none is asked again by the next run.
 
     Raises:
         UserError: as the judge's `ask`.
@@ -80,7 +74,7 @@ def collect(found: list[Pair], judge: Judge, journal: ResponseCache) -> Judgment
     judgments = Judgments()
     places: dict[str, list[tuple[int, bool]]] = {}
     prompts: dict[str, Messages] = {}
-    for place, pair in sorted(enumerate(found), key=lambda item: _shuffled(item[1])):
+    for place, pair in sorted(enumerate(pairs), key=lambda item: _text_hash(item[1])):
         for swapped in ORDERS if not pair.identical else ():
             messages = prompt.prompt(pair, swapped)
             key = key_of(judge.name, judge.request, messages)
@@ -92,18 +86,18 @@ def collect(found: list[Pair], judge: Judge, journal: ResponseCache) -> Judgment
 
     missing = []
     for key in places:
-        if (record := journal.get(key)) is None:
+        if (record := cache.get(key)) is None:
             missing.append(key)
         else:
             take(key, Reply(record["reply"], record["finish"], record["tokens"]))
-    judgments.kept = len(places) - len(missing)
+    judgments.cached = len(places) - len(missing)
     try:
         for number, reply in tqdm(judge.ask([prompts[key] for key in missing]), "verdicts", len(missing), unit="call"):
             key = missing[number]
             if reply.text is not None:
                 place, swapped = places[key][0]
-                about = {"judge": judge.name, "item": found[place].name, "swapped": swapped}
-                journal.add(key, {**about, "reply": reply.text, "finish": reply.finish, "tokens": reply.tokens})
+                about = {"judge": judge.name, "item": pairs[place].name, "swapped": swapped}
+                cache.add(key, {**about, "reply": reply.text, "finish": reply.finish, "tokens": reply.tokens})
             judgments.asked += 1
             take(key, reply)
     except Stopped as stopped:
@@ -111,47 +105,49 @@ def collect(found: list[Pair], judge: Judge, journal: ResponseCache) -> Judgment
     return judgments
 
 
-def _shuffled(pair: Pair) -> str:
+def _text_hash(pair: Pair) -> str:
     text = "\0".join([*pair.asked, *pair.base, *pair.tuned])
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def report(
-    found: list[Pair], judgments: Judgments, judge: Judge, base: ModelOutputs, tuned: ModelOutputs
+    pairs: list[Pair], judgments: Judgments, judge: Judge, base: ModelOutputs, tuned: ModelOutputs
 ) -> dict[str, Any]:
-    """All figures, by category and turn, and every item with both replies: what judge.json holds."""
-    judged = [(place, pair, outcome) for place, pair in enumerate(found) if (outcome := judgments.outcome(place, pair))]
-    chosen, outcomes = [pair for _, pair, _ in judged], [outcome for *_, outcome in judged]
-    total = win_rate.of(chosen, outcomes)
+    """All figures, by category and turn, and every item with both replies: the content of judge.json."""
+    outcomes_by_place = {
+        place: outcome for place, pair in enumerate(pairs) if (outcome := judgments.outcome(place, pair))
+    }
+    judged, outcomes = [pairs[place] for place in outcomes_by_place], list(outcomes_by_place.values())
+    total = win_rate.of(judged, outcomes)
     return {
-        "base": _of_side(base),
-        "tuned": _of_side(tuned),
+        "base": _model_report(base),
+        "tuned": _model_report(tuned),
         "judge": {"name": judge.name, "request": judge.request},
         "alpha": ALPHA,
-        "pairs": len(found),
-        "not_asked": len(found) - len(judged),
+        "pairs": len(pairs),
+        "not_asked": len(pairs) - len(judged),
         "stopped": judgments.stopped,
         "total": total,
-        "length_controlled": win_rate.length_controlled(chosen, outcomes),
+        "length_controlled": win_rate.length_controlled(judged, outcomes),
         "verdict": verdict(total),
-        "by_category": _by(chosen, outcomes, lambda pair: pair.category),
-        "by_turn": _by(chosen, outcomes, lambda pair: f"turn {pair.turn}"),
+        "by_category": _by(judged, outcomes, lambda pair: pair.category),
+        "by_turn": _by(judged, outcomes, lambda pair: f"turn {pair.turn}"),
         "position": position(judgments),
         "unparsed": dict(
             Counter(why for reply in judgments.replies.values() if (why := unparsed(reply))).most_common()
         ),
         "speaks_to_judge": {
-            side: sum(prompt.speaks_to_judge(vars(pair)[side][-1]) for pair in chosen) for side in ("base", "tuned")
+            name: sum(prompt.speaks_to_judge(getattr(pair, name)[-1]) for pair in judged) for name in ("base", "tuned")
         },
         "calls": {
-            "kept": judgments.kept,
+            "kept": judgments.cached,
             "answered": judgments.asked,
             "sent": judge.budget.used_calls,
             "retries": judge.budget.retries,
             "tokens": judge.budget.used_tokens,
             "tokens_unsaid": judge.budget.unsaid,
         },
-        "items": [_item(place, pair, outcome, judgments) for place, pair, outcome in judged],
+        "items": [_item(place, pairs[place], outcome, judgments) for place, outcome in outcomes_by_place.items()],
     }
 
 
@@ -165,9 +161,9 @@ def verdict(total: dict[str, Any]) -> str:
 
 
 def position(judgments: Judgments) -> dict[str, int]:
-    """How often the first and the second answer were preferred: what a judge that looks at places would show."""
-    says = [prompt.read(reply.text) for reply in judgments.replies.values() if reply.text is not None]
-    return {"first": says.count("A"), "second": says.count("B"), "tie": says.count("tie")}
+    """How often the first and the second answer were preferred, which shows a position bias."""
+    verdicts = [prompt.read(reply.text or "") for reply in judgments.replies.values()]
+    return {"first": verdicts.count("A"), "second": verdicts.count("B"), "tie": verdicts.count("tie")}
 
 
 def unparsed(reply: Reply) -> str:
@@ -178,41 +174,36 @@ def unparsed(reply: Reply) -> str:
         return ""
     if reply.finish == "length":
         return "cut at its limit of tokens before a verdict"
-    return "verdicts that differ" if prompt.LINE.search(reply.text) else "no line with a verdict"
+    return "verdicts that differ" if prompt.VERDICT_LINE.search(reply.text) else "no line with a verdict"
 
 
-def _of_side(side: ModelOutputs) -> dict[str, Any]:
-    return {"name": side.name, "cut": side.cut, "unanswered": len(side.why), "notes": [*side.notes, *_reasons(side)]}
+def _model_report(outputs: ModelOutputs) -> dict[str, Any]:
+    reasons = Counter(outputs.why.values())
+    notes = [f"{count:,} of the questions have no answer of it: {why}" for why, count in reasons.items()]
+    unanswered = len(outputs.why)
+    return {"name": outputs.name, "cut": outputs.cut, "unanswered": unanswered, "notes": [*outputs.notes, *notes]}
 
 
-def _reasons(side: ModelOutputs) -> list[str]:
-    counts = Counter(side.why.values())
-    return [f"{count:,} of the questions have no answer of it: {why}" for why, count in counts.items()]
-
-
-def _by(chosen: list[Pair], outcomes: list[str], name: Any) -> dict[str, dict[str, Any]]:
-    """Figures of each group, where there are several; p is of one look among many, so none is given."""
+def _by(pairs: list[Pair], outcomes: list[str], name: Any) -> dict[str, dict[str, Any]]:
+    """Figures of each group, where there are several; without p, as these are many looks at the same verdicts."""
     groups: dict[str, list[int]] = {}
-    for place, pair in enumerate(chosen):
-        groups.setdefault(name(pair), []).append(place)
+    for place, pair in enumerate(pairs):
+        groups.setdefault(name(pair) or "(none)", []).append(place)
     if len(groups) < 2:
         return {}
-    return {
-        group or "(none)": {
-            key: value
-            for key, value in win_rate.of([chosen[n] for n in members], [outcomes[n] for n in members]).items()
-            if key != "p"
-        }
-        for group, members in sorted(groups.items())
-    }
+    figures = {}
+    for group, places in sorted(groups.items()):
+        figures[group] = win_rate.of([pairs[n] for n in places], [outcomes[n] for n in places])
+        figures[group].pop("p")
+    return figures
 
 
 def _item(place: int, pair: Pair, outcome: str, judgments: Judgments) -> dict[str, Any]:
-    replies = [judgments.replies.get((place, swapped)) for swapped in ORDERS]
-    said = [
-        None
-        if reply is None
-        else {"verdict": prompt.read(reply.text or ""), "reply": reply.text, "why": unparsed(reply)}
-        for reply in replies
-    ]
-    return {**vars(pair), "outcome": outcome, "longer": pair.longer, "original": said[0], "swapped": said[1]}
+    original, swapped = (_reply(judgments.replies.get((place, order))) for order in ORDERS)
+    return {**vars(pair), "outcome": outcome, "longer": pair.longer, "original": original, "swapped": swapped}
+
+
+def _reply(reply: Reply | None) -> dict[str, Any] | None:
+    if reply is None:
+        return None
+    return {"verdict": prompt.read(reply.text or ""), "reply": reply.text, "why": unparsed(reply)}

@@ -78,7 +78,7 @@ def length_controlled(pairs: Sequence[Pair], outcomes: Sequence[str], seed: int 
     term for the difficulty of instructions needs many models and is left out. The fit is Firth's (Bias reduction of
     maximum likelihood estimates, Biometrika 80, 1993), as it stays finite where the longer answer always wins. The
     interval is the wider, at each end, of the percentiles of a bootstrap over questions (which knows of ties and turns)
-    and of the profile of the penalised likelihood (G. Heinze and M. Schemper, A solution to the problem of separation,
+    and of the profile of the penalized likelihood (G. Heinze and M. Schemper, A solution to the problem of separation,
     Statistics in Medicine 21, 2002; a bootstrap does not see how little separated data say of equal lengths).
 
     Where there is no such rate, `why` says it and the numbers are None.
@@ -139,7 +139,7 @@ def fit(x: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def penalized(x: np.ndarray, scores: np.ndarray, start: float, slope: float) -> float:
-    """Firth's penalised log-likelihood: that of the scores, and half the log determinant of the information."""
+    """Firth's penalized log-likelihood: that of the scores, and half the log determinant of the information."""
     line = start + slope * x
     spread = special.expit(line) * special.expit(-line)
     information = spread.sum() * (spread @ (x * x)) - (spread @ x) ** 2
@@ -148,7 +148,7 @@ def penalized(x: np.ndarray, scores: np.ndarray, start: float, slope: float) -> 
 
 
 def _profile(x: np.ndarray, scores: np.ndarray, found: float, design: float) -> tuple[float, float]:
-    """The intercepts that the penalised likelihood-ratio test does not reject; at most ±STEEP. `design`: how many of
+    """The intercepts that the penalized likelihood-ratio test does not reject; at most ±STEEP. `design`: how many of
     these items say as much as one that is independent."""
 
     def best(start: float) -> float:

@@ -1,4 +1,4 @@
-"""People judge two models' answers without knowing whose they are.
+"""Blind human rating of two models' answers.
 
 May import harness, compare, responses, stats and common."""
 

@@ -1,4 +1,4 @@
-"""The page on which people judge: two answers without names, scores, a preference; on this machine alone."""
+"""The rating page: two answers without names, scores and a preference; on this machine alone."""
 
 # pyright: reportMissingImports=false
 # (gradio is an extra: rating)
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tunebook.common.errors import UserError
-from tunebook.evals.rating.items import SIDES, Item, RatingItems
+from tunebook.evals.rating.items import MODELS, Item, RatingItems
 from tunebook.evals.rating.votes import HIGHEST, SCORES, Vote, Votes
 
 LONGEST_NAME = 60
@@ -38,7 +38,7 @@ footer { display: none !important; }
   fieldset .wrap { gap: .3rem !important; }
 }
 </style>"""
-# What the page may load: itself. Nothing is fetched from elsewhere, whatever gradio's own page or an answer names.
+# The page loads nothing from elsewhere, whatever gradio's own page or an answer names.
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; worker-src 'self' blob:; "
@@ -52,7 +52,7 @@ def check() -> None:
         raise UserError('the page needs gradio, which is not installed: pip install "gradio>=6,<7"')
 
 
-def serve(contest: RatingItems, votes: Votes, port: int) -> None:
+def serve(rating: RatingItems, votes: Votes, port: int) -> None:
     """Show the page until Ctrl-C.
 
     Raises:
@@ -64,7 +64,7 @@ def serve(contest: RatingItems, votes: Votes, port: int) -> None:
 
     # A page elsewhere whose name is made to point here (DNS rebinding) comes with its own name as the host.
     guards = [Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"]), Middleware(Guard)]
-    page = build(RatingSession(contest, votes))
+    page = build(RatingSession(rating, votes))
     try:
         page.launch(
             server_name="127.0.0.1", server_port=port, share=False, inbrowser=False, quiet=True, ssr_mode=False,
@@ -77,7 +77,7 @@ def serve(contest: RatingItems, votes: Votes, port: int) -> None:
 
 
 class Guard:
-    """Adds POLICY to every answer of the server."""
+    """Adds POLICY to every response."""
 
     def __init__(self, app: Any):
         self.app = app
@@ -92,54 +92,55 @@ class Guard:
 
 
 class RatingSession:
-    """What the page asks: which item, which side is A, and what was voted. It keeps nothing of a visitor, so that a
-    page that was open when the server ended goes on with the next one."""
+    """The state behind the page: items, order and votes. It keeps nothing of a visitor, so that an open page goes on
+    with the next server."""
 
-    def __init__(self, contest: RatingItems, votes: Votes):
-        self.contest, self.votes = contest, votes
-        self.order = contest.order()
+    def __init__(self, rating: RatingItems, votes: Votes):
+        self.rating, self.votes = rating, votes
+        self.order = rating.order()
         self.items = {item.key: item for item in self.order}
         self.places = {item.key: place for place, item in enumerate(self.order)}
 
     def next(self, rater: str) -> Item | None:
         """The first item that this rater has not rated."""
-        return next((item for item in self.order if (item.key, rater) not in self.votes.given), None)
+        return next((item for item in self.order if (item.key, rater) not in self.votes.latest), None)
 
     def before(self, key: str) -> Item:
         """The item before this one; before the first and after the last (""): that one."""
         return self.order[max(0, self.places.get(key, len(self.order)) - 1)]
 
     def rated(self, rater: str) -> int:
-        return sum((item.key, rater) in self.votes.given for item in self.order)
+        return sum((item.key, rater) in self.votes.latest for item in self.order)
 
-    def sides(self, key: str, rater: str) -> tuple[int, int]:
-        """The sides that are A and B: 0 base, 1 tuned."""
-        first = self.contest.first(self.items[key], rater)
+    def models(self, key: str, rater: str) -> tuple[int, int]:
+        """The models that are A and B: 0 base, 1 tuned."""
+        first = self.rating.first(self.items[key], rater)
         return first, 1 - first
 
     def vote(self, key: str, rater: str, scores: list[int], better: str) -> Vote:
-        """Keep a vote.
+        """Store a vote.
 
         Args:
-            scores: helpfulness of A and of B, safety of A and of B. `better`: A, B or tie.
+            scores: helpfulness of A and of B, safety of A and of B.
+            better: A, B or tie.
         """
-        sides = self.sides(key, rater)
-        by_side = [tuple(scores[2 * place + sides.index(side)] for side in (0, 1)) for place in range(len(SCORES))]
-        chosen = better if better == "tie" else SIDES[sides[LETTERS.index(better)]]
-        return self.votes.add(Vote(key, rater, chosen, SIDES[sides[0]], *by_side))  # pyright: ignore[reportArgumentType]
+        models = self.models(key, rater)
+        by_model = [tuple(scores[2 * n + models.index(model)] for model in (0, 1)) for n in range(len(SCORES))]
+        chosen = better if better == "tie" else MODELS[models[LETTERS.index(better)]]
+        return self.votes.add(Vote(key, rater, chosen, MODELS[models[0]], *by_model))  # pyright: ignore[reportArgumentType]
 
-    def said(self, key: str, rater: str) -> tuple[list[int | None], str | None]:
-        """Scores and preference as `vote` takes them, of an earlier vote."""
-        found = self.votes.given.get((key, rater))
-        if found is None:
+    def last_vote(self, key: str, rater: str) -> tuple[list[int | None], str | None]:
+        """Scores and preference of an earlier vote, as `vote` takes them."""
+        vote = self.votes.latest.get((key, rater))
+        if vote is None:
             return [None] * 4, None
-        sides = self.sides(key, rater)
-        scores: list[int | None] = [getattr(found, name)[side] for name in SCORES for side in sides]
-        return scores, "tie" if found.better == "tie" else LETTERS[sides.index(SIDES.index(found.better))]
+        models = self.models(key, rater)
+        scores: list[int | None] = [getattr(vote, name)[model] for name in SCORES for model in models]
+        return scores, "tie" if vote.better == "tie" else LETTERS[models.index(MODELS.index(vote.better))]
 
 
 def as_text(text: str, title: str) -> str:
-    """Any text as HTML that shows it, and is nothing else: no markup, and no template of gradio's."""
+    """Any text as HTML that only shows it: no markup, and no template of gradio's."""
     shown = html.escape(text.encode("utf-8", "backslashreplace").decode())
     for mark in "$`{}":
         shown = shown.replace(mark, f"&#{ord(mark)};")
@@ -195,7 +196,7 @@ def build(session: RatingSession) -> Any:
 def _connect(
     gradio: Any, session: RatingSession, controls: tuple[Any, ...], marks: list[Any], shown: list[Any]
 ) -> None:
-    """What the buttons do; each answers with all that is shown."""
+    """What the buttons do; each returns all that is shown."""
     name, start, back, save, key, rater = controls
 
     def show(item: Item | None, who: str) -> list[Any]:
@@ -207,9 +208,9 @@ def _connect(
             line = f'<p class="title" data-item="">{head}: all of them. Thank you; you may close this page.</p>'
             return [*opened, there, there, "", who, line, "", "", "", *[None] * len(marks)]
         place = session.places[item.key] + 1
-        texts = [item.answers[side] for side in session.sides(item.key, who)]
+        texts = [item.answers[model] for model in session.models(item.key, who)]
         boxes = [as_text(text, f"Answer {letter}") for text, letter in zip(texts, LETTERS, strict=True)]
-        scores, choice = session.said(item.key, who)
+        scores, choice = session.last_vote(item.key, who)
         marked = ",".join("" if mark is None else str(mark) for mark in (*scores, choice))
         line = f'<p class="hint" data-item="{item.key}" data-marks="{marked}">Item {place} of {count} · {head}</p>'
         return [*opened, there, there, item.key, who, line, as_text(item.prompt, "Prompt"), *boxes, *scores, choice]
@@ -221,15 +222,15 @@ def _connect(
             return [gradio.skip()] * len(shown)
         return show(session.next(who), who)
 
-    def keep(item: str, who: str, *said: Any) -> list[Any]:
-        missing = [mark.label for mark, value in zip(marks, said, strict=True) if value is None]
+    def keep(item: str, who: str, *values: Any) -> list[Any]:
+        missing = [mark.label for mark, value in zip(marks, values, strict=True) if value is None]
         if missing:
             gradio.Warning(f"Not answered yet: {', '.join(missing)}")
             return [gradio.skip()] * len(shown)
         if item not in session.items:
             raise gradio.Error("This page is of another rating; load it again.")
         try:
-            session.vote(item, who, list(said[:-1]), said[-1])
+            session.vote(item, who, list(values[:-1]), values[-1])
         except OSError as error:
             raise gradio.Error(f"The vote could not be saved: {error.strerror}") from None
         return show(session.next(who), who)

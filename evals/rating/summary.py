@@ -1,4 +1,4 @@
-"""What the votes say: win rate, helpfulness and safety with intervals, ties, and how far raters agree."""
+"""Summary of the votes: win rate, helpfulness and safety with intervals, ties, and agreement of raters."""
 
 from collections import Counter, defaultdict
 from itertools import combinations
@@ -7,41 +7,39 @@ from typing import Any
 import numpy as np
 
 from tunebook.common.format import interval, p_value, percent
-from tunebook.evals.rating.items import SIDES, RatingItems
+from tunebook.evals.rating.items import RatingItems
 from tunebook.evals.rating.votes import SCORES, Vote, Votes
 from tunebook.evals.stats import agreement, paired
 
 SIGN = {"tuned": 1, "tie": 0, "base": -1}
 
 
-def summarize(contest: RatingItems, votes: Votes) -> dict[str, Any]:
+def summarize(rating: RatingItems, votes: Votes) -> dict[str, Any]:
     """The summary as plain values; shares and means are over items, each item's being the mean of its raters.
 
-    An item is won by the side that more of its raters preferred. The interval of the win rate is Tango's score interval
-    of won less lost items (ties are neither), its p the exact sign test; those of means are paired bootstraps.
+    An item is won by the model that most of its raters preferred. The interval of the win rate is Tango's score
+    interval of won minus lost items (ties are neither), its p the exact sign test; means have paired bootstraps.
     """
-    keys = {item.key for item in contest.items}
-    known = [vote for vote in votes.given.values() if vote.item in keys]
+    keys = {item.key for item in rating.items}
+    known = [vote for vote in votes.latest.values() if vote.item in keys]
     by_item: dict[str, list[Vote]] = defaultdict(list)
     for vote in known:
         by_item[vote.item].append(vote)
     raters = dict(sorted(Counter(vote.rater for vote in known).items()))
     report: dict[str, Any] = {
-        "names": list(contest.names), "items": len(contest.items), "rated": len(by_item), "votes": len(known),
-        "of_other_answers": len(votes.given) - len(known), "raters": raters, "level": paired.LEVEL,
+        "names": list(rating.names), "items": len(rating.items), "rated": len(by_item), "votes": len(known),
+        "of_other_answers": len(votes.latest) - len(known), "raters": raters, "level": paired.LEVEL,
     }  # fmt: skip
     if known:
-        report |= {
-            "preference": _preference(by_item, known),
-            "scores": {name: _scores(by_item, name) for name in SCORES},
-        }
+        report["preference"] = _preference(by_item, known)
+        report["scores"] = {name: _scores(by_item, name) for name in SCORES}
         report["agreement"] = _agreement(by_item)
     return report
 
 
 def _preference(by_item: dict[str, list[Vote]], known: list[Vote]) -> dict[str, Any]:
-    leaning = [np.sign(sum(SIGN[vote.better] for vote in found)) for found in by_item.values()]
-    won, lost, items = leaning.count(1), leaning.count(-1), len(leaning)
+    signs = [np.sign(sum(SIGN[vote.better] for vote in item)) for item in by_item.values()]
+    won, lost, items = signs.count(1), signs.count(-1), len(signs)
     low, high = paired.score_interval(lost, won, items)
     decided = [vote for vote in known if vote.better != "tie"]
     return {
@@ -54,10 +52,10 @@ def _preference(by_item: dict[str, list[Vote]], known: list[Vote]) -> dict[str, 
 
 
 def _scores(by_item: dict[str, list[Vote]], name: str) -> dict[str, Any]:
-    means = np.array([np.mean([getattr(vote, name) for vote in found], axis=0) for found in by_item.values()])
+    means = np.array([np.mean([getattr(vote, name) for vote in item], axis=0) for item in by_item.values()])
     base, tuned = means[:, :1], means[:, 1:]
     low, high, p = paired.bootstrap(base, tuned, lambda rows: rows[..., 0])
-    if np.ptp(tuned - base) == 0:  # a resample of equal differences is the same again, and says nothing of others
+    if np.ptp(tuned - base) == 0:  # a bootstrap of equal differences says nothing
         low = high = p = None
     difference = float((tuned - base).mean())
     return {"base": float(base.mean()), "tuned": float(tuned.mean()), "difference": difference, "low": low,
@@ -66,18 +64,17 @@ def _scores(by_item: dict[str, list[Vote]], name: str) -> dict[str, Any]:
 
 def _agreement(by_item: dict[str, list[Vote]]) -> dict[str, Any] | None:
     """None where no item has two raters."""
-    shared = [found for found in by_item.values() if len(found) > 1]
+    shared = [item for item in by_item.values() if len(item) > 1]
     if not shared:
         return None
-    pairs = [(one.better, other.better) for found in shared for one, other in combinations(found, 2)]
-    scores = {
-        name: agreement.alpha([[getattr(vote, name)[side] for vote in found] for found in shared for side in (0, 1)],
-                              agreement.squared)
-        for name in SCORES
-    }  # fmt: skip
+    pairs = [(one.better, other.better) for item in shared for one, other in combinations(item, 2)]
+    scores = {}
+    for name in SCORES:
+        units = [[getattr(vote, name)[model] for vote in item] for item in shared for model in (0, 1)]
+        scores[name] = agreement.alpha(units, agreement.squared)
     return {
         "items": len(shared), "pairs": len(pairs), "same": sum(one == other for one, other in pairs),
-        "alpha": agreement.alpha([[vote.better for vote in found] for found in shared]), "alpha_of_scores": scores,
+        "alpha": agreement.alpha([[vote.better for vote in item] for item in shared]), "alpha_of_scores": scores,
     }  # fmt: skip
 
 
@@ -85,24 +82,25 @@ def lines(report: dict[str, Any]) -> list[str]:
     """The summary for a terminal."""
     base, tuned = report["names"]
     found = [f"base: {base}", f"tuned: {tuned}"]
-    who = ", ".join(f"{name} {count}" for name, count in report["raters"].items()) or "nobody yet"
-    found.append(f"{report['rated']} of {report['items']} items rated, {report['votes']} votes: {who}")
+    raters = ", ".join(f"{name} {count}" for name, count in report["raters"].items()) or "nobody yet"
+    found.append(f"{report['rated']} of {report['items']} items rated, {report['votes']} votes: {raters}")
     if report["of_other_answers"]:
         found.append(f"{report['of_other_answers']} votes are on other answers than these and are left out")
     if not report["votes"]:
         return found
-    said = report["preference"]
+    preference = report["preference"]
+    ends = interval(preference["low"], preference["high"])
     found.append(
-        f"tuned is preferred: win rate {percent(said['win_rate'])} ({interval(said['low'], said['high'])}), "
-        f"{said['won']} won, {said['lost']} lost, {said['ties']} tied, p {p_value(said['p'])}"
+        f"tuned is preferred: win rate {percent(preference['win_rate'])} ({ends}), "
+        f"{preference['won']} won, {preference['lost']} lost, {preference['ties']} tied, p {p_value(preference['p'])}"
     )
     for name, row in report["scores"].items():
-        start = f"{name}, 1 to 5: {' → '.join(f'{row[side]:.2f}' for side in SIDES)}, {row['difference']:+.2f}"
+        start = f"{name}, 1 to 5: {row['base']:.2f} → {row['tuned']:.2f}, {row['difference']:+.2f}"
         if row["p"] is None:
-            found.append(f"{start}; no interval, for it is the same on every item")
+            found.append(f"{start}; no interval, as it is the same on every item")
         else:
             found.append(f"{start} ({interval(row['low'], row['high'], '+.2f', 1)}), p {p_value(row['p'])}")
-    first = said["shown_first"]
+    first = preference["shown_first"]
     found.append(f"the answer shown as A was preferred in {first['better']} of {first['of']} votes that were no tie")
     return [*found, *_agreed(report["agreement"]), *explained(report)]
 
@@ -122,11 +120,11 @@ def _alpha(value: float | None) -> str:
 
 
 def explained(report: dict[str, Any]) -> list[str]:
-    """What the figures are, and what they can't say."""
+    """What the figures mean."""
     found = [
         f"Intervals are {100 * report['level']:.0f} %, over items, for these raters: other people may differ. "
-        "A tie is half a win; an item is won by the side that most of its raters preferred."
+        "A tie is half a win; an item is won by the model that most of its raters preferred."
     ]
     if report["rated"] < report["items"]:
-        found.append("The items that were rated are a random part of all, drawn before the first vote.")
+        found.append("The rated items are a random sample of all, drawn before the first vote.")
     return found

@@ -1,3 +1,3 @@
-"""Questions, and models' answers to them, kept as they come.
+"""Questions, and models' answers to them, cached as they come.
 
 May import stats and common."""

@@ -1,7 +1,6 @@
-"""Questions to ask models, of one turn or several, and answers to them that lie in files."""
+"""Questions to models, of one turn or several, and files of answers to them."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,63 +9,56 @@ from tunebook.common.data import readers
 from tunebook.common.errors import UserError, first_lines
 
 ANSWERS = ("answer", "output", "completion", "response", "generation")  # columns that hold an answer
-KNOWN = "turns, instruction, prompt, question or messages"
+QUESTION_COLUMNS = "turns, instruction, prompt, question or messages"
 
 
 @dataclass(frozen=True)
 class Question:
-    """What a user asks, turn by turn.
+    """What a user asks, turn by turn."""
 
-    Attributes:
-        name: its question_id or id, else its row. turns: as a judge reads them.
-        references: a correct answer a turn, "" where there is none. system: instructions to the model, or "".
-        instruction, input: of the first turn, for templates that have a place for each.
-    """
-
-    name: str
-    turns: tuple[str, ...]
+    name: str  # its question_id or id, else its row
+    turns: tuple[str, ...]  # as a judge reads them
     category: str = ""
-    references: tuple[str, ...] = ()
+    references: tuple[str, ...] = ()  # a correct answer for each turn, "" where there is none
     system: str = ""
-    instruction: str = ""
+    instruction: str = ""  # with input: the first turn, for templates that have a place for each
     input: str = ""
 
 
-def load(word: str, references: str = "") -> tuple[list[Question], list[str]]:
-    """The questions of a file, or of the bundled test rows (`pocket`, `pocket_chat`); and what was left out.
+def load(name: str, references: str = "") -> tuple[list[Question], list[str]]:
+    """The questions of a file, or of the bundled test rows (`pocket`, `pocket_chat`); and notes on what was left out.
 
-    Rows may be MT-Bench's (`turns`), AlpacaEval's (`instruction`; with a `generator`, its output is an answer, not a
-    reference), instruction rows, `prompt` and `completion`, `question` and `answer`, or `messages`, whose user turns
-    are asked.
+    Rows are MT-Bench's (`turns`), AlpacaEval's (`instruction`; with a `generator`, its output is no reference),
+    instruction rows, `prompt` and `completion`, `question` and `answer`, or `messages`, whose user turns are asked.
 
     Args:
         references: a file of answers (rows of `question_id` and `choices`, as MT-Bench's) to use as references.
 
     Raises:
-        UserError: the file is none, or rows hold no question; all in one message, with their numbers.
+        UserError: the file cannot be read, or rows hold no question; all in one message, with their numbers.
     """
-    path = str(pocket.rows(word).get("test", word))
-    rows = list(_rows(path, "--prompts", _question_problem))
+    path = str(pocket.rows(name).get("test", name))
+    rows = _rows(path, "--prompts", _question_problem)
     found = [_question(row, str(number)) for number, row in rows if not _calls(row)]
     notes = []
     if left_out := len(rows) - len(found):
         notes.append(f"{left_out} conversations with turns of tools are left out: a call would stay without an answer")
     if not found:
-        raise UserError(f"--prompts {word}: it holds no questions")
+        raise UserError(f"--prompts {name}: it holds no questions")
     if references:
-        given = Answers(references, "--references")
-        have = [given.of(question) for question in found]
-        if not any(have):
-            raise UserError(f"--references {references}: none of its rows is for a question of {word}")
+        file = Answers(references, "--references")
+        answers = [file.of(question) for question in found]
+        if not any(answers):
+            raise UserError(f"--references {references}: none of its rows is for a question of {name}")
         found = [
-            Question(**{**vars(question), "references": answers}) if answers else question
-            for question, answers in zip(found, have, strict=True)
+            replace(question, references=texts) if texts else question
+            for question, texts in zip(found, answers, strict=True)
         ]
     return found, notes
 
 
 def spread(questions: list[Question], count: int) -> list[Question]:
-    """So many of the questions, evenly spread over their order; all for 0."""
+    """`count` of the questions, evenly spread; 0: all."""
     if not 0 < count < len(questions):
         return questions
     return [questions[place * len(questions) // count] for place in range(count)]
@@ -98,7 +90,7 @@ class Answers:
             if "question_id" in row:
                 places.append((self._by_name, str(row["question_id"])))
             if not places:
-                problems.append(f"row {number}: neither a question ({KNOWN}) nor a question_id")
+                problems.append(f"row {number}: neither a question ({QUESTION_COLUMNS}) nor a question_id")
             for known, key in places:
                 if known.setdefault(key, answers) != answers:
                     problems.append(f"row {number}: another row answers the same question differently")
@@ -112,14 +104,14 @@ class Answers:
         return found if found and len(found) == len(question.turns) else None
 
 
-def _rows(path: str, flag: str, problem: Any) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(number, row) of a file, once all its rows are known to be sound."""
+def _rows(path: str, flag: str, problem: Any) -> list[tuple[int, dict[str, Any]]]:
+    """(number, row) of a file; an error names all rows with a problem."""
     try:
         rows = list(readers.read(path))
     except UserError as error:
         raise UserError(str(error).replace("--dataset ", f"{flag} ")) from None
     _stop(path, flag, [f"row {number}: {why}" for number, row in rows if (why := problem(row))])
-    yield from rows
+    return rows
 
 
 def _stop(path: str, flag: str, problems: list[str]) -> None:
@@ -130,15 +122,15 @@ def _stop(path: str, flag: str, problems: list[str]) -> None:
 def _question_problem(row: Any) -> str:
     """Why the row holds no question, or ""."""
     if not isinstance(row, dict):
-        return f"expected an object with {KNOWN}, found a {type(row).__name__}"
+        return f"expected an object with {QUESTION_COLUMNS}, found a {type(row).__name__}"
     if "turns" in row:
-        sound = isinstance(row["turns"], list) and row["turns"] and all(map(_is_text, row["turns"]))
-        return "" if sound else "turns: expected a list of texts"
+        valid = isinstance(row["turns"], list) and row["turns"] and all(map(_is_text, row["turns"]))
+        return "" if valid else "turns: expected a list of texts"
     if "messages" in row:
         return _messages_problem(row["messages"])
     name = next((key for key in ("instruction", "prompt", "question") if key in row), None)
     if name is None:
-        return f"no {KNOWN}; it has {', '.join(map(repr, row)) or 'nothing'}"
+        return f"no {QUESTION_COLUMNS}; it has {', '.join(map(repr, row)) or 'nothing'}"
     if not _is_text(row[name]):
         return f"{name}: expected a text, found {row[name]!r:.60}"
     return "" if isinstance(row.get("input") or "", str) else f"input: expected a text, found {row['input']!r:.60}"
@@ -170,23 +162,23 @@ def _question(row: dict[str, Any], place: str) -> Question:
     category = next((str(row[key]) for key in ("category", "skill", "dataset") if row.get(key)), "")
     if "turns" in row:
         turns = tuple(row["turns"])
-        given = row.get("reference") or row.get("references") or []
-        given = [given] if isinstance(given, str) else given
-        references = tuple(str(given[n] or "") if n < len(given) else "" for n in range(len(turns)))
+        reference = row.get("reference") or row.get("references") or []
+        texts = [reference] if isinstance(reference, str) else reference
+        references = tuple(str(texts[n] or "") if n < len(texts) else "" for n in range(len(turns)))
         return Question(name, turns, category, references, str(row.get("system") or ""), turns[0])
     if "messages" in row:
-        said = row["messages"]
-        system = said[0]["content"] if said[0]["role"] == "system" else ""
-        turns = tuple(turn["content"] for turn in said if turn["role"] == "user")
-        references = tuple(turn["content"] for turn in said if turn["role"] == "assistant")
+        messages = row["messages"]
+        system = messages[0]["content"] if messages[0]["role"] == "system" else ""
+        turns = tuple(turn["content"] for turn in messages if turn["role"] == "user")
+        references = tuple(turn["content"] for turn in messages if turn["role"] == "assistant")
         references += ("",) * (len(turns) - len(references))
         return Question(name, turns, category, references, system, turns[0])
     asked = next(row[key] for key in ("instruction", "prompt", "question") if key in row)
-    beside = (row.get("input") or "") if "instruction" in row else ""
-    known = ("reference", *(() if "generator" in row else ANSWERS), "chosen")
-    reference = next((row[key] for key in known if isinstance(row.get(key), str)), "")
-    text = "\n\n".join(filter(None, (asked, beside)))
-    return Question(name, (text,), category, (reference,), str(row.get("system") or ""), asked, beside)
+    extra = (row.get("input") or "") if "instruction" in row else ""
+    columns = ("reference", *(() if "generator" in row else ANSWERS), "chosen")
+    reference = next((row[key] for key in columns if isinstance(row.get(key), str)), "")
+    text = "\n\n".join(filter(None, (asked, extra)))
+    return Question(name, (text,), category, (reference,), str(row.get("system") or ""), asked, extra)
 
 
 def _answer_problem(row: Any) -> str:

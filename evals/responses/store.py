@@ -1,4 +1,4 @@
-"""Records under keys, one a line, each safe on disk before the next is made: what is paid for is never asked twice."""
+"""An append-only cache of replies on disk, so that none is paid for twice."""
 
 import fcntl
 import hashlib
@@ -16,11 +16,17 @@ def key_of(*parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-class ResponseCache:
-    """A .jsonl file that only grows, with the last record of each key in memory.
+def append(descriptor: int, line: bytes) -> None:
+    """Write the line and wait until it is on disk."""
+    while line:
+        line = line[os.write(descriptor, line) :]
+    os.fsync(descriptor)
 
-    A line that was cut off by a kill is left as it is, closed with a line end, and counted in `corrupt_lines`; what
-    stood in it is asked for again. One process at a time: a second one is refused.
+
+class ResponseCache:
+    """A .jsonl file of records by key, the last of each in memory; for one process at a time.
+
+    A line that a kill has truncated is ended, counted in `corrupt_lines` and ignored.
 
     Raises:
         UserError: the file cannot be opened or written, or another process has it.
@@ -55,21 +61,18 @@ class ResponseCache:
             self._write(b"\n")
 
     def get(self, key: str) -> dict[str, Any] | None:
-        """The record, with its key under `key`; None where there is none."""
+        """The record, with its key under `key`."""
         return self._records.get(key)
 
     def add(self, key: str, record: dict[str, Any]) -> None:
-        """Keep a record; it is on disk when this returns."""
+        """Store a record; it is on disk when this returns."""
         whole = {"key": key, **record}
-        self._write(json.dumps(whole, ensure_ascii=True).encode() + b"\n")
+        self._write(json.dumps(whole).encode() + b"\n")
         self._records[key] = whole
 
     def _write(self, line: bytes) -> None:
         try:
-            left = memoryview(line)
-            while left:
-                left = left[os.write(self._file, left) :]
-            os.fsync(self._file)
+            append(self._file, line)
         except OSError as error:
             raise UserError(f"{self.path} cannot be written: {error.strerror}; what is in it is kept") from None
 

@@ -1,4 +1,4 @@
-"""Safety and bias beside quality.
+"""Safety and bias scores.
 
 May import harness, compare, responses, stats and common."""
 

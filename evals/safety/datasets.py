@@ -1,4 +1,4 @@
-"""Rows of the safety and bias sets, from local files in the shape in which their authors publish them."""
+"""Rows of the safety and bias datasets, from local files as their authors publish them."""
 
 import csv
 import json
@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from tunebook.common.errors import UserError
+from tunebook.evals.harness.catalog import TASKS
 
-OWN = Path(__file__).parents[1] / "tasks" / "safety" / "prompts.jsonl"
-FILES = {  # what is looked for, and where its authors keep it
+OWN = TASKS / "safety" / "prompts.jsonl"
+FILES = {  # name -> (file, source)
     "xstest": (
         "xstest/xstest_prompts.csv",
         "xstest_prompts.csv of github.com/paul-rottger/exaggerated-safety (CC BY 4.0)",
@@ -45,11 +46,11 @@ def dataset(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def find(name: str, folder: str = "") -> Path:
-    """The file of a set: in `folder`, else in that of the environment, else in the working directory (which is
-    --benchmark_dir while tunebook eval loads its tasks) or beside it.
+    """The file of a dataset: in `folder`, else in that of the environment variable, else in the working directory
+    (which is --benchmark_dir while tunebook eval loads its tasks) or beside it.
 
     Raises:
-        UserError: it is not there; the message says where to get it and where to put it.
+        UserError: it is missing; says where to get it and where to put it.
     """
     file, source = FILES[name]
     named = folder or os.environ.get(VARIABLE, "")
@@ -58,17 +59,17 @@ def find(name: str, folder: str = "") -> Path:
         if (place / file).is_file():
             return place / file
     raise UserError(
-        f"the {name} set is not there: put {source} at {places[0] / file}. Looked in: "
+        f"the {name} dataset is missing: put {source} at {places[0] / file}. Looked in: "
         f"{', '.join(str(place) for place in places)}; {VARIABLE}=FOLDER or --benchmark_dir names another folder. "
         "safety_prompts_safe and safety_prompts_unsafe need no data"
     )
 
 
 def rows_of(name: str, folder: str = "") -> list[dict[str, str]]:
-    """The rows of a set's file.
+    """The rows of a dataset's file.
 
     Raises:
-        UserError: it is not there, or has not the columns of its kind.
+        UserError: it is missing, or lacks a column.
     """
     path = find(name, folder)
     with path.open(encoding="utf-8", newline="") as file:
@@ -92,19 +93,18 @@ def prompts(name: str, label: str, template: str = "", tokenizer: str = "", fold
 
     Args:
         name: xstest, or prompts for our own.
-        template: a name of tokens/templates.py or a folder with a saved one; "": the prompt as it is.
+        template: a name or a folder with a saved one; "": none.
         tokenizer: a folder or Hub name, which a chat template needs.
     """
     if name == "prompts":
         rows = [json.loads(line) for line in OWN.read_text(encoding="utf-8").splitlines()]
     else:
         rows = [row | {"kind": row["type"]} for row in rows_of(name, folder)]
-        unknown = {row["label"] for row in rows} - {"safe", "unsafe"}
-        if unknown:
+        if unknown := {row["label"] for row in rows} - {"safe", "unsafe"}:
             raise UserError(f"{find(name, folder)}: the label is safe or unsafe, found {', '.join(sorted(unknown))}")
     found = [row for row in rows if row["label"] == label]
     if not found:
-        raise UserError(f"{find(name, folder)}: no row is labelled {label}")
+        raise UserError(f"{find(name, folder)}: no row is labeled {label}")
     ask = _asker(template, tokenizer)
     return [
         {"id": row["id"], "prompt": row["prompt"], "asked": ask(row["prompt"]), "label": label, "skill": row["kind"]}
@@ -123,7 +123,7 @@ def _asker(template: str, tokenizer: str) -> Any:
 
 
 def crows_pairs(folder: str = "") -> list[dict[str, Any]]:
-    """Pairs of sentences: `sent_more` (the more stereotypical), `sent_less`, `skill` (what the bias is about)."""
+    """Pairs of sentences: `sent_more` (the more stereotypical), `sent_less`, `skill` (the kind of bias)."""
     return [
         {"sent_more": row["sent_more"], "sent_less": row["sent_less"], "skill": row["bias_type"]}
         for row in rows_of("crows_pairs", folder)
@@ -131,11 +131,11 @@ def crows_pairs(folder: str = "") -> list[dict[str, Any]]:
 
 
 def winogender(folder: str = "") -> list[dict[str, Any]]:
-    """Sentences: `sentence`, `pronoun` (as it stands in it), `gender`, `choices`, `answer` (0: the occupation),
-    `pair` (equal for sentences that differ in the pronoun's gender alone), `skill` (the gender, for tables).
+    """Sentences: `sentence`, its `pronoun`, `gender`, `choices`, `answer` (0: the occupation), `pair` (equal for
+    sentences that differ in the pronoun's gender alone), `skill` (the gender, for tables).
 
     Raises:
-        UserError: a row's name is not occupation.participant.answer.gender.txt, or it has not one such pronoun.
+        UserError: a row's name is not occupation.participant.answer.gender.txt, or it has no such single pronoun.
     """
     found = []
     for place, row in enumerate(rows_of("winogender", folder), 1):

@@ -1,15 +1,15 @@
-"""Safety and bias beside quality: a table of what lm-eval's files of one or two models say, and what they can't say."""
+"""A table of the safety, bias and quality scores of one or two models, and the limits of its numbers."""
 
 from dataclasses import dataclass
 
 from scipy import stats
 
 from tunebook.common import format
-from tunebook.evals.compare import prompting
-from tunebook.evals.compare.logs import ModelOutputs, Task
+from tunebook.evals.compare import matching, prompting
+from tunebook.evals.compare.logs import ModelScores, Task
 from tunebook.evals.stats import paired
 
-# Task -> what its shares are called, and what a reader would like to see.
+# Task -> metric -> its name in the table, and the value to wish for.
 SHARES = {
     "safety_xstest_unsafe": {"refusal": ("refuses what it should (XSTest, unsafe)", "high")},
     "safety_prompts_unsafe": {"refusal": ("refuses what it should (our prompts, unsafe)", "high")},
@@ -19,7 +19,7 @@ SHARES = {
     "safety_winogender": {"acc": ("finds whom a pronoun means (Winogender)", "high")},
 }
 EMPTY = "of these answers, those that say nothing"
-CANNOT = {
+LIMITS = {
     "refusal": (
         "Refusals are told by rules on the first words of an answer (safety/refusals.py); a change of subject, a late "
         "refusal and other languages are missed, and an answer that declines and then complies counts as a refusal. An "
@@ -41,23 +41,23 @@ CANNOT = {
 
 @dataclass(frozen=True)
 class Line:
-    """One row: `value` with the ends of its 95 % interval, where there is one, of `items` items."""
+    """A row of one model."""
 
     name: str
     wanted: str
     value: float
     items: int
-    low: float | None = None
+    low: float | None = None  # of the 95 % interval
     high: float | None = None
     share: bool = True
     points: bool = False  # a difference of shares
 
 
-def lines(side: ModelOutputs) -> list[Line]:
-    """The rows of one model's safety tasks, in a fixed order; those that were not run are not there."""
+def lines(model: ModelScores) -> list[Line]:
+    """The rows of one model's safety tasks, in a fixed order."""
     found = []
     for name, measures in SHARES.items():
-        task = side.tasks.get(name)
+        task = model.tasks.get(name)
         if task is None:
             continue
         for metric, (words, wanted) in measures.items():
@@ -71,29 +71,24 @@ def lines(side: ModelOutputs) -> list[Line]:
     return found
 
 
-def quality(side: ModelOutputs) -> list[Line]:
-    """What else was scored: each group, and each task that is in none, by lm-eval's number that speaks for it."""
-    grouped = {task for inside in side.groups.values() for task in inside}
-    scores = {name: found for name, found in side.group_scores.items() if found and name not in grouped}
-    scores |= {name: task.scores for name, task in side.tasks.items() if name not in grouped}
+def quality(model: ModelScores) -> list[Line]:
+    """The other groups, and tasks in no group, by their headline metric."""
+    grouped = {task for tasks in model.groups.values() for task in tasks}
+    scores = {name: found for name, found in model.group_scores.items() if found and name not in grouped}
+    scores |= {name: task.scores for name, task in model.tasks.items() if name not in grouped}
     lines = []
     for name, found in scores.items():
         if name in SHARES or name == "safety" or not found:
             continue
         metric = "acc_norm" if "acc_norm" in found else next(iter(found))
-        items = len(side.tasks[name].items) if name in side.tasks else _items(side, name)
+        items = sum(len(model.tasks[task].items) for task in matching.leaves(model, name))
         share = metric.partition(",")[0] in ("acc", "acc_norm", "exact_match", "pass@1")
         lines.append(Line(f"{name} {metric}", "", found[metric], items, share=share))
     return lines
 
 
-def _items(side: ModelOutputs, group: str) -> int:
-    inside = side.groups.get(group)
-    return sum(_items(side, name) for name in inside) if inside else len(side.tasks[group].items)
-
-
 def _share(name: str, wanted: str, values: list[float]) -> Line:
-    """A share of items with Wilson's interval, also where a few are halves (ties)."""
+    """A share of items with Wilson's interval; ties count half."""
     total = sum(values)
     interval = stats.binomtest(round(total), len(values)).proportion_ci(paired.LEVEL, method="wilson")
     return Line(name, wanted, total / len(values), len(values), interval.low, interval.high)
@@ -107,7 +102,7 @@ def _by_bias(task: Task) -> list[Line]:
 
 
 def _by_gender(task: Task) -> list[Line]:
-    """Right by gender; he less she on sentences that differ in nothing else; and how many of those come out unlike."""
+    """Accuracy by gender; he minus she on sentences that differ in nothing else; and how many of those differ."""
     right: dict[str, dict[str, float]] = {"male": {}, "female": {}, "neutral": {}}
     for key, value in task.values["acc"].items():
         doc = task.items[key]["doc"]
@@ -125,12 +120,12 @@ def _by_gender(task: Task) -> list[Line]:
     return [*found, gap, unlike]
 
 
-def table(sides: list[ModelOutputs]) -> tuple[list[str], list[list[str]]]:
+def table(models: list[ModelScores]) -> tuple[list[str], list[list[str]]]:
     """Heads and rows of text: safety and bias, then quality; a column for each of one or two models."""
-    heads = ["", "wanted", "items", *(["value"] if len(sides) == 1 else ["before", "after"])]
+    heads = ["", "wanted", "items", *(["value"] if len(models) == 1 else ["before", "after"])]
     rows = []
     for part in (lines, quality):
-        columns = [_named(part(side)) for side in sides]
+        columns = [_named(part(model)) for model in models]
         for name in dict.fromkeys(name for column in columns for name in column):
             cells = [_cell(column.get(name)) for column in columns]
             some = next(column[name] for column in columns if name in column)
@@ -140,11 +135,14 @@ def table(sides: list[ModelOutputs]) -> tuple[list[str], list[list[str]]]:
 
 
 def _named(found: list[Line]) -> dict[str, Line]:
-    """By name; the name of a line that says something of the one before comes after its name."""
+    """Lines by name; EMPTY after the name of the line that it is about."""
     named, owner = {}, ""
     for line in found:
-        owner = owner if line.name == EMPTY else line.name
-        named[f"{owner}: {line.name}" if line.name == EMPTY else line.name] = line
+        if line.name == EMPTY:
+            named[f"{owner}: {EMPTY}"] = line
+        else:
+            owner = line.name
+            named[owner] = line
     return named
 
 
@@ -159,32 +157,32 @@ def _cell(line: Line | None) -> str:
     return f"{value} ({format.interval(line.low, line.high, '+.1f' if line.points else '.1f')})"
 
 
-def notes(sides: list[ModelOutputs]) -> list[str]:
-    """What the numbers can't say, of those that are there."""
-    metrics = {metric for side in sides for task in side.tasks if task in SHARES for metric in SHARES[task]}
+def notes(models: list[ModelScores]) -> list[str]:
+    """The limits of the numbers that are there."""
+    metrics = {metric for model in models for task in model.tasks if task in SHARES for metric in SHARES[task]}
     metrics = {metric.removeprefix("over_") for metric in metrics}
-    found = [note for metric, texts in CANNOT.items() if metric in metrics for note in texts]
-    if "refusal" in metrics and not all(side.settings.get("chat_template") or _in_template(side) for side in sides):
+    found = [note for metric, texts in LIMITS.items() if metric in metrics for note in texts]
+    if "refusal" in metrics and not all(model.settings.get("chat_template") or _in_template(model) for model in models):
         found.append("No template was applied here: prompts were asked as they are.")
     found.append("Intervals are 95 %: Wilson's of a share, Tango's of the gap; they are of these items, no others.")
-    if len(sides) == 2:
-        if unlike := prompting.note(*sides):
+    if len(models) == 2:
+        if unlike := prompting.note(*models):
             found.append(f"The two were not asked alike, and differ for that reason, too: {unlike}.")
         found.append("Whether before and after differ by more than chance: tunebook compare, on the same two folders.")
     return found
 
 
-def _in_template(side: ModelOutputs) -> bool:
-    """Whether the prompts were put into the template of --template or of the training."""
-    docs = [item["doc"] for task in side.tasks.values() for item in task.items.values() if "asked" in item["doc"]]
+def _in_template(model: ModelScores) -> bool:
+    """Whether the prompts were put into a template by safety/datasets.py."""
+    docs = [item["doc"] for task in model.tasks.values() for item in task.items.values() if "asked" in item["doc"]]
     return bool(docs) and all(doc["asked"] != doc["prompt"] for doc in docs)
 
 
-def markdown(sides: list[ModelOutputs]) -> str:
+def markdown(models: list[ModelScores]) -> str:
     """The table and its notes for a README."""
-    return format.markdown_table(*table(sides), notes(sides))
+    return format.markdown_table(*table(models), notes(models))
 
 
-def missing(side: ModelOutputs) -> list[str]:
+def missing(model: ModelScores) -> list[str]:
     """The safety tasks that were not run."""
-    return [name for name in SHARES if name not in side.tasks]
+    return [name for name in SHARES if name not in model.tasks]

@@ -334,7 +334,7 @@ def test_the_newest_of_several_days_is_taken_and_that_is_said(base, tuned, tmp_p
         rows_of(report)["choice_a", "acc_norm"]["after"]
         == rows_of(comparison.compare(base, tuned))["choice_a", "acc_norm"]["after"]
     )
-    assert any("6 older files of samples left aside" in note for note in report["notes"])
+    assert any("6 older files of samples ignored" in note for note in report["notes"])
 
 
 def test_with_and_without_chat_template(score, base):

@@ -95,17 +95,17 @@ def test_pocket_and_pocket_with_noise(tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(FOLDER / "model", padding_side="left")
     scores = harness.Scores(["pocket_facts", "pocket_text"], tmp_path)
     model = AutoModelForCausalLM.from_pretrained(FOLDER / "model", dtype=torch.float32).eval()
-    scores.take("before", model, tokenizer)
-    scores.take("after", model, tokenizer)
-    account = scores.account(None, None)
-    assert account["forgetting"]["verdict"] == "retained", account["forgetting"]["words"]
-    assert list(account["before"]) == list(account["comparison"]) == account["by_skill"]["columns"] == ["pocket_facts"]
+    scores.evaluate("before", model, tokenizer)
+    scores.evaluate("after", model, tokenizer)
+    results = scores.results(None, None)
+    assert results["forgetting"]["verdict"] == "retained", results["forgetting"]["words"]
+    assert list(results["before"]) == list(results["comparison"]) == results["by_skill"]["columns"] == ["pocket_facts"]
     torch.manual_seed(0)
     with torch.no_grad():
         for weight in model.parameters():
             weight.add_(torch.randn_like(weight) * 0.5 * weight.std())
-    scores.take("after", model, tokenizer)
-    found = scores.account(None, None)["forgetting"]
+    scores.evaluate("after", model, tokenizer)
+    found = scores.results(None, None)["forgetting"]
     assert {task["verdict"] for task in found["tasks"].values()} == {"regressed"}, found["words"]
     json.dumps(found, allow_nan=False)
 

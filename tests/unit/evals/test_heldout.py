@@ -143,7 +143,7 @@ def test_embeddings_and_head_that_an_adapter_has_trained_apart(kept, tmp_path):
     ((found, _),) = in_memory(model, POCKET, 2).loglikelihood(asked, disable_tqdm=True)
     assert found == pytest.approx(float(logs[start - 1 :].sum()), abs=1e-5)
     assert "tie_weights" not in vars(model)
-    assert "trained apart" in scored_model.beside_peft(model, POCKET, tmp_path)[1]
+    assert "trained apart" in scored_model.peft_tokenizer(model, POCKET, tmp_path)[1]
 
 
 @pytest.mark.parametrize("kind", ["padded", "added", "full"])
@@ -294,8 +294,12 @@ def test_templates_are_those_of_the_tuned_model_where_the_base_has_none(trained,
     assert generate.shared_template(str(trained), "pocket") == ""
     assert templates.get(str(trained / "adapter")) == ALPACA
     sides = [generate.ModelOutputs("a", [], template=name) for name in ("alpaca", "chatml")]
-    assert "BASE was asked in the template alpaca, TUNED in chatml" in generate.unlike(*sides)
-    assert generate.unlike(sides[0], sides[0]) == generate.unlike(sides[0], generate.ModelOutputs("file", [])) == ""
+    assert "BASE was asked in the template alpaca, TUNED in chatml" in generate.template_note(*sides)
+    assert (
+        generate.template_note(sides[0], sides[0])
+        == generate.template_note(sides[0], generate.ModelOutputs("file", []))
+        == ""
+    )
 
 
 def test_models_that_are_rated_answer_in_one_template(trained, tmp_path):
@@ -318,12 +322,12 @@ def test_a_judge_is_given_answers_in_one_template(trained, tmp_path, monkeypatch
 
     def model(word, base, template, decoding):
         asked[word] = template
-        return SimpleNamespace(side=lambda *_: generate.ModelOutputs(word, []))
+        return SimpleNamespace(outputs=lambda *_: generate.ModelOutputs(word, []))
 
-    monkeypatch.setattr(generate, "Model", model)
-    judge._sides(judge.Args(sides=["pocket", str(trained)]), [], [False, False], tmp_path)
+    monkeypatch.setattr(generate, "AnsweringModel", model)
+    judge._outputs(judge.Args(sides=["pocket", str(trained)]), [], [False, False], tmp_path)
     assert asked == dict.fromkeys(("pocket", str(trained)), str(trained / "adapter"))
-    judge._sides(judge.Args(sides=["pocket", str(trained)], template="chatml"), [], [False, False], tmp_path)
+    judge._outputs(judge.Args(sides=["pocket", str(trained)], template="chatml"), [], [False, False], tmp_path)
     assert set(asked.values()) == {"chatml"}
 
 
@@ -341,9 +345,9 @@ def test_safety_says_that_two_models_were_not_asked_alike(trained, tmp_path, cap
 
 
 @pytest.mark.parametrize(("rows", "most"), [(3072, 64), (49_152, 64), (151_936, 16), (10**8, 1)])
-def test_rows_at_once_have_room_for_their_logits(rows, most):
+def test_max_batch_size_have_room_for_their_logits(rows, most):
     text = SimpleNamespace(vocab_size=rows)
-    found = harness.rows_at_once(SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: text)))
+    found = harness.max_batch_size(SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: text)))
     assert found == most and (found == 1 or found * harness.LENGTH * rows * 8 <= harness.LOGITS)
 
 

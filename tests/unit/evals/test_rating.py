@@ -77,7 +77,7 @@ def test_answers_are_joined_on_the_prompt(tmp_path):
             ['{"prompt": "Question 0?", "answer": "x"}'],
             r"1 prompts have an answer in .* alone, the first: 'Question 1\?'",
         ),
-        (['{"prompt": "Question 0?", "answer": "x"}'] * 2, "row 2: this prompt was there before"),
+        (['{"prompt": "Question 0?", "answer": "x"}'] * 2, "row 2: repeated prompt"),
         (['{"prompt": "Question 0?", "said": "x"}'], r"row 1: none of answer, output.*; it has prompt, said"),
         (['{"prompt": "Question 0?", "answer": null}'], "row 1: answer: expected text, found a NoneType"),
         (["[1]"], "row 1: expected an object, found a list"),
@@ -108,7 +108,7 @@ def test_a_report_and_a_folder(tmp_path, capsys):
         "null": "expected a recipe's report",
         "[]": "no samples",
         json.dumps([sample | {"after": None}]): "was not finished",
-        json.dumps([sample, sample]): "are there twice",
+        json.dumps([sample, sample]): "repeated prompts",
     }.items():
         (tmp_path / "report.json").write_text(f'{{"samples": {samples}}}', encoding="utf-8")
         with pytest.raises(UserError, match=says):
@@ -148,10 +148,10 @@ def test_a_vote_comes_back_as_it_was_seen(tmp_path):
         assert kept.better == kept.first == ("base", "tuned")[side]
         assert kept.helpfulness[side] == 1 and kept.helpfulness[1 - side] == 2
         assert kept.safety[side] == 3 and kept.safety[1 - side] == 4
-        assert session.said(item.key, "ann") == ([1, 2, 3, 4], "A")
+        assert session.last_vote(item.key, "ann") == ([1, 2, 3, 4], "A")
     assert session.next("ann") is None and session.rated("ann") == 20 and session.next("bob") == session.order[0]
     assert session.before("") == session.order[-1] and session.before(session.order[0].key) == session.order[0]
-    assert {kept.first for kept in session.votes.given.values()} == {"base", "tuned"}
+    assert {kept.first for kept in session.votes.latest.values()} == {"base", "tuned"}
 
 
 def test_votes_are_on_the_disk_before_the_page_goes_on(tmp_path, monkeypatch):
@@ -164,7 +164,7 @@ def test_votes_are_on_the_disk_before_the_page_goes_on(tmp_path, monkeypatch):
     votes.add(vote(item, better="tie"))  # second thoughts
     votes.add(vote(item, rater="zoë"))
     again = Votes(tmp_path)
-    assert again.given == votes.given and again.given[item.key, "ann"].better == "tie" and len(again.given) == 2
+    assert again.latest == votes.latest and again.latest[item.key, "ann"].better == "tie" and len(again.latest) == 2
     assert len((tmp_path / "votes.jsonl").read_text().splitlines()) == 3 and not again.notes
 
 
@@ -180,14 +180,14 @@ def test_a_torn_last_line_is_told_and_nothing_else_is_lost(tmp_path, cut):
     last = data.splitlines(keepends=True)[-1]
     path.write_bytes(data[: -len(last)] + (last[:-1] if cut == "newline" else last[:cut]))
     seen = Votes(tmp_path)
-    assert path.read_bytes() != data and len(seen.given) == (3 if cut == "newline" else 2)
+    assert path.read_bytes() != data and len(seen.latest) == (3 if cut == "newline" else 2)
     votes = Votes(tmp_path, write=True)
     assert len(votes.notes) == (0 if cut == "newline" else 1)
     assert cut == "newline" or f"was torn after {cut} bytes and is cut off" in votes.notes[0]
     votes.add(vote(items[3]))
     votes.close()
     after = Votes(tmp_path)
-    assert set(after.given) == {*seen.given, (items[3].key, "ann")} and not after.notes
+    assert set(after.latest) == {*seen.latest, (items[3].key, "ann")} and not after.notes
 
 
 def test_a_damaged_line_and_a_second_server(tmp_path):
@@ -220,7 +220,7 @@ def test_a_vote_that_cannot_be_written_is_not_kept(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         for item in many().items[1:]:
             votes.add(vote(item))
-    assert (tmp_path / "votes.jsonl").read_bytes() == before and len(votes.given) == 1
+    assert (tmp_path / "votes.jsonl").read_bytes() == before and len(votes.latest) == 1
 
 
 def test_any_answer_is_shown_as_text():
@@ -268,7 +268,7 @@ def test_the_summary_of_one_rater(tmp_path):
     assert row["p"] == pytest.approx(test.pvalue, abs=0.05)
     assert report["agreement"] is None
     lines = "\n".join(summary.lines(report))
-    assert "win rate 70.0 %" in lines and "1 votes are on other answers" in lines and "random part" in lines
+    assert "win rate 70.0 %" in lines and "1 votes are on other answers" in lines and "random sample" in lines
 
 
 def test_several_raters_count_an_item_once(tmp_path):

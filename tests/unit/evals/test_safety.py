@@ -148,13 +148,13 @@ def test_where_the_files_are_looked_for(data, monkeypatch, tmp_path_factory):
     away = tmp_path_factory.mktemp("away")
     monkeypatch.chdir(away)
     with pytest.raises(
-        UserError, match=r"the winogender set is not there: put data/all_sentences.tsv of github"
+        UserError, match=r"the winogender dataset is missing: put data/all_sentences.tsv of github"
     ) as told:
         datasets.winogender()
     assert f"at {away}/winogender/all_sentences.tsv" in str(told.value)
     monkeypatch.setenv(datasets.VARIABLE, str(data))
     assert len(datasets.winogender()) == 36 and len(datasets.winogender(str(data))) == 36
-    with pytest.raises(UserError, match="is not there"):
+    with pytest.raises(UserError, match="is missing"):
         datasets.winogender(str(away))
 
 
@@ -163,7 +163,7 @@ def test_where_the_files_are_looked_for(data, monkeypatch, tmp_path_factory):
     [
         ("xstest/xstest_prompts.csv", "id,prompt\n1,x\n", r"missing: \['type', 'label'\]"),
         ("xstest/xstest_prompts.csv", "id,prompt,type,label\n1,x,t,good\n", "safe or unsafe, found good"),
-        ("xstest/xstest_prompts.csv", "id,prompt,type,label\n1,x,t,unsafe\n", "no row is labelled safe"),
+        ("xstest/xstest_prompts.csv", "id,prompt,type,label\n1,x,t,unsafe\n", "no row is labeled safe"),
         ("xstest/xstest_prompts.csv", "id,prompt,type,label\n1,,t,safe\n", "row 1: one of id, prompt"),
         ("xstest/xstest_prompts.csv", 'id,prompt,type,label\n1,"x" y,t,safe\n', "near line 2"),
         ("xstest/xstest_prompts.csv", "id,prompt,type,label\n", "missing: rows"),

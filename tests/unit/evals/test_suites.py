@@ -49,7 +49,7 @@ def test_every_task_of_a_suite_is_found_without_reading_all_of_them(suite, leave
     assert len(found.manager.all_tasks) < 1200  # lm-eval has more than ten times as many
     assert "looking through" not in capsys.readouterr().out
     for name in suites.SUITES[suite].tasks:
-        assert found.named(_leaves(found, name)).startswith(name)
+        assert found.summary(_leaves(found, name)).startswith(name)
 
 
 def _leaves(found, name):
@@ -58,10 +58,10 @@ def _leaves(found, name):
 
 def test_many_tasks_are_named_in_few_words():
     found = catalog.Benchmarks(["bbh", "mmlu_anatomy", "truthfulqa_mc1"])
-    assert found.named(found.leaves) == "bbh (27 tasks), mmlu_anatomy, truthfulqa_mc1"
+    assert found.summary(found.leaves) == "bbh (27 tasks), mmlu_anatomy, truthfulqa_mc1"
     some = [name for name in found.leaves if name.startswith("bbh")][:10]
-    assert found.named(some) == ", ".join(some[:8]) + " and 2 more"
-    assert found.inside() == {name for name in found.leaves if name.startswith("bbh")}
+    assert found.summary(some) == ", ".join(some[:8]) + " and 2 more"
+    assert found.in_groups() == {name for name in found.leaves if name.startswith("bbh")}
 
 
 def test_an_unknown_task_is_told_with_the_nearest(monkeypatch):
@@ -101,7 +101,7 @@ def test_what_would_spoil_hours_is_told_before(monkeypatch):
         return "\n".join(preflight.problems(found, None, tokenizer, positions, chat, allow, answer))
 
     monkeypatch.setattr("nltk.data.find", lambda _: 1)
-    assert "\nhumaneval_contained: runs programs" in problems() and "--allow_code" in problems()
+    assert "\nhumaneval_contained: runs the model's programs" in problems() and "--allow_code" in problems()
     assert problems().startswith("humaneval: lm-eval would run") and "humaneval: lm-eval" in problems(allow=True)
     assert "humaneval_contained:" not in problems(allow=True)
     assert "no chat template" in problems(chat=True) and "chat template" not in problems()
@@ -216,12 +216,13 @@ def test_which_rows_and_which_template(tmp_path, capsys):
     rows = [{"instruction": "a", "output": "b"}, {"instruction": "c", "output": " "}]
     for name in ("train", "test"):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert [row["instruction"] for row in heldout.rows_of([str(tmp_path)])] == ["a"]
+    assert [row["instruction"] for row in heldout.read((str(tmp_path),))] == ["a"]
     assert "1 of 2 rows have no answer" in capsys.readouterr().err
     (tmp_path / "test.jsonl").rename(tmp_path / "validation.jsonl")
-    with pytest.raises(UserError, match="no test side"):
-        heldout.rows_of([str(tmp_path)])
-    assert len(heldout.rows_of(["pocket"])) == len((FOLDER / "test.jsonl").read_text().splitlines())
+    heldout.read.cache_clear()
+    with pytest.raises(UserError, match="no test split"):
+        heldout.read((str(tmp_path),))
+    assert len(heldout.read(("pocket",))) == len((FOLDER / "test.jsonl").read_text().splitlines())
     assert heldout.choose("", [str(tmp_path)], TOKENIZER)[0] == "tokenizer"
     templates.ALPACA.save(tmp_path)
     assert heldout.choose("", ["", str(tmp_path)], TOKENIZER) == (str(tmp_path), "")
@@ -247,7 +248,7 @@ def test_metrics_of_several_filters_and_lists_are_kept():
             for name, value in (("strict", 0.0), ("loose", 1.0))
         ],
     }
-    found = scoring._account(results, samples, {"a": {0}})
+    found = scoring._scores(results, samples, {"a": {0}})
     assert found["metrics"] == {"a": {"x": 0.5}, "b": {"x,strict": 0.0, "x,loose": 1.0}}
     assert found["errors"] == {"a": {"x": 0.1}, "b": {"x,loose": 0.2}}
     assert found["items"]["b"][0] == {"skill": None, "x,strict": 0.0, "x,loose": 1.0}

@@ -215,10 +215,10 @@ def test_an_evaluation_begins_and_ends_texts_as_for_the_base(adapters, tokenizer
     loaded = ScoredModel("", str(folder))
     assert loaded.tokenizer.eos_token_id == 3 and loaded.prefix == 0
     assert in_memory(loaded.load(), loaded.tokenizer, 1, prefix=loaded.prefix).prefix_token_id == 0
-    assert ",prefix_token_id=0" in loaded.words(tmp_path)
+    assert ",prefix_token_id=0" in loaded.model_args(tmp_path)
     assert stops(loaded.tokenizer, templates.load(folder), loaded.end) == stops(tokenizer, templates.load(folder))
     other = ScoredModel("", str(adapters("alpaca")))
-    assert other.load() and "prefix_token_id" not in other.words(tmp_path)
+    assert other.load() and "prefix_token_id" not in other.model_args(tmp_path)
 
 
 # --- what would part them
