@@ -153,7 +153,8 @@ class Measure(TrainerCallback):
         return samples, items
 
     def on_train_begin(self, args, state, control, **kwargs):
-        if saved := state.stateful_callbacks.get(STATE_KEY):
+        callbacks: Any = state.stateful_callbacks  # a dict once the state was read from a checkpoint
+        if saved := callbacks.get(STATE_KEY):
             self.metrics.restore(saved)
         self.metrics.begin(state.global_step, state.max_steps)
 
