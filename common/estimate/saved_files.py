@@ -6,8 +6,6 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from tunebook.common.models import bottleneck_adapters
-
 DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # as safetensors has them
 
 
@@ -15,6 +13,8 @@ def tensors(model: Any) -> dict[str, Any] | None:
     """Name in the file -> tensor, of what a save of this model writes: its adapter, or all of it. None for PEFT's
     methods that save more than what trains (VeRA and its like)."""
     if "bottlenecks" in vars(model):
+        from tunebook.common.models import bottleneck_adapters  # loads torch
+
         return bottleneck_adapters.tensors(model, bottleneck_adapters.names(model)[0])
     configs = getattr(model, "peft_config", {})  # a plain model has none
     if not configs:

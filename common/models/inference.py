@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tunebook.common.errors import UserError, nearest
-from tunebook.common.models import bottleneck_adapters, loading
+from tunebook.common.models import loading
 from tunebook.common.tokens import templates, tokenization
 
 PEFT, BOTTLENECK = "adapter_config.json", "bottleneck.json"  # files that tell the two kinds of adapters
@@ -83,6 +83,8 @@ class InferenceModel:
             return
         self.current = None
         if self._bottleneck:
+            from tunebook.common.models import bottleneck_adapters  # loads torch
+
             bottleneck_adapters.remove(self.model)
             self._bottleneck = False
             return
@@ -148,6 +150,8 @@ def attach_adapter(model: Any, folder: str) -> Any:
     """
     if not is_bottleneck(folder):
         return load_adapter(model, folder)
+    from tunebook.common.models import bottleneck_adapters  # loads torch
+
     bottleneck_adapters.load(model, folder)
     return model
 
