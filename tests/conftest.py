@@ -8,9 +8,9 @@ import pytest
 from tunebook.common.pocket import FOLDER
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def tokenizer():
-    """That of pocket, for all tests: whoever changes one loads it."""
+    """That of pocket, for the tests of a file: what one file changes of it, another does not see."""
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(FOLDER / "model")

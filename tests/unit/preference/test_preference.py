@@ -379,7 +379,7 @@ def test_loss_and_gradient_are_the_formula(made, tmp_path, adapter):
     assert (theirs - ours).norm() <= 1e-4 * ours.norm()
     found = dpo.Rewards(trainer, trainer.train_dataset.select(range(6)))
     found.evaluate("after")
-    assert found.taken["after"]["margin"] == pytest.approx(margins.mean().item(), abs=1e-4)
+    assert found.results["after"]["margin"] == pytest.approx(margins.mean().item(), abs=1e-4)
 
 
 @pytest.mark.recipe
