@@ -12,9 +12,9 @@ packed      rows together in bins of max_length (batching/packing.py), attention
 dense mask  the same bins with sdpa's own mask, which computes all products in a bin and throws most of them away
 
 Everything else is one: LoRA of rank 16 on every linear layer, as the recipes do (--full: all weights), TRL's loss,
-which projects the labelled positions alone, AdamW, and TRL's collator (packed: ours). Padding is that of all rows.
+which projects the labeled positions alone, AdamW, and TRL's collator (packed: ours). Padding is that of all rows.
 Speeds are those of a sample of steps: a way's batches cut into classes by positions, each of these into classes by
-trained tokens, the middle batch of each. A step makes its batch and goes forward, backward and through the optimiser.
+trained tokens, the middle batch of each. A step makes its batch and goes forward, backward and through the optimizer.
 Ways alternate, each round repeats the sample, and medians over the rounds are shown.
 
 The model `llama3` is a random Llama with the proportions of Llama-3-8B, 1/16 of its width and 1/4 of its layers: width
@@ -164,11 +164,11 @@ def plan(encoded: Any, args: Args) -> dict[str, Way]:
         return numpy.diff(trains[ends])
 
     def way(dataset: Any, order: Any, size: int, collate: Callable, width: int = 0, attention: str = "sdpa") -> Way:
-        lengths, labelled, starts = lengths_of(dataset), trained(dataset), numpy.arange(0, len(order), size)
+        lengths, labeled, starts = lengths_of(dataset), trained(dataset), numpy.arange(0, len(order), size)
         widths = numpy.maximum.reduceat(numpy.maximum(lengths, width)[order], starts)
         positions = widths * numpy.diff(starts, append=len(order))
         parts = [order[start : start + size].tolist() for start in starts]
-        return Way(dataset, parts, collate, positions, numpy.add.reduceat(labelled[order], starts), attention)
+        return Way(dataset, parts, collate, positions, numpy.add.reduceat(labeled[order], starts), attention)
 
     def shuffled(count: int) -> Any:
         return numpy.random.default_rng(args.seed).permutation(count)

@@ -13,7 +13,7 @@ of a mean difference over seeds is Student's t, 95 %. A score is the share of gr
 whole and exact: pocket's test rows in phrasings that training rows have (seen) and in new ones (unseen). Loss is the
 cross entropy of the test rows' answers, in nats a token; a difference is better below zero. Seconds are those of an
 epoch of steps without its evaluation. With --noise, a share of the training rows draws its answer from all rows of its
-skill, as data from outside have wrong ones; the teacher has learnt from right ones. Some draw what they had: of 1,600
+skill, as data from outside have wrong ones; the teacher has learned from right ones. Some draw what they had: of 1,600
 rows and 0.3, 27 % have another answer than their own.
 """
 

@@ -13,7 +13,7 @@ Both have the same rows, rows a step, targets and rank. Tokens are real ones: pa
 Share of the peak: operations that a token needs, times tokens a second, over the card's dense bfloat16 rate. A token
 needs 6·N for N parameters that train (2 forward, 2 for gradients of activations, 2 for those of weights) and 4·N for
 frozen ones. N leaves out an embedding table that is only looked up; attention, and what checkpointing computes twice,
-are not counted. Peak memory is torch's own and what a paged optimiser holds beside it.
+are not counted. Peak memory is torch's own and what a paged optimizer holds beside it.
 
 The next process imports its libraries while one runs, and begins when told. Without CUDA only --quick runs: a tiny
 shape, where TRL's loss (a Triton kernel) is replaced by Unsloth's torch code for it, for TRL cannot train there.

@@ -3,7 +3,7 @@
     python benchmarks/prepare.py --dataset alpaca.json --tokenizer path/to/llama3 --json out.json
     python benchmarks/prepare.py --quick
 
-Preparing is formatting, tokenising, masking, counting and packing. The bare tokenizer only encodes the same texts once.
+Preparing is formatting, tokenizing, masking, counting and packing. The bare tokenizer only encodes the same texts once.
 Labels of this collection and of TRL are compared row by row.
 """
 

@@ -3,7 +3,7 @@
     accelerate launch recipes/distill_on_policy.py
     accelerate launch recipes/distill_on_policy.py --model runs/my_sft/merged --teacher unsloth/Llama-3.1-8B-Instruct
 
-The answers in the data are not learnt from. A student that cannot answer at all should be tuned on them first.
+The answers in the data are not learned from. A student that cannot answer at all should be tuned on them first.
 """
 
 from dataclasses import dataclass, field

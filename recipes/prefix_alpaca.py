@@ -1,4 +1,4 @@
-"""Prefix tuning (p-tuning v2) on Alpaca rows: learnt keys and values in front of every layer of a frozen base.
+"""Prefix tuning (p-tuning v2) on Alpaca rows: learned keys and values in front of every layer of a frozen base.
 
 accelerate launch recipes/prefix_alpaca.py
 accelerate launch recipes/prefix_alpaca.py --model unsloth/Llama-3.2-1B --dataset tatsu-lab/alpaca

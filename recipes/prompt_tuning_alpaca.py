@@ -1,4 +1,4 @@
-"""Prompt tuning on Alpaca rows: twenty learnt vectors in front of every prompt of a frozen base, begun from a text.
+"""Prompt tuning on Alpaca rows: twenty learned vectors in front of every prompt of a frozen base, begun from a text.
 
 accelerate launch recipes/prompt_tuning_alpaca.py
 accelerate launch recipes/prompt_tuning_alpaca.py --model unsloth/Llama-3.2-1B --dataset tatsu-lab/alpaca

@@ -53,7 +53,7 @@ def measure(trainer: Any, quick: bool) -> dict[str, Any]:
 
 
 def paged(optimizer: Any) -> int:
-    """Bytes of optimiser states that bitsandbytes keeps in memory of CUDA's own, which torch does not count."""
+    """Bytes of optimizer states that bitsandbytes keeps in memory of CUDA's own, which torch does not count."""
     found = [value for state in optimizer.state.values() for value in state.values() if hasattr(value, "is_paged")]
     return sum(value.numel() * value.element_size() for value in found if value.is_paged)
 

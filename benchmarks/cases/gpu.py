@@ -91,9 +91,9 @@ def trls(case: Case, results: str) -> Any:
     from trl import SFTConfig, SFTTrainer
 
     gpu = torch.cuda.is_available()
-    quantised = None
+    quantized = None
     if case.method == "QLoRA":
-        quantised = BitsAndBytesConfig(
+        quantized = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
@@ -104,7 +104,7 @@ def trls(case: Case, results: str) -> Any:
         model=case.folder,
         processing_class=AutoTokenizer.from_pretrained(case.folder),
         train_dataset=rows(case.size, case.rows),
-        quantization_config=quantised,
+        quantization_config=quantized,
         peft_config=None if case.method == "full" else lora,
         args=SFTConfig(
             output_dir=results,
