@@ -27,7 +27,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     mapping = dict(pairs)
     if len(mapping) != len(pairs):  # the json module keeps the last one and says nothing
         names = [name for name, _ in pairs]
-        raise _Kept(f"the key {next(name for name in names if names.count(name) > 1)!r} is there twice in one object")
+        raise _Kept(f"duplicate key {next(name for name in names if names.count(name) > 1)!r} in one object")
     return mapping
 
 

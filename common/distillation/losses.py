@@ -116,7 +116,7 @@ def chunked_loss(
         labels_N: int64, all of them real.
         teacher: None only with alpha 0.
         chunk: logits that may exist at once.
-        weights_N: what each position counts in the sums (common/loss_weights.py); None: 1.
+        weights_N: what each position counts in the sums (batching/weight_collator.py); None: 1.
     """
     assert teacher is not None or blend.alpha == 0
     return _ChunkedLoss.apply(  # pyright: ignore[reportReturnType]

@@ -94,7 +94,7 @@ def surveyed(rows: Iterable[dict], more: dict[str, Any]) -> dict[str, Any]:
 
 
 def without_long(encoded: Any, counts: Any, total: Any, trained: Any, max_length: int) -> tuple[Any, Any]:
-    """The rows of at most max_length tokens, and the counts that masking.encode gives for them.
+    """The rows of at most max_length tokens, and the counts that encoding.encode gives for them.
 
     The rows are encoded already, for the statistics over all lengths; this spares encoding them again.
     """

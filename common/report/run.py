@@ -128,7 +128,7 @@ def _print(folder: Path, report: dict[str, Any], extra: dict[str, Any], metrics:
     if extra["loss_before"] is not None:
         print(f"{metrics.held_out}: before {extra['loss_before']:.4f} → after {report['eval']['loss']:.4f}")
     if extra["command"]:
-        print(f"the same scores by lm-eval alone: {extra['command']}")
+        print(f"reproduce with lm-eval: {extra['command']}")
     print(f"report: {folder / 'report.html'}")
     if problem := (report["train"]["saved"] or {}).get("difference"):
         raise CheckFailed(problem)
