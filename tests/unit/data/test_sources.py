@@ -124,7 +124,7 @@ def test_places_of_faults(tmp_path, monkeypatch):
         assert "the middle of the list, after row 2 (line 2" in fault(
             write(tmp_path / "d.json", '[{"a": 1},\n{"a": 2}')
         )
-        assert "row 2: the key 'a' is there twice" in fault(write(tmp_path / "e.json", '[{}, {"a": 1, "a": 2}, {}]'))
+        assert "row 2: duplicate key 'a'" in fault(write(tmp_path / "e.json", '[{}, {"a": 1, "a": 2}, {}]'))
 
 
 def test_a_key_twice_does_not_hide_what_follows(tmp_path):
