@@ -1,5 +1,6 @@
 """What tests share: the bundled tokenizer and model, commands without a new process, and the order over workers."""
 
+import logging
 import subprocess
 
 import forked
@@ -46,6 +47,13 @@ def tunebook(capsys):
         return code, *capsys.readouterr()
 
     return call
+
+
+@pytest.fixture
+def serves_pages(monkeypatch):
+    """For a test that serves a page here: uvicorn, as it begins, closes every handler of logging there is, and absl's
+    closes its stream, which is pytest's own where an earlier test imported absl; no test after it could begin."""
+    monkeypatch.setattr(logging, "_handlerList", [])
 
 
 # --- workers
