@@ -29,6 +29,23 @@ def skeleton(folder: str | Path) -> Any:
     return model.eval()
 
 
+def in_float32(folder: str | Path) -> Any:
+    """The model of a folder with its weights, on the CPU.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        return AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32, trust_remote_code=False).eval()
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        raise UserError(f"{folder} cannot be loaded: {error}") from error
+
+
 class BaseWeights:
     """The weights by the names that they have in the model.
 
@@ -79,9 +96,7 @@ class BaseWeights:
 
     @cached_property
     def _loaded(self) -> dict[str, Any]:
-        from tunebook.common.models import loading
-
-        return loading.load_plain(str(self.folder)).float().cpu().state_dict()
+        return in_float32(self.folder).state_dict()
 
     def read_buffers(self) -> dict[str, Any]:
         """What else belongs to the model, where it is `whole`: no weights, but saved with them."""

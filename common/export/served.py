@@ -77,20 +77,14 @@ def load(folder: str, quantized: Any = None) -> Any:
         quantized: BaseWeights with four_bit, whose linear layers become what their 4 bits stand for.
     """
     import torch
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
-    try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
-        raise UserError(f"{folder} cannot be loaded: {error}") from error
+    from tunebook.common.export import base_weights
+
+    model = base_weights.in_float32(folder)
     if quantized is not None:
-        from tunebook.common.export.base_weights import four_bit
-
         for name in quantized.quantized:
             weight = model.get_parameter(name)
-            weight.data = four_bit(weight.data, model, name)
+            weight.data = base_weights.four_bit(weight.data, model, name)
     bytes_needed = 1.2 * sum(value.numel() * 4 for value in model.parameters())
     if torch.cuda.is_available() and torch.cuda.mem_get_info()[0] > bytes_needed:
         model = model.to("cuda")
