@@ -48,8 +48,8 @@ def held_out(source: Source, tokenizer: Any, template: AnyTemplate) -> list[Held
     found = [one for one in map_rows(kept, tokenizer, template) if len(one.ids) <= LONGEST]
     if not found:
         raise UserError(
-            f"{source.name}: none of the {len(rows)} held-out rows of {' '.join(source.dataset)} can be compared (at most "
-            f"{LONGEST} tokens, no text that looks like a control token); name others: --dataset"
+            f"{source.name}: none of the {len(rows)} held-out rows of {' '.join(source.dataset)} can be compared (at "
+            f"most {LONGEST} tokens, no text that looks like a control token); name others: --dataset"
         )
     step = max(1, len(found) // COUNT)
     return found[::step][:COUNT]

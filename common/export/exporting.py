@@ -1,4 +1,4 @@
-"""Exports, and the proof of each: weights and what belongs to them are written, read again, and held against the run."""
+"""Exports, and the proof of each: what is written is read again, and compared with the run."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -64,12 +64,12 @@ def _into(reference: Reference) -> list[str]:
         return []
     if reference.into == "original":
         return [
-            f"merged into the original {reference.source.base}, which the adapter has not seen: training computed with "
-            "4 bits of it; the proof has the difference (--merge_into dequantized has none, but 4 bits' rounding of the base)"
+            f"merged into the 16-bit weights of {reference.source.base}, which the adapter has not seen: training "
+            "computed with their 4 bits. The proof shows what that changes, against the bounds of 4 bits"
         ]
     return [
-        f"merged into what the 4 bits of {reference.source.base} stand for, as in training; --merge_into original takes "
-        "its 16-bit weights: nearer to the base, further from what was trained"
+        f"merged into what the 4 bits of {reference.source.base} stand for, as in training; --merge_into original "
+        "takes its 16-bit weights, which are finer but not what the adapter was trained on"
     ]
 
 

@@ -1,8 +1,8 @@
 """A Modelfile whose TEMPLATE writes what the chat template of the training writes, or a refusal.
 
-Ollama's templates are Go's: they loop over turns and compare roles, and can neither split nor strip a text. So the parts
-around system, user and assistant turns are read off the chat template, and what is put together from them is compared
-with it on every held-out conversation.
+Ollama's templates are Go's: they loop over turns and compare roles, and can neither split nor strip a text. So the
+parts around system, user and assistant turns are read off the chat template, and what is put together from them is
+compared with it on every held-out conversation.
 """
 
 from dataclasses import dataclass

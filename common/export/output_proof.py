@@ -148,8 +148,8 @@ def _closeness(figures: dict[str, Any], bounds: Bounds) -> list[Check]:
         failure = ""
         if kept < bounds.kept:
             failure = (
-                f"the export is {'no nearer' if kept < 0.05 else f'only {kept:.0%} nearer'} to the trained model than its base "
-                "is: the tuning is lost; keep more bits, or export the adapter"
+                f"the export is {'no nearer' if kept < 0.05 else f'only {kept:.0%} nearer'} to the trained model "
+                "than its base is: the tuning is lost; keep more bits, or export the adapter"
             )
         checks.append(Check(4, "tuning kept, in KL", f"{kept:.2%}", f"{bounds.kept:.0%} at least", failure))
     return checks

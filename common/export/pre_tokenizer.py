@@ -16,7 +16,8 @@ TEXTS = (
     "I've 'told' you'll 3 33 333 3333 1.234,56 \u20ac; we\u2019re \u2014 it\u2019s",
     "\n \n\n \n\n\n \t \t\t \t\n  \n   \n    x\n\n\n\ny  z   \n",
     "\U0001f680 (normal) \U0001f636\u200d\U0001f32b\ufe0f \u2705 \U0001f999\U0001f999",
-    "\u0e2a\u0e27\u0e31\u0e2a\u0e14\u0e35 \u0928\u092e\u0938\u094d\u0924\u0947 \u3053\u3093\u306b\u3061\u306f \uc548\ub155 \u05e9\u05dc\u05d5\u05dd",
+    "\u0e2a\u0e27\u0e31\u0e2a\u0e14\u0e35 \u0928\u092e\u0938\u094d\u0924\u0947 \u3053\u3093\u306b\u3061\u306f",
+    "\uc548\ub155 \u05e9\u05dc\u05d5\u05dd",
     "CamelCase snake_case kebab-case ALLCAPS a1b2c3 !!! ??? ...... ====== ```code``` \\n \\t",
     "'S 'T 'RE 'VE 'M 'LL 'D's 't 're 've 'm 'll 'd",
 )  # fmt: skip
@@ -46,8 +47,10 @@ def choose(tokenizer: Any, texts: list[str], tokenizer_of: Callable[[str], Calla
             return name
         if len(wrong) < fewest:
             nearest, fewest, example = name, len(wrong), wrong[0]
-    tried = f"the nearest, {nearest}, gives other ids for {fewest} of {len(texts)} texts, such as {example[:40]!r}"
+    tried = "none of them loads"
+    if nearest:
+        tried = f"the nearest, {nearest}, gives other ids for {fewest} of {len(texts)} texts, such as {example[:40]!r}"
     raise UserError(
-        f"llama.cpp has no pre-tokenizer that gives this tokenizer's ids ({tried if nearest else 'none of them loads'}); "
+        f"llama.cpp has no pre-tokenizer that gives this tokenizer's ids ({tried}); "
         "serve the merged model by vLLM or `transformers serve`: --to merged"
     )

@@ -35,10 +35,7 @@ def _prompts(served: Any, found: list[HeldOut], tokenizer: Any) -> Check:
             continue
         equal += ids == trained
         if ids != trained:
-            failure = (
-                failure
-                or f"the prompt of conversation {place} is another than in training: {_difference(trained, ids, tokenizer)}"
-            )
+            failure = failure or f"prompt {place} is another than in training: {_difference(trained, ids, tokenizer)}"
     return Check(1, "prompt ids equal training's", f"{equal} of {len(found)}", "all", failure)
 
 
@@ -75,7 +72,8 @@ def _turns(served: Any, found: list[HeldOut], tokenizer: Any, template: AnyTempl
     except Exception as error:  # a template may raise anything
         return Check(2, name, "refused", bound, f"{served.name} cannot render a chat of three turns: {error}")
     extends = _extends(ids, answers)
-    value = f"{sum(a == b for a, b in zip(ids, prompts, strict=True))} of 3; each {'extends' if extends else 'rewrites'} the last"
+    equal = sum(a == b for a, b in zip(ids, prompts, strict=True))
+    value = f"{equal} of 3; each {'extends' if extends else 'rewrites'} the last"
     for place, (one, trained) in enumerate(zip(ids, prompts, strict=True), 1):
         if one != trained:
             return Check(2, name, value, bound, f"turn {place} of a chat: {_difference(trained, one, tokenizer)}")

@@ -90,8 +90,7 @@ def _of_folder(folder: Path) -> Source:
         raise UserError(f"{folder}: the run has not ended; start it again with the same command, and it goes on")
     if trained is None:
         raise UserError(f"{folder}: neither adapter/ nor model/ in it, so it is no run of a recipe that saves one")
-    values = _report(report) if report and trained != folder or report and folder.name in ("adapter", "model") else {}
-    return _source(str(folder), trained, values)
+    return _source(str(folder), trained, _report(report) if report else {})
 
 
 def _named(model: str, adapter: str) -> Source:

@@ -39,14 +39,15 @@ class StoredTensors:
     def _find(self) -> dict[str, Path]:
         from safetensors import safe_open
 
-        single, index = self.folder / "model.safetensors", self.folder / "model.safetensors.index.json"
+        single = self.folder / "model.safetensors"
         if single.exists():
             with safe_open(single, "pt") as file:
                 return dict.fromkeys(file.keys(), single)
-        for index in (index, self.folder / "pytorch_model.bin.index.json"):
+        for name in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
+            index = self.folder / name
             if index.exists():
                 found = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-                return {name: self.folder / file for name, file in found.items()}
+                return {tensor: self.folder / file for tensor, file in found.items()}
         single = self.folder / "pytorch_model.bin"
         if single.exists():
             return dict.fromkeys(self._pickled(single), single)

@@ -162,7 +162,10 @@ def test_a_base_in_shards_as_a_pickle_or_in_its_inner_names_is_read(tmp_path):
     (tmp_path / "pickle").mkdir()
     model.config.save_pretrained(tmp_path / "pickle")
     inner = {name.removeprefix("transformer."): value for name, value in model.state_dict().items()}
-    torch.save({name: value for name, value in inner.items() if name != "lm_head.weight"}, tmp_path / "pickle" / "pytorch_model.bin")
+    torch.save(
+        {name: value for name, value in inner.items() if name != "lm_head.weight"},
+        tmp_path / "pickle" / "pytorch_model.bin",
+    )
     for folder in ("shards", "pickle"):
         base = BaseWeights(tmp_path / folder)
         assert not base.whole
@@ -179,7 +182,9 @@ def test_four_bits_are_those_of_loading_and_a_saved_checkpoint_stands_for_the_sa
     from tunebook.common.models import loading
 
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=64, hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=4)
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=4
+    )
     AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(tmp_path / "base")
     (tmp_path / "base" / "tokenizer.json").write_text("{}")
     model = loading.load_plain(str(tmp_path / "base"), four_bit=True)
@@ -203,5 +208,3 @@ def test_float16_that_cannot_hold_a_weight_is_refused(tmp_path):
     assert merge.dtype_for("auto", {"dtype": "float32"}) == "float16"
     with pytest.raises(UserError, match="--dtype int8"):
         merge.dtype_for("int8", {})
-
-
