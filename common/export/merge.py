@@ -70,9 +70,14 @@ def _tensors(trained: Any, dtype: str) -> Iterator[tuple[str, Any]]:
             used.add(place)
         if name in trained.tied:
             continue
-        value = trained.read(name)
-        keeps = wide and place is not None and base.stored.read(place).dtype == torch.float32
-        yield place or name, rounded(name, value, "float32" if keeps else dtype)
+        kept = base.stored.read(place) if place is not None and place not in base.stored.packed else None
+        own = "float32" if wide and kept is not None and kept.dtype == torch.float32 else dtype
+        same = name not in trained.touched or trained.files is not trained.base
+        if same and kept is not None and name not in base.quantized:
+            yield place, rounded(name, kept, own)  # without a way through float32
+        else:
+            del kept
+            yield place or name, rounded(name, trained.read(name), own)
     for place in base.stored.names:  # what is no parameter: buffers, parts that this class of model leaves out
         if place not in used:
             yield place, base.stored.read(place)

@@ -59,14 +59,15 @@ class StoredTensors:
         return torch.load(file, map_location="cpu", mmap=True, weights_only=True)
 
     def _tensor(self, name: str) -> Any:
-        """The tensor as it is stored. The file is opened anew: its pages do not stay in memory."""
+        """The tensor as it is stored, a view of the file. That is opened anew: its pages are given back with the
+        tensor."""
         from safetensors import safe_open
 
         file = self._files[name]
         if file.suffix == ".bin":
-            return self._pickled(file)[name].clone()
+            return self._pickled(file)[name]
         with safe_open(file, "pt") as opened:
-            return opened.get_tensor(name).clone()
+            return opened.get_tensor(name)
 
     def read(self, name: str) -> Any:
         """A tensor on the CPU, in the type in which it is stored; a 4-bit one in float32."""

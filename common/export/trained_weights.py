@@ -137,6 +137,7 @@ class AdaptedWeights:
             return self._merged(module)[name] if module in self._layers else self._key(self._replaced[name]).float()
         value = self.base.read(name)
         if name in self._rows:
+            value = value.clone()
             places = self.lora.get("trainable_token_indices")
             if isinstance(places, dict):
                 places = next(rows for part, rows in places.items() if module.endswith(part))
