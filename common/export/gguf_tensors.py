@@ -78,7 +78,8 @@ class GgufWeights:
         wanted = self.trained.read(name)
         if value.numel() != wanted.numel():
             return value[: len(wanted)] if value.shape[1:] == wanted.shape[1:] and len(value) > len(wanted) else value
-        value = value.reshape(wanted.shape) if value.shape != wanted.T.shape or value.shape == wanted.shape else value
+        if value.ndim != 2 or wanted.ndim != 2 or value.shape != wanted.T.shape:
+            value = value.reshape(wanted.shape)
         return arranged(value, wanted, self._heads)
 
 
