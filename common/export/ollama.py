@@ -11,6 +11,7 @@ from typing import Any
 from tunebook.common.errors import UserError
 from tunebook.common.export.reference import Reference
 
+ROLES = ("system", "user", "assistant")
 MARK = "\ue000{}\ue001"  # private characters around a turn's name, which no template writes
 OTHERWISE = "`--to gguf` carries the chat template itself, for llama.cpp's server and for clients that render it"
 
@@ -86,8 +87,10 @@ def modelfile(reference: Reference, gguf: str) -> str:
     except Exception as error:  # a template may raise anything
         raise UserError(f"the template {name} cannot be written for Ollama: {error}; {OTHERWISE}") from None
     for place, one in enumerate(reference.conversations, 1):
-        if one.tools or any(set(turn) != {"role", "content"} for turn in one.messages):
-            raise UserError(f"held-out conversation {place} has tools, which are not written for Ollama; {OTHERWISE}")
+        if one.tools or any(set(turn) != {"role", "content"} or turn["role"] not in ROLES for turn in one.messages):
+            raise UserError(
+                f"the template {name} cannot be written for Ollama: held-out conversation {place} has tools; {OTHERWISE}"
+            )
         _compare(parts, render, one.messages, name, f"held-out conversation {place}")
     for text in ("x", "a\n\nb"):
         turns = [

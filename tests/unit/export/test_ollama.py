@@ -39,7 +39,10 @@ def test_chatml_is_written_in_the_language_of_go(tokenizer):
 def test_a_system_text_of_the_template_itself_stands_where_there_is_none(tokenizer):
     chatml = templates.get("chatml", tokenizer)
     text = ollama.modelfile(reference(tokenizer, chatml, USER, SYSTEM), "model.gguf")
-    assert '{{ if ne (index .Messages 0).Role "system" }}<|im_start|>system\nBe kind.<|im_end|>\n{{ end }}' in text
+    assert (
+        '<|im_start|>system\n{{ if ne (index .Messages 0).Role "system" }}Be kind.{{ end }}{{ range .Messages }}'
+        in text
+    )
 
 
 @pytest.mark.parametrize("system", [False, True])
@@ -62,6 +65,12 @@ def test_a_question_with_an_input_and_a_changing_history_are_refused(tokenizer):
     counted = SYSTEM.replace("message['role'] +", "message['role'] + loop.index|string +")
     with pytest.raises(UserError, match="cannot be written for Ollama"):
         ollama.modelfile(reference(tokenizer, chatml, USER, counted), "model.gguf")
+
+
+def test_tools_are_refused(tokenizer):
+    row = [[*USER[0], {"role": "tool", "content": "{}"}]]
+    with pytest.raises(UserError, match="held-out conversation 1 has tools"):
+        ollama.modelfile(reference(tokenizer, templates.get("chatml", tokenizer), row), "model.gguf")
 
 
 def test_alpaca_without_inputs_can_be_written(tokenizer):
