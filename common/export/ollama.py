@@ -89,7 +89,8 @@ def modelfile(reference: Reference, gguf: str) -> str:
     for place, one in enumerate(reference.conversations, 1):
         if one.tools or any(set(turn) != {"role", "content"} or turn["role"] not in ROLES for turn in one.messages):
             raise UserError(
-                f"the template {name} cannot be written for Ollama: held-out conversation {place} has tools; {OTHERWISE}"
+                f"the template {name} cannot be written for Ollama: held-out conversation {place} has tools; "
+                f"{OTHERWISE}"
             )
         _compare(parts, render, one.messages, name, f"held-out conversation {place}")
     for text in ("x", "a\n\nb"):
