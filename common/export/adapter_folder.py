@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tunebook.common.errors import UserError
+from tunebook.common.export.checks import Check
 from tunebook.common.export.source import Source
 from tunebook.common.export.trained_weights import AdaptedWeights
 from tunebook.common.models import inference
@@ -38,16 +39,23 @@ def write(source: Source, base_name: str, folder: Path) -> list[str]:
     return notes
 
 
+def equal(source: Source, folder: Path) -> Check:
+    """Whether the weights of an adapter that is no LoRA are the run's, byte for byte."""
+    same = (source.trained / WEIGHTS).read_bytes() == (folder / WEIGHTS).read_bytes()
+    failure = "" if same else f"{WEIGHTS} is not that of the run"
+    return Check(3, "the adapter's weights", "equal" if same else "others", "equal", failure)
+
+
 class Weights:
     """As exported_weights.ExportedFolder: the weights of the base with the exported adapter merged in."""
 
     def __init__(self, folder: Path, reference: Any):
-        self._adapted = (
-            AdaptedWeights(reference.base, folder) if isinstance(reference.weights, AdaptedWeights) else None
-        )
+        self._adapted = AdaptedWeights(reference.base, folder)
 
     def skips(self, name: str) -> bool:
-        return self._adapted is None or name not in self._adapted.touched
+        """What no adapter touches is the base's own."""
+        return name not in self._adapted.touched
 
     def read(self, name: str) -> Any:
-        return self._adapted.read(name) if self._adapted else None
+        """A weight in float32."""
+        return self._adapted.read(name)

@@ -7,7 +7,7 @@ from typing import Any
 
 from tunebook.common.errors import UserError
 from tunebook.common.export import folder as folders
-from tunebook.common.export import merge, proof, serving_files
+from tunebook.common.export import merge, proof, serving_files, source
 from tunebook.common.export.exported_weights import ExportedFolder
 from tunebook.common.export.reference import Reference
 from tunebook.common.export.source import Source
@@ -74,7 +74,7 @@ def _into(reference: Reference) -> list[str]:
 
 
 def _beside(reference: Reference, part: Path) -> list[str]:
-    rows = next(iter(reference.weights.skeleton.get_input_embeddings().parameters())).shape[0]
+    rows = reference.model.get_input_embeddings().weight.shape[0]
     return serving_files.write(reference.source, reference.tokenizer, reference.template, reference.ends, rows, part)
 
 
@@ -162,12 +162,13 @@ def prove_folder(reference: Reference, folder: Path) -> list[proof.Proof]:
     if (folder / "adapter_config.json").exists():
         from tunebook.common.export import adapter_folder
 
-        base = reference.source.base_folder()
-        return [
-            proof.prove(
-                reference, TransformersModel(folder, base), adapter_folder.Weights(folder, reference), "the adapter",
-            )
-        ]  # fmt: skip
+        lora = source.is_lora(folder)
+        served = TransformersModel(folder, reference.source.base_folder())
+        weights = adapter_folder.Weights(folder, reference) if lora else None
+        found = proof.prove(reference, served, weights, "the adapter")
+        if not lora:
+            found.checks.append(adapter_folder.equal(reference.source, folder))
+        return [found]
     if not (folder / "config.json").exists():
         raise UserError(
             f"{folder}: neither a model (config.json), an adapter (adapter_config.json) nor a .gguf file in it"
@@ -199,12 +200,12 @@ def _prove_gguf(reference: Reference, files: list[Path], folder: Path) -> list[p
     return found
 
 
-def about(source: Source, target: str) -> dict[str, Any]:
+def about(found: Source, target: str) -> dict[str, Any]:
     """What export.json says of where it came from: names, and no folders of this machine."""
     return {
-        "of": Path(source.name).name,
+        "of": Path(found.name).name,
         "to": target,
-        "base": Path(source.base).name if Path(source.base).exists() else source.base,
-        "trained_on_four_bits": source.four_bit,
-        "recipe": source.report.get("recipe"),
+        "base": Path(found.base).name if Path(found.base).exists() else found.base,
+        "trained_on_four_bits": found.four_bit,
+        "recipe": found.report.get("recipe"),
     }

@@ -54,6 +54,11 @@ class Reference:
                     raise
         return None
 
+    @property
+    def model(self) -> Any:
+        """The model that is served, without its weights."""
+        return self.base.model if self.base else self.weights.skeleton
+
     @cached_property
     def weights(self) -> AdaptedWeights | FineTunedWeights:
         """What the export's weights are to be."""

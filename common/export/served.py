@@ -108,7 +108,7 @@ def logits(model: Any, ids: list[int], start: int, stop: int) -> Any:
 
     with torch.inference_mode():
         out = model(input_ids=torch.tensor([ids[:stop]], device=model.device), use_cache=False).logits
-    return out[0, start - 1 : stop - 1].float().cpu()
+    return out[0, start - stop - 1 : -1].float().cpu()  # from the end: a soft prompt stands before
 
 
 def greedy(model: Any, prompts: list[list[int]], limit: int, ends: set[int], pad: int | None) -> list[list[int]]:

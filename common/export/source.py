@@ -182,6 +182,10 @@ def check_target(source: Source, target: str) -> None:
         raise UserError(f"{source.name}: {kind} is not merged here, only LoRA is; --to adapter exports it for PEFT")
 
 
+def is_lora(folder: Path) -> bool:
+    return _config(folder).get("peft_type") == "LORA"
+
+
 def _config(folder: Path) -> dict[str, Any]:
     path = folder / inference.PEFT
     try:

@@ -260,6 +260,23 @@ def test_what_the_hub_refuses_is_told_and_the_export_stays(tmp_path, monkeypatch
         hub.push(tmp_path, "me/mine", False)
 
 
+def test_a_soft_prompt_is_exported_as_an_adapter_and_compared(tmp_path, tunebook, few, tokenizer):
+    from peft import PromptTuningConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    from tunebook.common.tokens import templates
+    from tunebook.common.training import served_tokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(FOLDER / "model", dtype=torch.float32)
+    model = get_peft_model(model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4))
+    model.save_pretrained(tmp_path / "adapter")
+    served_tokenizer.with_template(tokenizer, templates.ALPACA, model).save_pretrained(str(tmp_path / "adapter"))
+    words = ("--dataset", "pocket", "--to", "adapter", "--output_dir", tmp_path / "out")
+    code, out, err = tunebook("export", "--adapter", tmp_path / "adapter", "--model", "pocket", *words)
+    assert code == 0, err
+    assert "the adapter's weights" in out
+
+
 def test_the_model_card_says_what_the_run_knows_and_no_folder_of_this_machine(tmp_path, tunebook, run, few):
     words = ("--base_name", "org/pocket", "--license", "apache-2.0")
     code, _, err = tunebook("export", run, "--to", "adapter", "--output_dir", tmp_path / "out", *words)

@@ -11,7 +11,9 @@ from tunebook.common import catalog
 from tunebook.common.run import RunOptions, TrainerOptions
 
 TRAINING = {"unsloth", "unsloth_zoo", "peft", "trl"}
-LOADERS = {f"common/models/{name}.py" for name in ("loading", "lora", "inference")} | {"common/export/trained_weights.py"}
+LOADERS = {f"common/models/{name}.py" for name in ("loading", "lora", "inference")} | {
+    "common/export/trained_weights.py"
+}
 RECIPES = sorted((ROOT / "recipes").glob("*.py"))
 LINES = {"loop_alpaca.py": 120}  # its loss and its step are functions of its own
 FILES = [path for folder in ("common", "evals", "recipes") for path in sorted((ROOT / folder).rglob("*.py"))]
