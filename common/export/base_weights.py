@@ -21,7 +21,7 @@ def skeleton(folder: str | Path) -> Any:
     try:
         config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
         if hasattr(config, "quantization_config"):
-            del config.quantization_config
+            delattr(config, "quantization_config")
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
     except (OSError, ValueError, ImportError) as error:

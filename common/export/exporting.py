@@ -109,7 +109,8 @@ def _gguf(reference: Reference, part: Path, options: Options) -> list[str]:
     if options.as_lora:
         base = part / "base-f16.gguf"
         first.rename(base)
-        gguf_adapter.write(reference.weights, reference.source.trained, base, part / "adapter.gguf")
+        lora: Any = reference.weights
+        gguf_adapter.write(lora, reference.source.trained, base, part / "adapter.gguf")
     for kind in extra:
         (part / f"model-{kind}.gguf").unlink()
     _remove(merged)

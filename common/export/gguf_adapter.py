@@ -1,5 +1,6 @@
 """A LoRA adapter as GGUF, for llama.cpp to put on the GGUF of its base."""
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -43,9 +44,9 @@ def write(trained: AdaptedWeights, adapter: Path, base: Path, file: Path) -> Non
     Raises:
         UserError: a layer is not in the base's GGUF.
     """
-    import gguf
     from safetensors import safe_open
 
+    gguf = importlib.import_module("gguf")
     weights = GgufWeights(base, trained)
     writer = gguf.GGUFWriter(file, field(weights._reader, "general.architecture"))
     alpha = float(trained.lora["lora_alpha"])
@@ -76,10 +77,10 @@ def write(trained: AdaptedWeights, adapter: Path, base: Path, file: Path) -> Non
 def _arranged(second: Any, weights: GgufWeights, name: str, trained: AdaptedWeights) -> Any:
     """The second matrix with its rows in the order that the base's weight has in the GGUF."""
     import torch
-    from gguf import dequantize
 
+    gguf = importlib.import_module("gguf")
     tensor = weights._tensors[str(weights.place(name))]
-    stored = torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy()).reshape(trained.shapes[name])
+    stored = torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type).copy()).reshape(trained.shapes[name])
     base = trained.base.read(name)
     tries = {0: base}
     for heads in dict.fromkeys(weights._heads):

@@ -1,5 +1,6 @@
 """GGUF files from a merged folder, by llama.cpp's own converter."""
 
+import importlib
 import importlib.util
 import os
 import subprocess
@@ -37,7 +38,7 @@ def require_llama_cpp() -> None:
     Raises:
         UserError: llama.cpp, which the proof asks, is not installed.
     """
-    if importlib.util.find_spec("llama_cpp") is None:
+    if importlib.util.find_spec("llama_cpp") is None or importlib.util.find_spec("gguf") is None:
         raise UserError(f"the proof of a GGUF asks llama.cpp itself, which is not installed: {INSTALL}")
 
 
@@ -101,7 +102,10 @@ class Converter:
         """A sentence where llama.cpp makes other ids of a text than the tokenizer; "" where all are equal."""
         from tunebook.common.export import gguf_model
 
-        wrong = pre_tokenizer.differing(self.tokenizer, gguf_model.tokenize_by(file), self.texts)
+        tokenize = gguf_model.tokenize_by(file)
+        if tokenize is None:
+            return "llama.cpp cannot load the file"
+        wrong = pre_tokenizer.differing(self.tokenizer, tokenize, self.texts)
         return (
             f"llama.cpp makes other ids of {len(wrong)} of {len(self.texts)} texts, such as {wrong[0][:40]!r}"
             if wrong
@@ -111,8 +115,7 @@ class Converter:
 
 def _quantize(source: Path, file: Path) -> None:
     """Quantize by llama.cpp itself."""
-    import llama_cpp
-
+    llama_cpp = importlib.import_module("llama_cpp")
     settings = llama_cpp.llama_model_quantize_default_params()
     settings.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_M
     code = llama_cpp.llama_model_quantize(str(source).encode(), str(file).encode(), settings)

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import importlib
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -34,8 +35,7 @@ def opened(file: Path, **settings: Any) -> Any:
     Raises:
         UserError: it cannot be loaded.
     """
-    import llama_cpp
-
+    llama_cpp = importlib.import_module("llama_cpp")
     try:
         with quiet():
             return llama_cpp.Llama(model_path=str(file), verbose=False, **settings)
@@ -65,8 +65,7 @@ class GgufModel:
         self.file, self.lora, self.name = file, lora, (lora or file).name
         self.bits = bits(file)
         self._vocabulary = opened(file, vocab_only=True)
-        import llama_cpp
-
+        llama_cpp = importlib.import_module("llama_cpp")
         vocabulary = llama_cpp.llama_model_get_vocab(self._vocabulary._model.model)
         count = llama_cpp.llama_vocab_n_tokens(vocabulary)
         self.ends = {token for token in range(count) if llama_cpp.llama_vocab_is_eog(vocabulary, token)}
@@ -77,8 +76,7 @@ class GgufModel:
     @functools.cached_property
     def _formatter(self) -> Any:
         """The template of the file, as llama-cpp-python's server renders it."""
-        from llama_cpp.llama_chat_format import Jinja2ChatFormatter
-
+        formats = importlib.import_module("llama_cpp.llama_chat_format")
         metadata = self._vocabulary.metadata
         if "tokenizer.chat_template" not in metadata:
             raise UserError(f"{self.file}: it has no chat template")
@@ -86,7 +84,7 @@ class GgufModel:
             self._vocabulary._model.token_get_text(token) if token != -1 else ""
             for token in (self._vocabulary.token_eos(), self._vocabulary.token_bos())
         ]
-        return Jinja2ChatFormatter(metadata["tokenizer.chat_template"], *texts)
+        return formats.Jinja2ChatFormatter(metadata["tokenizer.chat_template"], *texts)
 
     def prompt(self, messages: list[dict], tools: list | None, options: dict[str, Any]) -> list[int]:
         """Ids of a conversation with the header of the next answer."""

@@ -1,5 +1,6 @@
 """The weights of a GGUF file, by the names and in the order that they have in the model."""
 
+import importlib
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,9 @@ def reader(file: Path) -> Any:
     Raises:
         UserError: it is no GGUF file.
     """
-    from gguf import GGUFReader
-
+    gguf = importlib.import_module("gguf")
     try:
-        return GGUFReader(file)
+        return gguf.GGUFReader(file)
     except (OSError, ValueError, IndexError, KeyError) as error:
         raise UserError(f"{file} cannot be read as GGUF: {error}") from error
 
@@ -44,8 +44,7 @@ class GgufWeights:
     """
 
     def __init__(self, file: Path, trained: Any):
-        import gguf
-
+        gguf = importlib.import_module("gguf")
         self.file, self.trained, self._reader = file, trained, reader(file)
         config = trained.skeleton.config.get_text_config()
         architecture = field(self._reader, "general.architecture")
@@ -67,14 +66,14 @@ class GgufWeights:
     def read(self, name: str) -> Any:
         """A weight in float32, in the order of the model; None: there is none."""
         import torch
-        from gguf import dequantize
 
+        gguf = importlib.import_module("gguf")
         tensor = self._tensors.get(self.place(name) or "")
         if tensor is None and name in self.trained.files.tied:
             tensor = self._tensors.get(self.place(self.trained.files.tied[name]) or "")
         if tensor is None:
             return None
-        value = torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy())
+        value = torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type).copy())
         wanted = self.trained.read(name)
         if value.numel() != wanted.numel():
             return value[: len(wanted)] if value.shape[1:] == wanted.shape[1:] and len(value) > len(wanted) else value

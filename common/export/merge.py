@@ -74,7 +74,7 @@ def _tensors(trained: Any, dtype: str) -> Iterator[tuple[str, Any]]:
         own = "float32" if wide and kept is not None and kept.dtype == torch.float32 else dtype
         same = name not in trained.touched or trained.files is not trained.base
         if same and kept is not None and name not in base.quantized:
-            yield place, rounded(name, kept, own)  # without a way through float32
+            yield str(place), rounded(name, kept, own)  # without a way through float32
         else:
             del kept
             yield place or name, rounded(name, trained.read(name), own)

@@ -49,17 +49,19 @@ def of_trained(
     from tunebook.common.export import served
     from tunebook.common.models import inference
 
+    model: Any = None
     before = None
     if base is not None:
         model = served.load(str(base.folder), base)
         rows = model.get_input_embeddings().weight.shape[0]
         if all(max(one.ids) < rows for one in found):
             before = [served.logits(model, one.ids, *stretch(one)) for one in found]
-        model = inference.load_adapter(model, str(source.trained)) if source.adapter else None
+        if source.adapter:
+            model = inference.load_adapter(model, str(source.trained)).eval()
     if not source.adapter:
+        model = None  # before the next one is loaded
         served.release()
         model = served.load(str(source.trained))
-    model = model.eval()
     outputs = Outputs(
         [served.logits(model, one.ids, *stretch(one)) for one in found],
         served.greedy(model, [one.ids[: one.start] for one in found], LIMIT, set(ends), pad),

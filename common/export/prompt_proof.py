@@ -55,7 +55,7 @@ def _answers(served: Any, found: list[HeldOut], tokenizer: Any) -> Check:
         same = text.strip() in (str(one.said).strip(), trained.strip())
         equal += same
         if not same:
-            failure = failure or f"the answer {one.said[:SHOWN]!r} is read back as {text[:SHOWN]!r}"
+            failure = failure or f"the answer {str(one.said)[:SHOWN]!r} is read back as {text[:SHOWN]!r}"
     return Check(2, "answers are read back", f"{equal} of {len(plain)}", "all", failure)
 
 

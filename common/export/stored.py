@@ -73,10 +73,11 @@ class StoredTensors:
         """A tensor on the CPU, in the type in which it is stored; a 4-bit one in float32."""
         if name not in self.packed:
             return self._tensor(name)
+        import torch
         from bitsandbytes.functional import QuantState, dequantize_4bit
 
         parts = {key: self._tensor(key) for key in self._files if key.startswith(f"{name}.")}
-        state = QuantState.from_dict(parts, device="cpu")
+        state = QuantState.from_dict(parts, device=torch.device("cpu"))
         return dequantize_4bit(self._tensor(name), state).float()
 
     def shape(self, name: str) -> tuple[int, ...]:
