@@ -159,7 +159,7 @@ def test_a_change_that_rounding_swallows_is_named(run, tmp_path):
 
 
 def test_a_run_in_four_bits_is_merged_into_what_it_was_trained_on(tmp_path, few):
-    run = trained_runs.lora_run(tmp_path / "qlora", quantized=True, steps=15)
+    run = trained_runs.lora_run(tmp_path / "qlora", quantized=True, steps=5)
     found = Reference(source.find(str(run)))
     assert found.source.four_bit
     (proved,) = exporting.export(found, "merged", tmp_path / "out", exporting.Options())
@@ -176,7 +176,7 @@ def test_chats_are_proved_in_their_own_template_over_three_turns(tmp_path, few):
 
     tokenizer = tokenization.load("pocket")[0]
     template = templates.get("chatml", tokenizer)
-    run = trained_runs.lora_run(tmp_path / "chat", template=template, dataset="pocket_chat", steps=15)
+    run = trained_runs.lora_run(tmp_path / "chat", template=template, dataset="pocket_chat", steps=5)
     found = Reference(source.find(str(run)))
     (proved,) = exporting.export(found, "merged", tmp_path / "out", exporting.Options())
     assert not [check.failure for check in proved.checks if check.failure]
