@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 from tunebook.common import output_dir
 from tunebook.common.distributed import is_main_process
 from tunebook.common.errors import UserError
-from tunebook.common.training.checkpoints import STATE
+from tunebook.common.training.checkpoints import STATE, tensors_only
 
 
 class _AlreadyTrained(Exception):
@@ -78,7 +78,8 @@ def train(trainer: Any, checkpoint: str | None) -> None:
     guard = _StopIfTrained(bool(control.get("should_training_stop")))
     trainer.add_callback(guard)
     try:
-        trainer.train(resume_from_checkpoint=checkpoint)
+        with tensors_only(checkpoint):
+            trainer.train(resume_from_checkpoint=checkpoint)
     except _AlreadyTrained:
         print(f"all {trainer.state.global_step} steps are trained; what comes after them is made")
         if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint is not None:
