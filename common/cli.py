@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tunebook.common.distributed import is_main_process
+from tunebook.common.distributed import check_launch, is_main_process
 from tunebook.common.errors import CheckFailed, UserError, nearest
 
 # Ways to shard a model over GPUs: name, variable of `accelerate launch`, fields of TrainingArguments.
@@ -35,6 +35,7 @@ def run(main: Callable[[Any], Any], args_class: type, argv: list[str] | None = N
     argv = [word for word in argv if word != "--debug"]
     try:
         args = parse(args_class, argv, sys.modules[main.__module__].__doc__ or "")
+        check_launch()
         _refuse_unsupported(getattr(args, "set", []))
         main(args)
     except (UserError, CheckFailed) as error:
@@ -82,6 +83,7 @@ def _environment() -> None:
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
         "UNSLOTH_COMPILE_LOCATION": str(Path.home() / ".cache" / "tunebook" / "unsloth"),  # not the working directory
         "TOKENIZERS_PARALLELISM": "true",
+        "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait for a core which is busy elsewhere leave it; read by torch
         "PYTHONWARNINGS": "ignore::FutureWarning",
     }.items():
         os.environ.setdefault(name, value)

@@ -90,7 +90,7 @@ def load(name: str, max_length: int, four_bit: bool = False, full: bool = False,
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    device.use_all_cores()
+    device.set_threads()
     place = resolve(name)
     try:
         config = AutoConfig.from_pretrained(place, trust_remote_code=False)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tunebook.common import files
+from tunebook.common import distributed, files
 from tunebook.common.errors import UserError
 from tunebook.common.training.metrics import TrainingMetrics
 
@@ -58,6 +58,7 @@ class Checkpoints:
 
     def load(self, checkpoint: str | None) -> int:
         """Resume from a checkpoint; returns the steps that were made, 0 for None."""
+        distributed.require_same("checkpoint", checkpoint and Path(checkpoint).name)
         if checkpoint is None:
             return 0
         state = json.loads((Path(checkpoint) / STATE).read_text(encoding="utf-8"))
@@ -110,8 +111,10 @@ class Checkpoints:
     def finish(self, model: Any, folder: Path) -> Any:
         """Save the adapter and the tokenizer for use in `folder`; returns the model without its wrapper."""
         model = self.accelerator.unwrap_model(model)
-        model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        if self.accelerator.is_main_process:
+            model.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
+        self.accelerator.wait_for_everyone()
         return model
 
     def _save_trained(self, models: list[Any], weights: list[Any], folder: str) -> None:

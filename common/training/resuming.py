@@ -10,7 +10,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from transformers import TrainerCallback
 
-from tunebook.common import output_dir
+from tunebook.common import distributed, output_dir
 from tunebook.common.distributed import is_main_process
 from tunebook.common.errors import UserError
 from tunebook.common.training.checkpoints import STATE, tensors_only
@@ -69,6 +69,7 @@ def find_checkpoint(folder: Path, args: dict[str, Any], resume: bool, overwrite:
 
 def train(trainer: Any, checkpoint: str | None) -> None:
     """trainer.train, from the checkpoint where there is one; where it has all steps, the best weights are loaded."""
+    distributed.require_same("checkpoint", checkpoint and Path(checkpoint).name)
     if checkpoint is None:
         trainer.train()
         return

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from tunebook.common import distributed
 from tunebook.common.batching import dataloader
 from tunebook.common.batching.dataloader import describe
 
@@ -55,4 +56,4 @@ def test_settings(monkeypatch, gpu, cores, processes, workers):
 
 
 def test_cores_are_at_least_one():
-    assert 1 <= dataloader.cores() <= 4096
+    assert 1 <= distributed.cores() <= 4096
