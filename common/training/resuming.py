@@ -10,7 +10,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from transformers import TrainerCallback
 
-from tunebook.common import distributed, output_dir
+from tunebook.common import distributed, files, output_dir
 from tunebook.common.distributed import is_main_process
 from tunebook.common.errors import UserError
 from tunebook.common.training.checkpoints import STATE, tensors_only
@@ -60,7 +60,8 @@ def find_checkpoint(folder: Path, args: dict[str, Any], resume: bool, overwrite:
     checkpoint = None if overwrite else newest(folder)
     if checkpoint and not resume:
         raise UserError(f"--output_dir {folder} contains an interrupted run; resume it, choose another, or --overwrite")
-    path.write_text(json.dumps(new, indent=1) + "\n", encoding="utf-8")
+    if is_main_process():
+        files.write_json(path, new)  # all at once: another process may be reading it
     if checkpoint is None:
         return None
     print(f"resuming from {checkpoint}")
