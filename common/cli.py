@@ -35,7 +35,7 @@ def run(main: Callable[[Any], Any], args_class: type, argv: list[str] | None = N
     argv = [word for word in argv if word != "--debug"]
     try:
         args = parse(args_class, argv, sys.modules[main.__module__].__doc__ or "")
-        check_launch()
+        check_launch(several=hasattr(args, "resume"))
         _refuse_unsupported(getattr(args, "set", []))
         main(args)
     except (UserError, CheckFailed) as error:

@@ -25,14 +25,19 @@ def is_local_main_process() -> bool:
     return os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")) == "0"
 
 
-def check_launch() -> None:
+def check_launch(several: bool) -> None:
     """Refuse processes that do not know of each other, each of which would be a run by itself in the same folder; and
     one process where several were asked for. Looks at the environment alone.
+
+    Args:
+        several: whether the command takes several processes.
 
     Raises:
         UserError: with the launch that works.
     """
     asked = _number("WORLD_SIZE")
+    if asked > 1 and not several:
+        raise UserError(f"WORLD_SIZE={asked}: this command runs in one process; start it with python, or by its name")
     if asked > 1 and "LOCAL_RANK" not in os.environ:
         raise UserError(f"WORLD_SIZE={asked} is set and LOCAL_RANK is not: the processes cannot join. {TORCHRUN}")
     if "WORLD_SIZE" in os.environ:

@@ -65,8 +65,11 @@ class Run:
         Args:
             unheard: more fields that would do nothing in this recipe -> why, and what does it.
         """
+        from transformers import set_seed
+
         from tunebook.common.training import config_overrides, resuming
 
+        set_seed(self.args.seed)  # prefixes begin at random
         flags = vars(self.args)
         if config_class is not None:
             self.overrides = config_overrides.overrides(

@@ -38,7 +38,7 @@ def test_a_packed_batch_and_one_with_neither_mask_nor_positions():
 
 def pretend(monkeypatch, gpu, cores, processes=1):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-    monkeypatch.setattr(dataloader, "cores", lambda: cores)
+    monkeypatch.setattr(distributed, "cores", lambda: cores)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
 
 
