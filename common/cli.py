@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tunebook.common import redaction
 from tunebook.common.distributed import check_launch, is_main_process
 from tunebook.common.errors import CheckFailed, UserError, nearest
 
@@ -41,7 +42,8 @@ def run(main: Callable[[Any], Any], args_class: type, argv: list[str] | None = N
     except (UserError, CheckFailed) as error:
         if debug:
             traceback.print_exc()
-        print(f"{'error' if isinstance(error, UserError) else 'check failed'}: {error}", file=sys.stderr)
+        said = redaction.without_secrets(str(error))  # of a value that was typed
+        print(f"{'error' if isinstance(error, UserError) else 'check failed'}: {said}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UserError) else 1)
     except KeyboardInterrupt:
         print("stopped by the user; checkpoints that were written are kept", file=sys.stderr)
