@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tunebook.common import output_dir
+from tunebook.common import output_dir, ranges
 
 HELD_OUT = 300  # rows whose loss is taken while training
 
@@ -43,11 +43,12 @@ class Run:
         recipe: the recipe's own file.
 
     Raises:
-        UserError: the folder cannot be written or holds a finished run.
+        UserError: a flag's number is out of range, or the folder cannot be written or holds a finished run.
     """
 
     def __init__(self, recipe: str, args: Any):
         self.recipe, self.args = recipe, args
+        ranges.check(vars(args))
         args.output_dir = args.output_dir or f"runs/{Path(recipe).stem}"
         self.dir = output_dir.prepare(args.output_dir, args.overwrite, marker="report.json")
         self.overrides: dict[str, Any] = {}
