@@ -66,8 +66,11 @@ class Run:
         Args:
             unheard: more fields that would do nothing in this recipe -> why, and what does it.
         """
+        from transformers import set_seed
+
         from tunebook.common.training import config_overrides, resuming
 
+        set_seed(self.args.seed)  # prefixes begin at random
         flags = vars(self.args)
         if config_class is not None:
             self.overrides = config_overrides.overrides(
@@ -124,12 +127,13 @@ class Run:
         return served_tokenizer.with_template(self.tokenizer, template, model)
 
     def accelerator_options(self) -> dict[str, Any]:
-        """Arguments of accelerate.Accelerator: precision, tracker, folder."""
+        """Arguments of accelerate.Accelerator: device, precision, tracker, folder."""
         from tunebook.common.models import device
 
         tracker = None if self.args.report_to == "none" else self.args.report_to
-        precision = device.current().mixed_precision
-        return dict(mixed_precision=precision, log_with=tracker, project_dir=self.dir)
+        here = device.current()
+        # cpu: else it joins no other process without a GPU
+        return dict(cpu=not here.gpu, mixed_precision=here.mixed_precision, log_with=tracker, project_dir=self.dir)
 
     def config(self, config_class: Any, **choices: Any) -> Any:
         """`config_class` with the recipe's choices, beside them what run and device decide, and --set over all."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tunebook.common import files
-from tunebook.common.distributed import is_main_process
+from tunebook.common.distributed import is_local_main_process, wait_for
 from tunebook.common.errors import UserError
 
 KEY = "key"  # a file that names the dataset which a run trains on
@@ -30,9 +30,12 @@ def cached(
     import datasets
     import pyarrow
 
-    _refuse_changed(folder, key)
     path = folder / f"{key}.arrow"
     beside = path.with_suffix(".json")
+    if is_local_main_process():
+        _refuse_changed(folder, key)
+    else:
+        wait_for(path)  # it is made once
     if path.exists() and beside.exists():
         print(f"tokens: read from {path}")
         return datasets.Dataset.from_file(str(path)), json.loads(beside.read_text(encoding="utf-8"))
@@ -55,5 +58,4 @@ def _refuse_changed(folder: Path, key: str) -> None:
             f"{folder.parent} contains an interrupted run, and its data, tokenizer, template or the code that encodes "
             "them have changed since; put them back, choose another --output_dir, or add --overwrite"
         )
-    if is_main_process():
-        path.write_text(key + "\n", encoding="utf-8")
+    path.write_text(key + "\n", encoding="utf-8")

@@ -10,10 +10,10 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from transformers import TrainerCallback
 
-from tunebook.common import output_dir
+from tunebook.common import distributed, files, output_dir
 from tunebook.common.distributed import is_main_process
 from tunebook.common.errors import UserError
-from tunebook.common.training.checkpoints import STATE
+from tunebook.common.training.checkpoints import STATE, tensors_only
 
 
 class _AlreadyTrained(Exception):
@@ -60,7 +60,8 @@ def find_checkpoint(folder: Path, args: dict[str, Any], resume: bool, overwrite:
     checkpoint = None if overwrite else newest(folder)
     if checkpoint and not resume:
         raise UserError(f"--output_dir {folder} contains an interrupted run; resume it, choose another, or --overwrite")
-    path.write_text(json.dumps(new, indent=1) + "\n", encoding="utf-8")
+    if is_main_process():
+        files.write_json(path, new)  # all at once: another process may be reading it
     if checkpoint is None:
         return None
     print(f"resuming from {checkpoint}")
@@ -69,6 +70,7 @@ def find_checkpoint(folder: Path, args: dict[str, Any], resume: bool, overwrite:
 
 def train(trainer: Any, checkpoint: str | None) -> None:
     """trainer.train, from the checkpoint where there is one; where it has all steps, the best weights are loaded."""
+    distributed.require_same("checkpoint", checkpoint and Path(checkpoint).name)
     if checkpoint is None:
         trainer.train()
         return
@@ -78,7 +80,8 @@ def train(trainer: Any, checkpoint: str | None) -> None:
     guard = _StopIfTrained(bool(control.get("should_training_stop")))
     trainer.add_callback(guard)
     try:
-        trainer.train(resume_from_checkpoint=checkpoint)
+        with tensors_only(checkpoint):
+            trainer.train(resume_from_checkpoint=checkpoint)
     except _AlreadyTrained:
         print(f"all {trainer.state.global_step} steps are trained; what comes after them is made")
         if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint is not None:
