@@ -164,10 +164,10 @@ class Run:
         return config_class(**{**settings, **choices, **self.overrides})
 
     def callbacks(self, samples: Any) -> list[Any]:
-        """Stop at a loss that is not a number, and show answers (generation.Samples) at every evaluation."""
+        """Stop at signals, and show answers (generation.Samples) at every evaluation."""
         from tunebook.common.training import callbacks
 
-        return [callbacks.StopOnNaN(), callbacks.ShowSamples(samples)]
+        return [callbacks.RefuseForPrompts(), callbacks.StopOnSignal(), callbacks.ShowSamples(samples)]
 
     def prepare(self, trainer: Any, weigh: Callable[[Any], Any] | None = None) -> None:
         """Length-grouped batches unless rows are packed, loss weights of rows, adapters in float32; then the first

@@ -76,12 +76,12 @@ class Checkpoints:
         self.metrics.restore(state["meter"])
         return state["global_step"]
 
-    def save(self, model: Any, step: int, loss: float) -> None:
+    def save(self, model: Any, step: int, loss: float | None = None) -> None:
         """Write checkpoint-STEP, remove old ones, and keep the weights as the best at the lowest `loss` so far."""
         from safetensors.torch import save_file
 
         part = self.folder / f"checkpoint-{step}.part"
-        if loss < self.best:
+        if loss is not None and loss < self.best:
             self.best = loss
             if self.accelerator.is_main_process:
                 (self.folder / "best").mkdir(exist_ok=True)

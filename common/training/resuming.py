@@ -49,7 +49,7 @@ def find_checkpoint(folder: Path, args: dict[str, Any], resume: bool, overwrite:
             else:
                 old.unlink(missing_ok=True)
     new = {name: value for name, value in json.loads(json.dumps(args)).items() if name not in output_dir.FREE}
-    if path.exists() and not overwrite:
+    if path.exists() and not overwrite and any(folder.glob("checkpoint-*")):  # else nothing is lost with other ones
         old = json.loads(path.read_text(encoding="utf-8"))
         changes = [f"{name} {old.get(name)!r} -> {new[name]!r}" for name in new if new[name] != old.get(name)]
         if changes:
