@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tunebook.common import lock
 from tunebook.common.distributed import is_main_process
 from tunebook.common.errors import CheckFailed, UserError, nearest
 
@@ -45,6 +46,8 @@ def run(main: Callable[[Any], Any], args_class: type, argv: list[str] | None = N
     except KeyboardInterrupt:
         print("stopped by the user; checkpoints that were written are kept", file=sys.stderr)
         sys.exit(130)
+    finally:
+        lock.release()
 
 
 def _refuse_unsupported(overrides: list[str]) -> None:
