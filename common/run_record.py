@@ -153,11 +153,10 @@ class RunRecord:
             )
         for change in self.changes:
             print(f"resuming in spite of a change: {change}")
-        before, world = (self.old or {}).get("world"), self.identity["world"]
-        if before and before["processes"] != world["processes"] and before["global_batch"] == world["global_batch"]:
-            print(
-                f"processes: {before['processes']} -> {world['processes']}; {world['global_batch']} rows a step as before"
-            )
+        world = self.identity["world"]
+        before, rows = (self.old or {}).get("world", world), world["global_batch"]
+        if before["processes"] != world["processes"] and before["global_batch"] == rows:
+            print(f"processes: {before['processes']} -> {world['processes']}; {rows} rows a step as before")
 
     def begin(self, checkpoint: str | None, overwrite: bool) -> None:
         """A part begins, from a checkpoint where there is one. The part before is completed: its process may not have

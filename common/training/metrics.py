@@ -136,6 +136,7 @@ class TrainingMetrics:
         if "loss" not in values:
             return
         self.loss.append([step, values["loss"]])
+        self._keep_progress()
         seconds = max(self.seconds, 1e-9)
         rate, speed, wait = values.get("learning_rate", 0.0), self.trained / seconds, 100 * self.waited / seconds
         if self._bar is not None and not self._bar.disable:

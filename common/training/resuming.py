@@ -57,6 +57,7 @@ def train(trainer: Any, checkpoint: str | None) -> None:
         if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint is not None:
             trainer._load_best_model()
         trainer.is_in_train = False
+        trainer.log({"train_loss": (trainer._total_loss_scalar + trainer._tr_loss.item()) / trainer.state.global_step})
         trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
     finally:
         trainer.remove_callback(guard)
