@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tunebook.common import faults, stopping, terminal
+from tunebook.common import faults, lock, stopping, terminal
 from tunebook.common.distributed import check_launch, is_main_process
 from tunebook.common.errors import UserError, nearest
 
@@ -56,6 +56,7 @@ def run(main: Callable[[Any], Any], args_class: type, argv: list[str] | None = N
             print(text, file=sys.stderr)
         sys.exit(code)
     finally:
+        lock.release()
         sys.stdout.flush()
 
 
