@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tunebook.common import redaction
+from tunebook.common import faults, lock, redaction, stopping, terminal
 from tunebook.common.distributed import check_launch, is_main_process
-from tunebook.common.errors import CheckFailed, UserError, nearest
+from tunebook.common.errors import UserError, nearest
 
 # Ways to shard a model over GPUs: name, variable of `accelerate launch`, fields of TrainingArguments.
 SHARDING = (
@@ -22,32 +22,42 @@ SHARDING = (
 _NUMBERS = {"float | None": 0.0, "int | None": 0}
 
 
-def run(main: Callable[[Any], Any], args_class: type, argv: list[str] | None = None) -> None:
+def run(main: Callable[[Any], Any], args_class: type, argv: list[str] | None = None, goes_on: bool = True) -> None:
     """Parse the command line into `args_class`, call `main`, and end the process with its exit code.
 
     `--config FILE.yaml` gives values for any field; flags win over it. `--debug` shows the traceback of an error.
     A launch that shards the model over several GPUs is refused here, before anything heavy is imported.
+
+    Args:
+        goes_on: it does not end where nobody reads what it prints (`| head`), for what it makes is a folder.
     """
     _environment()
+    terminal.protect(goes_on)
+    stopping.listen()
     if not is_main_process():
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  one report of a run; errors are on stderr
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
     argv = [word for word in argv if word != "--debug"]
+    args = None
     try:
         args = parse(args_class, argv, sys.modules[main.__module__].__doc__ or "")
         check_launch(several=hasattr(args, "resume"))
         _refuse_unsupported(getattr(args, "set", []))
         main(args)
-    except (UserError, CheckFailed) as error:
+    except SystemExit:
+        raise
+    except BaseException as error:
         if debug:
             traceback.print_exc()
-        said = redaction.without_secrets(str(error))  # of a value that was typed
-        print(f"{'error' if isinstance(error, UserError) else 'check failed'}: {said}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, UserError) else 1)
-    except KeyboardInterrupt:
-        print("stopped by the user; checkpoints that were written are kept", file=sys.stderr)
-        sys.exit(130)
+        text, code = faults.ending(error, getattr(args, "output_dir", None), debug)
+        sys.stdout.flush()  # so that the message is the last thing said
+        if text:
+            print(redaction.without_secrets(text), file=sys.stderr)  # a message may quote a value that was typed
+        sys.exit(code)
+    finally:
+        lock.release()
+        sys.stdout.flush()
 
 
 def _refuse_unsupported(overrides: list[str]) -> None:
