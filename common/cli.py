@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -91,7 +92,7 @@ def _environment() -> None:
         "UNSLOTH_DISABLE_STATISTICS": "1",  # no telemetry
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-        "UNSLOTH_COMPILE_LOCATION": str(Path.home() / ".cache" / "tunebook" / "unsloth"),  # not the working directory
+        "UNSLOTH_COMPILE_LOCATION": str(_home() / ".cache" / "tunebook" / "unsloth"),  # not the working directory
         "TOKENIZERS_PARALLELISM": "true",
         "PYTHONWARNINGS": "ignore::FutureWarning",
     }.items():
@@ -100,6 +101,13 @@ def _environment() -> None:
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     if not sys.stderr.isatty():  # bars that others draw fill a log file
         os.environ.setdefault("TQDM_DISABLE", "1")
+
+
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError:  # no HOME, and a user without an entry
+        return Path(tempfile.gettempdir())
 
 
 def parse(args_class: type, argv: list[str], doc: str = "") -> Any:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tunebook.common import output_dir
+from tunebook.common import output_dir, trackers
 
 HELD_OUT = 300  # rows whose loss is taken while training
 
@@ -48,6 +48,7 @@ class Run:
 
     def __init__(self, recipe: str, args: Any):
         self.recipe, self.args = recipe, args
+        trackers.check(args.report_to)
         args.output_dir = args.output_dir or f"runs/{Path(recipe).stem}"
         self.dir = output_dir.prepare(args.output_dir, args.overwrite, marker="report.json")
         self.overrides: dict[str, Any] = {}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tunebook.common import pocket
+from tunebook.common.data import hub
 from tunebook.common.errors import UserError
 from tunebook.common.models import device, generation_config, module_kinds, moe, parameter_table
 from tunebook.common.tokens import tokenization
@@ -32,6 +33,7 @@ def resolve(name: str, max_length: int | None = None, weights: bool = True) -> s
     if not path.exists():
         if name.count("/") != 1 or name.startswith((".", "/", "~")):
             raise UserError(f"--model {name}: no such folder; name a folder, a Hub model like org/name, or pocket")
+        hub.require(name, "--model")
         return name
     if not path.is_dir():
         raise UserError(f"--model {name} is a file; name the folder that holds config.json and the weights")

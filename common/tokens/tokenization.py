@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tunebook.common import pocket
+from tunebook.common.data import hub
 from tunebook.common.errors import UserError
 from tunebook.common.tokens import word_cache
 from tunebook.common.tokens.boundaries import state
@@ -29,6 +30,8 @@ def load(name: str) -> tuple[Any, list[str]]:
     place = str(pocket.model(name) or name)
     if not Path(place).is_dir() and (place.count("/") != 1 or place.startswith((".", "/", "~"))):
         raise UserError(f"--tokenizer {name}: no such folder; name a folder, a Hub model like org/name, or pocket")
+    if not Path(place).is_dir():
+        hub.require(place, "--tokenizer", "tokenizer_config.json")
     try:
         tokenizer = AutoTokenizer.from_pretrained(place)
     except Exception as error:  # broken files raise many kinds; the name and the reason are what helps
