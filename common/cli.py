@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tunebook.common import faults, stopping, terminal
-from tunebook.common.distributed import is_main_process
+from tunebook.common import faults, lock, stopping, terminal
+from tunebook.common.distributed import check_launch, is_main_process
 from tunebook.common.errors import UserError, nearest
 
 # Ways to shard a model over GPUs: name, variable of `accelerate launch`, fields of TrainingArguments.
@@ -43,6 +43,7 @@ def run(main: Callable[[Any], Any], args_class: type, argv: list[str] | None = N
     args = None
     try:
         args = parse(args_class, argv, sys.modules[main.__module__].__doc__ or "")
+        check_launch(several=hasattr(args, "resume"))
         _refuse_unsupported(getattr(args, "set", []))
         main(args)
     except SystemExit:
@@ -56,6 +57,7 @@ def run(main: Callable[[Any], Any], args_class: type, argv: list[str] | None = N
             print(text, file=sys.stderr)
         sys.exit(code)
     finally:
+        lock.release()
         sys.stdout.flush()
 
 
@@ -94,9 +96,12 @@ def _environment() -> None:
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
         "UNSLOTH_COMPILE_LOCATION": str(_home() / ".cache" / "tunebook" / "unsloth"),  # not the working directory
         "TOKENIZERS_PARALLELISM": "true",
+        "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait for a core which is busy elsewhere leave it; read by torch
         "PYTHONWARNINGS": "ignore::FutureWarning",
     }.items():
         os.environ.setdefault(name, value)
+    if "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD" not in os.environ:  # torch refuses both
+        os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")  # torch.load reads no code, whoever calls it
     # It would like a kernel from the Hub for the CPU; without one it uses its own, and the result is the same.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     if not sys.stderr.isatty():  # bars that others draw fill a log file

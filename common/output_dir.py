@@ -1,15 +1,19 @@
 """The output folder of a run."""
 
 import os
+import re
+import shutil
 from pathlib import Path
 
+from tunebook.common import lock
 from tunebook.common.errors import UserError
 
-RUN_FILE = "run.json"
+RUN_FILE, REPORT, LOG, PROGRESS = "run.json", "report.json", "log.jsonl", "progress.json"
 # What runs write into their folder; --overwrite removes these and nothing else.
-WRITTEN = (RUN_FILE, "report.json", "report.html", "log.jsonl", "adapter", "model", "best", "base", "eval")
-# Arguments that may differ when a run is resumed.
-FREE = {"output_dir", "overwrite", "resume", "report_to", "dry_run", "eval_suite", "debug_batches"}
+WRITTEN = (RUN_FILE, REPORT, "report.html", LOG, PROGRESS, "adapter", "model", "best", "base", "eval")
+CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+UNFINISHED = re.compile(r"checkpoint-\d+\.part")  # a plain loop's, while it is written
+DAMAGED = "damaged-"
 
 
 def prepare(path: str, overwrite: bool, marker: str) -> Path:
@@ -32,3 +36,34 @@ def prepare(path: str, overwrite: bool, marker: str) -> Path:
     if not os.access(folder, os.W_OK):
         raise UserError(f"--output_dir {path} cannot be written")
     return folder
+
+
+def prepare_run(path: str, overwrite: bool, marker: str = REPORT) -> tuple[Path, bool]:
+    """The same for a run, which has the folder for itself until it ends (lock.py); and whether the one before it there
+    was killed."""
+    folder = prepare(path, overwrite, marker)
+    return folder, lock.acquire(folder)
+
+
+def clear(folder: Path) -> None:
+    """Remove what an earlier run has written, and nothing else."""
+    kept = [path for pattern in (CHECKPOINT, UNFINISHED) for path in matching(folder, pattern)]
+    for old in [*kept, *folder.glob(f"{DAMAGED}checkpoint-*"), *(folder / name for name in WRITTEN)]:
+        remove(old)
+
+
+def checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """(step, path) of what is called a checkpoint, by step."""
+    found = [(int(path.name.rpartition("-")[2]), path) for path in matching(folder, CHECKPOINT)]
+    return sorted(found)
+
+
+def matching(folder: Path, pattern: re.Pattern[str]) -> list[Path]:
+    return [path for path in folder.glob("checkpoint-*") if pattern.fullmatch(path.name)]
+
+
+def remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -22,6 +22,7 @@ import numpy
 import torch
 from safetensors import safe_open
 
+from tunebook.common import fingerprints
 from tunebook.common.distillation import student
 from tunebook.common.distillation.losses import TopK
 from tunebook.common.errors import UserError
@@ -56,27 +57,8 @@ def documents(rows: Iterable[dict[str, Any]]) -> Iterator[tuple[Any, Any]]:
 
 
 def fingerprint(place: str) -> str:
-    """A name for a model's files, or for its name on the Hub where it has not been fetched: no weight is loaded.
-
-    Sizes of the files, their first bytes (of safetensors: names and shapes) and 64 samples of each are hashed.
-    """
-    folder = Path(place)
-    if not folder.is_dir():
-        from huggingface_hub import try_to_load_from_cache
-
-        config = try_to_load_from_cache(place, "config.json")
-        if not isinstance(config, str):
-            return f"{place}, not on this machine"
-        folder = Path(config).parent
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]):
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size} ".encode())
-        with path.open("rb") as file:
-            for start in {0, *(size * part // 64 for part in range(64))}:
-                file.seek(start)
-                digest.update(file.read(4096))
-    return digest.hexdigest()[:32]
+    """A name for a model's files, or for its name on the Hub where it has not been fetched."""
+    return fingerprints.weights(place) or f"{place}, not on this machine"
 
 
 def metadata_for(tokenizer: Any, template: Any, teacher: str, temperature: float, k: int) -> dict[str, str]:

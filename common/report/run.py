@@ -27,6 +27,7 @@ def write(
     metrics: TrainingMetrics,
     samples: list[dict],
     scores: dict[str, Any],
+    account: dict[str, Any],
 ) -> dict[str, Any]:
     """Write report.json, which is returned, and report.html into the run's folder; print where it is and what changed.
 
@@ -37,6 +38,7 @@ def write(
         scores: before, after and comparison ({task: {metric: {before, after, items}}}), by_skill (a table of `columns`
             and `rows`), forgetting (the verdict, empty where no general task was scored), command (the lm_eval
             command line that gives the scores after), and distillation (teacher_cache_writer.add_to_scores).
+        account: RunRecord.summary.
 
     Raises:
         CheckFailed: the saved weights are not the predicted ones; the report is written all the same.
@@ -53,7 +55,8 @@ def write(
         "commit": provenance.commit(),
         "data": {**stats.as_dict(), "padding_share": metrics.padding_share},
         "forecast": {name: value for name, value in forecast.items() if name not in ("parameters", "saved")},
-        "measured": metrics.measured(),
+        "run": account,
+        "measured": _measured(metrics, account),
         "train": {
             "steps": metrics.steps,
             "loss": metrics.loss,
@@ -70,6 +73,12 @@ def write(
         files.write_atomic(folder / "report.html", _page(report, preview, extra))
     _print(folder, report, extra, metrics)
     return report
+
+
+def _measured(metrics: TrainingMetrics, account: dict[str, Any]) -> dict[str, Any]:
+    """Of all parts of the run; the peak memory is the highest of them."""
+    measured = metrics.measured()
+    return measured | {"peak_bytes": max(measured["peak_bytes"], *(part["peak_bytes"] for part in account["parts"]))}
 
 
 def _eval(metrics: TrainingMetrics) -> dict[str, Any]:

@@ -372,7 +372,7 @@ def test_the_page_goes_on_from_questions_that_were_answered():
     assert chat_page.said(history) == [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 
 
-def test_the_page_answers_as_the_terminal_does(monkeypatch, capsys, bottleneck):
+def test_the_page_answers_as_the_terminal_does(monkeypatch, capsys, bottleneck, serves_pages):
     pytest.importorskip("gradio")
     from gradio_client import Client
 

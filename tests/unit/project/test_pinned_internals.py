@@ -22,12 +22,15 @@ FUNCTIONS = {
     "_get_num_items_in_batch": ("transformers.Trainer", ["self", "batch_samples", "device"]),
     "_get_train_sampler": ("transformers.Trainer", ["self", "train_dataset"]),
     "_load_best_model": ("transformers.Trainer", ["self"]),
+    "_load_from_checkpoint": ("transformers.Trainer", ["self", "resume_from_checkpoint", "model"]),
+    "_load_optimizer_and_scheduler": ("transformers.Trainer", ["self", "checkpoint"]),
     "_load_spec": ("lm_eval.tasks.TaskManager", ["self", "spec"]),
     "_loglikelihood_tokens": (
         "lm_eval.models.huggingface.HFLM", ["self", "requests", "disable_tqdm", "override_bs"],
     ),
     "_prepare_dataset": ("trl.DPOTrainer", ["self", "dataset", "processing_class", "args", "dataset_name"]),
     "_prepare_inputs": ("transformers.Trainer", ["self", "inputs"]),
+    "_save_checkpoint": ("transformers.Trainer", ["self", "model", "trial"]),
     "_scaled_dot_product_flash_attention_for_cpu": ("torch.ops.aten", None),
     "_set_signature_columns_if_needed": ("transformers.Trainer", ["self"]),
     "_tokenize_prompts": ("trl.DistillationTrainer", ["self", "prompts"]),
@@ -35,6 +38,7 @@ FUNCTIONS = {
 ATTRIBUTES = {
     "_attn_implementation": "transformers.PretrainedConfig",
     "_cdata": "torch.UntypedStorage",
+    "_globalstep_last_logged": "transformers.Trainer",
     "_is_accelerate_prepared": "accelerate.Accelerator",
     "_keys_to_ignore_on_save": "transformers.PreTrainedModel",
     "_metrics": "trl.SFTTrainer",
@@ -42,6 +46,9 @@ ATTRIBUTES = {
     "_name_or_path": "transformers.PretrainedConfig",
     "_signature_columns": "transformers.Trainer",
     "_special_tokens_map": "transformers.PreTrainedTokenizerBase",
+    "_total_loss_scalar": "transformers.Trainer",
+    "_total_train_tokens": "trl.SFTTrainer",
+    "_tr_loss": "transformers.Trainer",
     "_train_batch_size": "transformers.Trainer",
 }
 MODULES = {"_C": "torch", "_dynamo": "torch", "_python_dispatch": "torch.utils", "_pytree": "torch.utils"}

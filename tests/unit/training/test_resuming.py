@@ -9,8 +9,8 @@ import forked
 import pytest
 from paths import ROOT
 
+from tunebook.common import checkpoint_files, output_dir, run_record
 from tunebook.common.errors import UserError
-from tunebook.common.training import resuming
 
 RECIPE = ROOT / "recipes" / "lora_alpaca.py"
 # A constant rate: one step too many would move the weights.
@@ -61,49 +61,103 @@ def test_other_data_is_refused(finished, tmp_path):
     shutil.copytree(rows, changed)
     with (changed / "train.jsonl").open("a") as file:
         file.write(json.dumps({"instruction": "Say yes.", "input": "", "output": "yes"}) + "\n")
-    settings = json.loads((folder / "run.json").read_text())
-    (folder / "run.json").write_text(json.dumps(settings | {"dataset": [str(changed)]}))
+    record = json.loads((folder / "run.json").read_text())
+    record["args"]["dataset"] = [str(changed)]
+    (folder / "run.json").write_text(json.dumps(record))
     done = forked.run(RECIPE, "--dataset", changed, "--output_dir", folder, *FLAGS, *MORE)
-    assert done.returncode == 2 and "have changed since" in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert done.returncode == 2 and "train rows 100 -> 101" in done.stderr and "Traceback" not in done.stderr, (
+        done.stderr
+    )
 
 
 def cut(path):
     path.write_bytes(path.read_bytes()[:5000])
 
 
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) * 2 // 3] ^= 4
+    path.write_bytes(content)
+
+
+WEIGHTS = "adapter_model.safetensors"
+HARMS = {
+    "weights gone": (WEIGHTS, Path.unlink, f"{WEIGHTS} is not there"),
+    "weights cut off": (WEIGHTS, cut, f"{WEIGHTS} is cut off"),
+    "a bit of the weights": (WEIGHTS, flip, f"{WEIGHTS} is not what was written"),
+    "a bit of the optimizer": ("optimizer.pt", flip, "optimizer.pt is not what was written"),
+    "schedule gone": ("scheduler.pt", Path.unlink, "scheduler.pt is not there"),
+    "random state gone": ("rng_state.pth", Path.unlink, "rng_state.pth is not there"),
+    "state is longer": ("trainer_state.json", lambda path: path.open("a").write(" "), "trainer_state.json is longer"),
+    "manifest gone": ("manifest.json", Path.unlink, "manifest.json is not there: it was not finished"),
+    "manifest cut off": ("manifest.json", lambda path: path.write_text("{"), "manifest.json cannot be read"),
+    "of another run": (
+        "manifest.json",
+        lambda path: path.write_text(path.read_text().replace('"run": "', '"run": "0')),
+        "it is of another run",
+    ),
+}
+# As far as files show it by themselves, in checkpoints of an earlier version.
+SHOWN = {
+    "weights gone": (WEIGHTS, Path.unlink, "no weights"),
+    "optimizer cut off": ("optimizer.pt", cut, "optimizer.pt is cut off"),
+    "optimizer gone": ("optimizer.pt", Path.unlink, "optimizer.pt is not there, without which"),
+    "random state gone": ("rng_state.pth", Path.unlink, "rng_state.pth is not there, without which"),
+    "no header": (WEIGHTS, lambda path: path.write_bytes((2).to_bytes(8, "little") + b"[]"), f"{WEIGHTS} is cut off"),
+    "an index": (
+        "model.safetensors.index.json",
+        lambda path: path.write_text("["),
+        "model.safetensors.index.json is not what lists",
+    ),
+    "no JSON": ("trainer_state.json", lambda path: path.write_text("{"), "trainer_state.json is no JSON"),
+}
+ALL_HARMS = [(True, name) for name in HARMS] + [(False, name) for name in SHOWN]
+
+
 @pytest.mark.recipe
-@pytest.mark.parametrize(
-    ("name", "harm", "says"),
-    [
-        ("adapter_model.safetensors", Path.unlink, "no weights"),
-        ("adapter_model.safetensors", cut, "adapter_model.safetensors is cut off"),
-        ("optimizer.pt", cut, "optimizer.pt is cut off"),
-        ("optimizer.pt", Path.unlink, "optimizer.pt is not there"),
-        ("scheduler.pt", Path.unlink, "scheduler.pt is not there"),
-        (
-            "adapter_model.safetensors",
-            lambda path: path.write_bytes((2).to_bytes(8, "little") + b"[]"),
-            "adapter_model.safetensors is cut off",
-        ),
-        (
-            "model.safetensors.index.json",
-            lambda path: path.write_text("["),
-            "model.safetensors.index.json is not what lists",
-        ),
-        ("trainer_state.json", lambda path: path.write_text("{"), "trainer_state.json is no JSON"),
-    ],
-)
-def test_a_damaged_checkpoint_is_set_aside(finished, tmp_path, capsys, name, harm, says):
+@pytest.mark.parametrize(("sealed", "name"), ALL_HARMS)
+def test_a_damaged_checkpoint_is_set_aside(finished, tmp_path, capsys, sealed, name):
     folder = killed(finished[0], tmp_path / "run")
-    older, newer = sorted(folder.glob("checkpoint-*"), key=lambda place: int(place.name.rpartition("-")[2]))[-2:]
-    assert resuming.newest(folder) == newer
+    name, harm, says = (HARMS if sealed else SHOWN)[name]
+    run = run_record.id_of(folder)
+    places = dict(output_dir.checkpoints(folder)[-2:])
+    if not sealed:
+        for place in places.values():
+            (place / "manifest.json").unlink()
+    (_, older), (step, newer) = places.items()
+    unsealed = 0 if sealed else step
+    assert checkpoint_files.newest(folder, run, unsealed) == newer
     harm(newer / name)
-    assert resuming.newest(folder) == older
+    (folder / f"damaged-{newer.name}" / "of an earlier start").mkdir(parents=True)
+    assert checkpoint_files.newest(folder, run, unsealed) == older
     said = capsys.readouterr().out
     assert f"{newer} is damaged" in said and says in said
-    assert not newer.exists() and (folder / f"damaged-{newer.name}").exists()
+    assert not newer.exists() and (folder / f"damaged-{newer.name}" / "README.md").exists()
     harm(older / name)
     for other in set(folder.glob("checkpoint-*")) - {older}:
         shutil.rmtree(other)
     with pytest.raises(UserError, match=f"no checkpoint of .* is whole: {older.name}: {says}"):
-        resuming.newest(folder)
+        checkpoint_files.newest(folder, run, unsealed)
+
+
+@pytest.mark.recipe
+def test_copies_files_and_lost_best_weights_are_no_checkpoints(finished, tmp_path, capsys):
+    folder = killed(finished[0], tmp_path / "run")
+    run = run_record.id_of(folder)
+    (_, older), (_, newer) = output_dir.checkpoints(folder)[-2:]
+    shutil.copytree(newer, folder / "checkpoint-99")
+    (folder / "checkpoint-98").write_text("a file")
+    (folder / "checkpoint-97").mkdir()
+    shutil.copytree(newer, folder / "checkpoint-x")  # of no step: nobody's
+    assert checkpoint_files.newest(folder, run) == newer
+    said = capsys.readouterr().out
+    assert "checkpoint-99 is damaged (it is a copy: its manifest.json is of step 6)" in said
+    assert "checkpoint-98 is damaged (it is no folder)" in said and "checkpoint-97 was not finished" in said
+    state = json.loads((newer / "trainer_state.json").read_text())
+    state["best_model_checkpoint"] = f"/where/it/began/{older.name}"  # found beside it, wherever the folder is now
+    (newer / "trainer_state.json").write_text(json.dumps(state))
+    checkpoint_files.seal(newer, 6, run)
+    assert checkpoint_files.newest(folder, run) == newer
+    flip(older / WEIGHTS)
+    with pytest.raises(UserError, match=f"{newer.name}: the best weights so far, {older.name}: {WEIGHTS} is not what"):
+        checkpoint_files.newest(folder, run)
