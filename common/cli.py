@@ -244,8 +244,13 @@ def _typed(text: str, annotation: str) -> Any:
     except yaml.YAMLError:
         value = text
     kinds = set(re.findall(r"\w+", annotation))
-    if isinstance(value, (list, dict)) or (value is None and "None" in kinds):
+    if value is None and "None" in kinds:
         return value
+    for of, name, words in ((list, "list", {"list", "tuple", "Any"}), (dict, "map", {"dict", "Any"})):
+        if isinstance(value, of):
+            if not kinds & words:
+                raise ValueError(f"a {name}, where one value belongs")
+            return value
     if isinstance(value, bool) and "bool" in kinds:
         return value
     if "str" in kinds or not kinds & {"bool", "int", "float"}:
