@@ -32,9 +32,9 @@ def run(main: Callable[[Any], Any], args_class: type, argv: list[str] | None = N
     Args:
         goes_on: it does not end where nobody reads what it prints (`| head`), for what it makes is a folder.
     """
-    _environment()
     terminal.protect(goes_on)
     stopping.listen()
+    _environment()
     if not is_main_process():
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  one report of a run; errors are on stderr
     argv = list(sys.argv[1:] if argv is None else argv)
