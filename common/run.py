@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tunebook.common import checkpoint_files, lock, output_dir, ranges, redaction, run_record
+from tunebook.common import checkpoint_files, lock, output_dir, ranges, redaction, run_record, trackers
 from tunebook.common.distributed import is_main_process
 from tunebook.common.errors import UserError
 
@@ -53,6 +53,7 @@ class Run:
 
     def __init__(self, recipe: str, args: Any):
         self.recipe, self.args = recipe, args
+        trackers.check(args.report_to)
         ranges.check(vars(args))
         args.output_dir = args.output_dir or f"runs/{Path(recipe).stem}"
         self._set = list(getattr(args, "set", []))

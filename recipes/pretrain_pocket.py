@@ -64,7 +64,7 @@ def main(args: Args) -> dict:
     )
     model = LlamaForCausalLM(config).to(device)
     optimizers = muon.optimizers(model, args.learning_rate)  # AdamW for embeddings and norms
-    curve, started, cpu = [], time.time(), time.process_time()
+    curve, started, cpu = [], time.monotonic(), time.process_time()
     for step in range(args.max_steps):
         rate = args.learning_rate * min((step + 1) / 100, 1, (args.max_steps - step) / (0.4 * args.max_steps))
         length = args.max_length if step < 0.9 * args.max_steps else args.long_length
@@ -79,7 +79,7 @@ def main(args: Args) -> dict:
             optimizer.zero_grad()
         if step % 50 == 0 or step == args.max_steps - 1:
             curve.append([step, round(loss.item(), 4)])
-            speed = (step + 1) * per_step / (time.time() - started)
+            speed = (step + 1) * per_step / (time.monotonic() - started)
             print(f"step {step} loss {loss.item():.3f} rate {rate:.1e} {speed:.0f} tokens/s", flush=True)
         if step % 500 == 499:
             model.save_pretrained(folder / "model")
@@ -88,7 +88,7 @@ def main(args: Args) -> dict:
     losses = [model(input_ids=b, labels=b, use_cache=False).loss.item() for b in held_out.to(device).split(16)]
     model.save_pretrained(folder / "model")
     record = dict(command="python recipes/pretrain_pocket.py", args=vars(args), parameters=model.num_parameters())
-    record |= dict(tokens=args.max_steps * per_step, seconds=round(time.time() - started, 1), device=device)
+    record |= dict(tokens=args.max_steps * per_step, seconds=round(time.monotonic() - started, 1), device=device)
     record |= dict(cpu_seconds=round(time.process_time() - cpu, 1), loss=curve)
     record["held_out_loss"] = round(sum(losses) / len(losses), 4)
     files.write_json(folder / "pretraining.json", record)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tunebook.common import local_models
+from tunebook.common.data import hub
 from tunebook.common.errors import LOAD_ERRORS, UserError, cannot_load
 from tunebook.common.models import device, generation_config, module_kinds, moe, parameter_table
 from tunebook.common.tokens import tokenization
@@ -33,8 +34,9 @@ def resolve(name: str, max_length: int | None = None, weights: bool = True) -> s
         if name.count("/") != 1 or name.startswith((".", "/", "~")):
             raise UserError(
                 f"--model {name}: no such folder; name a folder, a Hub model like org/name, a .gguf file, smollm2 or "
-            "pocket"
+                "pocket"
             )
+        hub.require(name, "--model")
         return name
     if not path.is_dir():
         raise UserError(f"--model {name} is a file; name the folder that holds config.json and the weights")

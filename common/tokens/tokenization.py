@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tunebook.common import local_models
+from tunebook.common.data import hub
 from tunebook.common.errors import UserError, cannot_load
 from tunebook.common.tokens import word_cache
 from tunebook.common.tokens.boundaries import state
@@ -32,6 +33,8 @@ def load(name: str) -> tuple[Any, list[str]]:
             f"--tokenizer {name}: no such folder; name a folder, a Hub model like org/name, a .gguf file, smollm2 or "
             "pocket"
         )
+    if not Path(place).is_dir():
+        hub.require(place, "--tokenizer", "tokenizer_config.json")
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
     except Exception as error:  # broken files raise many kinds; the name and the reason are what helps
