@@ -21,7 +21,7 @@ test: install-dev lint
 
 # With those that are long by nature.
 test-all: install-dev lint
-	OMP_NUM_THREADS=1 $(RUN) python -m pytest --numprocesses auto --dist loadgroup -m "slow or not slow"
+	TUNEBOOK_TESTS=whole OMP_NUM_THREADS=1 $(RUN) python -m pytest --numprocesses auto --dist loadgroup -m "slow or not slow"
 
 unit: install-dev
 	$(RUN) python -m pytest -m "not recipe and not real_data and not gpu and not slow"

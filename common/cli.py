@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tunebook.common import lock
-from tunebook.common.distributed import is_main_process
-from tunebook.common.errors import CheckFailed, UserError, nearest
+from tunebook.common import faults, lock, stopping, terminal
+from tunebook.common.distributed import check_launch, is_main_process
+from tunebook.common.errors import UserError, nearest
 
 # Ways to shard a model over GPUs: name, variable of `accelerate launch`, fields of TrainingArguments.
 SHARDING = (
@@ -22,32 +22,42 @@ SHARDING = (
 _NUMBERS = {"float | None": 0.0, "int | None": 0}
 
 
-def run(main: Callable[[Any], Any], args_class: type, argv: list[str] | None = None) -> None:
+def run(main: Callable[[Any], Any], args_class: type, argv: list[str] | None = None, goes_on: bool = True) -> None:
     """Parse the command line into `args_class`, call `main`, and end the process with its exit code.
 
     `--config FILE.yaml` gives values for any field; flags win over it. `--debug` shows the traceback of an error.
     A launch that shards the model over several GPUs is refused here, before anything heavy is imported.
+
+    Args:
+        goes_on: it does not end where nobody reads what it prints (`| head`), for what it makes is a folder.
     """
     _environment()
+    terminal.protect(goes_on)
+    stopping.listen()
     if not is_main_process():
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  one report of a run; errors are on stderr
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
     argv = [word for word in argv if word != "--debug"]
+    args = None
     try:
         args = parse(args_class, argv, sys.modules[main.__module__].__doc__ or "")
+        check_launch(several=hasattr(args, "eval_suite"))
         _refuse_unsupported(getattr(args, "set", []))
         main(args)
-    except (UserError, CheckFailed) as error:
+    except SystemExit:
+        raise
+    except BaseException as error:
         if debug:
             traceback.print_exc()
-        print(f"{'error' if isinstance(error, UserError) else 'check failed'}: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, UserError) else 1)
-    except KeyboardInterrupt:
-        print("stopped by the user; checkpoints that were written are kept", file=sys.stderr)
-        sys.exit(130)
+        text, code = faults.ending(error, getattr(args, "output_dir", None), debug)
+        sys.stdout.flush()  # so that the message is the last thing said
+        if text:
+            print(text, file=sys.stderr)
+        sys.exit(code)
     finally:
         lock.release()
+        sys.stdout.flush()
 
 
 def _refuse_unsupported(overrides: list[str]) -> None:
@@ -85,9 +95,12 @@ def _environment() -> None:
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
         "UNSLOTH_COMPILE_LOCATION": str(Path.home() / ".cache" / "tunebook" / "unsloth"),  # not the working directory
         "TOKENIZERS_PARALLELISM": "true",
+        "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait for a core which is busy elsewhere leave it; read by torch
         "PYTHONWARNINGS": "ignore::FutureWarning",
     }.items():
         os.environ.setdefault(name, value)
+    if "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD" not in os.environ:  # torch refuses both
+        os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")  # torch.load reads no code, whoever calls it
     # It would like a kernel from the Hub for the CPU; without one it uses its own, and the result is the same.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     if not sys.stderr.isatty():  # bars that others draw fill a log file

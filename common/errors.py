@@ -1,6 +1,7 @@
 """Errors that end a command: invalid input (exit code 2), a failed check (1); faults of many rows in one message."""
 
 import difflib
+import pickle
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -16,6 +17,25 @@ class UserError(Exception):
 
 class CheckFailed(Exception):
     """The command ran and the answer is no. The command ends with exit code 1."""
+
+
+# What from_pretrained raises for a folder or a Hub model that it cannot load.
+LOAD_ERRORS = (OSError, ValueError, RuntimeError, ImportError, pickle.UnpicklingError)
+
+
+def cannot_load(what: str, error: Exception) -> UserError:
+    """The message for `what` (a flag and its value), which a library could not load."""
+    reason = str(error)
+    if "trust_remote_code" in reason or "custom code" in reason:
+        reason = (
+            "it comes with Python code of its own (auto_map in a config file), which is never run. Take a model whose "
+            "type transformers knows, or save it as one: remove auto_map and name a known model_type"
+        )
+    elif isinstance(error, pickle.UnpicklingError):
+        reason = "its weights are a pickle that holds more than tensors; nothing of it was run. Take safetensors"
+    elif not isinstance(error, LOAD_ERRORS):
+        reason = f"{type(error).__name__}: {error}"  # of a KeyError the text is a bare name
+    return UserError(f"{what} cannot be loaded: {reason}")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tunebook.common import lock, output_dir, run_record
+from tunebook.common import lock, output_dir, ranges, run_record
 from tunebook.common.distributed import is_main_process
 
 HELD_OUT = 300  # rows whose loss is taken while training
@@ -45,11 +45,13 @@ class Run:
         recipe: the recipe's own file.
 
     Raises:
-        UserError: the folder cannot be written, holds a finished run, or another process trains in it.
+        UserError: a flag's number is out of range, the folder cannot be written, holds a finished run, or another
+            process trains in it.
     """
 
     def __init__(self, recipe: str, args: Any):
         self.recipe, self.args = recipe, args
+        ranges.check(vars(args))
         args.output_dir = args.output_dir or f"runs/{Path(recipe).stem}"
         self.dir, killed = output_dir.prepare_run(args.output_dir, args.overwrite)
         self.record = run_record.RunRecord(self.dir, killed)
@@ -84,8 +86,11 @@ class Run:
         Args:
             unheard: more fields that would do nothing in this recipe -> why, and what does it.
         """
+        from transformers import set_seed
+
         from tunebook.common.training import config_overrides
 
+        set_seed(self.args.seed)  # prefixes begin at random
         flags = vars(self.args)
         if config_class is not None:
             self.overrides = config_overrides.overrides(
@@ -150,12 +155,13 @@ class Run:
         return served_tokenizer.with_template(self.tokenizer, template, model)
 
     def accelerator_options(self) -> dict[str, Any]:
-        """Arguments of accelerate.Accelerator: precision, tracker, folder."""
+        """Arguments of accelerate.Accelerator: device, precision, tracker, folder."""
         from tunebook.common.models import device
 
         tracker = None if self.args.report_to == "none" else self.args.report_to
-        precision = device.current().mixed_precision
-        return dict(mixed_precision=precision, log_with=tracker, project_dir=self.dir)
+        here = device.current()
+        # cpu: else it joins no other process without a GPU
+        return dict(cpu=not here.gpu, mixed_precision=here.mixed_precision, log_with=tracker, project_dir=self.dir)
 
     def config(self, config_class: Any, **choices: Any) -> Any:
         """`config_class` with the recipe's choices, beside them what run and device decide, and --set over all."""
@@ -186,10 +192,10 @@ class Run:
         return config_class(**{**settings, **choices, **self.overrides})
 
     def callbacks(self, samples: Any) -> list[Any]:
-        """Stop at a loss that is not a number, and show answers (generation.Samples) at every evaluation."""
+        """Stop at signals, and show answers (generation.Samples) at every evaluation."""
         from tunebook.common.training import callbacks
 
-        return [callbacks.StopOnNaN(), callbacks.ShowSamples(samples)]
+        return [callbacks.RefuseForPrompts(), callbacks.StopOnSignal(), callbacks.ShowSamples(samples)]
 
     def prepare(self, trainer: Any, weigh: Callable[[Any], Any] | None = None) -> None:
         """Length-grouped batches unless rows are packed, loss weights of rows, adapters in float32; then the first

@@ -83,9 +83,9 @@ def main(args: Args) -> dict:
             metrics.log(step, values)
             accelerator.log(values, step)
         if step % math.ceil(max_steps / 5) == 0 or step == max_steps:
-            loss = loop.mean_loss(accelerator, model, eval_loader, loss_of)
-            metrics.evaluated(step, loss)
+            metrics.evaluated(step, loss := loop.mean_loss(accelerator, model, eval_loader, loss_of))
             saved.save(model, step, loss)
+        loop.stop_if_asked(saved, model, step)
     metrics.end()
     saved.load_best(model)
     metrics.evaluated(max_steps, loop.mean_loss(accelerator, model, eval_loader, loss_of))

@@ -82,8 +82,7 @@ def main(args: Args) -> dict:
         if step % 50 == 0 or step == args.max_steps - 1:
             run.log(step, round(loss.item(), 4))
             print(f"step {step} loss {loss.item():.3f} rate {rate:.1e} {run.speed:.0f} tokens/s", flush=True)
-        if (step + 1) % max(1, args.max_steps // 6) == 0:
-            run.save(step + 1, model, optimizers)
+        run.save_where_due(step + 1, args.max_steps, model, optimizers)
 
     model.eval().requires_grad_(False)
     losses = [model(input_ids=b, labels=b, use_cache=False).loss.item() for b in held_out.to(device).split(16)]

@@ -1,5 +1,6 @@
 """What tests share: the bundled tokenizer and model, commands without a new process, and the order over workers."""
 
+import logging
 import subprocess
 
 import forked
@@ -48,6 +49,13 @@ def tunebook(capsys):
     return call
 
 
+@pytest.fixture
+def serves_pages(monkeypatch):
+    """For a test that serves a page here: uvicorn, as it begins, closes every handler of logging there is, and absl's
+    closes its stream, which is pytest's own where an earlier test imported absl; no test after it could begin."""
+    monkeypatch.setattr(logging, "_handlerList", [])
+
+
 # --- workers
 
 LONG = ("module", "session")  # scopes of what is made once for several tests
@@ -78,5 +86,8 @@ def rank(item):
 def pytest_collection_finish(session):
     """The libraries are imported for the forks while the first tests run."""
     items = [] if session.config.option.collectonly else getattr(session, "items", [])  # the controller has none
+    if getattr(session.config.option, "loadgroup", False):
+        lost = [item.nodeid for item in items if item.get_closest_marker("xdist_group") and "@" not in item.nodeid]
+        assert not lost, f"xdist does not group tests, so what a file makes once is made by every worker: {lost[:1]}"
     if any(item.get_closest_marker("recipe") for item in items):
         forked.server()

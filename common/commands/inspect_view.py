@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from tunebook.common.commands.console import printer
 from tunebook.common.format import table, visible
 from tunebook.common.report.dataset import packed_line, places, sections
+from tunebook.common.terminal import printer
 
 
 def show(report: dict[str, Any], asked: bool) -> None:

@@ -2,11 +2,12 @@
 
 import gc
 import json
+import pickle
 import warnings
 from pathlib import Path
 from typing import Any
 
-from tunebook.common.errors import UserError, nearest
+from tunebook.common.errors import UserError, cannot_load, nearest
 from tunebook.common.models import loading
 from tunebook.common.tokens import templates, tokenization
 
@@ -202,6 +203,8 @@ def load_adapter(model: Any, folder: str, trains: bool = False) -> Any:
     except UserWarning as error:
         names = str(error).split("'")[1::2]
         raise UserError(f"{wrong}: it has nothing for {len(names)} weights, such as {names[0]}") from error
+    except pickle.UnpicklingError as error:
+        raise cannot_load(f"--adapter {folder}", error) from error
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         first, *more = [line.strip() for line in str(error).splitlines() if "size mismatch" in line] or [str(error)]
         raise UserError(f"{wrong}: {first}{f' and {len(more)} more' if more else ''}") from error

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tunebook.common import files, fingerprints
-from tunebook.common.distributed import is_main_process
+from tunebook.common.distributed import is_local_main_process, is_main_process, wait_for
 
 KEY = "key"  # a file that names the dataset which a run trains on
 
@@ -29,6 +29,8 @@ def cached(
 
     path = folder / f"{key}.arrow"
     beside = path.with_suffix(".json")
+    if not is_local_main_process():
+        wait_for(path)  # it is made once
     folder.mkdir(parents=True, exist_ok=True)
     if is_main_process():
         (folder / KEY).write_text(key + "\n", encoding="utf-8")

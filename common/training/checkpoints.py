@@ -2,22 +2,43 @@
 
 import json
 import math
+import pickle
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tunebook.common import checkpoint_files, output_dir, run_record
+from tunebook.common import checkpoint_files, distributed, output_dir, run_record
 from tunebook.common.checkpoint_files import STATE
+from tunebook.common.errors import UserError
 from tunebook.common.training.metrics import TrainingMetrics
 
 WEIGHTS, BEST = "trained.safetensors", "best.safetensors"
+
+
+@contextmanager
+def tensors_only(checkpoint: str | Path) -> Iterator[None]:
+    """Inside, a file of the checkpoint that holds code or objects in place of tensors is refused by torch unread.
+
+    Raises:
+        UserError: there was one.
+    """
+    try:
+        yield
+    except pickle.UnpicklingError as error:
+        first = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"{checkpoint} holds a file with more than tensors, and nothing of it was run ({first}). Remove that "
+            "folder to resume from the checkpoint before it, or add --overwrite"
+        ) from error
 
 
 class Checkpoints:
     """The last `keep` checkpoints of a run in `folder`.
 
     A checkpoint holds the trained parameters without a frozen base, those of the lowest held-out loss so far, what
-    accelerate saves, and the metrics. With a tokenizer it can be used as an adapter, too.
+    accelerate saves, schedule and metrics. With a tokenizer it can be used as an adapter, too.
     """
 
     def __init__(
@@ -30,29 +51,39 @@ class Checkpoints:
         tokenizer: Any = None,
     ):
         self.accelerator, self.folder, self.metrics, self.keep = accelerator, folder, metrics, keep
-        self.tokenizer = tokenizer
+        self.schedule, self.tokenizer = schedule, tokenizer
         self.best, self.newest = math.inf, folder  # an earlier version kept best weights in folder/best
-        accelerator.register_for_checkpointing(schedule)
         accelerator.register_save_state_pre_hook(self._save_trained)
         accelerator.register_load_state_pre_hook(_load_trained)
 
     def load(self, checkpoint: str | None) -> int:
         """Resume from a checkpoint; returns the steps that were made, 0 for None."""
+        distributed.require_same("checkpoint", checkpoint and Path(checkpoint).name)
         if checkpoint is None:
             return 0
-        self.accelerator.load_state(checkpoint)
         state = json.loads((Path(checkpoint) / STATE).read_text(encoding="utf-8"))
+        # accelerate (1.15) unpickles what was registered with it, whatever the file holds: the schedule is in STATE.
+        pickles = sorted(path.name for path in Path(checkpoint).glob("custom_checkpoint_*"))
+        if pickles or "schedule" not in state:
+            raise UserError(
+                f"{checkpoint} {f'holds {pickles[0]}' if pickles else 'has no schedule'}: it is of an earlier version, "
+                "or somebody else's, and pickles are not read. Choose another --output_dir, or add --overwrite"
+            )
+        with tensors_only(checkpoint):
+            self.accelerator.load_state(checkpoint)
+        self.schedule.load_state_dict(state["schedule"])
         self.best, self.newest = state["best"], Path(checkpoint)
         self.metrics.restore(state["meter"])
         return state["global_step"]
 
-    def save(self, model: Any, step: int, loss: float) -> None:
+    def save(self, model: Any, step: int, loss: float | None = None) -> None:
         """Write checkpoint-STEP, remove old ones, and keep the weights as the best at the lowest `loss` so far."""
         from safetensors.torch import save_file
 
         part = self.folder / f"checkpoint-{step}.part"
-        better = loss < self.best or not self._best_weights().exists()
-        self.best = min(self.best, loss)
+        better = not self._best_weights().exists()
+        if loss is not None and loss < self.best:
+            self.best, better = loss, True
         self.accelerator.save_state(str(part))
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
@@ -64,6 +95,7 @@ class Checkpoints:
                 self.accelerator.unwrap_model(model).save_pretrained(part)
                 self.tokenizer.save_pretrained(part)
             state = {"global_step": step, "loss": loss, "best": self.best, "meter": self.metrics.state()}
+            state["schedule"] = self.schedule.state_dict()
             (part / STATE).write_text(json.dumps(state) + "\n", encoding="utf-8")
             checkpoint_files.seal(part, step, run_record.id_of(self.folder))
             shutil.rmtree(part.with_suffix(""), ignore_errors=True)
@@ -86,8 +118,10 @@ class Checkpoints:
     def finish(self, model: Any, folder: Path) -> Any:
         """Save the adapter and the tokenizer for use in `folder`; returns the model without its wrapper."""
         model = self.accelerator.unwrap_model(model)
-        model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        if self.accelerator.is_main_process:
+            model.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
+        self.accelerator.wait_for_everyone()
         return model
 
     def _save_trained(self, models: list[Any], weights: list[Any], folder: str) -> None:

@@ -6,13 +6,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from tunebook.common import files, output_dir, run_record
 from tunebook.common.batching.collator import without_padding
 from tunebook.common.distributed import is_main_process
-from tunebook.common.resources import Peak
+from tunebook.common.resources import Peak, age
 from tunebook.common.tokens.lengths import IGNORE_INDEX
+from tunebook.common.training.watch import TrainingWatch
 
 WAITING = 0.1  # share of the time spent waiting for batches that is worth a warning
 HELD_OUT = "held-out loss"  # cross-entropy in nats per token
@@ -43,6 +42,7 @@ class TrainingMetrics:
         self.steps = self.max_steps = self.skipped = self._steps_here = 0
         self._next_line, self._warned, self._ended, self._before = 0.0, False, False, 0.0
         self._bar: Any = None
+        self.watch, self._left_out = TrainingWatch(), False
         self._lines: int | None = 0  # of log_file; None: not known
         self._part = (0.0, 0)  # seconds and trained tokens before this part
         self._over: Any = None  # the accelerator of several processes
@@ -93,9 +93,10 @@ class TrainingMetrics:
         """The optimizer has made a step, or skipped it for a gradient that float16 could not hold."""
         self.steps, self._steps_here = step, self._steps_here + 1
         self.skipped += skipped
+        self._left_out = skipped
         self.seconds = self._before + time.monotonic() - self._begun
         if not self.seconds_to_first_step:
-            self.seconds_to_first_step = time.time() - psutil.Process().create_time()
+            self.seconds_to_first_step = age()
         share = self.waited / max(self.seconds, 1e-9)
         if self._steps_here == WARM and share > WAITING and not self._warned:
             self._warned = True
@@ -133,6 +134,8 @@ class TrainingMetrics:
             self._lines += 1
         for name in PARTS & values.keys():
             self.parts.setdefault(name, []).append([step, values[name]])
+        for warning in self.watch.look(step, values, self._left_out, self.max_steps):
+            self._say(warning)
         if "loss" not in values:
             return
         self.loss.append([step, values["loss"]])
@@ -151,6 +154,8 @@ class TrainingMetrics:
 
     def evaluated(self, step: int, loss: float) -> None:
         """The held-out loss was taken."""
+        if step and not self._ended:
+            list(self.watch.look(step, {"eval_loss": loss}))  # before it is saved
         self.evaluations.append([step, loss])
         place = "after training" if self._ended else f"step {step}/{self.max_steps}" if step else "before training"
         self._say(f"{place}  {self.held_out} {loss:.4f}")

@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 
-from tunebook.common import checkpoint_files, files, output_dir, run_record
+from tunebook.common import checkpoint_files, files, output_dir, run_record, stopping
 from tunebook.common.resources import Peak
 
 WEIGHTS = "state.pt"  # of the model and its optimizers
 KEPT = 2  # checkpoints
+SAVES = 6  # of a run
 
 
 class PlainRun:
@@ -69,6 +70,7 @@ class PlainRun:
             state = json.loads((place / checkpoint_files.STATE).read_text(encoding="utf-8"))
             self.step, self.curve, self._before = state["global_step"], state["curve"], tuple(state["spent"])
         self._first = self.step
+        stopping.wait()
         self._begun = (time.monotonic(), time.process_time())
 
     def log(self, step: int, loss: float) -> None:
@@ -89,8 +91,15 @@ class PlainRun:
         }
         files.write_json(self.dir / output_dir.PROGRESS, progress)
 
+    def save_where_due(self, step: int, steps: int, model: Any, optimizers: list[Any]) -> None:
+        """After `step` of `steps` steps: a checkpoint after each sixth of them, and where a signal ends the run."""
+        if step % max(1, steps // SAVES) == 0 or stopping.asked():
+            self.save(step, model, optimizers)
+        if stopping.asked() or step == steps:
+            stopping.end()
+
     def save(self, step: int, model: Any, optimizers: list[Any]) -> None:
-        """Write checkpoint-STEP after `step` steps, and remove old ones."""
+        """Write checkpoint-STEP, and remove old ones."""
         place = self.dir / f"checkpoint-{step}"
         place.mkdir(exist_ok=True)
         states = {"model": model.state_dict(), "optimizers": [optimizer.state_dict() for optimizer in optimizers]}

@@ -7,10 +7,11 @@ from typing import Any
 from transformers import TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 
-from tunebook.common import checkpoint_files, run_record
+from tunebook.common import checkpoint_files, distributed, run_record
 from tunebook.common.checkpoint_files import STATE
 from tunebook.common.distributed import is_main_process
 from tunebook.common.errors import UserError
+from tunebook.common.training.checkpoints import tensors_only
 
 LOG_STATE = "tunebook.log"  # in a checkpoint's trainer_state.json
 
@@ -40,6 +41,7 @@ def train(trainer: Any, checkpoint: str | None) -> None:
     Raises:
         UserError: the checkpoint is of another model or optimizer.
     """
+    distributed.require_same("checkpoint", checkpoint and Path(checkpoint).name)
     _seal_checkpoints(trainer)
     if checkpoint is None:
         trainer.train()
@@ -51,7 +53,8 @@ def train(trainer: Any, checkpoint: str | None) -> None:
     trainer.add_callback(guard)
     _explain(trainer, checkpoint)
     try:
-        trainer.train(resume_from_checkpoint=checkpoint)
+        with tensors_only(checkpoint):
+            trainer.train(resume_from_checkpoint=checkpoint)
     except _AlreadyTrained:
         print(f"all {trainer.state.global_step} steps are trained; what comes after them is made")
         if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint is not None:

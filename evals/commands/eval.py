@@ -134,7 +134,7 @@ def show(report: dict[str, Any], plan: Any, folder: Path) -> None:
     """The scores as a table, what was cut, and the command."""
     from rich.table import Table
 
-    from tunebook.common.commands.console import printer
+    from tunebook.common.terminal import printer
 
     in_groups = plan.benchmarks.in_groups() if report["groups"] else set()
     table = Table("task", "items", "metric", "score", "±", "scale")

@@ -13,8 +13,8 @@ import pytest
 import torch
 from paths import ROOT
 
-from tunebook.common import commands, generation
-from tunebook.common.commands import chat, chat_page
+from tunebook.common import commands, generation, terminal
+from tunebook.common.commands import chat_page
 from tunebook.common.errors import UserError
 from tunebook.common.generation.chat import Conversation
 from tunebook.common.generation.decoding import Decoding
@@ -193,7 +193,7 @@ def test_names_of_adapters(tmp_path):
 
 
 def test_control_characters_do_not_steer_the_terminal():
-    assert chat.plain("a\x1b[31m\x07b\n\tc é 🤷") == "a\\x1b[31m\\x07b\n\tc é 🤷"
+    assert terminal.escaped("a\x1b[31m\x07b\n\tc é 🤷") == "a\\x1b[31m\\x07b\n\tc é 🤷"
 
 
 def test_beams_come_whole(monkeypatch, capsys):
@@ -372,7 +372,7 @@ def test_the_page_goes_on_from_questions_that_were_answered():
     assert chat_page.said(history) == [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 
 
-def test_the_page_answers_as_the_terminal_does(monkeypatch, capsys, bottleneck):
+def test_the_page_answers_as_the_terminal_does(monkeypatch, capsys, bottleneck, serves_pages):
     pytest.importorskip("gradio")
     from gradio_client import Client
 
