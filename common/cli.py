@@ -43,7 +43,7 @@ def run(main: Callable[[Any], Any], args_class: type, argv: list[str] | None = N
     args = None
     try:
         args = parse(args_class, argv, sys.modules[main.__module__].__doc__ or "")
-        check_launch(several=hasattr(args, "resume"))
+        check_launch(several=hasattr(args, "eval_suite"))
         _refuse_unsupported(getattr(args, "set", []))
         main(args)
     except SystemExit:
