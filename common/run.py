@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tunebook.common import checkpoint_files, lock, output_dir, ranges, redaction, run_record
+from tunebook.common import lock, output_dir, ranges, redaction, run_record, trackers
 from tunebook.common.distributed import is_main_process
-from tunebook.common.errors import UserError
 
 HELD_OUT = 300  # rows whose loss is taken while training
 
@@ -53,6 +52,7 @@ class Run:
 
     def __init__(self, recipe: str, args: Any):
         self.recipe, self.args = recipe, args
+        trackers.check(args.report_to)
         ranges.check(vars(args))
         args.output_dir = args.output_dir or f"runs/{Path(recipe).stem}"
         self._set = list(getattr(args, "set", []))
@@ -82,20 +82,8 @@ class Run:
         from tunebook.common import data
 
         splits = (load or data.load)(self.args.dataset, seed=self.args.seed, bad_rows=self.args.bad_rows)
-        self._identify(splits)
+        self.checkpoint = self.record.resume_from(Path(self.recipe), self.args, splits)
         return splits
-
-    def _identify(self, splits: Any) -> None:
-        args = self.args
-        self.record.identify(Path(self.recipe), args, splits)
-        if args.overwrite or args.dry_run:
-            return
-        checkpoint = checkpoint_files.newest(self.dir, self.record.id, self.record.unsealed)
-        if checkpoint is not None and not args.resume:
-            raise UserError(
-                f"--output_dir {self.dir} contains an interrupted run; resume it, choose another, or --overwrite"
-            )
-        self.checkpoint = str(checkpoint) if checkpoint else None
 
     def start(self, config_class: type | None = None, unheard: Mapping[str, str] | None = None) -> None:
         """Check --set against the fields of `config_class`, and begin: anew, or from the checkpoint.
@@ -116,7 +104,7 @@ class Run:
         if token := self.overrides.pop("hub_token", None):
             os.environ["HF_TOKEN"] = token  # where the Hub's client looks; in the config it would be saved with weights
         if not self.record.identity:  # a recipe that loads its rows itself
-            self._identify(None)
+            self.checkpoint = self.record.resume_from(Path(self.recipe), self.args)
         if self.args.dry_run:
             return
         if self.args.overwrite and is_main_process():
