@@ -309,3 +309,17 @@ def test_data_are_encoded_once(tmp_path, tokenizer, monkeypatch):
         path.rename(tmp_path / "two" / path.name)
     waiting.join(20)
     assert found[0][0].to_dict() == expected.to_dict() and found[0][1] == counts
+
+
+@pytest.mark.parametrize("load,own,expected", [(0.2, None, None), (3.5, None, "PASSIVE"), (3.5, "ACTIVE", "ACTIVE")])
+def test_waiting_threads_leave_busy_cores(monkeypatch, load, own, expected):
+    from tunebook.common import cli
+
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr(distributed, "cores", lambda: 4)
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if own:
+        monkeypatch.setenv("OMP_WAIT_POLICY", own)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    cli._environment()
+    assert os.environ.get("OMP_WAIT_POLICY") == expected
