@@ -5,12 +5,13 @@ import logging
 import os
 import re
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tunebook.common import faults, lock, stopping, terminal
+from tunebook.common import faults, lock, redaction, stopping, terminal
 from tunebook.common.distributed import check_launch, is_main_process
 from tunebook.common.errors import UserError, nearest
 
@@ -31,9 +32,9 @@ def run(main: Callable[[Any], Any], args_class: type, argv: list[str] | None = N
     Args:
         goes_on: it does not end where nobody reads what it prints (`| head`), for what it makes is a folder.
     """
-    _environment()
     terminal.protect(goes_on)
     stopping.listen()
+    _environment()
     if not is_main_process():
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  one report of a run; errors are on stderr
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -53,7 +54,7 @@ def run(main: Callable[[Any], Any], args_class: type, argv: list[str] | None = N
         text, code = faults.ending(error, getattr(args, "output_dir", None), debug)
         sys.stdout.flush()  # so that the message is the last thing said
         if text:
-            print(text, file=sys.stderr)
+            print(redaction.without_secrets(text), file=sys.stderr)  # a message may quote a value that was typed
         sys.exit(code)
     finally:
         lock.release()
@@ -93,7 +94,7 @@ def _environment() -> None:
         "UNSLOTH_DISABLE_STATISTICS": "1",  # no telemetry
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-        "UNSLOTH_COMPILE_LOCATION": str(Path.home() / ".cache" / "tunebook" / "unsloth"),  # not the working directory
+        "UNSLOTH_COMPILE_LOCATION": str(_home() / ".cache" / "tunebook" / "unsloth"),  # not the working directory
         "TOKENIZERS_PARALLELISM": "true",
         "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait for a core which is busy elsewhere leave it; read by torch
         "PYTHONWARNINGS": "ignore::FutureWarning",
@@ -105,6 +106,13 @@ def _environment() -> None:
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     if not sys.stderr.isatty():  # bars that others draw fill a log file
         os.environ.setdefault("TQDM_DISABLE", "1")
+
+
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError:  # no HOME, and a user without an entry
+        return Path(tempfile.gettempdir())
 
 
 def parse(args_class: type, argv: list[str], doc: str = "") -> Any:
@@ -236,8 +244,13 @@ def _typed(text: str, annotation: str) -> Any:
     except yaml.YAMLError:
         value = text
     kinds = set(re.findall(r"\w+", annotation))
-    if isinstance(value, (list, dict)) or (value is None and "None" in kinds):
+    if value is None and "None" in kinds:
         return value
+    for of, name, words in ((list, "list", {"list", "tuple", "Any"}), (dict, "map", {"dict", "Any"})):
+        if isinstance(value, of):
+            if not kinds & words:
+                raise ValueError(f"a {name}, where one value belongs")
+            return value
     if isinstance(value, bool) and "bool" in kinds:
         return value
     if "str" in kinds or not kinds & {"bool", "int", "float"}:

@@ -92,6 +92,8 @@ def explain(error: BaseException, folder: str | None = None) -> str | None:
         return f"{place}: a file may not get that large here (ulimit -f). Raise the limit. {KEPT}"
     if number == errno.EMFILE or "Too many open files" in text:
         return f"too many files are open (ulimit -n is {_open_files()}): ulimit -n 4096. {KEPT}"
+    if isinstance(error, ValueError) and "embedded null" in text:
+        return "a name holds a null character, which no file's name does. Leave it out"
     if isinstance(error, MemoryError) or number == errno.ENOMEM or _about_memory(error, text):
         return f"out of memory ({text[:LONGEST] or 'MemoryError'}). Lower --per_device_train_batch_size or --max_length"
     if "DataLoader worker" in text:

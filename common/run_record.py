@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tunebook.common import checkpoint_files, files, fingerprints, output_dir, pocket, provenance
+from tunebook.common import checkpoint_files, files, fingerprints, local_models, output_dir, provenance
 from tunebook.common.distributed import is_main_process
 from tunebook.common.errors import UserError
 
@@ -55,7 +55,7 @@ def identity(recipe: Path, args: Any, splits: Any = None) -> dict[str, Any]:
 def models(flags: dict[str, Any]) -> dict[str, str | None]:
     """Fingerprints of the models that arguments name; None for one on the Hub that has not been fetched."""
     names = {name: flags[name] for name in MODELS if flags.get(name)}
-    return {flag: fingerprints.model(str(pocket.model(name) or name)) for flag, name in names.items()}
+    return {flag: fingerprints.model(str(local_models.folder(name) or name)) for flag, name in names.items()}
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], defaults: dict[str, Any]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import inspect
 import os
 import re
 import sys
@@ -38,8 +39,9 @@ class Stream:
 
     def write(self, text: str) -> int:
         if STEERING.search(text):
-            writer = sys._getframe(1).f_globals.get("__name__", "").partition(".")[0]
-            text = _drawn(text) if writer in DRAWS else escaped(text)
+            frame = inspect.currentframe()
+            writer = frame.f_back.f_globals.get("__name__", "") if frame and frame.f_back else ""
+            text = _drawn(text) if writer.partition(".")[0] in DRAWS else escaped(text)
         try:
             if not self._dropped:
                 self._stream.write(text)

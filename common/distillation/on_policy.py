@@ -16,7 +16,7 @@ from tunebook.common.format import duration
 from tunebook.common.tokens import lengths
 from tunebook.common.tokens.lengths import IGNORE_INDEX
 from tunebook.common.training import checks, loop
-from tunebook.common.training.callbacks import Measure, PrinterCallback, ProgressCallback
+from tunebook.common.training.callbacks import Measure, PrinterCallback, ProgressCallback, without_wall_clock
 from tunebook.common.training.metrics import TrainingMetrics
 
 
@@ -79,6 +79,7 @@ def measure(trainer: Any, log_file: Path) -> Watch:
     """Metrics that the trainer feeds, in place of its own printing."""
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
+    without_wall_clock(trainer)
     watch = Watch(trainer, TrainingMetrics(log_file))
     trainer.add_callback(watch)
     return watch

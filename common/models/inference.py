@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from tunebook.common.data import hub
 from tunebook.common.errors import UserError, cannot_load, nearest
 from tunebook.common.models import loading
 from tunebook.common.tokens import templates, tokenization
@@ -190,6 +191,8 @@ def load_adapter(model: Any, folder: str, trains: bool = False) -> Any:
 
     base = base_of(folder)
     wrong = f"--adapter {folder}{f', trained on {base},' if base else ''} cannot be put on this model"
+    if not Path(folder).is_dir():
+        hub.require(folder, "--adapter", PEFT)
     rows = _rows(model, folder)
     if rows not in (None, model.config.get_text_config().vocab_size):
         model.resize_token_embeddings(rows, mean_resizing=False)  # the adapter has all of the rows

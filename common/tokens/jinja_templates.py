@@ -46,7 +46,8 @@ JINJA = {
 _END_OF_TURN = {"chatml": "<|im_end|>", "llama3": "<|eot_id|>"}
 
 # What every template is given, and none reads from a user.
-GIVEN = {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "end_of_turn"}
+GIVEN = {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "end_of_turn",
+         "text_of_rendering"}  # fmt: skip
 
 
 class Unstable(ValueError):

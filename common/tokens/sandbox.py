@@ -4,7 +4,6 @@ Transformers renders them without bounds; a template that loops for ever, or mak
 process with it. The sandbox, filters and functions here are those of transformers.
 """
 
-import contextlib
 import re
 import signal
 import sys
@@ -29,14 +28,18 @@ class OutOfBounds(ValueError):
     """A template takes more time or memory than any that writes a conversation."""
 
 
-class Blocks(list[str]):
-    """The parts of a text that is being rendered, and how long they are together."""
+class Text:
+    """A text that is being rendered: its parts, their length together, and what stands in generation blocks."""
 
-    characters = 0
+    def __init__(self, marked: bool):
+        self.parts: list[str] = []
+        self.characters = 0
+        self.spans: list[tuple[int, int]] = []
+        self.marked = marked
 
-    def append(self, block: str) -> None:
-        super().append(block)
-        self.characters += len(block)
+    def add(self, part: str) -> None:
+        self.parts.append(part)
+        self.characters += len(part)
 
 
 def render(jinja: str, turns: list[dict], variables: dict[str, Any], marked: bool = False) -> tuple[str, list]:
@@ -50,16 +53,14 @@ def render(jinja: str, turns: list[dict], variables: dict[str, Any], marked: boo
         OutOfBounds: it takes too much time or memory.
         Exception: whatever the template makes Jinja or Python raise.
     """
-    blocks, spans = Blocks(), []
+    text = Text(marked)
     with Bounds(turns):
         template = _compiled(jinja)
-        tracked = template.environment.activate_tracker(blocks, spans) if marked else contextlib.nullcontext()
-        with tracked:
-            for block in template.generate(messages=turns, documents=None, **variables):
-                blocks.append(block)
-                if blocks.characters > TEXT and blocks.characters > SHARE * size(turns):
-                    raise OutOfBounds(f"it writes more than {blocks.characters:,} characters")
-        return "".join(blocks), spans
+        for part in template.generate(messages=turns, documents=None, text_of_rendering=text, **variables):
+            text.add(part)
+            if text.characters > TEXT and text.characters > SHARE * size(turns):
+                raise OutOfBounds(f"it writes more than {text.characters:,} characters")
+        return "".join(text.parts), text.spans
 
 
 def compiled(jinja: str) -> Any:
@@ -79,23 +80,30 @@ def _compiled(jinja: str) -> Any:
 
 @lru_cache(maxsize=1)
 def _environment() -> Any:
-    import jinja2
+    from jinja2 import nodes
+    from jinja2.ext import Extension
     from jinja2.sandbox import ImmutableSandboxedEnvironment
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
     given = _compile_jinja_template("").environment
-    tracker: Any = next(type(one) for one in given.extensions.values() if "generation" in one.tags)
 
-    class Generation(tracker):
-        """Transformers' own joins all that is written so far at each block, which long conversations feel."""
+    class Generation(Extension):
+        """{% generation %}: what stands in it is the assistant's. Transformers' own joins all that is written so far at
+        each such block, which a long conversation feels."""
 
-        @jinja2.pass_eval_context
-        def _generation_support(self, context: Any, caller: Any) -> str:
-            text = caller()
-            if self.is_active():
-                start = self._rendered_blocks.characters
-                self._generation_indices.append((start, start + len(text)))
-            return text
+        tags = {"generation"}  # noqa: RUF012  as jinja2 has it
+
+        def parse(self, parser: Any) -> Any:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            text = nodes.Name("text_of_rendering", "load")
+            return nodes.CallBlock(self.call_method("mark", [text]), [], [], body).set_lineno(line)
+
+        def mark(self, text: Text, caller: Any) -> str:
+            part = caller()
+            if text.marked:
+                text.spans.append((text.characters, text.characters + len(part)))
+            return part
 
     class Environment(ImmutableSandboxedEnvironment):
         intercepted_binops = frozenset(["*", "**", "%"])
@@ -104,7 +112,7 @@ def _environment() -> Any:
             _check(operator, left, right)
             return super().call_binop(context, operator, left, right)
 
-    others = [type(one) for one in given.extensions.values() if type(one) is not tracker]
+    others = [type(one) for one in given.extensions.values() if "generation" not in one.tags]
     environment = Environment(trim_blocks=given.trim_blocks, lstrip_blocks=given.lstrip_blocks,
                               extensions=[Generation, *others])  # fmt: skip
     environment.filters.update(given.filters)

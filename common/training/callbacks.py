@@ -40,8 +40,22 @@ def track_metrics(
         trainer.label_smoother = Smoother(trainer.label_smoother.epsilon)
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
+    without_wall_clock(trainer)
     trainer.add_callback(Measure(trainer, metrics))
     return metrics
+
+
+def without_wall_clock(trainer: Any) -> None:
+    """Leave out of what the trainer logs what it has timed: by a clock that may be set, and for this part of a run
+    alone. TrainingMetrics has the times of the run."""
+    own = trainer.log
+
+    def log(logs: dict[str, Any], start_time: float | None = None) -> None:
+        for name in [name for name in logs if name.endswith(("_runtime", "_per_second"))]:
+            del logs[name]
+        own(logs)  # which times nothing without start_time
+
+    trainer.log = log
 
 
 def names(trainer: Any) -> tuple[str, str]:

@@ -16,8 +16,8 @@ ENDLESS = {
     "loops": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
     "writes": "{% for i in range(99999) %}{% for j in range(99999) %}yyyyyyyyyyyyyyyyyyyy{% endfor %}{% endfor %}",
     "repeats": "{{ 'x' * 10**10 }}",
-    "doubles": "{% set ns=namespace(x='x') %}{% for i in range(60) %}{% set ns.x = ns.x + ns.x %}{% endfor %}{{ ns.x }}",
-    "squares": "{% set ns=namespace(x=7) %}{% for i in range(60) %}{% set ns.x = ns.x * ns.x %}{% endfor %}{{ ns.x }}",
+    "doubles": "{% set n=namespace(x='x') %}{% for i in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}{{ n.x }}",
+    "squares": "{% set n=namespace(x=7) %}{% for i in range(60) %}{% set n.x = n.x * n.x %}{% endfor %}{{ n.x }}",
     "power": "{{ 9 ** (9 ** 9) }}",
     "fills %": "{{ '%9999999999d' % 1 }}",
     "fills format": "{{ '{:>9999999999}'.format(1) }}",
@@ -48,7 +48,7 @@ def limits():
 def test_what_never_ends_is_refused_in_seconds(name, monkeypatch):
     monkeypatch.setattr(sandbox, "SECONDS", 0.3)
     before, start = limits(), time.process_time()
-    with pytest.raises(UserError, match="the template mine cannot be used: it .*choose another"):
+    with pytest.raises(UserError, match=r"the template mine cannot be used: it .*choose another"):
         JinjaTemplate("mine", ENDLESS[name]).render(TURNS, None)
     assert time.process_time() - start < 3 and limits() == before
 
@@ -78,7 +78,8 @@ def test_a_long_conversation_has_more_time_and_is_refused_by_its_row(monkeypatch
 def test_the_text_and_its_marks_are_those_of_transformers():
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    for jinja in (*JINJA.values(), "{% for m in messages %}\n  {{ m.content }}{% if loop.first %}{% continue %}{% endif %}!{% endfor %}"):  # fmt: skip
+    breaks = "{% for m in messages %}\n  {{ m.content }}{% if loop.first %}{% continue %}{% endif %}!{% endfor %}"
+    for jinja in (*JINJA.values(), breaks):
         tokens = {"bos_token": "<s>", "end_of_turn": "</s>"}
         more = dict(tools=[{"name": "é", "parameters": {"<b>": 1}}], add_generation_prompt=True)
         mine = JinjaTemplate("mine", jinja, tokens)
