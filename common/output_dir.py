@@ -42,6 +42,12 @@ def prepare_run(path: str, overwrite: bool, marker: str = REPORT) -> tuple[Path,
     """The same for a run, which has the folder for itself until it ends (lock.py); and whether the one before it there
     was killed."""
     folder = prepare(path, overwrite, marker)
+    for inside in sorted(folder.iterdir()):
+        if inside.is_symlink() and (inside.name in (*WRITTEN, "tokens", lock.FILE) or CHECKPOINT.match(inside.name)):
+            raise UserError(
+                f"--output_dir {path}: {inside.name} in it is a link to {os.readlink(inside)}, where the run would "
+                "write. Remove the link, or choose another folder"
+            )
     return folder, lock.acquire(folder)
 
 
