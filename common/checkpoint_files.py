@@ -35,6 +35,11 @@ def run_of(checkpoint: Path) -> str | None:
     return run if isinstance(run, str) else None
 
 
+def any_finished(folder: Path, unsealed: int = 0) -> bool:
+    """Whether a run has come to a checkpoint, which may be damaged by now."""
+    return any(_finished(path, step, unsealed) for step, path in output_dir.checkpoints(folder))
+
+
 def newest(folder: Path, run: str | None = None, unsealed: int = 0) -> Path | None:
     """The newest whole checkpoint of a run's folder. Newer damaged ones are renamed, with a line; what was being
     written when the run stopped is removed.
@@ -47,21 +52,24 @@ def newest(folder: Path, run: str | None = None, unsealed: int = 0) -> Path | No
         UserError: there are checkpoints, and none is whole.
     """
     damaged: dict[Path, str] = {}
+    unfinished = output_dir.matching(folder, output_dir.UNFINISHED)
     found = None
     for step, path in reversed(output_dir.checkpoints(folder)):
-        if path.is_dir() and not any((path / name).exists() for name in (MANIFEST, STATE)):
-            _remove(path)
+        if path.is_dir() and not _finished(path, step, unsealed):
+            unfinished.append(path)
         elif problem := damage(path, step, run, unsealed):
             damaged[path] = problem
         else:
             found = path
             break
-    for path in output_dir.matching(folder, output_dir.UNFINISHED):
-        _remove(path)
     if damaged and found is None:
         problems = "; ".join(f"{path.name}: {problem}" for path, problem in damaged.items())
         remedy = "Begin again with --overwrite, or in another --output_dir"
         raise UserError(f"no checkpoint of {folder} is whole: {problems}. {remedy}")
+    for path in unfinished:
+        print(f"{path} was not finished when the run stopped, and is removed")
+        if is_main_process():
+            output_dir.remove(path)
     for path, problem in damaged.items():
         aside = path.with_name(f"{output_dir.DAMAGED}{path.name}")
         print(f"{path} is damaged ({problem}) and set aside as {aside.name}")
@@ -69,6 +77,10 @@ def newest(folder: Path, run: str | None = None, unsealed: int = 0) -> Path | No
             output_dir.remove(aside)  # one of an earlier start
             path.rename(aside)
     return found
+
+
+def _finished(checkpoint: Path, step: int, unsealed: int) -> bool:
+    return (checkpoint / MANIFEST).exists() or (step <= unsealed and (checkpoint / STATE).exists())
 
 
 def damage(checkpoint: Path, step: int, run: str | None = None, unsealed: int = 0) -> str:
@@ -94,7 +106,7 @@ def _damage(checkpoint: Path, step: int, run: str | None, sealed: bool) -> str:
         return "it is no folder"
     path = checkpoint / MANIFEST
     if not path.exists():
-        return f"{MANIFEST} is not there: it was not finished" if sealed else structure(checkpoint)
+        return f"{MANIFEST} is not there" if sealed else structure(checkpoint)
     try:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         listed = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
@@ -114,7 +126,7 @@ def _damage(checkpoint: Path, step: int, run: str | None, sealed: bool) -> str:
     for name, (_, digest) in listed.items():
         if fingerprints.file(present[name]) != digest:
             return f"{name} is not what was written"
-    return _incomplete(checkpoint)
+    return ""
 
 
 def structure(checkpoint: Path) -> str:
@@ -165,9 +177,3 @@ def _files(folder: Path) -> Iterator[tuple[str, Path]]:
         name = path.relative_to(folder).as_posix()
         if path.is_file() and name != MANIFEST:
             yield name, path
-
-
-def _remove(path: Path) -> None:
-    print(f"{path} was not finished when the run stopped, and is removed")
-    if is_main_process():
-        output_dir.remove(path)

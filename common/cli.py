@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tunebook.common import faults, lock, stopping, terminal
+from tunebook.common import faults, lock, redaction, stopping, terminal
 from tunebook.common.distributed import check_launch, is_main_process
 from tunebook.common.errors import UserError, nearest
 
@@ -43,7 +43,7 @@ def run(main: Callable[[Any], Any], args_class: type, argv: list[str] | None = N
     args = None
     try:
         args = parse(args_class, argv, sys.modules[main.__module__].__doc__ or "")
-        check_launch(several=hasattr(args, "resume"))
+        check_launch(several=hasattr(args, "eval_suite"))
         _refuse_unsupported(getattr(args, "set", []))
         main(args)
     except SystemExit:
@@ -54,7 +54,7 @@ def run(main: Callable[[Any], Any], args_class: type, argv: list[str] | None = N
         text, code = faults.ending(error, getattr(args, "output_dir", None), debug)
         sys.stdout.flush()  # so that the message is the last thing said
         if text:
-            print(text, file=sys.stderr)
+            print(redaction.without_secrets(text), file=sys.stderr)  # a message may quote a value that was typed
         sys.exit(code)
     finally:
         lock.release()

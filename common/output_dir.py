@@ -10,7 +10,19 @@ from tunebook.common.errors import UserError
 
 RUN_FILE, REPORT, LOG, PROGRESS = "run.json", "report.json", "log.jsonl", "progress.json"
 # What runs write into their folder; --overwrite removes these and nothing else.
-WRITTEN = (RUN_FILE, REPORT, "report.html", LOG, PROGRESS, "adapter", "model", "best", "base", "eval")
+WRITTEN = (
+    RUN_FILE,
+    REPORT,
+    "report.html",
+    LOG,
+    PROGRESS,
+    "adapter",
+    "model",
+    "best",
+    "base",
+    "eval",
+    "pretraining.json",
+)
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 UNFINISHED = re.compile(r"checkpoint-\d+\.part")  # a plain loop's, while it is written
 DAMAGED = "damaged-"

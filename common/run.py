@@ -1,13 +1,13 @@
 """The record of a run: its folder, data, first batch, forecast, metrics and report."""
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tunebook.common import checkpoint_files, lock, output_dir, ranges, run_record, trackers
+from tunebook.common import lock, output_dir, ranges, redaction, run_record, trackers
 from tunebook.common.distributed import is_main_process
-from tunebook.common.errors import UserError
 
 HELD_OUT = 300  # rows whose loss is taken while training
 
@@ -55,6 +55,9 @@ class Run:
         trackers.check(args.report_to)
         ranges.check(vars(args))
         args.output_dir = args.output_dir or f"runs/{Path(recipe).stem}"
+        self._set = list(getattr(args, "set", []))
+        if self._set:
+            args.set = redaction.without_secrets(self._set)  # what is written from here on
         self.dir, killed = output_dir.prepare_run(args.output_dir, args.overwrite)
         self.record = run_record.RunRecord(self.dir, killed)
         self.overrides: dict[str, Any] = {}
@@ -79,20 +82,8 @@ class Run:
         from tunebook.common import data
 
         splits = (load or data.load)(self.args.dataset, seed=self.args.seed, bad_rows=self.args.bad_rows)
-        self._identify(splits)
+        self.checkpoint = self.record.resume_from(Path(self.recipe), self.args, splits)
         return splits
-
-    def _identify(self, splits: Any) -> None:
-        args = self.args
-        self.record.identify(Path(self.recipe), args, splits)
-        if args.overwrite or args.dry_run:
-            return
-        checkpoint = checkpoint_files.newest(self.dir, self.record.id, self.record.unsealed)
-        if checkpoint is not None and not args.resume:
-            raise UserError(
-                f"--output_dir {self.dir} contains an interrupted run; resume it, choose another, or --overwrite"
-            )
-        self.checkpoint = str(checkpoint) if checkpoint else None
 
     def start(self, config_class: type | None = None, unheard: Mapping[str, str] | None = None) -> None:
         """Check --set against the fields of `config_class`, and begin: anew, or from the checkpoint.
@@ -108,10 +99,12 @@ class Run:
         flags = vars(self.args)
         if config_class is not None:
             self.overrides = config_overrides.overrides(
-                flags["set"], config_class, written=set(flags), unheard=dict(unheard or {})
+                self._set, config_class, written=set(flags), unheard=dict(unheard or {})
             )
+        if token := self.overrides.pop("hub_token", None):
+            os.environ["HF_TOKEN"] = token  # where the Hub's client looks; in the config it would be saved with weights
         if not self.record.identity:  # a recipe that loads its rows itself
-            self._identify(None)
+            self.checkpoint = self.record.resume_from(Path(self.recipe), self.args)
         if self.args.dry_run:
             return
         if self.args.overwrite and is_main_process():
@@ -163,9 +156,12 @@ class Run:
         defaults.choose(self.args, model, tokenizer, template, **pairs)
 
     def processing_class(self, template: Any, model: Any) -> Any:
-        """The tokenizer to be saved with the weights: its chat template and end token are those of the training."""
+        """The tokenizer to be saved with the weights: its chat template and end token are those of the training. The
+        model's card will name no path of this machine."""
+        from tunebook.common.models import model_card
         from tunebook.common.training import served_tokenizer
 
+        model_card.hide_paths(model)
         return served_tokenizer.with_template(self.tokenizer, template, model)
 
     def accelerator_options(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tunebook.common import checkpoint_files, files, fingerprints, output_dir, pocket, provenance
+from tunebook.common import checkpoint_files, files, fingerprints, local_models, output_dir, provenance
 from tunebook.common.distributed import is_main_process
 from tunebook.common.errors import UserError
 
@@ -55,7 +55,7 @@ def identity(recipe: Path, args: Any, splits: Any = None) -> dict[str, Any]:
 def models(flags: dict[str, Any]) -> dict[str, str | None]:
     """Fingerprints of the models that arguments name; None for one on the Hub that has not been fetched."""
     names = {name: flags[name] for name in MODELS if flags.get(name)}
-    return {flag: fingerprints.model(str(pocket.model(name) or name)) for flag, name in names.items()}
+    return {flag: fingerprints.model(str(local_models.folder(name) or name)) for flag, name in names.items()}
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], defaults: dict[str, Any]) -> list[str]:
@@ -123,18 +123,38 @@ class RunRecord:
         self.id: str = (self.old or {}).get("id") or secrets.token_hex(8)
         self.parts: list[dict[str, Any]] = (self.old or {}).get("parts", [])
         self.unsealed: int = (self.old or {}).get("unsealed", 0)
+        checkpoints = output_dir.checkpoints(folder)
+        if not (self.old or {}).get("id") and not any(checkpoint_files.run_of(path) for _, path in checkpoints):
+            self.unsealed = max((step for step, _ in checkpoints), default=0)  # of an earlier version
         self.identity: dict[str, Any] = {}
         self.changes: list[str] = []
 
-    def identify(self, recipe: Path, args: Any, splits: Any = None) -> None:
-        """What this run is; where the folder has checkpoints of an earlier one, it must be the same.
+    def resume_from(self, recipe: Path, args: Any, splits: Any = None) -> str | None:
+        """The checkpoint to resume from; None to begin anew, and in a dry run.
+
+        Args:
+            splits: split -> rows; None: they are not known.
 
         Raises:
-            UserError: it is another one, and args.allow_changes is off.
+            UserError: the folder has checkpoints of another run, and args.allow_changes is off; or none that is whole;
+                or args.resume is off.
         """
         self.identity = identity(recipe, args, splits)
-        if args.overwrite or not output_dir.checkpoints(self.folder):
-            return
+        if args.overwrite:
+            return None
+        if checkpoint_files.any_finished(self.folder, self.unsealed):
+            self._compare(args)
+        if vars(args).get("dry_run"):
+            return None
+        checkpoint = checkpoint_files.newest(self.folder, self.id, self.unsealed)
+        if checkpoint is not None and not args.resume:
+            raise UserError(
+                f"--output_dir {self.folder} contains an interrupted run; resume it, choose another, or --overwrite"
+            )
+        return str(checkpoint) if checkpoint else None
+
+    def _compare(self, args: Any) -> None:
+        """Refuse another run than the folder's, unless changes are allowed."""
         if self.old is None:
             self.changes = [self.problem]
             owners = (checkpoint_files.run_of(path) for _, path in reversed(output_dir.checkpoints(self.folder)))
@@ -142,7 +162,6 @@ class RunRecord:
         elif "args" not in self.old:  # an earlier version wrote arguments alone
             print(f"{self.path} is of an earlier version: recipe, data, models, code and versions cannot be compared")
             self.changes = _arguments(self.old, self.identity["args"], _defaults(args))
-            self.unsealed = max(step for step, _ in output_dir.checkpoints(self.folder))
         else:
             self.changes = differences(self.old, self.identity, _defaults(args))
         if self.changes and not args.allow_changes:

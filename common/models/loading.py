@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tunebook.common import pocket
+from tunebook.common import local_models
 from tunebook.common.data import hub
 from tunebook.common.errors import UserError, cannot_load
 from tunebook.common.models import device, generation_config, module_kinds, moe, parameter_table
@@ -26,13 +26,16 @@ def resolve(name: str, max_length: int | None = None, weights: bool = True) -> s
         UserError: a local folder lacks config, weights or tokenizer; or the name is neither folder nor Hub name; or
             the model takes fewer tokens than max_length.
     """
-    if bundled := pocket.model(name):
-        _check_length(name, json.loads((bundled / "config.json").read_text(encoding="utf-8")), max_length)
-        return str(bundled)
+    if place := local_models.folder(name):
+        _check_length(name, json.loads((place / "config.json").read_text(encoding="utf-8")), max_length)
+        return str(place)
     path = Path(name)
     if not path.exists():
         if name.count("/") != 1 or name.startswith((".", "/", "~")):
-            raise UserError(f"--model {name}: no such folder; name a folder, a Hub model like org/name, or pocket")
+            raise UserError(
+                f"--model {name}: no such folder; name a folder, a Hub model like org/name, a .gguf file, smollm2 or "
+                "pocket"
+            )
         hub.require(name, "--model")
         return name
     if not path.is_dir():

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tunebook.common import files, provenance
+from tunebook.common import files, provenance, redaction
 from tunebook.common.distributed import is_main_process
 from tunebook.common.errors import CheckFailed
 from tunebook.common.estimate import saved_files
@@ -68,11 +68,17 @@ def write(
         "eval": _eval(metrics),
         "scores": scores,
     } | ({"distillation": distillation} if distillation else {})
+    report |= _shareable({name: value for name, value in report.items() if name != "samples"}, folder)
     if is_main_process():
         files.write_json(folder / "report.json", report, allow_nan=False)
-        files.write_atomic(folder / "report.html", _page(report, preview, extra))
+        files.write_atomic(folder / "report.html", _page(report, preview, _shareable(extra, folder)))
     _print(folder, report, extra, metrics)
     return report
+
+
+def _shareable(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Without secrets, and with names in place of this machine's paths."""
+    return redaction.without_paths(redaction.without_secrets(values), folder)
 
 
 def _measured(metrics: TrainingMetrics, account: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from tunebook.common import pocket
+from tunebook.common import local_models
 from tunebook.common.data import hub
 from tunebook.common.errors import UserError, cannot_load
 from tunebook.common.tokens import word_cache
@@ -27,9 +27,12 @@ def load(name: str) -> tuple[Any, list[str]]:
     """
     from transformers import AutoTokenizer
 
-    place = str(pocket.model(name) or name)
+    place = str(local_models.folder(name) or name)
     if not Path(place).is_dir() and (place.count("/") != 1 or place.startswith((".", "/", "~"))):
-        raise UserError(f"--tokenizer {name}: no such folder; name a folder, a Hub model like org/name, or pocket")
+        raise UserError(
+            f"--tokenizer {name}: no such folder; name a folder, a Hub model like org/name, a .gguf file, smollm2 or "
+            "pocket"
+        )
     if not Path(place).is_dir():
         hub.require(place, "--tokenizer", "tokenizer_config.json")
     try:

@@ -18,6 +18,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from tunebook.common import redaction
 from tunebook.common.errors import CheckFailed, UserError
 from tunebook.common.files import write_atomic, write_json
 
@@ -74,8 +75,9 @@ def main(args: Args) -> dict[str, Any]:
         if cache.corrupt_lines:
             notes.append(f"{cache.corrupt_lines} lines of {cache.path} cannot be read and are asked again")
         judgments = judge.collect(pairs, judge_model, cache)
-    report = {"asked": {name: getattr(args, name) for name in SAME}, "notes": notes}
+    report = {"asked": _asked(args), "notes": notes}
     report |= judge.report(pairs, judgments, judge_model, base, tuned)
+    report["judge"] = redaction.without_secrets(report["judge"])
     write(folder, report)
     if not report["total"]["judged"]:
         why = report["stopped"] or "; ".join([*report["unparsed"]][:3])
@@ -129,12 +131,16 @@ def _folder(args: Args) -> Path:
             before = json.loads((folder / FILE).read_text(encoding="utf-8"))["asked"]
         except (OSError, ValueError, KeyError, TypeError):
             before = None
-        if before != {name: getattr(args, name) for name in SAME}:
+        if before != _asked(args):
             raise UserError(
                 f"--output_dir {folder} holds the report of another comparison ({FILE}); choose another folder or add "
                 "--overwrite (verdicts are kept either way)"
             )
     return folder
+
+
+def _asked(args: Args) -> dict[str, Any]:
+    return redaction.without_secrets({name: getattr(args, name) for name in SAME})
 
 
 def _judge(args: Args, budget: Any) -> Any:

@@ -1,11 +1,13 @@
 """Runs that stopped: damaged checkpoints, changed data, and a run that was killed after its last step."""
 
 import json
+import random
 import shutil
 from pathlib import Path
 
 import few
 import forked
+import killed
 import pytest
 from paths import ROOT
 
@@ -27,7 +29,7 @@ def finished(tmp_path_factory):
     return folder / "run", rows
 
 
-def killed(finished, folder):
+def before_its_scores(finished, folder):
     """The run as it was while its scores after training were taken."""
     shutil.copytree(finished, folder)
     for name in ("report.json", "report.html"):
@@ -42,7 +44,7 @@ def test_nothing_is_trained_after_the_last_step(finished, tmp_path):
     from safetensors.torch import load_file
 
     run, rows = finished
-    folder = killed(run, tmp_path / "run")
+    folder = before_its_scores(run, tmp_path / "run")
     done = forked.run(RECIPE, "--dataset", rows, "--output_dir", folder, *FLAGS, *MORE)
     assert done.returncode == 0 and "all 6 steps are trained" in done.stdout, done.stderr[-3000:]
     before, after = (load_file(place / "adapter" / "adapter_model.safetensors") for place in (run, folder))
@@ -54,9 +56,20 @@ def test_nothing_is_trained_after_the_last_step(finished, tmp_path):
 
 
 @pytest.mark.recipe
+def test_a_killed_run_is_the_same_run_in_the_end(finished, tmp_path):
+    run, rows = finished
+    folder = tmp_path / "run"
+    words = ["--dataset", rows, *FLAGS, *MORE]
+    assert killed.at("step", 4, folder, RECIPE, *words)
+    done = forked.run(RECIPE, "--output_dir", folder, *words)
+    assert done.returncode == 0 and "resuming from" in done.stdout, done.stderr[-3000:]
+    killed.same_account(run, folder, kills=1)
+
+
+@pytest.mark.recipe
 def test_other_data_is_refused(finished, tmp_path):
     run, rows = finished
-    folder = killed(run, tmp_path / "run")
+    folder = before_its_scores(run, tmp_path / "run")
     changed = tmp_path / "rows"
     shutil.copytree(rows, changed)
     with (changed / "train.jsonl").open("a") as file:
@@ -89,7 +102,6 @@ HARMS = {
     "schedule gone": ("scheduler.pt", Path.unlink, "scheduler.pt is not there"),
     "random state gone": ("rng_state.pth", Path.unlink, "rng_state.pth is not there"),
     "state is longer": ("trainer_state.json", lambda path: path.open("a").write(" "), "trainer_state.json is longer"),
-    "manifest gone": ("manifest.json", Path.unlink, "manifest.json is not there: it was not finished"),
     "manifest cut off": ("manifest.json", lambda path: path.write_text("{"), "manifest.json cannot be read"),
     "of another run": (
         "manifest.json",
@@ -117,7 +129,7 @@ ALL_HARMS = [(True, name) for name in HARMS] + [(False, name) for name in SHOWN]
 @pytest.mark.recipe
 @pytest.mark.parametrize(("sealed", "name"), ALL_HARMS)
 def test_a_damaged_checkpoint_is_set_aside(finished, tmp_path, capsys, sealed, name):
-    folder = killed(finished[0], tmp_path / "run")
+    folder = before_its_scores(finished[0], tmp_path / "run")
     name, harm, says = (HARMS if sealed else SHOWN)[name]
     run = run_record.id_of(folder)
     places = dict(output_dir.checkpoints(folder)[-2:])
@@ -142,17 +154,20 @@ def test_a_damaged_checkpoint_is_set_aside(finished, tmp_path, capsys, sealed, n
 
 @pytest.mark.recipe
 def test_copies_files_and_lost_best_weights_are_no_checkpoints(finished, tmp_path, capsys):
-    folder = killed(finished[0], tmp_path / "run")
+    folder = before_its_scores(finished[0], tmp_path / "run")
     run = run_record.id_of(folder)
     (_, older), (_, newer) = output_dir.checkpoints(folder)[-2:]
     shutil.copytree(newer, folder / "checkpoint-99")
     (folder / "checkpoint-98").write_text("a file")
     (folder / "checkpoint-97").mkdir()
     shutil.copytree(newer, folder / "checkpoint-x")  # of no step: nobody's
+    shutil.copytree(newer, folder / "checkpoint-96")  # killed between its last file and its manifest
+    (folder / "checkpoint-96" / "manifest.json").unlink()
     assert checkpoint_files.newest(folder, run) == newer
     said = capsys.readouterr().out
     assert "checkpoint-99 is damaged (it is a copy: its manifest.json is of step 6)" in said
-    assert "checkpoint-98 is damaged (it is no folder)" in said and "checkpoint-97 was not finished" in said
+    assert "checkpoint-98 is damaged (it is no folder)" in said
+    assert all(f"checkpoint-{step} was not finished" in said for step in (96, 97))
     state = json.loads((newer / "trainer_state.json").read_text())
     state["best_model_checkpoint"] = f"/where/it/began/{older.name}"  # found beside it, wherever the folder is now
     (newer / "trainer_state.json").write_text(json.dumps(state))
@@ -161,3 +176,28 @@ def test_copies_files_and_lost_best_weights_are_no_checkpoints(finished, tmp_pat
     flip(older / WEIGHTS)
     with pytest.raises(UserError, match=f"{newer.name}: the best weights so far, {older.name}: {WEIGHTS} is not what"):
         checkpoint_files.newest(folder, run)
+
+
+@pytest.mark.recipe
+def test_any_damage_to_any_file_of_a_checkpoint_is_noticed(finished, tmp_path):
+    """Five ways for each file, and single bits anywhere."""
+    folder = before_its_scores(finished[0], tmp_path / "run")
+    run, (step, place) = run_record.id_of(folder), output_dir.checkpoints(folder)[-1]
+    assert not checkpoint_files.damage(place, step, run)
+    draw, tried = random.Random(5), 0
+    paths = sorted(path for path in place.iterdir() if path.name != "manifest.json")
+    for path in paths:
+        whole = path.read_bytes()
+        bits = draw.sample(range(8 * len(whole)), 8)
+        harmed = [None, b"", whole[: len(whole) // 2], whole + b" ", draw.randbytes(len(whole))]
+        harmed += [
+            whole[: bit // 8] + bytes([whole[bit // 8] ^ (1 << bit % 8)]) + whole[bit // 8 + 1 :] for bit in bits
+        ]
+        for content in harmed:
+            path.unlink()
+            if content is not None:
+                path.write_bytes(content)
+            assert path.name in checkpoint_files.damage(place, step, run)
+            path.write_bytes(whole)
+            tried += 1
+    assert tried == 13 * len(paths) and len(paths) > 10 and not checkpoint_files.damage(place, step, run)

@@ -32,9 +32,9 @@ def folder(tmp_path):
 
 
 def begin(folder, rows=ROWS, recipe="recipe.py", **flags):
-    """A run up to its training: Run, load_data without a file, start."""
+    """A run up to its training: Run, load_data without a file of rows, start."""
     run = Run(str(folder / recipe), Args(output_dir=str(folder / "out"), **flags))
-    run._identify(rows)
+    run.checkpoint = run.record.resume_from(folder / recipe, run.args, rows)
     run.start()
     return run
 
@@ -185,7 +185,7 @@ def test_each_stop_is_in_the_account(folder):
     end = {"ended": "2026-01-01T00:00:00+00:00", "to_step": 9, "seconds": 9.0, "trained_tokens": 90, "peak_bytes": 5}
     (run.dir / output_dir.PROGRESS).write_text(json.dumps(end))
     run.record = run_record.RunRecord(run.dir, killed=True)
-    run._identify(ROWS)
+    run.checkpoint = run.record.resume_from(folder / "recipe.py", run.args, ROWS)
     run.start()
     (run.dir / output_dir.PROGRESS).write_text(json.dumps({**end, "to_step": 12, "seconds": 6.5, "trained_tokens": 60}))
     run.record.finish()
@@ -196,3 +196,13 @@ def test_each_stop_is_in_the_account(folder):
     ]
     assert account["parts"][0] | end == account["parts"][0]
     assert account["repeated"] == {"steps": 3, "seconds": 3.5, "trained_tokens": 30}
+
+
+def test_a_run_that_was_killed_in_its_first_save_begins_anew(folder, capsys):
+    run = begin(folder)
+    (checkpoint(run, 9) / "manifest.json").unlink()
+    (run.dir / "checkpoint-18.part").mkdir()
+    assert begin(folder, learning_rate=0.2).checkpoint is None  # with other flags, too: nothing is lost
+    said = capsys.readouterr().out
+    assert "checkpoint-9 was not finished" in said and "checkpoint-18.part was not finished" in said
+    assert sorted(path.name for path in run.dir.iterdir()) == ["run.json", "run.lock"]

@@ -1,0 +1,87 @@
+"""Runs that are killed at a moment, without a word, and what is compared of two runs: weights, report, log."""
+
+import hashlib
+import json
+import signal
+
+import forked
+
+from tunebook.common import run_record
+
+# Starts a recipe, and kills its process as soon as `moment` is true of its folder.
+CODE = """
+import glob, json, os, runpy, signal, sys, threading, time
+moment, number, folder, script, *words = sys.argv[1:]
+
+def steps():
+    try:
+        lines = open(folder + "/log.jsonl").read().splitlines()
+    except OSError:
+        return [0]
+    return [json.loads(line)["step"] for line in lines if line.endswith("}") and '"loss"' in line] or [0]
+
+def saves():
+    return {name.removesuffix(".part") for name in glob.glob(folder + "/checkpoint-*")}
+
+old = saves()
+moments = {
+    "step": lambda: steps()[-1] >= int(number),
+    "save": lambda: len(saves() - old) >= int(number),
+    "result": lambda: bool(glob.glob(folder + "/adapter/*") or glob.glob(folder + "/model/model.safetensors")),
+}
+
+def watch():
+    while not moments[moment]():
+        time.sleep(0.001)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+threading.Thread(target=watch, daemon=True).start()
+sys.argv, sys.path[0] = [script, *words], os.path.dirname(script)
+runpy.run_path(script, run_name="__main__")
+"""
+# What a clock says, and what is made of it.
+CLOCK = ("time", "runtime", "per_second", "flos")
+
+
+def at(moment, number, folder, recipe, *words):
+    """Run a recipe into `folder` and kill it: at a `step` that is logged, in its `save` number N, or while it writes
+    its `result`. Returns whether it was killed before its end."""
+    done = forked.run("-c", CODE, moment, number, folder, recipe, "--output_dir", folder, *words)
+    assert done.returncode in (0, -signal.SIGKILL), done.stderr[-3000:]
+    return done.returncode != 0
+
+
+def weights(folder):
+    """A hash of the final weights, bit for bit."""
+    from safetensors import safe_open
+
+    digest = hashlib.sha256()
+    for path in sorted([*folder.glob("adapter/*.safetensors"), *folder.glob("model/*.safetensors")]):
+        with safe_open(path, "np") as file:
+            for name in sorted(file.keys()):
+                value = file.get_tensor(name)
+                digest.update(f"{name} {value.shape} {value.dtype}".encode() + value.tobytes())
+    return digest.hexdigest()
+
+
+def log(folder):
+    """log.jsonl without times."""
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if not any(word in name for word in CLOCK)} for line in lines]
+
+
+def same_account(whole, resumed, kills):
+    """Assert that weights, losses, log and tokens of a resumed run are those of the one that was left alone."""
+    assert weights(resumed) == weights(whole)
+    report, of_parts = (json.loads((folder / "report.json").read_text()) for folder in (whole, resumed))
+    for name in ("steps", "loss", "evaluations", "parts"):
+        assert of_parts["train"][name] == report["train"][name], name
+    assert of_parts["eval"] == report["eval"]
+    assert of_parts["measured"]["trained_tokens"] == report["measured"]["trained_tokens"]
+    assert log(resumed) == log(whole)
+    run = of_parts["run"]
+    assert [part["how"] for part in run["parts"]] == ["killed"] * kills + ["finished"]
+    assert sum(part["trained_tokens"] for part in run["parts"]) >= report["measured"]["trained_tokens"]
+    assert all(part["to_step"] >= part["from_step"] for part in run["parts"])
+    assert all(part["ended"] for part in run["parts"] if part["seconds"])
+    assert run["id"] == run_record.id_of(resumed) and not (resumed / "run.lock").exists()
