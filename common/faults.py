@@ -25,7 +25,7 @@ SYSTEM = {
     errno.ENOTDIR: "a file stands where a folder is needed. Choose another path",
     errno.EISDIR: "a folder stands where a file is needed. Move it away",
     errno.ELOOP: "its links lead in a circle. Name the place itself",
-    errno.ENOENT: "it is not there; was it removed while the command ran?",
+    errno.ENOENT: "it is not there. Was it removed while the command ran? Begin again",
     errno.ESTALE: "the disk of the network has gone away. Mount it again",
     errno.EIO: "the disk cannot be read or written. Check it, or choose another",
 }
@@ -102,7 +102,7 @@ def explain(error: BaseException, folder: str | None = None) -> str | None:
             f"--set dataloader_num_workers=0 reads without one. {KEPT}"
         )
     if number in SYSTEM and isinstance(error, OSError):
-        return f"{place}: {SYSTEM[number]}. {KEPT}"
+        return f"{place}: {SYSTEM[number]}" + ("" if number == errno.ENOENT else f". {KEPT}")
     if _about_writing(text):
         what = "the folder is gone" if not Path(place).exists() else text[:LONGEST]
         return f"{place} cannot be written: {what}. {KEPT}"

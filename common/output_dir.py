@@ -44,9 +44,9 @@ def prepare(path: str, overwrite: bool, marker: str) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--output_dir {path}: {error.strerror}") from None
+        raise UserError(f"--output_dir {path}: {error.strerror}; choose another folder") from None
     if not os.access(folder, os.W_OK):
-        raise UserError(f"--output_dir {path} cannot be written")
+        raise UserError(f"--output_dir {path} cannot be written; choose another folder")
     return folder
 
 
