@@ -154,11 +154,15 @@ def _defaults(args_class: type, config: str | None) -> Any:
     from tunebook.common import aliases
 
     try:
-        values = yaml.safe_load(Path(config).read_text(encoding="utf-8")) or {}
+        text = Path(config).read_text(encoding="utf-8")
+        values = yaml.safe_load(text) or {}
     except OSError as error:
-        raise UserError(f"--config {config}: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"--config {config} is not YAML: {error}") from None
+        raise UserError(f"--config {config}: {error.strerror}; name a YAML file") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"--config {config} is not UTF-8 text: {error.reason} at byte {error.start}") from None
+    except (yaml.YAMLError, RecursionError) as error:
+        words = " ".join(str(error).split())
+        raise UserError(f"--config {config} is not YAML of lines `name: value`: {words}") from None
     if not isinstance(values, dict):
         raise UserError(f"--config {config}: expected lines of `name: value`, found a {type(values).__name__}")
     fields = {field.name: field for field in dataclasses.fields(args_class)}
@@ -171,9 +175,9 @@ def _defaults(args_class: type, config: str | None) -> Any:
             continue
         try:
             values[name] = _convert(value, getattr(default, name), str(fields[name].type))
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             kind = getattr(fields[name].type, "__name__", str(fields[name].type))
-            problems.append(f"{name}: {value!r} is not of type {kind} (default {getattr(default, name)!r})")
+            problems.append(f"{name}: {str(value)[:80]!r} is not of type {kind} (default {getattr(default, name)!r})")
     if problems:
         raise UserError(f"--config {config}:\n  " + "\n  ".join(problems))
     return dataclasses.replace(default, **values)
@@ -189,13 +193,14 @@ def _convert(value: Any, default: Any, annotation: str) -> Any:
             raise TypeError
         return value
     if isinstance(default, (list, tuple)):
-        return type(default)([value] if isinstance(value, (str, int, float)) else value)
+        words = value if isinstance(value, list) else [value]
+        return type(default)(_convert(word, default[0] if default else "", annotation) for word in words)
+    if value is None or isinstance(value, (bool, dict, list)):
+        raise TypeError
     if isinstance(default, int) and float(value) != int(float(value)):
         raise ValueError
     if isinstance(default, (int, float)):
         return type(default)(float(value))
-    if isinstance(value, (dict, list)):
-        raise TypeError
     return str(value)
 
 

@@ -59,6 +59,7 @@ UNUSED_FIELDS = {
     "save_only_model": "a run could not go on: a checkpoint needs its optimizer and schedule",
     "resume_from_checkpoint": "--resume goes on with the run of output_dir",
     "parallelism_config": "every process has the whole model",
+    "enable_jit_checkpoint": "a signal ends the step and saves it, whatever it says",
     "local_rank": "torchrun and accelerate launch set it",
 }
 UNEVALUATED = "no held-out rows are looked at while it trains"
