@@ -19,9 +19,9 @@ NOTHING = 1e-8  # a gradient norm below it moves no weight
 STILL = 10  # values in a row with such a norm
 SETTLED = 10  # values of memory that are passed over: caches fill
 WINDOW = 5  # values of memory of which the least is taken: batches differ in length
-WINDOWS = 4  # that must each be above the one before
+WINDOWS = 5  # that must each be above the one before
 GROWN = 0.2  # share of the first window by which memory has grown that is told at once
-NOISE = 0.02  # share below which it may be the batches
+NOISE = 0.05  # share below which it may be the batches
 
 
 class TrainingWatch:
@@ -37,6 +37,7 @@ class TrainingWatch:
         self._losses: list[float] = []
         self._high = self._still = self._overflows = 0
         self._memory: list[tuple[int, int]] = []  # (step, bytes)
+        self._usual = 0  # the most that was taken when caches were full
         self._told: set[str] = set()
         self._settling = SETTLED + WINDOW * WINDOWS
 
@@ -114,8 +115,9 @@ class TrainingWatch:
         parts = [self._memory[at : at + WINDOW] for at in range(1, WINDOW * WINDOWS, WINDOW)]
         least = [min(part, key=lambda pair: pair[1]) for part in parts]
         sizes = [size for _, size in least]
-        if any(later <= earlier for earlier, later in pairwise(sizes)):
-            return ""
+        self._usual = self._usual or max(size for _, size in parts[0])
+        if sizes[-1] <= self._usual or any(later <= earlier for earlier, later in pairwise(sizes)):
+            return ""  # batches differ, and so does what they take
         grown = sizes[-1] - sizes[0]
         each = grown / max(1, least[-1][0] - least[0][0])
         room = self._limit() - sizes[-1]
