@@ -34,6 +34,7 @@ def run(main: Callable[[Any], Any], args_class: type, argv: list[str] | None = N
     """
     terminal.protect(goes_on)
     stopping.listen()
+    stopping.follow_launcher()
     _environment()
     if not is_main_process():
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  one report of a run; errors are on stderr

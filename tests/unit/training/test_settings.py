@@ -207,3 +207,25 @@ def test_a_recipe_ends_with_2_before_anything_is_written(tmp_path, recipe, words
     done = forked.run(ROOT / "recipes" / f"{recipe}.py", "--output_dir", tmp_path, "--sft", *words)
     assert done.returncode == 2 and says in done.stderr and "Traceback" not in done.stderr, done.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "pair",
+    ["save_steps=0", "save_steps=-1", "save_steps=1e300", "logging_steps=.nan", "warmup_steps=1e300", "weight_decay=-1",
+     "weight_decay=.inf", "adam_beta1=2", "adam_beta2=1.5", "adam_epsilon=-1", "max_grad_norm=-1", "data_seed=-1",
+     "label_smoothing_factor=1", "neftune_noise_alpha=-1", "dataloader_num_workers=-1", "data_seed=1e30",
+     "dataloader_num_workers=1000000", "save_total_limit=0", "per_device_eval_batch_size=0", "ddp_timeout=-1",
+     "log_level=evil", "run_name=[1]", "pad_to_multiple_of=0", "eval_delay=-1", "include_num_input_tokens_seen=evil",
+     "gradient_checkpointing_kwargs={evil: 1}", "optim={a: 1}", "save_steps=[1]", "torch_empty_cache_steps=0"],
+)  # fmt: skip
+def test_what_would_fail_while_it_trains_is_refused(configs, pair):
+    """Transformers takes these, and raises, or does nothing, an hour later."""
+    said = refusal([pair], configs["SFT"])
+    name = pair.partition("=")[0]
+    assert said and said.startswith("--set") and name in said and len(said.splitlines()) <= 2, said
+
+
+@pytest.mark.parametrize("pair", ["max_grad_norm=0", "adam_epsilon=0", "save_total_limit=1", "logging_steps=0.5",
+                                  "dataloader_num_workers=4", "data_seed=0", "log_level=warning"])  # fmt: skip
+def test_ends_of_ranges_are_taken(configs, pair):
+    assert refusal([pair], configs["SFT"]) is None
