@@ -1,6 +1,9 @@
 """Command lines of recipes: flags from a dataclass over a YAML file, errors as one plain message."""
 
+import codecs
+import contextlib
 import dataclasses
+import locale
 import logging
 import os
 import re
@@ -103,10 +106,20 @@ def _environment() -> None:
         os.environ.setdefault(name, value)
     if "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD" not in os.environ:  # torch refuses both
         os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")  # torch.load reads no code, whoever calls it
+    _utf8()
     # It would like a kernel from the Hub for the CPU; without one it uses its own, and the result is the same.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     if not sys.stderr.isatty():  # bars that others draw fill a log file
         os.environ.setdefault("TQDM_DISABLE", "1")
+
+
+def _utf8() -> None:
+    """Let libraries read their own files: they name no encoding, and in the locale C it is ASCII."""
+    for name in ("C.UTF-8", "en_US.UTF-8"):
+        if codecs.lookup(locale.getpreferredencoding(False)).name == "utf-8":
+            return
+        with contextlib.suppress(locale.Error):
+            locale.setlocale(locale.LC_CTYPE, name)
 
 
 def _home() -> Path:

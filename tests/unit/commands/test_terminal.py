@@ -142,3 +142,11 @@ def test_closed_streams_are_no_file_of_ours(tmp_path):
     line = 'exec "$0" -c "$1" "$2" run >&- 2>&-'
     done = subprocess.run(["bash", "-c", line, sys.executable, BUSY, tmp_path / "done"], timeout=60)
     assert done.returncode == 0 and (tmp_path / "done").read_text() == "done"
+
+
+def test_files_are_utf8_in_every_locale(tmp_path):
+    """Libraries open theirs without naming an encoding."""
+    (tmp_path / "file").write_text("é", encoding="utf-8")
+    code = "from tunebook.common import cli; cli._environment(); import sys; print(ascii(open(sys.argv[1]).read()))"
+    done = python(code, tmp_path / "file", env={"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"})
+    assert done.stdout == b"'\\xe9'\n", done.stderr
