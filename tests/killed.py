@@ -94,7 +94,7 @@ def log(folder):
     return [{name: value for name, value in line.items() if not any(word in name for word in CLOCK)} for line in lines]
 
 
-def same_account(whole, resumed, kills):
+def same_account(whole, resumed, kills, how="killed"):
     """Assert that weights, losses, log and tokens of a resumed run are those of the one that was left alone."""
     assert weights(resumed) == weights(whole)
     report, of_parts = (json.loads((folder / "report.json").read_text()) for folder in (whole, resumed))
@@ -104,7 +104,7 @@ def same_account(whole, resumed, kills):
     assert of_parts["measured"]["trained_tokens"] == report["measured"]["trained_tokens"]
     assert log(resumed) == log(whole)
     run = of_parts["run"]
-    assert [part["how"] for part in run["parts"]] == ["killed"] * kills + ["finished"]
+    assert [part["how"] for part in run["parts"]] == [how] * kills + ["finished"]
     assert sum(part["trained_tokens"] for part in run["parts"]) >= report["measured"]["trained_tokens"]
     assert all(part["to_step"] >= part["from_step"] for part in run["parts"])
     assert all(part["ended"] for part in run["parts"] if part["seconds"])

@@ -36,4 +36,4 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(tmp_path, recipe):
         assert "the same command goes on from there" in done.stderr.splitlines()[-1]
     done = forked.run(script, "--output_dir", run, *words)
     assert done.returncode == 0, done.stderr[-3000:]
-    killed.same_account(whole, run, len(STOPS))
+    killed.same_account(whole, run, len(STOPS), how="stopped")

@@ -150,3 +150,30 @@ def test_files_are_utf8_in_every_locale(tmp_path):
     code = "from tunebook.common import cli; cli._environment(); import sys; print(ascii(open(sys.argv[1]).read()))"
     done = python(code, tmp_path / "file", env={"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"})
     assert done.stdout == b"'\\xe9'\n", done.stderr
+
+
+def test_commands_on_hostile_rows(tunebook, tmp_path):
+    """Rows, names of columns and folders, and typed words, in what is said and in messages."""
+    folder = tmp_path / f"x{HOSTILE[:9]}"
+    folder.mkdir()
+    rows = [{"instruction": f"{place} {HOSTILE}", "input": HOSTILE, "output": f"{HOSTILE} {place}", HOSTILE: HOSTILE}
+            for place in range(12)]  # fmt: skip
+    chats = [{"messages": [{"role": "user", "content": HOSTILE}, {"role": "assistant", "content": HOSTILE}]}]
+    for name, what in (("rows", rows), ("chats", chats), ("broken", [{"instruction": HOSTILE, HOSTILE: None}]),
+                       ("roles", [{"messages": [{"role": HOSTILE, "content": "x"}]}])):  # fmt: skip
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in what), encoding="utf-8")
+    found = [
+        tunebook("inspect", folder / "rows.jsonl", "--rows", "1", "2"),
+        tunebook("inspect", folder / "chats.jsonl", "--template", "chatml"),
+        tunebook("inspect", folder / "broken.jsonl"),
+        tunebook("inspect", folder / "roles.jsonl"),
+        tunebook("split", folder / "rows.jsonl", "--output_dir", folder / "split"),
+        tunebook("inspect", f"{HOSTILE}.jsonl"),
+        tunebook("inspect", folder / "rows.jsonl", "--template", HOSTILE),
+        tunebook("inspect", folder / "rows.jsonl", f"--{HOSTILE}"),
+        tunebook(HOSTILE),
+    ]
+    assert [code for code, *_ in found] == [0, 0, 2, 2, 0, 2, 2, 2, 2], found
+    for _, out, err in found:
+        assert not STEERS.search(out + err), STEERS.findall(out + err)
+    assert "\\x1b[2J" in found[0][1] and "\\x1b[2J" in found[2][2]
