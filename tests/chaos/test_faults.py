@@ -1,4 +1,4 @@
-"""Faults of the machine while a recipe trains: one message with the exit code, and afterwards the same command goes on."""
+"""Faults of the machine while a recipe trains: one message and its exit code; then the same command goes on."""
 
 import os
 import subprocess
@@ -10,8 +10,9 @@ import pytest
 from paths import ROOT
 
 SCRIPT = ROOT / "recipes" / "lora_alpaca.py"
-FLAGS = ["--eval_suite", "none", "--max_steps", "12", "--per_device_train_batch_size", "4", "--set", "save_steps=4",
-         "eval_steps=4", "logging_steps=1", "dataloader_num_workers=1", "dataloader_persistent_workers=true"]  # fmt: skip
+FLAGS = ["--eval_suite", "none", "--max_steps", "12", "--per_device_train_batch_size", "4", "--set",
+         "save_steps=4", "eval_steps=4", "logging_steps=1", "dataloader_num_workers=1",
+         "dataloader_persistent_workers=true"]  # fmt: skip
 # Something happens in the run's own process, at once or when a step is logged.
 CODE = """
 import os, resource, runpy, shutil, sys
