@@ -27,6 +27,13 @@ def taking_ids(trainer: Any) -> type:
         def _tokenize_prompts(self, prompts: Any) -> tuple[Any, None, dict]:
             return prompts, None, {}
 
+        def _get_train_sampler(self, dataset: Any = None) -> Any:
+            """TRL's draws the order of an epoch after that of the one before; a run that resumes in the second epoch
+            would get the rows of the first."""
+            sampler = super()._get_train_sampler(dataset)
+            sampler.set_epoch = lambda epoch: sampler.generator.manual_seed(sampler.seed + epoch)
+            return sampler
+
     return Trainer
 
 
