@@ -1,6 +1,9 @@
 """Command lines of recipes: flags from a dataclass over a YAML file, errors as one plain message."""
 
+import codecs
+import contextlib
 import dataclasses
+import locale
 import logging
 import os
 import re
@@ -34,6 +37,7 @@ def run(main: Callable[[Any], Any], args_class: type, argv: list[str] | None = N
     """
     terminal.protect(goes_on)
     stopping.listen()
+    stopping.follow_launcher()
     _environment()
     if not is_main_process():
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  one report of a run; errors are on stderr
@@ -103,10 +107,20 @@ def _environment() -> None:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD" not in os.environ:  # torch refuses both
         os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")  # torch.load reads no code, whoever calls it
+    _utf8()
     # It would like a kernel from the Hub for the CPU; without one it uses its own, and the result is the same.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     if not sys.stderr.isatty():  # bars that others draw fill a log file
         os.environ.setdefault("TQDM_DISABLE", "1")
+
+
+def _utf8() -> None:
+    """Let libraries read their own files: they name no encoding, and in the locale C it is ASCII."""
+    for name in ("C.UTF-8", "en_US.UTF-8"):
+        if codecs.lookup(locale.getpreferredencoding(False)).name == "utf-8":
+            return
+        with contextlib.suppress(locale.Error):
+            locale.setlocale(locale.LC_CTYPE, name)
 
 
 def _home() -> Path:
@@ -155,11 +169,15 @@ def _defaults(args_class: type, config: str | None) -> Any:
     from tunebook.common import aliases
 
     try:
-        values = yaml.safe_load(Path(config).read_text(encoding="utf-8")) or {}
+        text = Path(config).read_text(encoding="utf-8")
+        values = yaml.safe_load(text) or {}
     except OSError as error:
-        raise UserError(f"--config {config}: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"--config {config} is not YAML: {error}") from None
+        raise UserError(f"--config {config}: {error.strerror}; name a YAML file") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"--config {config} is not UTF-8 text: {error.reason} at byte {error.start}") from None
+    except (yaml.YAMLError, RecursionError) as error:
+        words = " ".join(str(error).split())
+        raise UserError(f"--config {config} is not YAML of lines `name: value`: {words}") from None
     if not isinstance(values, dict):
         raise UserError(f"--config {config}: expected lines of `name: value`, found a {type(values).__name__}")
     fields = {field.name: field for field in dataclasses.fields(args_class)}
@@ -172,9 +190,9 @@ def _defaults(args_class: type, config: str | None) -> Any:
             continue
         try:
             values[name] = _convert(value, getattr(default, name), str(fields[name].type))
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             kind = getattr(fields[name].type, "__name__", str(fields[name].type))
-            problems.append(f"{name}: {value!r} is not of type {kind} (default {getattr(default, name)!r})")
+            problems.append(f"{name}: {str(value)[:80]!r} is not of type {kind} (default {getattr(default, name)!r})")
     if problems:
         raise UserError(f"--config {config}:\n  " + "\n  ".join(problems))
     return dataclasses.replace(default, **values)
@@ -190,13 +208,14 @@ def _convert(value: Any, default: Any, annotation: str) -> Any:
             raise TypeError
         return value
     if isinstance(default, (list, tuple)):
-        return type(default)([value] if isinstance(value, (str, int, float)) else value)
+        words = value if isinstance(value, list) else [value]
+        return type(default)(_convert(word, default[0] if default else "", annotation) for word in words)
+    if value is None or isinstance(value, (bool, dict, list)):
+        raise TypeError
     if isinstance(default, int) and float(value) != int(float(value)):
         raise ValueError
     if isinstance(default, (int, float)):
         return type(default)(float(value))
-    if isinstance(value, (dict, list)):
-        raise TypeError
     return str(value)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 SHOWN = 10  # faults that a message lists; the rest are counted
 EXAMPLES = 3  # dropped rows that are told in words
+LONGEST = 400  # characters of a library's own words
 REMEDY = "--bad_rows drop leaves such rows out and counts them (recipes, inspect, split, augment)"
 
 
@@ -19,13 +20,9 @@ class CheckFailed(Exception):
     """The command ran and the answer is no. The command ends with exit code 1."""
 
 
-# What from_pretrained raises for a folder or a Hub model that it cannot load.
-LOAD_ERRORS = (OSError, ValueError, RuntimeError, ImportError, pickle.UnpicklingError)
-
-
 def cannot_load(what: str, error: Exception) -> UserError:
     """The message for `what` (a flag and its value), which a library could not load."""
-    reason = str(error)
+    reason = " ".join(str(error).split())
     if "trust_remote_code" in reason or "custom code" in reason:
         reason = (
             "it comes with Python code of its own (auto_map in a config file), which is never run. Take a model whose "
@@ -33,8 +30,10 @@ def cannot_load(what: str, error: Exception) -> UserError:
         )
     elif isinstance(error, pickle.UnpicklingError):
         reason = "its weights are a pickle that holds more than tensors; nothing of it was run. Take safetensors"
-    elif not isinstance(error, LOAD_ERRORS):
-        reason = f"{type(error).__name__}: {error}"  # of a KeyError the text is a bare name
+    elif not isinstance(error, (OSError, ValueError, RuntimeError, ImportError)):
+        reason = f"{type(error).__name__}: {reason}; a file of it may be damaged"  # of a KeyError it is a bare name
+    if len(reason) > LONGEST:
+        reason = reason[:LONGEST] + " ..."
     return UserError(f"{what} cannot be loaded: {reason}")
 
 

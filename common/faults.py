@@ -25,7 +25,7 @@ SYSTEM = {
     errno.ENOTDIR: "a file stands where a folder is needed. Choose another path",
     errno.EISDIR: "a folder stands where a file is needed. Move it away",
     errno.ELOOP: "its links lead in a circle. Name the place itself",
-    errno.ENOENT: "it is not there; was it removed while the command ran?",
+    errno.ENOENT: "it is not there. Was it removed while the command ran? Begin again",
     errno.ESTALE: "the disk of the network has gone away. Mount it again",
     errno.EIO: "the disk cannot be read or written. Check it, or choose another",
 }
@@ -87,7 +87,7 @@ def explain(error: BaseException, folder: str | None = None) -> str | None:
         (int(found[1] or found[2]) for found in [NUMBER.search(text)] if found), None
     )
     if number in (errno.ENOSPC, errno.EDQUOT) or (_about_writing(text) and _full(place)):
-        return _disk(place)
+        return f"no space is left for {place}: {_room(place)}. Make room, or choose another folder. {KEPT}"
     if number == errno.EFBIG or "File too large" in text or (_about_writing(text) and _file_limit()):
         return f"{place}: a file may not get that large here (ulimit -f). Raise the limit. {KEPT}"
     if number == errno.EMFILE or "Too many open files" in text:
@@ -102,11 +102,21 @@ def explain(error: BaseException, folder: str | None = None) -> str | None:
             f"--set dataloader_num_workers=0 reads without one. {KEPT}"
         )
     if number in SYSTEM and isinstance(error, OSError):
-        return f"{place}: {SYSTEM[number]}. {KEPT}"
+        return f"{place}: {SYSTEM[number]}" + ("" if number == errno.ENOENT else f". {KEPT}")
     if _about_writing(text):
         what = "the folder is gone" if not Path(place).exists() else text[:LONGEST]
         return f"{place} cannot be written: {what}. {KEPT}"
     return None
+
+
+def cannot_write(path: str | Path, error: OSError) -> str:
+    """The message for a file that cannot be written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        remedy = f": {_room(str(path))}. Make room, or choose another folder"
+    else:
+        remedy = SYSTEM.get(error.errno or 0, "").partition(".")[2]
+        remedy = remedy and f".{remedy}"
+    return f"{path} cannot be written: {error.strerror}{remedy}"
 
 
 def _place(error: BaseException, text: str, folder: str | None) -> str:
@@ -129,14 +139,12 @@ def _full(place: str) -> bool:
     return shutil.disk_usage(_there(place)).free < LITTLE
 
 
-def _disk(place: str) -> str:
+def _room(place: str) -> str:
+    """What is free of the disk of a path."""
     there = _there(place)
     mount = next(parent for parent in [there, *there.parents] if parent.is_mount() or parent == parent.parent)
     usage = shutil.disk_usage(there)
-    return (
-        f"no space is left on the disk at {mount} ({byte_size(usage.free)} free of {byte_size(usage.total)}), where "
-        f"{place} is written. Make room, or choose another folder. {KEPT}"
-    )
+    return f"{byte_size(usage.free)} free of {byte_size(usage.total)} on the disk at {mount}"
 
 
 def _about_writing(text: str) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tunebook.common import format
+from tunebook.common import faults, format
 from tunebook.common.errors import UserError
 
 
@@ -44,7 +44,7 @@ def write_atomic(path: str | Path, content: str | bytes | Iterable[str | bytes])
             for piece in pieces:
                 file.write(piece if isinstance(piece, bytes) else piece.encode("utf-8", "backslashreplace"))
     except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from None
+        raise UserError(faults.cannot_write(path, error)) from None
 
 
 def write_json(path: str | Path, value: Any, allow_nan: bool = True) -> None:

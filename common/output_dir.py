@@ -44,9 +44,9 @@ def prepare(path: str, overwrite: bool, marker: str) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--output_dir {path}: {error.strerror}") from None
+        raise UserError(f"--output_dir {path}: {error.strerror}; choose another folder") from None
     if not os.access(folder, os.W_OK):
-        raise UserError(f"--output_dir {path} cannot be written")
+        raise UserError(f"--output_dir {path} cannot be written; choose another folder")
     return folder
 
 
@@ -54,6 +54,12 @@ def prepare_run(path: str, overwrite: bool, marker: str = REPORT) -> tuple[Path,
     """The same for a run, which has the folder for itself until it ends (lock.py); and whether the one before it there
     was killed."""
     folder = prepare(path, overwrite, marker)
+    for inside in sorted(folder.iterdir()):
+        if inside.is_symlink() and (inside.name in (*WRITTEN, "tokens", lock.FILE) or CHECKPOINT.match(inside.name)):
+            raise UserError(
+                f"--output_dir {path}: {inside.name} in it is a link to {os.readlink(inside)}, where the run would "
+                "write. Remove the link, or choose another folder"
+            )
     return folder, lock.acquire(folder)
 
 

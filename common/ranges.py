@@ -30,8 +30,8 @@ def check(flags: dict[str, Any]) -> None:
             problems.append(f"--{name} {value}: it is at least 1")
         elif name in ABOVE_ZERO and not 0 < value < math.inf:
             problems.append(f"--{name} {value}: it is a number above 0")
-        elif name in NOT_NEGATIVE and value < 0:
-            problems.append(f"--{name} {value}: it is 0 or more")
+        elif name in NOT_NEGATIVE and not 0 <= value < 2**32:
+            problems.append(f"--{name} {value}: it is from 0 to {2**32 - 1}")
         elif name == "max_steps" and value < 1 and value != -1:
             problems.append(f"--max_steps {value}: it is at least 1, or -1 for what --num_train_epochs takes")
     if problems:

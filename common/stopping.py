@@ -1,13 +1,16 @@
 """Signals that end a command. While a model trains, the first one lets the step end and be saved."""
 
 import contextlib
+import ctypes
 import os
 import signal
+import sys
 import threading
 import time
 from typing import Any, ClassVar
 
 SIGNALS = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+PARENT_DEATH = 1  # PR_SET_PDEATHSIG of prctl
 ONE = 1.0  # seconds in which a second signal is the first one again: launchers pass on what the group has got, too
 
 
@@ -37,13 +40,21 @@ def listen() -> None:
             signal.signal(number, _handle)
 
 
+def follow_launcher() -> None:
+    """Get SIGHUP when `accelerate launch` ends: to the one process that it starts it passes no signal on, which would
+    train on for nobody."""
+    alone = "ACCELERATE_MIXED_PRECISION" in os.environ and "WORLD_SIZE" not in os.environ
+    if alone and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PARENT_DEATH, signal.SIGHUP)
+
+
 def _handle(number: int, frame: object) -> None:
     if not Waiting.on:
         if number == signal.SIGINT:
             raise KeyboardInterrupt
         raise Stopped(number)
     if Waiting.asked:
-        if time.monotonic() - Waiting.since > ONE:
+        if time.monotonic() - Waiting.since > ONE and number != getattr(signal, "SIGHUP", None):  # see follow_launcher
             os._exit(128 + number)
         return
     Waiting.asked, Waiting.since = number, time.monotonic()

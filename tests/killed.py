@@ -39,6 +39,25 @@ threading.Thread(target=watch, daemon=True).start()
 sys.argv, sys.path[0] = [script, *words], os.path.dirname(script)
 runpy.run_path(script, run_name="__main__")
 """
+# Starts a recipe, which sends a signal to itself while a step of training is logged, as `kill` would.
+SIGNALED = """
+import os, runpy, sys
+from tunebook.common.training import metrics
+number, at, twice = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "twice"
+log = metrics.TrainingMetrics.log
+def sent(self, step, values):
+    log(self, step, values)
+    if step == at and "loss" in values:
+        os.kill(os.getpid(), number)
+        if twice:
+            import time
+            from tunebook.common import stopping
+            time.sleep(stopping.ONE + 0.1)
+            os.kill(os.getpid(), number)
+metrics.TrainingMetrics.log = sent
+sys.argv = sys.argv[4:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 # What a clock says, and what is made of it.
 CLOCK = ("time", "runtime", "per_second", "flos")
 
@@ -49,6 +68,11 @@ def at(moment, number, folder, recipe, *words):
     done = forked.run("-c", CODE, moment, number, folder, recipe, "--output_dir", folder, *words)
     assert done.returncode in (0, -signal.SIGKILL), done.stderr[-3000:]
     return done.returncode != 0
+
+
+def signaled(number, step, recipe, *words, twice=False):
+    """Run a recipe that gets a signal when it has logged a step; `twice`: and again, a second later."""
+    return forked.run("-c", SIGNALED, int(number), step, "twice" if twice else "once", recipe, *words)
 
 
 def weights(folder):
@@ -70,7 +94,7 @@ def log(folder):
     return [{name: value for name, value in line.items() if not any(word in name for word in CLOCK)} for line in lines]
 
 
-def same_account(whole, resumed, kills):
+def same_account(whole, resumed, kills, how="killed"):
     """Assert that weights, losses, log and tokens of a resumed run are those of the one that was left alone."""
     assert weights(resumed) == weights(whole)
     report, of_parts = (json.loads((folder / "report.json").read_text()) for folder in (whole, resumed))
@@ -80,7 +104,7 @@ def same_account(whole, resumed, kills):
     assert of_parts["measured"]["trained_tokens"] == report["measured"]["trained_tokens"]
     assert log(resumed) == log(whole)
     run = of_parts["run"]
-    assert [part["how"] for part in run["parts"]] == ["killed"] * kills + ["finished"]
+    assert [part["how"] for part in run["parts"]] == [how] * kills + ["finished"]
     assert sum(part["trained_tokens"] for part in run["parts"]) >= report["measured"]["trained_tokens"]
     assert all(part["to_step"] >= part["from_step"] for part in run["parts"])
     assert all(part["ended"] for part in run["parts"] if part["seconds"])

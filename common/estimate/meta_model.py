@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional
 
 from tunebook.common import models
-from tunebook.common.errors import LOAD_ERRORS, UserError, cannot_load
+from tunebook.common.errors import UserError, cannot_load
 from tunebook.common.estimate import activations
 from tunebook.common.estimate.probe import StepFunctions
 from tunebook.common.estimate.schedule import BatchSchedule
@@ -104,7 +104,7 @@ def meta_model(name: str, dtype: Any, four_bit: bool, full: bool, max_length: in
         config._attn_implementation = "sdpa"
         with torch.device("meta"):
             model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
-    except LOAD_ERRORS as error:
+    except Exception as error:
         raise cannot_load(f"--model {path}", error) from error
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and limit < max_length:

@@ -8,7 +8,7 @@ from typing import Any
 
 from tunebook.common import local_models
 from tunebook.common.data import hub
-from tunebook.common.errors import LOAD_ERRORS, UserError, cannot_load
+from tunebook.common.errors import UserError, cannot_load
 from tunebook.common.models import device, generation_config, module_kinds, moe, parameter_table
 from tunebook.common.tokens import tokenization
 
@@ -56,6 +56,8 @@ def resolve(name: str, max_length: int | None = None, weights: bool = True) -> s
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"--model {name}: config.json cannot be read: {error}") from error
+    if not isinstance(config, dict):
+        raise UserError(f"--model {name}: config.json holds no object; is it a model's?")
     _check_length(name, config, max_length)
     return str(path)
 
@@ -104,7 +106,9 @@ def load(name: str, max_length: int, four_bit: bool = False, full: bool = False,
             model, tokenizer = _load_by_unsloth(place, limit or max_length, four_bit, full)
         else:
             model, tokenizer = load_plain(name, four_bit), AutoTokenizer.from_pretrained(place, trust_remote_code=False)
-    except LOAD_ERRORS as error:
+    except UserError:
+        raise
+    except Exception as error:  # of many kinds, for a file that is damaged
         raise cannot_load(f"--model {name}", error) from error
     tokenization.check(tokenizer, f"--model {name}")
     for line in tokenization.problems(tokenizer, Path(place)):
@@ -253,7 +257,9 @@ def load_plain(name: str, four_bit: bool = False) -> Any:
     given = dict(quantization_config=quantization, device_map={"": kind}) if four_bit else {}
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(resolve(name), dtype=dtype, trust_remote_code=False, **given)
-    except LOAD_ERRORS as error:
+    except UserError:
+        raise
+    except Exception as error:
         raise cannot_load(what, error) from error
     generation_config.make_savable(model, name)
     moe.ask_for_router_logits(model, False)

@@ -59,6 +59,7 @@ UNUSED_FIELDS = {
     "save_only_model": "a run could not go on: a checkpoint needs its optimizer and schedule",
     "resume_from_checkpoint": "--resume goes on with the run of output_dir",
     "parallelism_config": "every process has the whole model",
+    "enable_jit_checkpoint": "a signal ends the step and saves it, whatever it says",
     "local_rank": "torchrun and accelerate launch set it",
 }
 UNEVALUATED = "no held-out rows are looked at while it trains"
@@ -159,7 +160,7 @@ def overrides(
     if refused:
         raise UserError("--set, what this recipe does not take:\n  " + "\n  ".join(refused))
     if outside := list(filter(None, (_outside(name, value) for name, value in values.items()))):
-        raise UserError("--set:\n  " + "\n  ".join(outside))
+        raise UserError("\n  ".join(outside))
     if not values:
         return values
     config, problem = _make(values, config_class)
@@ -179,15 +180,15 @@ def overrides(
 def _outside(name: str, value: Any) -> str:
     """Why a value is none that its field takes, where that is known."""
     if isinstance(value, float) and not math.isfinite(value):
-        return f"{name}: {value} is not a number to train with"
+        return f"--set {name}={value}: it is not a number to train with"
     low, high = RANGES.get(name, (0, 0))
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if number and name in RANGES and not low <= value <= high:
-        return f"{name}: {value:g} is outside of {low:g} to {high:g}"
+        return f"--set {name}={value:g}: it is from {low:g} to {high:g}"
     if name in WORDS and value not in WORDS[name]:
-        return f"{name}: {value!r} is not one of {', '.join(map(str, WORDS[name]))}"
+        return f"--set {name}={value}: it is one of {', '.join(map(str, WORDS[name]))}"
     if name == "gradient_checkpointing_kwargs" and isinstance(value, dict) and (over := set(value) - {*RECOMPUTING}):
-        return f"{name}: there is no {min(map(str, over))}, but {', '.join(RECOMPUTING)}"
+        return f"--set {name}: there is no {min(map(str, over))}, but {', '.join(RECOMPUTING)}"
     return ""
 
 

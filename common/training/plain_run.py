@@ -9,6 +9,7 @@ import torch
 
 from tunebook.common import checkpoint_files, files, output_dir, run_record, stopping
 from tunebook.common.resources import Peak
+from tunebook.common.training.watch import TrainingWatch
 
 WEIGHTS = "state.pt"  # of the model and its optimizers
 KEPT = 2  # checkpoints
@@ -42,6 +43,7 @@ class PlainRun:
             output_dir.clear(self.dir)
         self.record.begin(self.checkpoint, args.overwrite)
         self.tokens, self.step, self.curve = tokens, 0, []
+        self._watch = TrainingWatch()
         self._peak, self._before, self._first = Peak(), (0.0, 0.0), 0
         self._begun = (time.monotonic(), time.process_time())
 
@@ -78,6 +80,8 @@ class PlainRun:
         """Keep a loss."""
         self.step = step + 1
         self.curve.append([step, loss])
+        for warning in self._watch.look(step + 1, {"loss": loss}):
+            print(warning)
         self._keep_progress()
 
     def _keep_progress(self) -> None:

@@ -20,8 +20,8 @@ STILL = 10  # values in a row with such a norm
 SETTLED = 10  # values of memory that are passed over: caches fill
 WINDOW = 5  # values of memory of which the least is taken: batches differ in length
 WINDOWS = 4  # that must each be above the one before
-GROWN = 0.2  # share of the first window by which memory has grown that is told at once
-NOISE = 0.02  # share below which it may be the batches
+GROWN = 0.2  # share by which memory has grown that is told at once
+NOISE = 0.06  # share below which it may be the batches
 
 
 class TrainingWatch:
@@ -37,6 +37,7 @@ class TrainingWatch:
         self._losses: list[float] = []
         self._high = self._still = self._overflows = 0
         self._memory: list[tuple[int, int]] = []  # (step, bytes)
+        self._settled: tuple[int, int, int] | None = None  # step, least and most bytes when caches were full
         self._told: set[str] = set()
         self._settling = SETTLED + WINDOW * WINDOWS
 
@@ -107,22 +108,24 @@ class TrainingWatch:
         )
 
     def _grown(self, step: int, last: int) -> str:
-        self._memory = [*self._memory[-WINDOW * WINDOWS :], (step, self._held())]
+        self._memory = [*self._memory[1 - WINDOW * WINDOWS :], (step, self._held())]
         self._settling -= self._settling > 0
-        if self._settling or len(self._memory) <= WINDOW * WINDOWS:
+        if self._settling:
             return ""
-        parts = [self._memory[at : at + WINDOW] for at in range(1, WINDOW * WINDOWS, WINDOW)]
+        parts = [self._memory[at : at + WINDOW] for at in range(0, WINDOW * WINDOWS, WINDOW)]
         least = [min(part, key=lambda pair: pair[1]) for part in parts]
-        sizes = [size for _, size in least]
-        if any(later <= earlier for earlier, later in pairwise(sizes)):
-            return ""
-        grown = sizes[-1] - sizes[0]
-        each = grown / max(1, least[-1][0] - least[0][0])
-        room = self._limit() - sizes[-1]
-        if grown < NOISE * sizes[0] or (grown < GROWN * sizes[0] and each * (last - step) < room):
+        self._settled = self._settled or (*least[0], max(size for _, size in parts[0]))
+        begun, base, most = self._settled
+        now = least[-1][1]
+        if now <= most or any(later[1] <= earlier[1] for earlier, later in pairwise(least)):
+            return ""  # batches differ, and so does what they take
+        grown = now - base
+        each = grown / (least[-1][0] - begun)
+        room = self._limit() - now
+        if grown < NOISE * base or (grown < GROWN * base and each * (last - step) < room):
             return ""
         return (
-            f"memory grows, by {byte_size(each)} a step, to {byte_size(sizes[-1])}; at this rate it is used up after "
+            f"memory grows, by {byte_size(each)} a step, to {byte_size(now)}; at this rate it is used up after "
             f"{max(1, int(room / each)):,} more steps. Most often a callback or a changed recipe keeps tensors of past "
             f"steps (loss instead of loss.item()). See {PAGE}#memory-grows"
         )

@@ -8,7 +8,7 @@ with `idf=False`, and comparable for one encoder and layer.
 from functools import cache
 from typing import Any
 
-from tunebook.common.errors import LOAD_ERRORS, UserError, cannot_load
+from tunebook.common.errors import UserError, cannot_load
 
 
 class BertScore:
@@ -29,7 +29,7 @@ class BertScore:
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
             model = AutoModel.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
-        except LOAD_ERRORS as error:
+        except Exception as error:
             raise cannot_load(f"--bert_model {folder}", error) from error
         layers = model.config.num_hidden_layers
         if not 0 <= layer <= layers:

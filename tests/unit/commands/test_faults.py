@@ -29,7 +29,9 @@ def no_room(monkeypatch):
 ])  # fmt: skip
 def test_a_full_disk_is_named(error, no_room, tmp_path):
     text, code = faults.ending(error, str(tmp_path / "run"))
-    assert code == 2 and text.startswith("error: no space is left on the disk at /") and "0 B free of 10 MiB" in text
+    assert (
+        code == 2 and text.startswith("error: no space is left for /") and "0 B free of 10 MiB on the disk at" in text
+    )
     assert "Make room" in text and "the same command goes on from there" in text and "\n" not in text
 
 

@@ -94,13 +94,10 @@ print({HOSTILE!r})
 
 @pytest.mark.parametrize("env", [{"PYTHONIOENCODING": "ascii"}, {"PYTHONIOENCODING": "latin-1"},
                                  {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}])  # fmt: skip
-def test_output_that_is_not_utf8(env, tmp_path):
-    (tmp_path / "dätä.jsonl").write_text(json.dumps({"instruction": "漢字 ü", "output": None}) + "\n", encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, "-m", "tunebook.common.commands", "inspect", str(tmp_path / "dätä.jsonl")],
-        env={**os.environ, **env}, capture_output=True, timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 2 and b"Traceback" not in done.stderr and b"row 1" in done.stderr, done.stderr
+def test_output_that_is_not_utf8(env):
+    code = "from tunebook.common import terminal; terminal.protect(True); print(chr(0x6f22) * 2); "
+    done = python(code + "terminal.printer().print(chr(0x6f22))", env=env)
+    assert done.returncode == 0 and done.stdout == b"\\u6f22\\u6f22\n\\u6f22\n", done.stderr
 
 
 BUSY = """
@@ -139,6 +136,52 @@ def test_output_to_a_full_disk(kind, code, tmp_path):
 
 def test_closed_streams_are_no_file_of_ours(tmp_path):
     """A closed descriptor is given to the next file that is opened, and would hold what is printed."""
-    line = 'exec "$0" -c "$1" "$2" run >&- 2>&-'
-    done = subprocess.run(["bash", "-c", line, sys.executable, BUSY, tmp_path / "done"], timeout=60)
+    code = """
+import os, sys
+from tunebook.common import terminal
+terminal.protect(True)
+with open(sys.argv[1], "w") as file:
+    for descriptor in (1, 2):
+        os.write(descriptor, b"of a library")
+    print("said")
+    print("said", file=sys.stderr)
+    file.write("done")
+"""
+    line = 'exec "$0" -c "$1" "$2" <&- >&- 2>&-'
+    done = subprocess.run(["bash", "-c", line, sys.executable, code, tmp_path / "done"], timeout=60)
     assert done.returncode == 0 and (tmp_path / "done").read_text() == "done"
+
+
+def test_files_are_utf8_in_every_locale(tmp_path):
+    """Libraries open theirs without naming an encoding."""
+    (tmp_path / "file").write_text("é", encoding="utf-8")
+    code = "from tunebook.common import cli; cli._environment(); import sys; print(ascii(open(sys.argv[1]).read()))"
+    done = python(code, tmp_path / "file", env={"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"})
+    assert done.stdout == b"'\\xe9'\n", done.stderr
+
+
+def test_commands_on_hostile_rows(tunebook, tmp_path):
+    """Rows, names of columns and folders, and typed words, in what is said and in messages."""
+    folder = tmp_path / f"x{HOSTILE[:9]}"
+    folder.mkdir()
+    rows = [{"instruction": f"{place} {HOSTILE}", "input": HOSTILE, "output": f"{HOSTILE} {place}", HOSTILE: HOSTILE}
+            for place in range(12)]  # fmt: skip
+    chats = [{"messages": [{"role": "user", "content": HOSTILE}, {"role": "assistant", "content": HOSTILE}]}]
+    for name, what in (("rows", rows), ("chats", chats), ("broken", [{"instruction": HOSTILE, HOSTILE: None}]),
+                       ("roles", [{"messages": [{"role": HOSTILE, "content": "x"}]}])):  # fmt: skip
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in what), encoding="utf-8")
+    found = [
+        tunebook("inspect", folder / "rows.jsonl", "--rows", "1", "2"),
+        tunebook("inspect", folder / "chats.jsonl", "--template", "chatml"),
+        tunebook("inspect", folder / "broken.jsonl"),
+        tunebook("inspect", folder / "roles.jsonl"),
+        tunebook("split", folder / "rows.jsonl", "--output_dir", folder / "split"),
+        tunebook("inspect", f"{HOSTILE}.jsonl"),
+        tunebook("inspect", folder / "rows.jsonl", "--template", HOSTILE),
+        tunebook("inspect", folder / "rows.jsonl", f"--{HOSTILE}"),
+        tunebook(HOSTILE),
+    ]
+    assert [code for code, *_ in found] == [0, 0, 2, 2, 0, 2, 2, 2, 2], found
+    for _, out, err in found:
+        assert not STEERS.search(out + err), STEERS.findall(out + err)
+    assert "\\x1b[2J" in found[0][1] and "\\x1b[2J" in found[2][2]

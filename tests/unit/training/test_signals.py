@@ -8,28 +8,10 @@ import time
 
 import few
 import forked
+import killed
 import pytest
 from paths import ROOT
 
-# Sends a signal to itself while a step of training is logged, as `kill` would.
-SELF = """
-import os, runpy, sys
-from tunebook.common.training import metrics
-number, at, twice = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "twice"
-log = metrics.TrainingMetrics.log
-def sent(self, step, values):
-    log(self, step, values)
-    if step == at and "loss" in values:
-        os.kill(os.getpid(), number)
-        if twice:
-            import time
-            from tunebook.common import stopping
-            time.sleep(stopping.ONE + 0.1)
-            os.kill(os.getpid(), number)
-metrics.TrainingMetrics.log = sent
-sys.argv = sys.argv[4:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
 STEPS = 8
 
 
@@ -42,11 +24,6 @@ def flags(recipe, rows, folder, *more):
 
 def start(recipe, *words):
     return forked.run(ROOT / "recipes" / f"{recipe}.py", *words)
-
-
-def stopped(recipe, number, at, *words, twice=False):
-    script = ROOT / "recipes" / f"{recipe}.py"
-    return forked.run("-c", SELF, int(number), at, "twice" if twice else "once", script, *words)
 
 
 def checkpoints(folder):
@@ -65,7 +42,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(recipe, number, at, tmp_path)
     rows = few.rows(tmp_path / "rows", train=32, others=8)
     whole, run = tmp_path / "whole", tmp_path / "run"
     assert start(recipe, *flags(recipe, rows, whole)).returncode == 0
-    done = stopped(recipe, number, at, *flags(recipe, rows, run))
+    done = killed.signaled(number, at, ROOT / "recipes" / f"{recipe}.py", *flags(recipe, rows, run))
     assert done.returncode == 128 + number and "Traceback" not in done.stderr, done.stderr[-2000:]
     step = at + (recipe == "lora_alpaca")  # the Trainer logs when it has asked
     assert step in checkpoints(run)
@@ -84,7 +61,8 @@ def test_a_stopped_run_goes_on_to_the_same_weights(recipe, number, at, tmp_path)
 @pytest.mark.recipe
 def test_a_second_signal_ends_at_once(tmp_path):
     rows = few.rows(tmp_path / "rows", train=32, others=8)
-    done = stopped("loop_alpaca", signal.SIGINT, 3, *flags("loop_alpaca", rows, tmp_path / "run"), twice=True)
+    words = flags("loop_alpaca", rows, tmp_path / "run")
+    done = killed.signaled(signal.SIGINT, 3, ROOT / "recipes" / "loop_alpaca.py", *words, twice=True)
     assert done.returncode == 130 and "a second signal ends the run at once" in done.stderr
     assert 3 not in checkpoints(tmp_path / "run")
 
