@@ -16,6 +16,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "split": ("tunebook.common.commands.split", "train, validation and test files, with the proof that nothing leaks"),
     "augment": ("tunebook.common.commands.augment", "more rows from the ones you have; the originals stay, marked"),
     "chat": ("tunebook.common.commands.chat", "talk to a model and its adapters, in the terminal or on a page"),
+    "export": ("tunebook.common.commands.export", "weights for a server, and the proof that they are what was trained"),
+    "verify": ("tunebook.common.commands.verify", "the same proof, of an export that somebody else made"),
     "plan": ("tunebook.common.commands.plan", "memory and time of a recipe before it runs, and what would fit"),
     "table": ("tunebook.common.commands.table", "the methods beside each other on your model and data"),
     "eval": ("tunebook.evals.commands.eval", "scores on benchmarks or on your own test rows, through lm-eval"),

@@ -1,0 +1,186 @@
+"""Points 4 and 5: probabilities and greedy answers of the export, beside those of the trained model."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from tunebook.common.export.bounds import Bounds
+from tunebook.common.export.checks import Check
+from tunebook.common.export.conversations import HeldOut
+from tunebook.common.export.source import Source
+
+COMPARED = 32  # tokens of an answer whose probabilities are compared
+LIMIT = 64  # new tokens of a greedy answer
+
+
+@dataclass
+class Outputs:
+    """
+    Attributes:
+        logits: of the first tokens of each reference answer, (tokens, vocabulary) each.
+        answers: ids of each greedy answer, with its end token.
+    """
+
+    logits: list[Any]
+    answers: list[list[int]]
+
+
+def stretch(one: HeldOut) -> tuple[int, int]:
+    """The tokens whose probabilities are compared."""
+    return one.start, min(len(one.ids), one.start + COMPARED)
+
+
+def of(served: Any, found: list[HeldOut]) -> Outputs:
+    """The outputs of a model that is served (see served.py)."""
+    with served.loaded():
+        return Outputs(
+            [served.logits(one.ids, *stretch(one)) for one in found],
+            served.answers([one.ids[: one.start] for one in found], LIMIT),
+        )
+
+
+def of_trained(
+    source: Source, base: Any, found: list[HeldOut], ends: list[int], pad: int | None
+) -> tuple[Outputs, list[Any] | None]:
+    """The outputs of the trained model, and the logits of its base (None where there is none to compare with).
+
+    Args:
+        base: BaseWeights; of a run in 4 bits with `four_bit`. None: only the trained model is at hand.
+    """
+    from tunebook.common.export import served
+    from tunebook.common.models import inference
+
+    before = None
+    if base is not None:
+        model = served.load(str(base.folder), base)
+        rows = model.get_input_embeddings().weight.shape[0]
+        if all(max(one.ids) < rows for one in found):
+            before = [served.logits(model, one.ids, *stretch(one)) for one in found]
+        model = inference.load_adapter(model, str(source.trained)) if source.adapter else None
+    if not source.adapter:
+        served.release()
+        model = served.load(str(source.trained))
+    model = model.eval()
+    outputs = Outputs(
+        [served.logits(model, one.ids, *stretch(one)) for one in found],
+        served.greedy(model, [one.ids[: one.start] for one in found], LIMIT, set(ends), pad),
+    )
+    del model
+    served.release()
+    return outputs, before
+
+
+def check(
+    trained: Outputs, before: list[Any] | None, exported: Outputs, ends: list[int], bounds: Bounds, text: Any
+) -> tuple[list[Check], dict[str, Any]]:
+    """
+    Args:
+        text: ids -> text, for messages.
+
+    Returns:
+        The checks, and the figures for export.json.
+    """
+    figures = _probabilities(trained.logits, before, exported.logits)
+    return [
+        *_closeness(figures, bounds),
+        *_answers(trained.answers, exported.answers, ends, bounds, text, figures),
+    ], figures
+
+
+def _probabilities(trained: list[Any], before: list[Any] | None, exported: list[Any]) -> dict[str, Any]:
+    import torch
+
+    largest, every, same, total, kl, from_base = 0.0, [], 0, 0, 0.0, 0.0
+    for place, (ours, theirs) in enumerate(zip(trained, exported, strict=True)):
+        width = min(ours.shape[1], theirs.shape[1])  # a padded vocabulary may be cut
+        ours, theirs = ours[:, :width], theirs[:, :width]
+        away = (ours - theirs).abs()
+        largest = max(largest, float(away.max()))
+        every.append(float(away.median()))
+        same += int((ours.argmax(-1) == theirs.argmax(-1)).sum())
+        total += len(ours)
+        log_p = ours.log_softmax(-1)
+        kl += float(_kl(log_p, theirs))
+        if before is not None:
+            from_base += float(_kl(log_p, before[place][:, :width])) if before[place].shape[1] >= width else 0.0
+    return {
+        "tokens": total,
+        "logits_largest_difference": largest,
+        "logits_median_difference": float(torch.tensor(every).median()),
+        "top1": same / total,
+        "kl": kl / total,
+        "kl_of_base": from_base / total if before is not None else None,
+        "kept": 1 - kl / from_base if from_base else None,
+    }
+
+
+def _kl(log_p: Any, logits: Any) -> Any:
+    log_q = logits.log_softmax(-1)
+    return (log_p.exp() * (log_p - log_q)).sum(-1).clamp(min=0).sum()
+
+
+def _closeness(figures: dict[str, Any], bounds: Bounds) -> list[Check]:
+    kl, top1, kept = figures["kl"], figures["top1"], figures["kept"]
+    checks = [
+        Check(
+            4,
+            "logits: largest, median difference",
+            f"{figures['logits_largest_difference']:.3g}, {figures['logits_median_difference']:.2g}",
+            "reported",
+        ),
+        Check(
+            4,
+            f"likeliest token equal ({figures['tokens']} tokens)",
+            f"{top1:.2%}",
+            f"{bounds.top1:.1%} at least",
+            f"the likeliest token differs in {1 - top1:.1%} of the answer tokens" if top1 < bounds.top1 else "",
+        ),
+        Check(
+            4,
+            "KL(trained‖export), nats a token",
+            f"{kl:.2e}",
+            f"{bounds.kl:.0e} at most",
+            f"the probabilities are {kl:.2g} nats a token from those of the trained model"
+            if not kl <= bounds.kl
+            else "",
+        ),
+    ]
+    if kept is not None:
+        failure = ""
+        if kept < bounds.kept:
+            failure = (
+                f"the export is {'no nearer' if kept < 0.05 else f'only {kept:.0%} nearer'} to the trained model "
+                "than its base is: the tuning is lost; keep more bits, or export the adapter"
+            )
+        checks.append(Check(4, "tuning kept, in KL", f"{kept:.2%}", f"{bounds.kept:.0%} at least", failure))
+    return checks
+
+
+def _answers(
+    trained: list[list[int]],
+    exported: list[list[int]],
+    ends: list[int],
+    bounds: Bounds,
+    text: Any,
+    figures: dict[str, Any],
+) -> list[Check]:
+    count = len(trained)
+    equal = sum(a == b for a, b in zip(trained, exported, strict=True))
+    ended = [bool(set(ids) & set(ends)) for ids in trained]
+    stops = [bool(set(ids) & set(ends)) for ids in exported]
+    runs_on = [place for place in range(count) if ended[place] and not stops[place]]
+    figures |= {"equal_answers": equal / count, "ended": sum(ended), "exported_ended": sum(stops), "answers": count}
+    failure = ""
+    if equal / count < bounds.equal:
+        place = next(n for n in range(count) if trained[n] != exported[n])
+        pair = [text(ids)[:60] for ids in (trained[place], exported[place])]
+        failure = f"answer {place + 1} is {pair[1]!r}, and the trained model's is {pair[0]!r}"
+    wanted = f"{bounds.equal:.0%} at least" if bounds.equal else "reported"
+    too_long = (
+        f"{len(runs_on)} answers go on after the trained model's have ended"
+        if len(runs_on) > (1 - bounds.equal) * count
+        else ""
+    )
+    return [
+        Check(5, "greedy answers equal", f"{equal} of {count}", wanted, failure),
+        Check(5, "answers that end", f"{sum(stops)} of {count}", f"as trained: {sum(ended)}", too_long),
+    ]

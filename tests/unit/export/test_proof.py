@@ -1,0 +1,185 @@
+"""The proof holds of an export as it was trained; each planted fault is told in a sentence, with exit code 1."""
+
+import json
+import shutil
+
+import pytest
+import torch
+import trained_runs
+from safetensors.torch import load_file, save_file
+
+from tunebook.common.errors import CheckFailed
+from tunebook.common.export import conversations, exporting, merge, proof, source, weight_proof
+from tunebook.common.export.base_weights import BaseWeights
+from tunebook.common.export.bounds import BOUNDS
+from tunebook.common.export.exported_weights import ExportedFolder
+from tunebook.common.export.reference import Reference
+from tunebook.common.export.trained_weights import AdaptedWeights
+from tunebook.common.pocket import FOLDER
+
+
+@pytest.fixture(scope="module")
+def few():
+    """A proof of 5 conversations."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(conversations, "COUNT", 5)
+        yield
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, few):
+    return trained_runs.lora_run(tmp_path_factory.mktemp("runs") / "rslora", use_rslora=True, steps=12)
+
+
+@pytest.fixture(scope="module")
+def reference(run):
+    return Reference(source.find(str(run)))
+
+
+@pytest.fixture(scope="module")
+def served(reference, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("served") / "merged"
+    return folder, exporting.export(reference, "merged", folder, exporting.Options())
+
+
+@pytest.fixture
+def copy(served, tmp_path):
+    """The export, to be damaged."""
+    return shutil.copytree(served[0], tmp_path / "copy")
+
+
+def said(reference, folder):
+    """What the proof of a folder says where it fails."""
+    with pytest.raises(CheckFailed) as failed:
+        proof.conclude(exporting.prove_folder(reference, folder), {}, None)
+    return str(failed.value)
+
+
+def test_a_merged_run_is_what_was_trained(served, run):
+    folder, proofs = served
+    result = proof.conclude(proofs, {}, folder / proof.FILE)
+    (found,) = json.loads((folder / proof.FILE).read_text())["exports"]
+    assert result["holds"] and found["holds"]
+    assert {check["point"] for check in found["checks"]} == {1, 2, 3, 4, 5}
+    assert found["outputs"]["equal_answers"] == 1 and found["weights"]["found"] == pytest.approx(1, abs=1e-3)
+    for name in ("chat_template.jinja", "tokenizer.json", "template.json"):
+        assert (folder / name).read_bytes() == (run / "adapter" / name).read_bytes()
+    written = json.loads((folder / "generation_config.json").read_text())
+    assert written == {"eos_token_id": 0, "pad_token_id": 1}
+    assert str(FOLDER) not in "".join(path.read_text() for path in folder.glob("*.json"))
+
+
+def test_an_end_token_that_is_lost_is_found(reference, copy):
+    path = copy / "generation_config.json"
+    path.write_text(json.dumps({"eos_token_id": 2, "pad_token_id": 1}))
+    assert "answers end with <|endoftext|> in training" in said(reference, copy)
+
+
+def test_a_padding_token_that_ends_answers_is_found(reference, copy):
+    (copy / "generation_config.json").write_text(json.dumps({"eos_token_id": [0], "pad_token_id": 0}))
+    assert "is <|endoftext|>, an end token" in said(reference, copy)
+
+
+def test_a_template_with_another_system_text_is_found(reference, copy):
+    path = copy / "chat_template.jinja"
+    path.write_text("{{ 'You are a helpful assistant.\\n\\n' }}" + path.read_text())
+    text = said(reference, copy)
+    assert "prompt 1 is another than in training" in text and "helpful" in text
+
+
+def test_a_scale_that_was_ignored_is_found(reference, copy, run, tmp_path):
+    adapter = shutil.copytree(run / "adapter", tmp_path / "adapter")
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"use_rslora": False}))
+    merge.write(AdaptedWeights(BaseWeights(FOLDER / "model"), adapter), copy, "float16")
+    assert "0.35 of what training changed is in the merged weights, not 1: the adapter was scaled" in said(
+        reference, copy
+    )
+
+
+def test_an_adapter_that_was_merged_twice_is_found(reference, copy, served, run):
+    merge.write(AdaptedWeights(BaseWeights(served[0]), run / "adapter"), copy, "float16")
+    assert "2.00 of what training changed is in the merged weights, not 1: the adapter is merged twice" in said(
+        reference, copy
+    )
+
+
+def test_the_base_instead_of_the_merged_weights_is_found(reference, copy):
+    shutil.copyfile(FOLDER / "model" / "model.safetensors", copy / "model.safetensors")
+    text = said(reference, copy)
+    assert "0.00 of what training changed" in text and "it is the base" in text and "the tuning is lost" in text
+
+
+def test_an_adapter_on_another_base_is_found(reference, copy, run, tmp_path):
+    base = shutil.copytree(FOLDER / "model", tmp_path / "base")
+    state = load_file(base / "model.safetensors")
+    torch.manual_seed(0)
+    save_file(
+        {name: value + 0.05 * torch.randn_like(value) for name, value in state.items()}, base / "model.safetensors"
+    )
+    merge.write(AdaptedWeights(BaseWeights(base), run / "adapter"), copy, "float16")
+    assert "this is another base, or it was trained on another one" in said(reference, copy)
+
+
+def test_an_output_layer_that_was_dropped_is_found(reference, copy):
+    state = load_file(copy / "model.safetensors")
+    del state["model.layers.0.mlp.down_proj.weight"]
+    save_file(state, copy / "model.safetensors", {"format": "pt"})
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+    text = said(reference, copy)
+    assert "missing: model.layers.0.mlp.down_proj.weight, lm_head.weight" in text
+
+
+def test_an_adapter_that_changes_nothing_is_found(run, tmp_path, tunebook, few):
+    empty = shutil.copytree(run, tmp_path / "empty")
+    state = load_file(empty / "adapter" / "adapter_model.safetensors")
+    save_file({name: 0 * value for name, value in state.items()}, empty / "adapter" / "adapter_model.safetensors")
+    code, out, err = tunebook("export", empty, "--to", "merged", "--output_dir", tmp_path / "out")
+    assert code == 1 and "FAILED" in out
+    assert "training has changed nothing: the adapter's weights are zero" in err
+
+
+def test_a_change_that_rounding_swallows_is_named(run, tmp_path):
+    base = shutil.copytree(FOLDER / "model", tmp_path / "base")
+    state = {name: value.bfloat16() for name, value in load_file(base / "model.safetensors").items()}
+    save_file(state, base / "model.safetensors", {"format": "pt"})
+    adapter = shutil.copytree(run / "adapter", tmp_path / "adapter")
+    small = {
+        name: value * (1e-4 if "lora_B" in name else 1)
+        for name, value in load_file(adapter / "adapter_model.safetensors").items()
+    }
+    save_file(small, adapter / "adapter_model.safetensors")
+    trained = AdaptedWeights(BaseWeights(base), adapter)
+    (tmp_path / "out").mkdir()
+    merge.write(trained, tmp_path / "out", "bfloat16")
+    checks, figures = weight_proof.check(trained, ExportedFolder(tmp_path / "out", trained), BOUNDS[16], "the file")
+    assert figures["found"] < 0.1 and "model.layers.0.self_attn.q_proj.weight" in figures["swallowed"]
+    assert "rounding has swallowed the change" in " ".join(check.failure for check in checks)
+
+
+def test_a_run_in_four_bits_is_merged_into_what_it_was_trained_on(tmp_path, few):
+    run = trained_runs.lora_run(tmp_path / "qlora", quantized=True, steps=15)
+    found = Reference(source.find(str(run)))
+    assert found.source.four_bit
+    (proved,) = exporting.export(found, "merged", tmp_path / "out", exporting.Options())
+    assert not [check for check in proved.checks if check.failure]
+    other = Reference(source.find(str(run)), into="original")
+    found.weights.read("model.layers.0.self_attn.q_proj.weight")
+    near = ExportedFolder(tmp_path / "out", other.weights)
+    checks, _ = weight_proof.check(other.weights, near, BOUNDS[16], "the merged weights")
+    assert "more than rounding can" in " ".join(check.failure for check in checks)  # as 4 bits of the base are
+
+
+def test_chats_are_proved_in_their_own_template_over_three_turns(tmp_path, few):
+    from tunebook.common.tokens import templates, tokenization
+
+    tokenizer = tokenization.load("pocket")[0]
+    template = templates.get("chatml", tokenizer)
+    run = trained_runs.lora_run(tmp_path / "chat", template=template, dataset="pocket_chat", steps=15)
+    found = Reference(source.find(str(run)))
+    (proved,) = exporting.export(found, "merged", tmp_path / "out", exporting.Options())
+    assert not [check.failure for check in proved.checks if check.failure]
+    turns = next(check for check in proved.checks if check.name == "three turns equal training's")
+    assert turns.value == "3 of 3; each extends the last"
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"][0] == 3
