@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tunebook.common import faults, lock, redaction, stopping, terminal
-from tunebook.common.distributed import check_launch, is_main_process
+from tunebook.common.distributed import check_launch, cores_are_busy, is_main_process
 from tunebook.common.errors import UserError, nearest
 
 # Ways to shard a model over GPUs: name, variable of `accelerate launch`, fields of TrainingArguments.
@@ -100,10 +100,11 @@ def _environment() -> None:
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
         "UNSLOTH_COMPILE_LOCATION": str(_home() / ".cache" / "tunebook" / "unsloth"),  # not the working directory
         "TOKENIZERS_PARALLELISM": "true",
-        "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait for a core which is busy elsewhere leave it; read by torch
         "PYTHONWARNINGS": "ignore::FutureWarning",
     }.items():
         os.environ.setdefault(name, value)
+    if cores_are_busy():  # read by torch: threads that wait leave their core instead of holding it
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD" not in os.environ:  # torch refuses both
         os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")  # torch.load reads no code, whoever calls it
     _utf8()

@@ -131,6 +131,11 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def cores_are_busy() -> bool:
+    """Whether other work holds half of the cores or more, by the average of the last minute."""
+    return hasattr(os, "getloadavg") and os.getloadavg()[0] > cores() / 2
+
+
 def _number(name: str) -> int:
     """A count in the environment; 1 where it is not set."""
     value = os.environ.get(name, "")

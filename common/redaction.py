@@ -65,8 +65,9 @@ def without_paths(value: Any, folder: Path | None = None) -> Any:
 def _places(folder: Path | None) -> list[tuple[str, str]]:
     """Folders of this machine and what stands for each, the innermost first."""
     here, package = Path.cwd(), Path(__file__).resolve().parents[1]
-    named = {Path.home(): "$HOME/", package: "tunebook/", here: ""}
+    named = {Path(os.path.expanduser("~")): "$HOME/", package: "tunebook/", here: ""}
     if folder is not None:
         named[folder.absolute().parent] = named[folder.resolve().parent] = ""
     places = {str(form): name for place, name in named.items() for form in (place, place.resolve())}
-    return sorted(((place, name) for place, name in places.items() if place != os.sep), key=lambda pair: -len(pair[0]))
+    known = [pair for pair in places.items() if pair[0] != os.sep and os.path.isabs(pair[0])]
+    return sorted(known, key=lambda pair: -len(pair[0]))

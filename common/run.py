@@ -244,8 +244,8 @@ class Run:
 
         self.preview = checks.first_batch(loader, self.tokenizer, self.args.debug_batches)
         self.forecast = forecast.forecast_loop(steps, loader, optimizer, max_steps).as_dict()
-        self.record.know_models()
         self.metrics = TrainingMetrics(self.dir / output_dir.LOG)
+        self.metrics.on_begin = self.record.commit
         return self.metrics
 
     def train(self, trainer: Any, metrics: Any = None) -> None:
@@ -256,8 +256,8 @@ class Run:
         """
         from tunebook.common.training import callbacks, resuming
 
-        self.record.know_models()
         self.metrics = metrics or callbacks.track_metrics(trainer, self.dir / output_dir.LOG)
+        self.metrics.on_begin = self.record.commit
         if self.checkpoint is None:  # else it was taken when the run began
             callbacks.evaluate(trainer)
         resuming.train(trainer, self.checkpoint)

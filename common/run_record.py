@@ -64,12 +64,13 @@ def differences(old: dict[str, Any], new: dict[str, Any], defaults: dict[str, An
     Args:
         defaults: of the arguments; an older run has none of those that came later.
     """
-    found = []
+    found, before = [], old["args"]
     if old["recipe"]["name"] != new["recipe"]["name"]:
         found.append(f"recipe {old['recipe']['name']} -> {new['recipe']['name']}")
+        before = {name: value for name, value in before.items() if name in new["args"]}  # each has flags of its own
     elif old["recipe"]["sha256"] != new["recipe"]["sha256"]:
         found.append(f"the text of the recipe {new['recipe']['name']} has changed")
-    found += _arguments(old["args"], new["args"], defaults)
+    found += _arguments(before, new["args"], defaults)
     for split, rows in new["data"].items():
         before = old["data"].get(split, rows)
         if before["rows"] != rows["rows"]:
@@ -178,8 +179,8 @@ class RunRecord:
             print(f"processes: {before['processes']} -> {world['processes']}; {rows} rows a step as before")
 
     def begin(self, checkpoint: str | None, overwrite: bool) -> None:
-        """A part begins, from a checkpoint where there is one. The part before is completed: its process may not have
-        been able to."""
+        """A part will begin, from a checkpoint where there is one. The part before is completed: its process may not
+        have been able to. Nothing is written before `commit`."""
         step = 0 if checkpoint is None else int(checkpoint.rpartition("-")[2])
         same = self.old is not None and "args" in self.old and not differences(self.old, self.identity, {})
         if checkpoint is None and (overwrite or not same):  # what was there never came to a checkpoint, or is gone
@@ -189,19 +190,22 @@ class RunRecord:
             (self.folder / output_dir.LOG).unlink(missing_ok=True)
         processes = self.identity["world"]["processes"]
         self.parts.append({"begun": now(), "from_step": step, "processes": processes, "changes": self.changes})
+
+    def commit(self) -> None:
+        """The part begins: the checkpoint, if there is one, has been loaded and fits what the run is now."""
+        if None in self.identity["models"].values():  # of the Hub: known now that they have been fetched
+            self.identity["models"] = models(self.identity["args"])
+        if is_main_process():
+            (self.folder / output_dir.PROGRESS).unlink(missing_ok=True)
         self._write()
 
     def finish(self) -> None:
         """The last part has ended as it should."""
         self._complete("finished")
         self.parts[-1]["ended"] = now()
+        if is_main_process():
+            (self.folder / output_dir.PROGRESS).unlink(missing_ok=True)
         self._write()
-
-    def know_models(self) -> None:
-        """Models of the Hub are known when they have been fetched."""
-        if None in self.identity["models"].values():
-            self.identity["models"] = models(self.identity["args"])
-            self._write()
 
     def summary(self, steps: int, seconds: float, trained_tokens: int) -> dict[str, Any]:
         """`run` of report.json.
@@ -219,17 +223,14 @@ class RunRecord:
 
     def _complete(self, how: str, at_least: int = 0) -> None:
         """Give the last part its end, which the metrics have kept beside the log (training/metrics.py)."""
-        path = self.folder / output_dir.PROGRESS
         if self.parts and "how" not in self.parts[-1]:
             try:
-                reached = json.loads(path.read_text(encoding="utf-8"))
+                reached = json.loads((self.folder / output_dir.PROGRESS).read_text(encoding="utf-8"))
             except (OSError, ValueError):
                 reached = {}
             part = self.parts[-1]
             part |= {name: reached.get(name, value) for name, value in END.items()} | {"how": how}
             part["to_step"] = max(part["to_step"], part["from_step"], at_least)
-        if is_main_process():
-            path.unlink(missing_ok=True)
 
     def _write(self) -> None:
         if is_main_process():

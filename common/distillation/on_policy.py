@@ -21,20 +21,27 @@ from tunebook.common.training.metrics import TrainingMetrics
 
 
 def taking_ids(trainer: Any) -> type:
-    """TRL's DistillationTrainer for prompts that are ids already, in which no text of the data is control."""
+    """TRL's DistillationTrainer for prompts that are ids already, in which no text of the data is control. Their order
+    in an epoch is known by its number, for a run that is resumed there."""
 
     class Trainer(trainer):
         def _tokenize_prompts(self, prompts: Any) -> tuple[Any, None, dict]:
             return prompts, None, {}
 
         def _get_train_sampler(self, dataset: Any = None) -> Any:
-            """TRL's draws the order of an epoch after that of the one before; a run that resumes in the second epoch
-            would get the rows of the first."""
             sampler = super()._get_train_sampler(dataset)
-            sampler.set_epoch = lambda epoch: sampler.generator.manual_seed(sampler.seed + epoch)
+            sampler.set_epoch = lambda epoch: draw_orders(sampler, epoch)
             return sampler
 
     return Trainer
+
+
+def draw_orders(sampler: Any, count: int) -> None:
+    """Bring TRL's sampler (1.15) to where it is after `count` epochs; it counts none and draws an order for each."""
+    if sampler.shuffle:
+        sampler.generator.manual_seed(sampler.seed)
+        for _ in range(count):
+            torch.randperm(sampler.num_samples, generator=sampler.generator)
 
 
 def prompts(rows: Any) -> Any:

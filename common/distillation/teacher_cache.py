@@ -22,7 +22,7 @@ import numpy
 import torch
 from safetensors import safe_open
 
-from tunebook.common import fingerprints
+from tunebook.common import files, fingerprints
 from tunebook.common.distillation import student
 from tunebook.common.distillation.losses import TopK
 from tunebook.common.errors import UserError
@@ -76,6 +76,21 @@ def metadata_for(tokenizer: Any, template: Any, teacher: str, temperature: float
         "vocabulary": str(max(tokenizer.get_vocab().values()) + 1),  # without padding of the teacher's head
         "k": str(k),
     }
+
+
+def seal(path: Path) -> None:
+    """Write the hash of a finished file beside it."""
+    files.write_atomic(f"{path}.sha256", fingerprints.file(path) + "\n")
+
+
+def require_whole(path: Path) -> None:
+    """Raises UserError where a file is not what was written; one of an earlier version has no hash beside it."""
+    beside = Path(f"{path}.sha256")
+    if beside.exists() and beside.read_text(encoding="utf-8", errors="replace").strip() != fingerprints.file(path):
+        raise UserError(
+            f"{path} is damaged: it is not what was written. Remove it, and the teacher makes it anew; or remove "
+            f"{beside.name} if you have put another file there"
+        )
 
 
 class TeacherCache:

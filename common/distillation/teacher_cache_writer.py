@@ -50,7 +50,9 @@ def open_or_make(
         own = held_out_loss(teacher, held_out)
         known = {} if own is None else {"held_out": teacher_cache.hash_of_all(held_out), "held_out_loss": repr(own)}
         make(path, rows, teacher, metadata | known)
+        teacher_cache.seal(path)
     else:
+        teacher_cache.require_whole(path)
         print(f"teacher: read from {path}")
     found = teacher_cache.TeacherCache(path, name)
     found.fits(metadata, rows)

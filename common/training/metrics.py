@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ class TrainingMetrics:
         self.steps = self.max_steps = self.skipped = self._steps_here = 0
         self._next_line, self._warned, self._ended, self._before = 0.0, False, False, 0.0
         self._bar: Any = None
+        self.on_begin: Callable[[], None] = lambda: None  # called when the steps begin
         self.watch, self._left_out = TrainingWatch(), False
         self._lines: int | None = 0  # of log_file; None: not known
         self._part = (0.0, 0)  # seconds and trained tokens before this part
@@ -66,6 +68,7 @@ class TrainingMetrics:
         """Training starts or resumes after `step` steps."""
         from tqdm.auto import tqdm
 
+        self.on_begin()
         self.steps, self.max_steps, self._begun = step, max_steps, time.monotonic()
         if step and is_main_process():
             self._lines = _cut(self.log_file, self._lines, step)

@@ -72,6 +72,7 @@ class PlainRun:
             state = json.loads((place / checkpoint_files.STATE).read_text(encoding="utf-8"))
             self.step, self.curve, self._before = state["global_step"], state["curve"], tuple(state["spent"])
         self._first = self.step
+        self.record.commit()
         stopping.wait()
         self._begun = (time.monotonic(), time.process_time())
 

@@ -68,7 +68,7 @@ def train(trainer: Any, checkpoint: str | None) -> None:
 
 def _seal_checkpoints(trainer: Any) -> None:
     """Give the trainer's checkpoints a manifest, before older ones are removed for them, and the state of its log."""
-    save, run = trainer._save_checkpoint, run_record.id_of(Path(trainer.args.output_dir))
+    save = trainer._save_checkpoint
 
     def save_checkpoint(model: Any, trial: Any) -> None:
         args = trainer.args
@@ -81,7 +81,7 @@ def _seal_checkpoints(trainer: Any) -> None:
         trainer.accelerator.wait_for_everyone()  # each process has written its random state
         if is_main_process():
             folder, step = Path(args.output_dir), trainer.state.global_step
-            checkpoint_files.seal(folder / f"checkpoint-{step}", step, run)
+            checkpoint_files.seal(folder / f"checkpoint-{step}", step, run_record.id_of(folder))
             rotate_checkpoints(str(folder), limit, trainer.state.best_model_checkpoint)
 
     trainer._save_checkpoint = save_checkpoint
@@ -120,7 +120,7 @@ def _explain(trainer: Any, checkpoint: str) -> None:
             try:
                 return load(*args, **kwargs)
             except (RuntimeError, ValueError, KeyError) as error:
-                reason = " ".join(str(error).split())[:300]
+                reason = " ".join(str(error).split())[:300].rstrip(".")
                 raise UserError(
                     f"{checkpoint} does not fit the model or optimizer that this run has now: {reason}. Undo what has "
                     "changed, or add --overwrite to begin again"

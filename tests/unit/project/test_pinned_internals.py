@@ -44,6 +44,7 @@ ATTRIBUTES = {
     "_metrics": "trl.SFTTrainer",
     "_modules": "torch.nn.Module",
     "_name_or_path": "transformers.PretrainedConfig",
+    "_shared_state": "accelerate.PartialState",
     "_signature_columns": "transformers.Trainer",
     "_special_tokens_map": "transformers.PreTrainedTokenizerBase",
     "_total_loss_scalar": "transformers.Trainer",

@@ -106,3 +106,10 @@ def test_a_run_with_a_token(tmp_path):
         text = path.read_text()
         assert not [place for place in (tmp_path, ROOT, Path.cwd(), Path.home()) if str(place) in text], path
     assert "base_model: pocket" in (tmp_path / "run" / "adapter" / "README.md").read_text()
+
+
+def test_an_address_of_a_judge():
+    from tunebook.evals.commands import judge
+
+    args = judge.Args(sides=["a", "b"], judge="http://me:abc12345@localhost/v1", judge_name="big")
+    assert judge._asked(args)["judge"] == f"http://{redaction.HIDDEN}@localhost/v1"

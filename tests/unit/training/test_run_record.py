@@ -36,6 +36,8 @@ def begin(folder, rows=ROWS, recipe="recipe.py", **flags):
     run = Run(str(folder / recipe), Args(output_dir=str(folder / "out"), **flags))
     run.checkpoint = run.record.resume_from(folder / recipe, run.args, rows)
     run.start()
+    if not run.args.dry_run:
+        run.record.commit()
     return run
 
 
@@ -56,7 +58,7 @@ def test_the_newest_checkpoint_is_gone_on_with(folder, capsys):
     for step in (9, 100):
         checkpoint(run, step)
     (run.dir / "checkpoint-200").mkdir()  # killed while it was written
-    again = begin(folder, report_to="wandb", eval_suite="none")  # these may differ
+    again = begin(folder, debug_batches=2, eval_suite="none")  # these may differ
     assert again.checkpoint == str(run.dir / "checkpoint-100") and again.record.id == run.record.id
     assert "checkpoint-200 was not finished" in capsys.readouterr().out and not (run.dir / "checkpoint-200").exists()
     with pytest.raises(UserError, match="contains an interrupted run"):
@@ -76,16 +78,20 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_another_run_is_refused_by_name_unless_it_is_allowed(folder, name, capsys):
+def test_another_run_is_refused_by_name_unless_it_is_allowed(folder, name, capsys, monkeypatch):
     checkpoint(begin(folder), 9)
     before = (folder / "out" / "run.json").read_text()
     changed, says = OTHERS[name]
     with pytest.raises(UserError, match=f"is not this one: {says}"):
         begin(folder, **changed)
     assert (folder / "out" / "run.json").read_text() == before
+    monkeypatch.setattr(run_record.RunRecord, "commit", lambda self: None)
+    begin(folder, **changed, allow_changes=True)
+    assert (folder / "out" / "run.json").read_text() == before  # until the checkpoint has been loaded
+    monkeypatch.undo()
     run = begin(folder, **changed, allow_changes=True)
     assert run.checkpoint and "in spite of a change" in capsys.readouterr().out
-    assert run.record.parts[-1]["changes"]
+    assert run.record.parts[-1]["changes"] and begin(folder, **changed).checkpoint
 
 
 def test_recipes_models_code_and_versions_are_part_of_a_run(folder, monkeypatch):
@@ -187,6 +193,7 @@ def test_each_stop_is_in_the_account(folder):
     run.record = run_record.RunRecord(run.dir, killed=True)
     run.checkpoint = run.record.resume_from(folder / "recipe.py", run.args, ROWS)
     run.start()
+    run.record.commit()
     (run.dir / output_dir.PROGRESS).write_text(json.dumps({**end, "to_step": 12, "seconds": 6.5, "trained_tokens": 60}))
     run.record.finish()
     account = run.record.summary(steps=12, seconds=12.0, trained_tokens=120)
