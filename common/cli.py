@@ -14,9 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tunebook.common import faults, lock, redaction, stopping, terminal
 from tunebook.common.distributed import check_launch, cores_are_busy, is_main_process
 from tunebook.common.errors import UserError, nearest
+from tunebook.common.flags import redaction
+from tunebook.common.process import faults, stopping, terminal
+from tunebook.common.run_folder import lock
 
 # Ways to shard a model over GPUs: name, variable of `accelerate launch`, fields of TrainingArguments.
 SHARDING = (
@@ -138,7 +140,7 @@ def parse(args_class: type, argv: list[str], doc: str = "") -> Any:
     """
     import tyro
 
-    from tunebook.common import aliases
+    from tunebook.common.flags import aliases
 
     config, argv = _take_config(argv)
     argv = aliases.words(argv, {field.name for field in dataclasses.fields(args_class)})
@@ -166,7 +168,7 @@ def _defaults(args_class: type, config: str | None) -> Any:
         return args_class()
     import yaml
 
-    from tunebook.common import aliases
+    from tunebook.common.flags import aliases
 
     try:
         text = Path(config).read_text(encoding="utf-8")

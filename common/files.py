@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tunebook.common import faults, format
+from tunebook.common import format
 from tunebook.common.errors import UserError
+from tunebook.common.process import faults
 
 
 @contextlib.contextmanager

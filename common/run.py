@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tunebook.common import lock, output_dir, ranges, redaction, run_record, trackers
 from tunebook.common.distributed import is_main_process
+from tunebook.common.flags import ranges, redaction
+from tunebook.common.run_folder import lock, output_dir, run_record
+from tunebook.common.training import trackers
 
 HELD_OUT = 300  # rows whose loss is taken while training
 

@@ -6,7 +6,7 @@ import signal
 
 import forked
 
-from tunebook.common import run_record
+from tunebook.common.run_folder import run_record
 
 # Starts a recipe, and kills its process as soon as `moment` is true of its folder.
 CODE = """
@@ -51,7 +51,7 @@ def sent(self, step, values):
         os.kill(os.getpid(), number)
         if twice:
             import time
-            from tunebook.common import stopping
+            from tunebook.common.process import stopping
             time.sleep(stopping.ONE + 0.1)
             os.kill(os.getpid(), number)
 metrics.TrainingMetrics.log = sent

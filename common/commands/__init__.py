@@ -37,7 +37,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 def main(argv: list[str] | None = None) -> None:
     """Run one command, given as words (default: those of the process), and end the process with its exit code."""
-    from tunebook.common import cli, errors, terminal
+    from tunebook.common import cli, errors
+    from tunebook.common.process import terminal
 
     terminal.protect(goes_on=False)
     name, *words = (sys.argv[1:] if argv is None else argv) or ["--help"]

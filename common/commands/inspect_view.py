@@ -3,8 +3,8 @@
 from typing import Any
 
 from tunebook.common.format import table, visible
+from tunebook.common.process.terminal import printer
 from tunebook.common.report.dataset import packed_line, places, sections
-from tunebook.common.terminal import printer
 
 
 def show(report: dict[str, Any], asked: bool) -> None:

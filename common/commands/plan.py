@@ -61,7 +61,7 @@ def show(plan: dict[str, Any]) -> None:
 
     from tunebook.common.estimate.arithmetic import MOST_ROWS
     from tunebook.common.format import byte_size
-    from tunebook.common.terminal import printer
+    from tunebook.common.process.terminal import printer
 
     console, longest = printer(), plan["longest"]
     share = 100 * plan["trainable"] / plan["parameters"]

@@ -22,10 +22,11 @@ import numpy
 import torch
 from safetensors import safe_open
 
-from tunebook.common import files, fingerprints
+from tunebook.common import files
 from tunebook.common.distillation import student
 from tunebook.common.distillation.losses import TopK
 from tunebook.common.errors import UserError
+from tunebook.common.run_folder import fingerprints
 from tunebook.common.tokens.lengths import IGNORE_INDEX
 
 LEAST = -60000.0  # log-probabilities below are not told apart in half precision

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from tunebook.common import files, redaction
+from tunebook.common import files
+from tunebook.common.flags import redaction
 
 
 def hide_paths(model: Any) -> None:

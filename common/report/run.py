@@ -5,10 +5,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tunebook.common import files, provenance, redaction
+from tunebook.common import files, provenance
 from tunebook.common.distributed import is_main_process
 from tunebook.common.errors import CheckFailed
 from tunebook.common.estimate import saved_files
+from tunebook.common.flags import redaction
 from tunebook.common.format import percent
 from tunebook.common.models import device, parameters
 from tunebook.common.report import plots

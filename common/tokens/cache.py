@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from tunebook.common import files, fingerprints
+from tunebook.common import files
 from tunebook.common.distributed import is_local_main_process, is_main_process, wait_for
+from tunebook.common.run_folder import fingerprints
 
 KEY = "key"  # a file that names the dataset which a run trains on
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tunebook.common import terminal
+from tunebook.common.process import terminal
 from tunebook.common.tokens.lengths import IGNORE_INDEX
 
 

@@ -10,10 +10,11 @@ import torch
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer_pt_utils import LabelSmoother
 
-from tunebook.common import models, stopping
+from tunebook.common import models
 from tunebook.common.errors import UserError
 from tunebook.common.generation import Samples
 from tunebook.common.models import moe
+from tunebook.common.process import stopping
 from tunebook.common.tokens.lengths import IGNORE_INDEX
 from tunebook.common.training.metrics import HELD_OUT, TrainingMetrics
 

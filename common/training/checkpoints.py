@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tunebook.common import checkpoint_files, distributed, output_dir, run_record
-from tunebook.common.checkpoint_files import STATE
+from tunebook.common import distributed
 from tunebook.common.errors import UserError
+from tunebook.common.run_folder import checkpoint_files, output_dir, run_record
+from tunebook.common.run_folder.checkpoint_files import STATE
 from tunebook.common.training.metrics import TrainingMetrics
 
 WEIGHTS, BEST = "trained.safetensors", "best.safetensors"

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 
-from tunebook.common import stopping
 from tunebook.common.batching import weight_collator
 from tunebook.common.batching.weight_collator import total_weight
+from tunebook.common.process import stopping
 from tunebook.common.training.checkpoints import STATE, Checkpoints
 from tunebook.common.training.metrics import TrainingMetrics
 

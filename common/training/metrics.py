@@ -7,10 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tunebook.common import files, output_dir, run_record
+from tunebook.common import files
 from tunebook.common.batching.collator import without_padding
 from tunebook.common.distributed import is_main_process
 from tunebook.common.resources import Peak, age
+from tunebook.common.run_folder import output_dir, run_record
 from tunebook.common.tokens.lengths import IGNORE_INDEX
 from tunebook.common.training.watch import TrainingWatch
 

@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 
-from tunebook.common import checkpoint_files, files, output_dir, run_record, stopping
+from tunebook.common import files
+from tunebook.common.process import stopping
 from tunebook.common.resources import Peak
+from tunebook.common.run_folder import checkpoint_files, output_dir, run_record
 from tunebook.common.training.watch import TrainingWatch
 
 WEIGHTS = "state.pt"  # of the model and its optimizers

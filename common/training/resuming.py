@@ -7,10 +7,11 @@ from typing import Any
 from transformers import TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 
-from tunebook.common import checkpoint_files, distributed, run_record
-from tunebook.common.checkpoint_files import STATE
+from tunebook.common import distributed
 from tunebook.common.distributed import is_main_process
 from tunebook.common.errors import UserError
+from tunebook.common.run_folder import checkpoint_files, run_record
+from tunebook.common.run_folder.checkpoint_files import STATE
 from tunebook.common.training.checkpoints import tensors_only
 
 LOG_STATE = "tunebook.log"  # in a checkpoint's trainer_state.json

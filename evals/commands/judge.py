@@ -18,9 +18,9 @@ from typing import Annotated, Any
 
 import tyro
 
-from tunebook.common import redaction
 from tunebook.common.errors import CheckFailed, UserError
 from tunebook.common.files import write_atomic, write_json
+from tunebook.common.flags import redaction
 
 FILE = "judge.json"
 SAME = ("sides", "prompts", "judge", "judge_name")  # arguments that make a report another report
@@ -123,7 +123,7 @@ def write(folder: Path, report: dict[str, Any]) -> None:
 
 def _folder(args: Args) -> Path:
     """The output folder; one with the report of another comparison is refused."""
-    from tunebook.common.output_dir import prepare
+    from tunebook.common.run_folder.output_dir import prepare
 
     folder = prepare(args.output_dir, True, FILE)
     if (folder / FILE).exists() and not args.overwrite:

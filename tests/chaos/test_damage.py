@@ -10,7 +10,7 @@ import killed
 import pytest
 from paths import ROOT
 
-from tunebook.common import output_dir
+from tunebook.common.run_folder import output_dir
 
 FLAGS = ["--eval_suite", "none", "--max_steps", "18", "--per_device_train_batch_size", "4"]
 SETTINGS = {"lora_alpaca": ["--set", "save_steps=6", "eval_steps=6", "logging_steps=1"], "loop_alpaca": []}

@@ -8,7 +8,7 @@ import killed
 import pytest
 from paths import ROOT
 
-from tunebook.common import output_dir
+from tunebook.common.run_folder import output_dir
 
 KINDS = {"dpo_pairs": "pairs", "chat_sharegpt": "chat"}
 STOPS = ((signal.SIGTERM, 2), (signal.SIGINT, 7), (signal.SIGHUP, 11))

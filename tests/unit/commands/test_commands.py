@@ -12,11 +12,12 @@ import pytest
 from called import ROWS, TOPICS, call, read, write
 from paths import ROOT
 
-from tunebook.common import catalog, commands, terminal
+from tunebook.common import catalog, commands
 from tunebook.common.commands import cp, inputs, split
 from tunebook.common.commands.doctor import finding as doctor
 from tunebook.common.commands.doctor import machine, packages
 from tunebook.common.data.spec import SPLITS
+from tunebook.common.process import terminal
 
 
 def run(*words, cwd=ROOT, code=0):

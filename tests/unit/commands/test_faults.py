@@ -7,8 +7,9 @@ import sys
 
 import pytest
 
-from tunebook.common import faults, trackers
 from tunebook.common.errors import CheckFailed, UserError
+from tunebook.common.process import faults
+from tunebook.common.training import trackers
 
 LIBRARY = (
     "[enforce fail at inline_container.cc:672] . PytorchStreamWriter failed writing file data/0: file write failed"

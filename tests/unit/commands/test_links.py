@@ -2,8 +2,8 @@
 
 import pytest
 
-from tunebook.common import output_dir
 from tunebook.common.errors import UserError
+from tunebook.common.run_folder import output_dir
 
 
 @pytest.mark.parametrize(
@@ -25,6 +25,6 @@ def test_the_folder_itself_may_be_one(tmp_path):
     (tmp_path / "run").symlink_to(tmp_path / "real")
     (tmp_path / "real" / "notes.txt").symlink_to(tmp_path / "else")  # not a run's
     assert output_dir.prepare_run(str(tmp_path / "run"), False)[0] == tmp_path / "run"
-    from tunebook.common import lock
+    from tunebook.common.run_folder import lock
 
     lock.release()

@@ -12,7 +12,7 @@ import termios
 
 import pytest
 
-from tunebook.common import terminal
+from tunebook.common.process import terminal
 
 HOSTILE = "\x1b[2J\x1b]0;OWNED\x07\x1b]8;;http://evil\x1b\\link\x9b31m\x08\x7f\r\u202egnp.exe\u2066\u2028"
 STEERS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
@@ -58,7 +58,7 @@ def test_characters_of_data_are_escapes():
 
 WRITES = f"""
 import sys, logging, warnings
-from tunebook.common import terminal
+from tunebook.common.process import terminal
 terminal.protect(True)
 text = {HOSTILE!r}
 print(text)
@@ -80,7 +80,7 @@ def test_all_ways_to_write_are_escaped():
 
 def test_bars_and_colors_of_libraries_still_draw():
     code = f"""
-from tunebook.common import terminal
+from tunebook.common.process import terminal
 terminal.protect(True)
 from tqdm import tqdm
 for _ in tqdm(range(2), desc="bar{chr(7)}"): pass
@@ -138,7 +138,7 @@ def test_closed_streams_are_no_file_of_ours(tmp_path):
     """A closed descriptor is given to the next file that is opened, and would hold what is printed."""
     code = """
 import os, sys
-from tunebook.common import terminal
+from tunebook.common.process import terminal
 terminal.protect(True)
 with open(sys.argv[1], "w") as file:
     for descriptor in (1, 2):

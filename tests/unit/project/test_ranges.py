@@ -5,8 +5,9 @@ import importlib
 
 import pytest
 
-from tunebook.common import catalog, ranges
+from tunebook.common import catalog
 from tunebook.common.errors import UserError
+from tunebook.common.flags import ranges
 
 ELSEWHERE = {"alpha", "temperature"}  # distillation.losses.DistillationLoss, made before the models are loaded
 OF_POCKET = {"hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "vocab_size",

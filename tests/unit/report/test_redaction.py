@@ -8,7 +8,7 @@ import forked
 import pytest
 from paths import ROOT
 
-from tunebook.common import redaction
+from tunebook.common.flags import redaction
 
 SECRET = "hf_SECRETSECRETSECRET"
 HIDDEN = [

@@ -9,12 +9,12 @@ import sys
 
 import pytest
 
-from tunebook.common import lock
 from tunebook.common.errors import UserError
+from tunebook.common.run_folder import lock
 
 HOLD = """
 import sys, time, pathlib
-from tunebook.common import lock
+from tunebook.common.run_folder import lock
 lock.acquire(pathlib.Path(sys.argv[1]))
 print("held", flush=True)
 sys.stdin.read()

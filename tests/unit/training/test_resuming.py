@@ -11,8 +11,8 @@ import killed
 import pytest
 from paths import ROOT
 
-from tunebook.common import checkpoint_files, output_dir, run_record
 from tunebook.common.errors import UserError
+from tunebook.common.run_folder import checkpoint_files, output_dir, run_record
 
 RECIPE = ROOT / "recipes" / "lora_alpaca.py"
 # A constant rate: one step too many would move the weights.

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tunebook.common import checkpoint_files, lock, output_dir, run_record
 from tunebook.common.errors import UserError
 from tunebook.common.run import Run, TrainerOptions
+from tunebook.common.run_folder import checkpoint_files, lock, output_dir, run_record
 
 ROWS = {"train": [{"instruction": "a", "output": "b"}] * 3, "validation": [{"instruction": "c", "output": "d"}]}
 

@@ -13,9 +13,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tunebook.common import checkpoint_files, files, fingerprints, local_models, output_dir, provenance
+from tunebook.common import files, local_models, provenance
 from tunebook.common.distributed import is_main_process
 from tunebook.common.errors import UserError
+from tunebook.common.run_folder import checkpoint_files, fingerprints, output_dir
 
 # Arguments that may differ when a run is resumed.
 FREE = {

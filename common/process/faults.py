@@ -12,7 +12,7 @@ from pathlib import Path
 from tunebook.common.distributed import is_main_process
 from tunebook.common.errors import CheckFailed, UserError
 from tunebook.common.format import byte_size
-from tunebook.common.stopping import Stopped
+from tunebook.common.process.stopping import Stopped
 
 LITTLE = 4 << 20  # bytes free on a disk that is as good as full
 LONGEST = 300  # characters of a library's own words

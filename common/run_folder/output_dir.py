@@ -5,8 +5,8 @@ import re
 import shutil
 from pathlib import Path
 
-from tunebook.common import lock
 from tunebook.common.errors import UserError
+from tunebook.common.run_folder import lock
 
 RUN_FILE, REPORT, LOG, PROGRESS = "run.json", "report.json", "log.jsonl", "progress.json"
 # What runs write into their folder; --overwrite removes these and nothing else.

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tunebook.common import files, fingerprints, output_dir
+from tunebook.common import files
 from tunebook.common.distributed import is_main_process
 from tunebook.common.errors import UserError
+from tunebook.common.run_folder import fingerprints, output_dir
 
 MANIFEST = "manifest.json"  # written last: a checkpoint without it was not finished
 STATE = "trainer_state.json"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tunebook.common.errors import UserError
-from tunebook.common.gguf import tokenizer as tokenizers
+from tunebook.common.local_models import gguf_tokenizer
 
 MAGIC = b"GGUF"
 VERSION = b"1"  # of what is written: another one is converted anew
@@ -40,14 +40,14 @@ def folder(file: Path) -> Path:
     if (place / "config.json").exists():
         return place
     metadata = read(file, what)
-    tokenizers.check(metadata, what)
+    gguf_tokenizer.check(metadata, what)
     part = place.with_name(f"{place.name}.{os.getpid()}.part")
     print(f"{what}: its weights are written as floats, once, to {place}", flush=True)
     try:
         part.mkdir(parents=True)
         # In a process of its own: transformers must not be imported before Unsloth where a model is to train.
         done = subprocess.run(
-            [sys.executable, "-m", "tunebook.common.gguf.conversion", str(file.absolute()), str(part)],
+            [sys.executable, "-m", "tunebook.common.local_models.gguf", str(file.absolute()), str(part)],
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         if done.returncode:
@@ -86,7 +86,7 @@ def write(file: Path, place: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    tokenizer = tokenizers.build(read(file, str(file)))
+    tokenizer = gguf_tokenizer.build(read(file, str(file)))
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         str(file.parent), gguf_file=file.name, dtype=torch.float32, trust_remote_code=False
     )

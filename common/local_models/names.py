@@ -22,7 +22,7 @@ def folder(name: str) -> Path | None:
         name = str(smollm2())
     if not name.endswith(".gguf"):
         return None
-    from tunebook.common import gguf
+    from tunebook.common.local_models import gguf
 
     return gguf.folder(Path(name))
 
