@@ -29,7 +29,8 @@ class _Resume(TrainerCallback):
         self.trainer, self.checkpoint, self.stopped = trainer, checkpoint, stopped
 
     def on_train_begin(self, args, state, control, **kwargs):
-        _restore_log(self.trainer, state.stateful_callbacks.get(LOG_STATE) or {})
+        callbacks: Any = state.stateful_callbacks  # a dict once the state was read from a checkpoint
+        _restore_log(self.trainer, callbacks.get(LOG_STATE) or {})
         if state.best_model_checkpoint is not None:  # as it was called where the run began
             state.best_model_checkpoint = str(self.checkpoint.with_name(Path(state.best_model_checkpoint).name))
         if self.stopped or state.global_step >= state.max_steps:
