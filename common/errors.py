@@ -1,12 +1,14 @@
 """Errors that end a command: invalid input (exit code 2), a failed check (1); faults of many rows in one message."""
 
 import difflib
+import pickle
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 SHOWN = 10  # faults that a message lists; the rest are counted
 EXAMPLES = 3  # dropped rows that are told in words
+LONGEST = 400  # characters of a library's own words
 REMEDY = "--bad_rows drop leaves such rows out and counts them (recipes, inspect, split, augment)"
 
 
@@ -16,6 +18,23 @@ class UserError(Exception):
 
 class CheckFailed(Exception):
     """The command ran and the answer is no. The command ends with exit code 1."""
+
+
+def cannot_load(what: str, error: Exception) -> UserError:
+    """The message for `what` (a flag and its value), which a library could not load."""
+    reason = " ".join(str(error).split())
+    if "trust_remote_code" in reason or "custom code" in reason:
+        reason = (
+            "it comes with Python code of its own (auto_map in a config file), which is never run. Take a model whose "
+            "type transformers knows, or save it as one: remove auto_map and name a known model_type"
+        )
+    elif isinstance(error, pickle.UnpicklingError):
+        reason = "its weights are a pickle that holds more than tensors; nothing of it was run. Take safetensors"
+    elif not isinstance(error, (OSError, ValueError, RuntimeError, ImportError)):
+        reason = f"{type(error).__name__}: {reason}; a file of it may be damaged"  # of a KeyError it is a bare name
+    if len(reason) > LONGEST:
+        reason = reason[:LONGEST] + " ..."
+    return UserError(f"{what} cannot be loaded: {reason}")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from tunebook.common import format
 from tunebook.common.errors import UserError
+from tunebook.common.process import faults
 
 
 @contextlib.contextmanager
@@ -44,7 +45,7 @@ def write_atomic(path: str | Path, content: str | bytes | Iterable[str | bytes])
             for piece in pieces:
                 file.write(piece if isinstance(piece, bytes) else piece.encode("utf-8", "backslashreplace"))
     except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from None
+        raise UserError(faults.cannot_write(path, error)) from None
 
 
 def write_json(path: str | Path, value: Any, allow_nan: bool = True) -> None:

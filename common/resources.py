@@ -6,8 +6,10 @@ what `limit` gives. Without a GPU it is what the process keeps resident.
 
 import ctypes
 import gc
+import os
 import sys
 import threading
+import time
 import weakref
 from pathlib import Path
 from typing import ClassVar
@@ -15,6 +17,7 @@ from typing import ClassVar
 import psutil
 
 RESET_PEAK = Path("/proc/self/clear_refs")  # Linux keeps the peak itself, and forgets it where 5 is written here
+BEGAN = time.monotonic()
 UNLIMITED = 2**60  # control groups write no limit as a very large number
 
 
@@ -92,6 +95,15 @@ def limit() -> int:
         free, _ = torch.cuda.mem_get_info()
         return free + torch.cuda.memory_reserved()
     return held() + min([psutil.virtual_memory().available, *_control_groups(), *_process_limits()])
+
+
+def age() -> float:
+    """Seconds since this process began, by a clock that nobody sets; outside Linux since this module was imported."""
+    try:
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])  # from the start of the machine
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, AttributeError, ValueError, IndexError):
+        return time.monotonic() - BEGAN
 
 
 def release() -> None:

@@ -1,11 +1,15 @@
 """The record of a run: its folder, data, first batch, forecast, metrics and report."""
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tunebook.common import output_dir
+from tunebook.common.distributed import is_main_process
+from tunebook.common.flags import ranges, redaction
+from tunebook.common.run_folder import lock, output_dir, run_record
+from tunebook.common.training import trackers
 
 HELD_OUT = 300  # rows whose loss is taken while training
 
@@ -22,6 +26,7 @@ class RunOptions:
     gradient_accumulation_steps: int = 1  # micro-batches per optimizer step
     max_steps: int = -1  # overrides num_train_epochs if positive
     resume: bool = True  # resume an interrupted run in output_dir
+    allow_changes: bool = False  # resume it although recipe, arguments, data, models or versions have changed
     overwrite: bool = False  # start over where output_dir contains a run
     dry_run: bool = False  # prepare the data, preview what trains, forecast memory and time, and stop
     debug_batches: int = 0  # describe the first N batches
@@ -43,13 +48,20 @@ class Run:
         recipe: the recipe's own file.
 
     Raises:
-        UserError: the folder cannot be written or holds a finished run.
+        UserError: a flag's number is out of range, the folder cannot be written, holds a finished run, or another
+            process trains in it.
     """
 
     def __init__(self, recipe: str, args: Any):
         self.recipe, self.args = recipe, args
+        trackers.check(args.report_to)
+        ranges.check(vars(args))
         args.output_dir = args.output_dir or f"runs/{Path(recipe).stem}"
-        self.dir = output_dir.prepare(args.output_dir, args.overwrite, marker="report.json")
+        self._set = list(getattr(args, "set", []))
+        if self._set:
+            args.set = redaction.without_secrets(self._set)  # what is written from here on
+        self.dir, killed = output_dir.prepare_run(args.output_dir, args.overwrite)
+        self.record = run_record.RunRecord(self.dir, killed)
         self.overrides: dict[str, Any] = {}
         self.checkpoint: str | None = None
         self.stats: Any = None
@@ -59,20 +71,49 @@ class Run:
         self.forecast: dict[str, Any] = {}
         self.metrics: Any = None
 
+    def load_data(self, load: Callable[..., Any] | None = None) -> Any:
+        """The rows of --dataset by split. Where the folder has an interrupted run, it must be this one, on these rows,
+        and its newest checkpoint is found.
+
+        Args:
+            load: in place of data.load; as preference.pairs.load.
+
+        Raises:
+            UserError: the rows are wrong, or the folder's run is another one, is not to be resumed, or damaged.
+        """
+        from tunebook.common import data
+
+        splits = (load or data.load)(self.args.dataset, seed=self.args.seed, bad_rows=self.args.bad_rows)
+        self.checkpoint = self.record.resume_from(Path(self.recipe), self.args, splits)
+        return splits
+
     def start(self, config_class: type | None = None, unheard: Mapping[str, str] | None = None) -> None:
-        """Check --set against the fields of `config_class`, and find the checkpoint to resume from.
+        """Check --set against the fields of `config_class`, and begin: anew, or from the checkpoint.
 
         Args:
             unheard: more fields that would do nothing in this recipe -> why, and what does it.
         """
-        from tunebook.common.training import config_overrides, resuming
+        from transformers import set_seed
 
+        from tunebook.common.training import config_overrides
+
+        set_seed(self.args.seed)  # prefixes begin at random
         flags = vars(self.args)
         if config_class is not None:
             self.overrides = config_overrides.overrides(
-                flags["set"], config_class, written=set(flags), unheard=dict(unheard or {})
+                self._set, config_class, written=set(flags), unheard=dict(unheard or {})
             )
-        self.checkpoint = resuming.find_checkpoint(self.dir, flags, self.args.resume, self.args.overwrite)
+        if token := self.overrides.pop("hub_token", None):
+            os.environ["HF_TOKEN"] = token  # where the Hub's client looks; in the config it would be saved with weights
+        if not self.record.identity:  # a recipe that loads its rows itself
+            self.checkpoint = self.record.resume_from(Path(self.recipe), self.args)
+        if self.args.dry_run:
+            return
+        if self.args.overwrite and is_main_process():
+            output_dir.clear(self.dir)
+        self.record.begin(self.checkpoint, self.args.overwrite)
+        if self.checkpoint:
+            print(f"resuming from {self.checkpoint}")
 
     def encode(
         self, splits: Any, tokenizer: Any, template: Any, max_length: int, held_out: int = HELD_OUT,
@@ -117,18 +158,22 @@ class Run:
         defaults.choose(self.args, model, tokenizer, template, **pairs)
 
     def processing_class(self, template: Any, model: Any) -> Any:
-        """The tokenizer to be saved with the weights: its chat template and end token are those of the training."""
+        """The tokenizer to be saved with the weights: its chat template and end token are those of the training. The
+        model's card will name no path of this machine."""
+        from tunebook.common.models import model_card
         from tunebook.common.training import served_tokenizer
 
+        model_card.hide_paths(model)
         return served_tokenizer.with_template(self.tokenizer, template, model)
 
     def accelerator_options(self) -> dict[str, Any]:
-        """Arguments of accelerate.Accelerator: precision, tracker, folder."""
+        """Arguments of accelerate.Accelerator: device, precision, tracker, folder."""
         from tunebook.common.models import device
 
         tracker = None if self.args.report_to == "none" else self.args.report_to
-        precision = device.current().mixed_precision
-        return dict(mixed_precision=precision, log_with=tracker, project_dir=self.dir)
+        here = device.current()
+        # cpu: else it joins no other process without a GPU
+        return dict(cpu=not here.gpu, mixed_precision=here.mixed_precision, log_with=tracker, project_dir=self.dir)
 
     def config(self, config_class: Any, **choices: Any) -> Any:
         """`config_class` with the recipe's choices, beside them what run and device decide, and --set over all."""
@@ -159,10 +204,10 @@ class Run:
         return config_class(**{**settings, **choices, **self.overrides})
 
     def callbacks(self, samples: Any) -> list[Any]:
-        """Stop at a loss that is not a number, and show answers (generation.Samples) at every evaluation."""
+        """Stop at signals, and show answers (generation.Samples) at every evaluation."""
         from tunebook.common.training import callbacks
 
-        return [callbacks.StopOnNaN(), callbacks.ShowSamples(samples)]
+        return [callbacks.RefuseForPrompts(), callbacks.StopOnSignal(), callbacks.ShowSamples(samples)]
 
     def prepare(self, trainer: Any, weigh: Callable[[Any], Any] | None = None) -> None:
         """Length-grouped batches unless rows are packed, loss weights of rows, adapters in float32; then the first
@@ -201,19 +246,22 @@ class Run:
 
         self.preview = checks.first_batch(loader, self.tokenizer, self.args.debug_batches)
         self.forecast = forecast.forecast_loop(steps, loader, optimizer, max_steps).as_dict()
-        self.metrics = TrainingMetrics(self.dir / "log.jsonl")
+        self.metrics = TrainingMetrics(self.dir / output_dir.LOG)
+        self.metrics.on_begin = self.record.commit
         return self.metrics
 
     def train(self, trainer: Any, metrics: Any = None) -> None:
-        """`trainer.train`, from the checkpoint where there is one, between two evaluations.
+        """`trainer.train`, from the checkpoint where there is one, between two evaluations of the run.
 
         Args:
             metrics: as callbacks.track_metrics gives them; default: those of tokens.
         """
         from tunebook.common.training import callbacks, resuming
 
-        self.metrics = metrics or callbacks.track_metrics(trainer, self.dir / "log.jsonl")
-        callbacks.evaluate(trainer)
+        self.metrics = metrics or callbacks.track_metrics(trainer, self.dir / output_dir.LOG)
+        self.metrics.on_begin = self.record.commit
+        if self.checkpoint is None:  # else it was taken when the run began
+            callbacks.evaluate(trainer)
         resuming.train(trainer, self.checkpoint)
         callbacks.evaluate(trainer)
 
@@ -225,5 +273,10 @@ class Run:
         """
         from tunebook.common import report
 
-        written = (self.stats, self.preview, self.forecast, self.metrics, samples.rows, scores)
-        return report.write(self.recipe, self.dir, vars(self.args), model, *written)
+        self.record.finish()
+        account = self.record.summary(self.metrics.steps, self.metrics.seconds, self.metrics.trained)
+        written = (self.stats, self.preview, self.forecast, self.metrics, samples.rows, scores, account)
+        try:
+            return report.write(self.recipe, self.dir, vars(self.args), model, *written)
+        finally:
+            lock.release()

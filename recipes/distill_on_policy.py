@@ -31,14 +31,14 @@ class Args(RunOptions):
 
 
 def main(args: Args) -> dict:
-    from tunebook.common import data, models
+    from tunebook.common import models
     from tunebook.common.data import rows
     from tunebook.common.tokens import templates
     from tunebook.evals.harness.before_after import BeforeAfter
 
     base, run = models.resolve(args.model, args.max_length), Run(__file__, args)
     evaluation = BeforeAfter(run)
-    splits = data.load(args.dataset, seed=args.seed, bad_rows=args.bad_rows)
+    splits = run.load_data()
     rows.refuse_weights(splits["train"], "distill_on_policy", "Leave them out: the student learns from its own answers")
 
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft

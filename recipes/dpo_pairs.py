@@ -38,7 +38,7 @@ def main(args: Args) -> dict:
     args.model, args.adapter = dpo.starting_point(args.model, args.adapter)
     base, run = models.resolve(args.model, args.max_length), Run(__file__, args)
     evaluation = BeforeAfter(run)
-    splits = pairs.load(args.dataset, seed=args.seed, bad_rows=args.bad_rows)
+    splits = run.load_data(pairs.load)
 
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
     from trl import DPOConfig, DPOTrainer

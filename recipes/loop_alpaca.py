@@ -27,14 +27,14 @@ class Args(RunOptions):
 
 
 def main(args: Args) -> dict:
-    from tunebook.common import data, models
+    from tunebook.common import models
     from tunebook.common.batching import dataloader, samplers
     from tunebook.common.tokens import lengths, templates
     from tunebook.evals.harness.before_after import BeforeAfter
 
     base, run = models.resolve(args.model, args.max_length), Run(__file__, args)
     evaluation = BeforeAfter(run)
-    splits = data.load(args.dataset, seed=args.seed, bad_rows=args.bad_rows)
+    splits = run.load_data()
 
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
     from accelerate import Accelerator
@@ -83,9 +83,9 @@ def main(args: Args) -> dict:
             metrics.log(step, values)
             accelerator.log(values, step)
         if step % math.ceil(max_steps / 5) == 0 or step == max_steps:
-            loss = loop.mean_loss(accelerator, model, eval_loader, loss_of)
-            metrics.evaluated(step, loss)
+            metrics.evaluated(step, loss := loop.mean_loss(accelerator, model, eval_loader, loss_of))
             saved.save(model, step, loss)
+        loop.stop_if_asked(saved, model, step)
     metrics.end()
     saved.load_best(model)
     metrics.evaluated(max_steps, loop.mean_loss(accelerator, model, eval_loader, loss_of))

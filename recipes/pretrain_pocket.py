@@ -6,7 +6,6 @@
 Measured on 2 shared CPU cores: 12.3 million tokens in 68 minutes (6,789 CPU seconds), held-out loss 1.47.
 """
 
-import time
 from dataclasses import dataclass
 
 from tunebook.common import cli
@@ -28,6 +27,8 @@ class Args:
     num_attention_heads: int = 6
     intermediate_size: int = 512
     seed: int = 0
+    resume: bool = True  # resume an interrupted run in output_dir
+    allow_changes: bool = False  # resume it although recipe, arguments or versions have changed
     overwrite: bool = False  # write over a model that is already in output_dir
 
 
@@ -35,22 +36,23 @@ def main(args: Args) -> dict:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from tunebook.common import files, output_dir
+    from tunebook.common import files
     from tunebook.common.models import device as devices
     from tunebook.common.pocket import tokenizer
     from tunebook.common.synthetic import corpus
     from tunebook.common.training import muon
+    from tunebook.common.training.plain_run import PlainRun
 
-    folder = output_dir.prepare(args.output_dir, args.overwrite, marker="model/model.safetensors")
+    per_step = args.per_device_train_batch_size * args.max_length
+    run = PlainRun(__file__, args, per_step, marker="pretraining.json", result="model/model.safetensors")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(args.seed)
 
     # Tokenizer: byte-level BPE in which every common word is one token.
     bpe = tokenizer.train(corpus.documents(6000, args.seed), args.vocab_size)
-    bpe.save_pretrained(folder / "model")
+    bpe.save_pretrained(run.dir / "model")
 
     # Data: as many documents as the steps need, one after the other, cut into sequences.
-    per_step = args.per_device_train_batch_size * args.max_length
     ids = corpus.token_ids(bpe, args.max_steps * per_step, args.seed)
     held_out = corpus.token_ids(bpe, 8 * per_step, args.seed + 1)[: 8 * per_step].view(-1, args.max_length)
     config = LlamaConfig(
@@ -64,8 +66,8 @@ def main(args: Args) -> dict:
     )
     model = LlamaForCausalLM(config).to(device)
     optimizers = muon.optimizers(model, args.learning_rate)  # AdamW for embeddings and norms
-    curve, started, cpu = [], time.time(), time.process_time()
-    for step in range(args.max_steps):
+    run.load(model, optimizers)
+    for step in range(run.step, args.max_steps):
         rate = args.learning_rate * min((step + 1) / 100, 1, (args.max_steps - step) / (0.4 * args.max_steps))
         length = args.max_length if step < 0.9 * args.max_steps else args.long_length
         batch_BT = ids[step * per_step : (step + 1) * per_step].view(-1, length).to(device)
@@ -78,21 +80,18 @@ def main(args: Args) -> dict:
             optimizer.step()
             optimizer.zero_grad()
         if step % 50 == 0 or step == args.max_steps - 1:
-            curve.append([step, round(loss.item(), 4)])
-            speed = (step + 1) * per_step / (time.time() - started)
-            print(f"step {step} loss {loss.item():.3f} rate {rate:.1e} {speed:.0f} tokens/s", flush=True)
-        if step % 500 == 499:
-            model.save_pretrained(folder / "model")
+            run.log(step, round(loss.item(), 4))
+            print(f"step {step} loss {loss.item():.3f} rate {rate:.1e} {run.speed:.0f} tokens/s", flush=True)
+        run.save_where_due(step + 1, args.max_steps, model, optimizers)
 
     model.eval().requires_grad_(False)
     losses = [model(input_ids=b, labels=b, use_cache=False).loss.item() for b in held_out.to(device).split(16)]
-    model.save_pretrained(folder / "model")
+    model.save_pretrained(run.dir / "model")
     record = dict(command="python recipes/pretrain_pocket.py", args=vars(args), parameters=model.num_parameters())
-    record |= dict(tokens=args.max_steps * per_step, seconds=round(time.time() - started, 1), device=device)
-    record |= dict(cpu_seconds=round(time.process_time() - cpu, 1), loss=curve)
+    record |= dict(tokens=args.max_steps * per_step, device=device, loss=run.curve, **run.finish())
     record["held_out_loss"] = round(sum(losses) / len(losses), 4)
-    files.write_json(folder / "pretraining.json", record)
-    print(f"held-out loss {record['held_out_loss']} · {folder / 'model'}")
+    files.write_json(run.dir / "pretraining.json", record)
+    print(f"held-out loss {record['held_out_loss']} · {run.dir / 'model'}")
     return record
 
 

@@ -25,13 +25,13 @@ class Args(TrainerOptions):
 
 
 def main(args: Args) -> dict:
-    from tunebook.common import data, models
+    from tunebook.common import models
     from tunebook.common.tokens import templates
     from tunebook.evals.harness.before_after import BeforeAfter
 
     base, run = models.resolve(args.model, args.max_length), Run(__file__, args)
     evaluation = BeforeAfter(run)
-    splits = data.load(args.dataset, seed=args.seed, bad_rows=args.bad_rows)
+    splits = run.load_data()
 
     import unsloth  # noqa: F401  first: it patches trl, transformers and peft
     from peft import PromptTuningConfig, get_peft_model

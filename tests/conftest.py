@@ -86,5 +86,8 @@ def rank(item):
 def pytest_collection_finish(session):
     """The libraries are imported for the forks while the first tests run."""
     items = [] if session.config.option.collectonly else getattr(session, "items", [])  # the controller has none
+    if getattr(session.config.option, "loadgroup", False):
+        lost = [item.nodeid for item in items if item.get_closest_marker("xdist_group") and "@" not in item.nodeid]
+        assert not lost, f"xdist does not group tests, so what a file makes once is made by every worker: {lost[:1]}"
     if any(item.get_closest_marker("recipe") for item in items):
         forked.server()

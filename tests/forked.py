@@ -213,7 +213,15 @@ for rank in range(int(count)):
         sys.path[0] = os.path.dirname(sys.argv[0])
         runpy.run_path(sys.argv[0], run_name="__main__")
         sys.exit()
-sys.exit(any([os.waitpid(child, 0)[1] for child in children]))
+failed = False
+while children:
+    child, status = os.waitpid(-1, 0)
+    children.remove(child)
+    if status and not failed:  # the others would wait for it
+        failed = True
+        for other in children:
+            os.kill(other, 15)
+sys.exit(failed)
 """
 
 

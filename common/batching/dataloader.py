@@ -3,6 +3,7 @@
 import os
 from typing import Any
 
+from tunebook.common import distributed
 from tunebook.common.batching import weight_collator
 from tunebook.common.batching.collator import without_padding
 from tunebook.common.tokens.lengths import IGNORE_INDEX
@@ -19,7 +20,7 @@ def workers() -> dict[str, Any]:
 
     gpu = torch.cuda.is_available()
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    count = max(0, min(MOST_WORKERS, cores() // processes - 1)) if gpu else 0
+    count = max(0, min(MOST_WORKERS, distributed.cores() // processes - 1)) if gpu else 0
     return {
         "num_workers": count,
         "pin_memory": gpu,
@@ -31,11 +32,6 @@ def workers() -> dict[str, Any]:
 def dataloader_settings() -> dict[str, Any]:
     """The same as SFTConfig fields."""
     return {f"dataloader_{name}": value for name, value in workers().items()}
-
-
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def describe(batch: dict[str, Any]) -> str:

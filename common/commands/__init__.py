@@ -2,7 +2,6 @@
 
 import importlib
 import importlib.metadata
-import os
 import sys
 
 # name -> (module with `Args` and `main(args)`, one line of help). Modules are named, not imported: a command of evals
@@ -34,13 +33,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "safety": ("tunebook.evals.commands.safety", "safety and bias beside quality, and what the numbers cannot say"),
     "doctor": ("tunebook.common.commands.doctor", "versions, device, what will be used and what is wrong"),
 }
-BROKEN_PIPE = 141  # what a shell reports for a command whose reader went away
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run one command, given as words (default: those of the process), and end the process with its exit code."""
     from tunebook.common import cli, errors
+    from tunebook.common.process import terminal
 
+    terminal.protect(goes_on=False)
     name, *words = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if name == "help":
         name, words = (words[0], ["--help"]) if words else ("--help", [])
@@ -56,12 +56,7 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(2)
     module = importlib.import_module(COMMANDS[name][0])
     sys.argv[0] = f"tunebook {name}"  # what --help and messages about flags call it
-    try:
-        cli.run(module.main, module.Args, words)
-        sys.stdout.flush()
-    except BrokenPipeError:  # `tunebook inspect ... | head`: not an error of ours, and Python must not print again
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(BROKEN_PIPE)
+    cli.run(module.main, module.Args, words, goes_on=False)
 
 
 def usage() -> str:

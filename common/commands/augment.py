@@ -19,8 +19,9 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from tunebook.common import files, output_dir
+from tunebook.common import files
 from tunebook.common.errors import UserError
+from tunebook.common.run_folder import output_dir
 
 
 @dataclass

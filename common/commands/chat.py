@@ -144,7 +144,7 @@ class Terminal:
                 for piece in found:
                     if isinstance(piece, str):
                         said += piece
-                        sys.stdout.write(plain(piece) if sys.stdout.isatty() else piece)
+                        sys.stdout.write(piece)
                         sys.stdout.flush()
                     else:
                         note = piece.note
@@ -163,8 +163,3 @@ class Terminal:
 
     def say(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
-
-
-def plain(text: str) -> str:
-    """The text without characters that would steer a terminal."""
-    return "".join(char if char.isprintable() or char in "\n\t" else ascii(char)[1:-1] for char in text)

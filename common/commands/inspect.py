@@ -52,7 +52,7 @@ class Args:
 def main(args: Args) -> dict[str, Any]:
     from tunebook.common.commands import inputs, trained
 
-    started = time.time()
+    started = time.monotonic()
     if args.max_length < 0:
         raise UserError(f"--max_length {args.max_length}: expected a number of tokens, or 0 for no limit")
     if args.recipe:
@@ -84,7 +84,7 @@ def main(args: Args) -> dict[str, Any]:
         "data": " ".join(args.data), "tokenizer": args.tokenizer, "recipe": args.recipe,
         "template": template.name, "template_because": because, "train_on": args.train_on, "too_long": args.too_long,
         "columns": rows.columns(), "warnings": warnings, "overlaps": overlaps, **report,
-        "seconds": round(time.time() - started, 1),
+        "seconds": round(time.monotonic() - started, 1),
     }  # fmt: skip
     inspect_view.show(report, bool(args.rows))
     write(report, kept, args)

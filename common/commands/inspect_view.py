@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from tunebook.common.commands.console import printer
 from tunebook.common.format import table, visible
+from tunebook.common.process.terminal import printer
 from tunebook.common.report.dataset import packed_line, places, sections
 
 

@@ -59,9 +59,9 @@ def show(plan: dict[str, Any]) -> None:
     """Print the parts, the peak, and the table of what would fit."""
     from rich.table import Table
 
-    from tunebook.common.commands.console import printer
     from tunebook.common.estimate.arithmetic import MOST_ROWS
     from tunebook.common.format import byte_size
+    from tunebook.common.process.terminal import printer
 
     console, longest = printer(), plan["longest"]
     share = 100 * plan["trainable"] / plan["parameters"]

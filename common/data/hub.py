@@ -1,8 +1,9 @@
 """Datasets of the Hub as sources of rows, with a quick answer when the Hub is unreachable."""
 
 import contextlib
-import socket
-import urllib.parse
+import functools
+import threading
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from tunebook.common.data.spec import SPLIT_OF
 from tunebook.common.errors import RowErrors, UserError
 
-PATIENCE = 3  # seconds for a first connection; the Hub's client alone takes half a minute to give up
+PATIENCE = 3  # seconds for a first answer; the Hub's client alone takes two minutes to give up
 
 
 class Source:
@@ -58,21 +59,57 @@ def splits(name: str, notes: list[str]) -> dict[str, Source]:
     return {split: Source([(part, parts[part])]) for split, part in known.items()}
 
 
+def require(name: str, flag: str, file: str = "config.json") -> None:
+    """Check a model of the Hub before its client is asked, which takes two minutes to give up.
+
+    Where the Hub does not answer, all clients of this process use what is on this machine from now on.
+
+    Raises:
+        UserError: there is no answer, and no copy of the model's `file` here.
+    """
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    offline_before = constants.HF_HUB_OFFLINE
+    if reachable():
+        return
+    constants.HF_HUB_OFFLINE = True
+    try:
+        copy = try_to_load_from_cache(name, file)
+    except ValueError as error:  # it cannot be a name
+        raise UserError(f"{flag} {name}: {error}") from None
+    if not isinstance(copy, str):
+        why = "HF_HUB_OFFLINE is set" if offline_before else "the Hub cannot be reached from here"
+        raise UserError(
+            f"{flag} {name}: {why}, and no copy of it is in {constants.HF_HUB_CACHE}. Name a local folder, or fetch it "
+            f"where there is a network: hf download {name}"
+        )
+
+
 def reachable() -> bool:
-    """Whether a connection to the Hub opens. Behind a proxy that is the proxy's affair, and the answer is yes."""
+    """Whether the Hub answers, directly or through a proxy; known within seconds, and asked once."""
     from huggingface_hub import constants
 
-    if constants.HF_HUB_OFFLINE:
-        return False
-    if urllib.request.getproxies():
-        return True
-    address = urllib.parse.urlsplit(constants.ENDPOINT)
-    port = address.port or (80 if address.scheme == "http" else 443)
-    try:
-        socket.create_connection((address.hostname or "", port), timeout=PATIENCE).close()
-    except OSError:
-        return False
-    return True
+    return not constants.HF_HUB_OFFLINE and _answers(constants.ENDPOINT)
+
+
+@functools.cache
+def _answers(address: str) -> bool:
+    found: list[bool] = []
+
+    def ask() -> None:
+        try:
+            urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=PATIENCE).close()
+        except urllib.error.HTTPError as error:
+            found.append(error.code < 500)  # a gateway that finds nobody behind it says 502 to 504
+        except (OSError, ValueError):
+            found.append(False)
+        else:
+            found.append(True)
+
+    thread = threading.Thread(target=ask, daemon=True)  # looking up a name has no limit of its own
+    thread.start()
+    thread.join(2 * PATIENCE)
+    return found == [True]
 
 
 @contextlib.contextmanager

@@ -16,18 +16,32 @@ from tunebook.common.format import duration
 from tunebook.common.tokens import lengths
 from tunebook.common.tokens.lengths import IGNORE_INDEX
 from tunebook.common.training import checks, loop
-from tunebook.common.training.callbacks import Measure, PrinterCallback, ProgressCallback
+from tunebook.common.training.callbacks import Measure, PrinterCallback, ProgressCallback, without_wall_clock
 from tunebook.common.training.metrics import TrainingMetrics
 
 
 def taking_ids(trainer: Any) -> type:
-    """TRL's DistillationTrainer for prompts that are ids already, in which no text of the data is control."""
+    """TRL's DistillationTrainer for prompts that are ids already, in which no text of the data is control. Their order
+    in an epoch is known by its number, for a run that is resumed there."""
 
     class Trainer(trainer):
         def _tokenize_prompts(self, prompts: Any) -> tuple[Any, None, dict]:
             return prompts, None, {}
 
+        def _get_train_sampler(self, dataset: Any = None) -> Any:
+            sampler = super()._get_train_sampler(dataset)
+            sampler.set_epoch = lambda epoch: draw_orders(sampler, epoch)
+            return sampler
+
     return Trainer
+
+
+def draw_orders(sampler: Any, count: int) -> None:
+    """Bring TRL's sampler (1.15) to where it is after `count` epochs; it counts none and draws an order for each."""
+    if sampler.shuffle:
+        sampler.generator.manual_seed(sampler.seed)
+        for _ in range(count):
+            torch.randperm(sampler.num_samples, generator=sampler.generator)
 
 
 def prompts(rows: Any) -> Any:
@@ -65,6 +79,7 @@ def measure(trainer: Any, log_file: Path) -> Watch:
     """Metrics that the trainer feeds, in place of its own printing."""
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
+    without_wall_clock(trainer)
     watch = Watch(trainer, TrainingMetrics(log_file))
     trainer.add_callback(watch)
     return watch

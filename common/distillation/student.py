@@ -106,7 +106,8 @@ def loss(
             trainer counts them; None: of this batch.
         teacher: gives `targets(batch, keep_BT)`; not asked with alpha 0.
     """
-    _understood(trainer.args, model)
+    whole = trainer.accelerator.unwrap_model(model)  # of several processes
+    _understood(trainer.args, whole)
     mode = "train" if model.training else "eval"
     blend = blend if model.training else DistillationLoss(alpha=0.0)
     labels_BT = batch["labels"][:, 1:]
@@ -114,7 +115,7 @@ def loss(
     weights_N = batch[LOSS_WEIGHTS][:, 1:][keep_BT] if LOSS_WEIGHTS in batch and model.training else None
     targets = teacher.targets(batch, keep_BT) if blend.alpha else None  # first: its activations are gone then
     hidden_BTD = model(**{name: batch[name] for name in INPUTS if name in batch}, head=False)
-    head = lm_head.of(trainer.accelerator.unwrap_model(model))
+    head = lm_head.of(whole)
     hidden_ND, labels_N = hidden_BTD[:, :-1][keep_BT], labels_BT[keep_BT]
     total, apart, cross = losses.chunked_loss(hidden_ND, head, labels_N, targets, blend, weights_N=weights_N)
     here = keep_BT.sum().clamp(min=1) if weights_N is None else weights_N.sum().clamp(min=1e-30)

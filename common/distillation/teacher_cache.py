@@ -22,9 +22,11 @@ import numpy
 import torch
 from safetensors import safe_open
 
+from tunebook.common import files
 from tunebook.common.distillation import student
 from tunebook.common.distillation.losses import TopK
 from tunebook.common.errors import UserError
+from tunebook.common.run_folder import fingerprints
 from tunebook.common.tokens.lengths import IGNORE_INDEX
 
 LEAST = -60000.0  # log-probabilities below are not told apart in half precision
@@ -56,27 +58,8 @@ def documents(rows: Iterable[dict[str, Any]]) -> Iterator[tuple[Any, Any]]:
 
 
 def fingerprint(place: str) -> str:
-    """A name for a model's files, or for its name on the Hub where it has not been fetched: no weight is loaded.
-
-    Sizes of the files, their first bytes (of safetensors: names and shapes) and 64 samples of each are hashed.
-    """
-    folder = Path(place)
-    if not folder.is_dir():
-        from huggingface_hub import try_to_load_from_cache
-
-        config = try_to_load_from_cache(place, "config.json")
-        if not isinstance(config, str):
-            return f"{place}, not on this machine"
-        folder = Path(config).parent
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]):
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size} ".encode())
-        with path.open("rb") as file:
-            for start in {0, *(size * part // 64 for part in range(64))}:
-                file.seek(start)
-                digest.update(file.read(4096))
-    return digest.hexdigest()[:32]
+    """A name for a model's files, or for its name on the Hub where it has not been fetched."""
+    return fingerprints.weights(place) or f"{place}, not on this machine"
 
 
 def metadata_for(tokenizer: Any, template: Any, teacher: str, temperature: float, k: int) -> dict[str, str]:
@@ -94,6 +77,21 @@ def metadata_for(tokenizer: Any, template: Any, teacher: str, temperature: float
         "vocabulary": str(max(tokenizer.get_vocab().values()) + 1),  # without padding of the teacher's head
         "k": str(k),
     }
+
+
+def seal(path: Path) -> None:
+    """Write the hash of a finished file beside it."""
+    files.write_atomic(f"{path}.sha256", fingerprints.file(path) + "\n")
+
+
+def require_whole(path: Path) -> None:
+    """Raises UserError where a file is not what was written; one of an earlier version has no hash beside it."""
+    beside = Path(f"{path}.sha256")
+    if beside.exists() and beside.read_text(encoding="utf-8", errors="replace").strip() != fingerprints.file(path):
+        raise UserError(
+            f"{path} is damaged: it is not what was written. Remove it, and the teacher makes it anew; or remove "
+            f"{beside.name} if you have put another file there"
+        )
 
 
 class TeacherCache:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy
 import torch
 
-from tunebook.common import files
+from tunebook.common import distributed, files
 from tunebook.common.distillation import losses, student, teacher_cache
 from tunebook.common.distillation.student import Teacher
 from tunebook.common.errors import UserError
@@ -41,6 +41,8 @@ def open_or_make(
         held_out: encoded rows on which the teacher's own loss is measured when it is loaded.
     """
     path, metadata = Path(path), teacher_cache.metadata_for(tokenizer, template, name, temperature, k)
+    if not distributed.is_local_main_process():
+        distributed.wait_for(path)
     if not path.exists():
         teacher = student.load_teacher(name, max_length, False, tokenizer)
         if teacher.model.device.type == "meta":
@@ -48,7 +50,9 @@ def open_or_make(
         own = held_out_loss(teacher, held_out)
         known = {} if own is None else {"held_out": teacher_cache.hash_of_all(held_out), "held_out_loss": repr(own)}
         make(path, rows, teacher, metadata | known)
+        teacher_cache.seal(path)
     else:
+        teacher_cache.require_whole(path)
         print(f"teacher: read from {path}")
     found = teacher_cache.TeacherCache(path, name)
     found.fits(metadata, rows)

@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional
 
 from tunebook.common import models
-from tunebook.common.errors import UserError
+from tunebook.common.errors import UserError, cannot_load
 from tunebook.common.estimate import activations
 from tunebook.common.estimate.probe import StepFunctions
 from tunebook.common.estimate.schedule import BatchSchedule
@@ -100,12 +100,12 @@ def meta_model(name: str, dtype: Any, four_bit: bool, full: bool, max_length: in
 
     path = models.resolve(name, weights=False)
     try:
-        config = AutoConfig.from_pretrained(path)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         config._attn_implementation = "sdpa"
         with torch.device("meta"):
-            model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    except (OSError, ValueError) as error:
-        raise UserError(f"--model {path} cannot be planned: {error}") from error
+            model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+    except Exception as error:
+        raise cannot_load(f"--model {path}", error) from error
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and limit < max_length:
         raise UserError(f"--max_length {max_length}: {path} takes {limit} tokens at most")
@@ -211,11 +211,11 @@ def truncated_copy(name: str, layers: int, folder: Path) -> None:
 
     logging.disable_progress_bar()
     path = models.resolve(name, weights=False)
-    config = AutoConfig.from_pretrained(path)
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     text = config.get_text_config()
     for field_name, value in vars(text).items():  # some configs have a value for each layer
         if isinstance(value, list) and len(value) == text.num_hidden_layers:
             setattr(text, field_name, value[:layers])
     text.num_hidden_layers = layers
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(path).save_pretrained(folder)
+    AutoModelForCausalLM.from_config(config, trust_remote_code=False).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(path, trust_remote_code=False).save_pretrained(folder)

@@ -58,7 +58,8 @@ def step_functions(trainer: Any) -> StepFunctions:
 def loop_step_functions(
     accelerator: Any, model: Any, loader: Any, loss_of: Callable[[Any, dict[str, Any]], Any], accumulation: int
 ) -> StepFunctions:
-    """Those of a loop whose model and loader are prepared by Accelerate.
+    """Those of a loop whose model and loader are prepared by Accelerate. They are steps of one process: several need
+    not make as many, and would wait for each other inside DistributedDataParallel.
 
     Args:
         loss_of: (model, batch) -> summed loss of its tokens.
@@ -66,17 +67,19 @@ def loop_step_functions(
     import torch
     from accelerate.utils import send_to_device
 
+    alone = accelerator.unwrap_model(model)
+
     def collate(indices: list[int]) -> Any:
         return send_to_device(loader.collate_fn([loader.dataset[index] for index in indices]), accelerator.device)
 
     def step(batch: dict[str, Any]) -> None:
-        model.train()
-        accelerator.backward(loss_of(model, batch) / weight_collator.total_weight(batch))
+        alone.train()
+        accelerator.backward(loss_of(alone, batch) / weight_collator.total_weight(batch))
 
     def evaluate(batch: dict[str, Any]) -> None:
-        model.eval()
+        alone.eval()
         with torch.no_grad():
-            loss_of(model, weight_collator.without_weights(batch))
+            loss_of(alone, weight_collator.without_weights(batch))
 
     def optimizer() -> Any:
         return torch.optim.AdamW(model.parameters(), fused=True)

@@ -1,11 +1,12 @@
 """What a run computes on, and how: the device of this machine, or the one that a plan is made for."""
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
+
+from tunebook.common import distributed
 
 
 @dataclass(frozen=True)
@@ -98,10 +99,9 @@ def describe() -> str:
     return f"CPU, {count} thread{'s' * (count != 1)}"
 
 
-def use_all_cores() -> None:
-    """Undo the one thread that `accelerate launch` sets for a single process on a CPU (OMP_NUM_THREADS=1)."""
+def set_threads() -> None:
+    """Undo the one thread that launchers set for a process on a CPU (distributed.threads)."""
     import torch
 
-    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
-    if alone and not torch.cuda.is_available() and "ACCELERATE_MIXED_PRECISION" in os.environ:
-        torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    if not torch.cuda.is_available() and (count := distributed.threads()):
+        torch.set_num_threads(count)

@@ -6,7 +6,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from tunebook.common.errors import UserError, nearest
+from tunebook.common.data import hub
+from tunebook.common.errors import UserError, cannot_load, nearest
 from tunebook.common.models import loading
 from tunebook.common.tokens import templates, tokenization
 
@@ -167,6 +168,8 @@ def base_of(folder: str) -> str:
                     value = value[key]
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise UserError(f"{path} cannot be read: {error!r}") from None
+            if not isinstance(value, str | None):
+                raise UserError(f"{path}: {' '.join(keys)} is {value!r}, and no name of a model")
             return value or ""
     return ""
 
@@ -189,10 +192,12 @@ def load_adapter(model: Any, folder: str, trains: bool = False) -> Any:
 
     base = base_of(folder)
     wrong = f"--adapter {folder}{f', trained on {base},' if base else ''} cannot be put on this model"
-    rows = _rows(model, folder)
-    if rows not in (None, model.config.get_text_config().vocab_size):
-        model.resize_token_embeddings(rows, mean_resizing=False)  # the adapter has all of the rows
+    if not Path(folder).is_dir():
+        hub.require(folder, "--adapter", PEFT)
     try:
+        rows = _rows(model, folder)
+        if rows not in (None, model.config.get_text_config().vocab_size):
+            model.resize_token_embeddings(rows, mean_resizing=False)  # the adapter has all of the rows
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message=".*missing adapter keys")
             warnings.filterwarnings("ignore", message=".*from a non-meta parameter")  # a plan has no weights
@@ -202,8 +207,12 @@ def load_adapter(model: Any, folder: str, trains: bool = False) -> Any:
     except UserWarning as error:
         names = str(error).split("'")[1::2]
         raise UserError(f"{wrong}: it has nothing for {len(names)} weights, such as {names[0]}") from error
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        first, *more = [line.strip() for line in str(error).splitlines() if "size mismatch" in line] or [str(error)]
+    except UserError:
+        raise
+    except Exception as error:  # PEFT and safetensors raise many kinds for a file that is damaged
+        first, *more = [line.strip() for line in str(error).splitlines() if "size mismatch" in line] or [""]
+        if not first:
+            raise cannot_load(f"--adapter {folder}", error) from error
         raise UserError(f"{wrong}: {first}{f' and {len(more)} more' if more else ''}") from error
     over = [name for name in said.unexpected_keys if name != "prompt_embeddings"]  # those are set, not loaded
     if over:

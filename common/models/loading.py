@@ -6,8 +6,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tunebook.common import pocket
-from tunebook.common.errors import UserError
+from tunebook.common import local_models
+from tunebook.common.data import hub
+from tunebook.common.errors import UserError, cannot_load
 from tunebook.common.models import device, generation_config, module_kinds, moe, parameter_table
 from tunebook.common.tokens import tokenization
 
@@ -25,13 +26,17 @@ def resolve(name: str, max_length: int | None = None, weights: bool = True) -> s
         UserError: a local folder lacks config, weights or tokenizer; or the name is neither folder nor Hub name; or
             the model takes fewer tokens than max_length.
     """
-    if bundled := pocket.model(name):
-        _check_length(name, json.loads((bundled / "config.json").read_text(encoding="utf-8")), max_length)
-        return str(bundled)
+    if place := local_models.folder(name):
+        _check_length(name, json.loads((place / "config.json").read_text(encoding="utf-8")), max_length)
+        return str(place)
     path = Path(name)
     if not path.exists():
         if name.count("/") != 1 or name.startswith((".", "/", "~")):
-            raise UserError(f"--model {name}: no such folder; name a folder, a Hub model like org/name, or pocket")
+            raise UserError(
+                f"--model {name}: no such folder; name a folder, a Hub model like org/name, a .gguf file, smollm2 or "
+                "pocket"
+            )
+        hub.require(name, "--model")
         return name
     if not path.is_dir():
         raise UserError(f"--model {name} is a file; name the folder that holds config.json and the weights")
@@ -51,6 +56,8 @@ def resolve(name: str, max_length: int | None = None, weights: bool = True) -> s
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"--model {name}: config.json cannot be read: {error}") from error
+    if not isinstance(config, dict):
+        raise UserError(f"--model {name}: config.json holds no object; is it a model's?")
     _check_length(name, config, max_length)
     return str(path)
 
@@ -90,7 +97,7 @@ def load(name: str, max_length: int, four_bit: bool = False, full: bool = False,
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    device.use_all_cores()
+    device.set_threads()
     place = resolve(name)
     try:
         config = AutoConfig.from_pretrained(place, trust_remote_code=False)
@@ -99,8 +106,10 @@ def load(name: str, max_length: int, four_bit: bool = False, full: bool = False,
             model, tokenizer = _load_by_unsloth(place, limit or max_length, four_bit, full)
         else:
             model, tokenizer = load_plain(name, four_bit), AutoTokenizer.from_pretrained(place, trust_remote_code=False)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"--model {name} cannot be loaded: {error}") from error
+    except UserError:
+        raise
+    except Exception as error:  # of many kinds, for a file that is damaged
+        raise cannot_load(f"--model {name}", error) from error
     tokenization.check(tokenizer, f"--model {name}")
     for line in tokenization.problems(tokenizer, Path(place)):
         print(f"tokenizer of {name}: {line}")
@@ -128,6 +137,7 @@ def _load_by_unsloth(place: str, limit: int, four_bit: bool, full: bool) -> tupl
         load_in_4bit=four_bit,
         full_finetuning=full,
         use_gradient_checkpointing=False,
+        trust_remote_code=False,
         use_exact_model_name=True,  # else a 4-bit Hub name is one that Unsloth has quantized in another way
     )
 
@@ -174,7 +184,8 @@ def save(model: Any, tokenizer: Any, folder: str | Path) -> None:
         dtype, values = device.current().dtype, model.config.to_dict()
         values.pop("quantization_config")
         with torch.device("meta"):
-            plain = AutoModelForCausalLM.from_config(type(model.config).from_dict(values), dtype=dtype)
+            config = type(model.config).from_dict(values)
+            plain = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
         # The state holds each quantized weight with the parts of its quantization, which have longer names.
         weights = {name: value for name, value in model.state_dict().items() if ".weight." not in name}
         for name, weight in model.named_parameters():
@@ -241,13 +252,15 @@ def load_plain(name: str, four_bit: bool = False) -> Any:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
     )
-    kind, bits = "cuda" if torch.cuda.is_available() else "cpu", " in 4 bits" if four_bit else ""
+    kind, what = "cuda" if torch.cuda.is_available() else "cpu", f"--model {name}{' in 4 bits' * four_bit}"
     # bitsandbytes quantizes where it loads
     given = dict(quantization_config=quantization, device_map={"": kind}) if four_bit else {}
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(resolve(name), dtype=dtype, trust_remote_code=False, **given)
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
-        raise UserError(f"--model {name} cannot be loaded{bits}: {error}") from error
+    except UserError:
+        raise
+    except Exception as error:
+        raise cannot_load(what, error) from error
     generation_config.make_savable(model, name)
     moe.ask_for_router_logits(model, False)
     return (model if four_bit else model.to(kind)).eval()

@@ -9,6 +9,7 @@ from tunebook.common import files, provenance
 from tunebook.common.distributed import is_main_process
 from tunebook.common.errors import CheckFailed
 from tunebook.common.estimate import saved_files
+from tunebook.common.flags import redaction
 from tunebook.common.format import percent
 from tunebook.common.models import device, parameters
 from tunebook.common.report import plots
@@ -27,6 +28,7 @@ def write(
     metrics: TrainingMetrics,
     samples: list[dict],
     scores: dict[str, Any],
+    account: dict[str, Any],
 ) -> dict[str, Any]:
     """Write report.json, which is returned, and report.html into the run's folder; print where it is and what changed.
 
@@ -37,6 +39,7 @@ def write(
         scores: before, after and comparison ({task: {metric: {before, after, items}}}), by_skill (a table of `columns`
             and `rows`), forgetting (the verdict, empty where no general task was scored), command (the lm_eval
             command line that gives the scores after), and distillation (teacher_cache_writer.add_to_scores).
+        account: RunRecord.summary.
 
     Raises:
         CheckFailed: the saved weights are not the predicted ones; the report is written all the same.
@@ -53,7 +56,8 @@ def write(
         "commit": provenance.commit(),
         "data": {**stats.as_dict(), "padding_share": metrics.padding_share},
         "forecast": {name: value for name, value in forecast.items() if name not in ("parameters", "saved")},
-        "measured": metrics.measured(),
+        "run": account,
+        "measured": _measured(metrics, account),
         "train": {
             "steps": metrics.steps,
             "loss": metrics.loss,
@@ -65,11 +69,23 @@ def write(
         "eval": _eval(metrics),
         "scores": scores,
     } | ({"distillation": distillation} if distillation else {})
+    report |= _shareable({name: value for name, value in report.items() if name != "samples"}, folder)
     if is_main_process():
         files.write_json(folder / "report.json", report, allow_nan=False)
-        files.write_atomic(folder / "report.html", _page(report, preview, extra))
+        files.write_atomic(folder / "report.html", _page(report, preview, _shareable(extra, folder)))
     _print(folder, report, extra, metrics)
     return report
+
+
+def _shareable(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Without secrets, and with names in place of this machine's paths."""
+    return redaction.without_paths(redaction.without_secrets(values), folder)
+
+
+def _measured(metrics: TrainingMetrics, account: dict[str, Any]) -> dict[str, Any]:
+    """Of all parts of the run; the peak memory is the highest of them."""
+    measured = metrics.measured()
+    return measured | {"peak_bytes": max(measured["peak_bytes"], *(part["peak_bytes"] for part in account["parts"]))}
 
 
 def _eval(metrics: TrainingMetrics) -> dict[str, Any]:

@@ -122,14 +122,14 @@ def token_ids(tokenizer: Any, tokens: int, seed: int) -> Any:
     """At least `tokens` ids of documents, each closed by the end token: int64, one dimension."""
     import torch
 
-    parts, total, start = [], 0, time.time()
+    parts, total, start = [], 0, time.monotonic()
     while total < tokens:
         batch = list(documents(5000, seed * 1000 + len(parts) + 1))
         encoded = tokenizer.backend_tokenizer.encode_batch_fast(batch)
         ids = [token for encoding in encoded for token in [*encoding.ids, tokenizer.eos_token_id]]
         parts.append(torch.tensor(ids, dtype=torch.int32))
         total += len(ids)
-    print(f"{total} tokens of corpus written in {time.time() - start:.0f} s", flush=True)
+    print(f"{total} tokens of corpus written in {time.monotonic() - start:.0f} s", flush=True)
     return torch.cat(parts).long()
 
 

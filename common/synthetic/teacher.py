@@ -47,8 +47,9 @@ def main(args: Args) -> dict[str, Any]:
 
     place = str(FOLDER / "model")
     torch.manual_seed(args.seed)
-    tokenizer = AutoTokenizer.from_pretrained(place)
-    model = deepened(AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)).train()
+    tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+    base = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, trust_remote_code=False)
+    model = deepened(base).train()
     drawn = [*corpus.rows("train", args.rows_per_skill, args.seed), *more_rows(args.rows_per_skill, args.seed)]
     batches = answer_batches(drawn, tokenizer, args)
     told = corpus.token_ids(tokenizer, args.max_steps * args.corpus_tokens, args.seed)

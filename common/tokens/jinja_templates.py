@@ -6,6 +6,7 @@ from functools import lru_cache
 from typing import Any
 
 from tunebook.common.errors import UserError, nearest
+from tunebook.common.tokens import sandbox
 from tunebook.common.tokens.tokenization import bos_eos_ids
 
 _CALLS = (
@@ -45,7 +46,8 @@ JINJA = {
 _END_OF_TURN = {"chatml": "<|im_end|>", "llama3": "<|eot_id|>"}
 
 # What every template is given, and none reads from a user.
-GIVEN = {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "end_of_turn"}
+GIVEN = {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "end_of_turn",
+         "text_of_rendering"}  # fmt: skip
 
 
 class Unstable(ValueError):
@@ -86,14 +88,13 @@ class JinjaTemplate:
             Unstable: the template refuses it.
         """
         options = self.options if options is None else options
-        return self._render(turns, tools, add_generation_prompt=open_turn, **options)[0][0]
+        return self._render(turns, tools, add_generation_prompt=open_turn, **options)[0]
 
     def generated(self, turns: list[dict], tools: list | None, options: dict[str, Any]) -> Any:
         """The conversation as text, and the stretches that the template itself marks as the assistant's."""
         if "endgeneration" not in self.jinja_for(tools):
             return self.render(turns, tools, options=options), []
-        texts, marked = self._render(turns, tools, return_assistant_tokens_mask=True, **options)
-        return texts[0], [(start, end) for start, end in marked[0]]
+        return self._render(turns, tools, marked=True, **options)
 
     def probe(self, turn: dict) -> str:
         """A small conversation that ends with the turn, as the template writes it; "" where it takes none."""
@@ -104,14 +105,15 @@ class JinjaTemplate:
                 continue
         return ""
 
-    def _render(self, turns: list[dict], tools: list | None, **options: Any) -> Any:
-        import jinja2
-        from transformers.utils.chat_template_utils import render_jinja_template
-
-        jinja = self.jinja_for(tools)
+    def _render(self, turns: list[dict], tools: list | None, marked: bool = False, **options: Any) -> Any:
+        variables = {"add_generation_prompt": False, **self.tokens, **options, "tools": tools}
         try:
-            return render_jinja_template([turns], tools=tools, chat_template=jinja, **{**self.tokens, **options})
-        except (jinja2.TemplateError, TypeError, KeyError, ValueError, AttributeError, IndexError) as error:
+            return sandbox.render(self.jinja_for(tools), turns, variables, marked)
+        except sandbox.OutOfBounds as error:
+            if sandbox.size(turns) < sandbox.PART:  # it is the template, and no row could be rendered
+                raise UserError(f"the template {self.name} cannot be used: {error}; choose another") from None
+            raise Unstable(f"the template cannot write so long a conversation: {error}") from None
+        except Exception as error:  # whatever a template makes Jinja or Python raise
             developer = any(turn["role"] == "developer" for turn in turns)
             remedy = " (if it does not know the role developer, make it system)" if developer else ""
             raise Unstable(f"the template refuses this conversation: {error}{remedy}") from None
@@ -129,12 +131,9 @@ def tokens_of(tokenizer: Any, jinja: str, name: str) -> dict[str, str]:
     Raises:
         UserError: the template is not Jinja.
     """
-    import jinja2
-    from transformers.utils.chat_template_utils import _compile_jinja_template
-
     try:
-        _compile_jinja_template(jinja)
-    except jinja2.TemplateError as error:
+        sandbox.compiled(jinja)
+    except Exception as error:  # of Jinja's parser, or of Python where it is nested too deep
         raise UserError(f"--template {name} is not a Jinja template: {error}") from None
     given = tokenizer.special_tokens_map.items()
     tokens: dict[str, str] = {key: value for key, value in given if isinstance(value, str)}
@@ -172,9 +171,8 @@ def options_of(jinja: str, requested: Any, defaults: dict[str, Any]) -> dict[str
 def _variables(jinja: str) -> frozenset[str]:
     """Variables of a template besides the conversation, its tools and the tokenizer's tokens."""
     from jinja2 import meta, nodes
-    from transformers.utils.chat_template_utils import _compile_jinja_template
 
-    environment = _compile_jinja_template(jinja).environment
+    environment = sandbox.compiled(jinja).environment
     tree = environment.parse(jinja)
     named = meta.find_undeclared_variables(tree) - set(environment.globals)
     # What a template sets itself is its own, unless it asks first whether it was given.

@@ -1,5 +1,6 @@
 """Rows to ids and the spans that train, for text and chat templates."""
 
+import bisect
 import re
 from collections import Counter
 from typing import Any
@@ -116,7 +117,7 @@ class ChatRenderer:
                 plain.append((place, text, spans, weights, end))
         encodings = self.encoder.control([text for _, text, *_ in plain])
         for (place, _, spans, weights, end), encoding in zip(plain, encodings, strict=True):
-            spans = [_tokens_in(encoding.offsets, *span) for span in spans]
+            spans = _tokens_in(encoding.offsets, spans)
             results[place] = self._closed(encoding.ids, spans, weights, end)
         return results, bad, special
 
@@ -235,16 +236,19 @@ class ChatRenderer:
             at = end
             while name in self.encoder.strips and at < len(text) and text[at].isspace():
                 at += 1
-        return ids, [_tokens_in(places, *span) for span in spans]
+        return ids, _tokens_in(places, spans)
 
 
-def _tokens_in(offsets: list[tuple[int, int]], start: int, end: int) -> tuple[int, int]:
-    """The tokens that hold a character of text[start:end]. Offsets of white space alone may be empty: (n, n)."""
-    first = next((place for place, (_, stop) in enumerate(offsets) if stop > start), len(offsets))
-    after = first
-    while after < len(offsets) and (offsets[after][0] < end or offsets[after][1] <= end):
-        after += 1
-    return first, after
+def _tokens_in(offsets: list[tuple[int, int]], spans: list[Span]) -> list[tuple[int, int]]:
+    """For each span the tokens that hold a character of it. Offsets of white space alone may be empty: (n, n)."""
+    stops = [stop for _, stop in offsets]
+    found = []
+    for start, end in spans:
+        first = after = bisect.bisect_right(stops, start)
+        while after < len(offsets) and (offsets[after][0] < end or offsets[after][1] <= end):
+            after += 1
+        found.append((first, after))
+    return found
 
 
 def _untagged(turn: dict) -> dict:

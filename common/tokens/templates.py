@@ -178,6 +178,8 @@ def load(folder: str | Path) -> AnyTemplate:
     path = Path(folder) / FILE
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
+        if not all(isinstance(values.get(name, ""), str) for name in ("name", "jinja", "tool_use", "with_input")):
+            raise TypeError("a template is no text")
         return {"text": Template, "chat": ChatTemplate}[values.pop("kind", "text")](**values)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path}: no template can be read here ({error})") from None

@@ -6,8 +6,9 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from tunebook.common import pocket
-from tunebook.common.errors import UserError
+from tunebook.common import local_models
+from tunebook.common.data import hub
+from tunebook.common.errors import UserError, cannot_load
 from tunebook.common.tokens import word_cache
 from tunebook.common.tokens.boundaries import state
 
@@ -26,13 +27,18 @@ def load(name: str) -> tuple[Any, list[str]]:
     """
     from transformers import AutoTokenizer
 
-    place = str(pocket.model(name) or name)
+    place = str(local_models.folder(name) or name)
     if not Path(place).is_dir() and (place.count("/") != 1 or place.startswith((".", "/", "~"))):
-        raise UserError(f"--tokenizer {name}: no such folder; name a folder, a Hub model like org/name, or pocket")
+        raise UserError(
+            f"--tokenizer {name}: no such folder; name a folder, a Hub model like org/name, a .gguf file, smollm2 or "
+            "pocket"
+        )
+    if not Path(place).is_dir():
+        hub.require(place, "--tokenizer", "tokenizer_config.json")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place)
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
     except Exception as error:  # broken files raise many kinds; the name and the reason are what helps
-        raise UserError(f"--tokenizer {name} cannot be loaded: {type(error).__name__}: {error}") from error
+        raise cannot_load(f"--tokenizer {name}", error) from error
     check(tokenizer, f"--tokenizer {name}")
     return tokenizer, problems(tokenizer, Path(place))
 

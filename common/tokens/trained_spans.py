@@ -18,6 +18,7 @@ from tunebook.common.tokens.turn_edges import Rendered, Renderings, forget, key_
 
 PARAMETERS = {"type": "object", "properties": {"a": {"type": "string", "description": "a"}}, "required": ["a"]}
 SOME = [{"type": "function", "function": {"name": "f", "description": "does", "parameters": PARAMETERS}}]
+MOST_TURNS = 2000
 Place = tuple[int, int]  # a literal of a skeleton, and an offset in it
 
 
@@ -62,6 +63,7 @@ class Prover(Renderings):
         Raises:
             Unstable: the template refuses it, leaves out something that it holds, or gives no proof.
         """
+        _refuse_endless(turns)
         text = self.template.render(turns, tools, options=options)
         reached = 0
         for roles in ((), ("assistant",)):  # a template may look into what a user says (Qwen3 looks for tool answers)
@@ -100,6 +102,7 @@ class Prover(Renderings):
 
         That is one, unless some turns are written in another way once the conversation goes on.
         """
+        _refuse_endless(turns)
         shape = (*map(_shape, turns), bool(tools), str(options))
         if shape not in self._apart:
             forget(self._apart)
@@ -218,6 +221,12 @@ class Prover(Renderings):
         start = after.starts[-2] if len(after.starts) > 1 else 0
         length = self._next_role(after, start + len(tail)) if after.literals[-2:][0].startswith(tail) else 0
         return after.text[start + len(tail) :][:length]
+
+
+def _refuse_endless(turns: list[dict]) -> None:
+    """Each turn is rendered as the last one: a chat of twice the turns takes four times as long, and 40,000 an hour."""
+    if len(turns) > MOST_TURNS:
+        raise Unstable(f"it has {len(turns):,} turns, and the most is {MOST_TURNS:,}; cut it into several rows")
 
 
 def _explain(proof: Proof, rendered: Rendered, leaves: list[Leaf]) -> None:

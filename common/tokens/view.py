@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from tunebook.common.process import terminal
 from tunebook.common.tokens.lengths import IGNORE_INDEX
 
 
@@ -25,12 +26,11 @@ def label_preview(example: dict, tokenizer: Any) -> list[tuple[str, bool]]:
 
 def print_preview(preview: list[list]) -> None:
     """Print [[text, trains], ...] with what trains in brackets and green."""
-    from rich.console import Console
     from rich.text import Text
 
-    console, line = Console(highlight=False, soft_wrap=True), Text()
+    line = Text()
     for text, trains in preview:
         text = text.replace("\n", "\u23ce" if trains else "\u23ce\n")
         # Brackets as well as color, so that the marks survive a log file.
         line.append(f"[{text}]" if trains else text, style="bold green" if trains else "dim")
-    console.print(line)
+    terminal.printer().print(line)

@@ -1,6 +1,5 @@
-"""Callbacks: metrics, token-weighted evaluation, samples, and a stop at losses that are NaN."""
+"""Callbacks: metrics, token-weighted evaluation, samples, and a stop at signals."""
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,14 +11,14 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer_pt_utils import LabelSmoother
 
 from tunebook.common import models
-from tunebook.common.errors import CheckFailed, UserError
+from tunebook.common.errors import UserError
 from tunebook.common.generation import Samples
 from tunebook.common.models import moe
+from tunebook.common.process import stopping
 from tunebook.common.tokens.lengths import IGNORE_INDEX
 from tunebook.common.training.metrics import HELD_OUT, TrainingMetrics
 
 STATE_KEY = "tunebook.meter"  # of the metrics in a checkpoint's trainer_state.json
-HALVINGS = 16  # of a float16 run's loss scale of 65,536, after which it is 1
 
 
 def tokens_of(inputs: dict[str, Any]) -> torch.Tensor:
@@ -42,8 +41,22 @@ def track_metrics(
         trainer.label_smoother = Smoother(trainer.label_smoother.epsilon)
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
+    without_wall_clock(trainer)
     trainer.add_callback(Measure(trainer, metrics))
     return metrics
+
+
+def without_wall_clock(trainer: Any) -> None:
+    """Leave out of what the trainer logs what it has timed: by a clock that may be set, and for this part of a run
+    alone. TrainingMetrics has the times of the run."""
+    own = trainer.log
+
+    def log(logs: dict[str, Any], start_time: float | None = None) -> None:
+        for name in [name for name in logs if name.endswith(("_runtime", "_per_second"))]:
+            del logs[name]
+        own(logs)  # which times nothing without start_time
+
+    trainer.log = log
 
 
 def names(trainer: Any) -> tuple[str, str]:
@@ -174,13 +187,8 @@ class Measure(TrainerCallback):
         moe.ask_for_router_logits(model, False)  # a saved config that asks for them cannot answer
 
 
-class StopOnNaN(TrainerCallback):
-    """Stops at a loss or gradient norm that is not finite; checkpoints already written are kept.
-
-    Before training, options are refused that do not work with virtual tokens (prompt and prefix tuning).
-    """
-
-    overflows = 0  # consecutive logs with a gradient norm that is not finite
+class RefuseForPrompts(TrainerCallback):
+    """Refuses options that do not work with virtual tokens (prompt and prefix tuning) before anything trains."""
 
     def on_init_end(self, args, state, control, model: Any = None, **kwargs):
         methods = getattr(model, "peft_config", {}).values()
@@ -209,18 +217,34 @@ class StopOnNaN(TrainerCallback):
                 f"{limit} learnt positions leave {limit - virtual} for it; --max_length {limit - virtual}"
             )
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        logs = logs or {}
-        if "grad_norm" in logs:  # an evaluation has none
-            self.overflows = 0 if math.isfinite(float(logs["grad_norm"])) else self.overflows + 1
-        # float16 scales its loss and leaves a step out where a gradient overflows, with half the scale after it.
-        names = ("loss",) if args.fp16 and self.overflows <= HALVINGS else ("loss", "grad_norm")
-        for name in names:
-            if not math.isfinite(float(logs.get(name, 0.0))):
-                raise CheckFailed(
-                    f"{name} is {logs[name]} at step {state.global_step}: training has diverged. Lower --learning_rate "
-                    f"(now {args.learning_rate:g}), or lengthen the warm-up; checkpoints in {args.output_dir} are kept"
-                )
+
+class StopOnSignal(TrainerCallback):
+    """At a signal the step ends, a checkpoint of it is written, and the run ends.
+
+    The checkpoint does not hold that training is to stop: it would say so to the run that goes on from it.
+    """
+
+    saved = False
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        stopping.wait()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if control.should_save and not control.should_evaluate:
+            control.should_log = True  # a loss that is no number ends the run before it is saved
+        if stopping.asked(args.world_size, args.device):
+            control.should_save = True
+
+    def on_save(self, args, state, control, **kwargs):
+        if stopping.Waiting.asked:
+            self.saved = control.should_training_stop = True
+
+    def on_epoch_end(self, args, state, control, **kwargs):  # the next event, before the best weights are loaded
+        if self.saved:
+            stopping.end(args.world_size)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        stopping.end(args.world_size)
 
 
 def learned_positions(model: Any) -> int | None:

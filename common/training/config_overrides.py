@@ -1,6 +1,7 @@
 """Fields of a trainer's config that `--set` may give: those that would do nothing are refused, and so is what TRL or
 transformers would refuse after the model is loaded."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -57,6 +58,8 @@ UNUSED_FIELDS = {
     "do_predict": "a recipe trains and evaluates: tunebook eval scores a test set",
     "save_only_model": "a run could not go on: a checkpoint needs its optimizer and schedule",
     "resume_from_checkpoint": "--resume goes on with the run of output_dir",
+    "parallelism_config": "every process has the whole model",
+    "enable_jit_checkpoint": "a signal ends the step and saves it, whatever it says",
     "local_rank": "torchrun and accelerate launch set it",
 }
 UNEVALUATED = "no held-out rows are looked at while it trains"
@@ -118,6 +121,23 @@ LOSSES = {  # of TRL's trainers
         "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
         "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm"),
 }  # fmt: skip
+MOST = 1e9
+# The numbers that a field takes, both ends among them. Transformers takes others, and fails or does nothing later.
+RANGES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("save_steps", "eval_steps", "logging_steps"), (1e-9, MOST)),
+    **dict.fromkeys(("save_total_limit", "per_device_eval_batch_size", "dataloader_prefetch_factor", "ddp_timeout",
+                     "pad_to_multiple_of", "torch_empty_cache_steps"), (1, MOST)),
+    **dict.fromkeys(("warmup_steps", "weight_decay", "adam_epsilon", "max_grad_norm", "neftune_noise_alpha",
+                     "eval_delay"), (0, MOST)),
+    **dict.fromkeys(("adam_beta1", "adam_beta2", "label_smoothing_factor"), (0, 0.999999999)),
+    "dataloader_num_workers": (0, 256),
+    "data_seed": (0, 2**32 - 1),
+}  # fmt: skip
+WORDS = {
+    "include_num_input_tokens_seen": ("all", "non_padding", "no", True, False),
+    "log_level": ("detail", "debug", "info", "warning", "error", "critical", "passive"),
+}
+RECOMPUTING = ("use_reentrant", "preserve_rng_state", "determinism_check", "debug", "early_stop")
 # What evaluations tell beside the loss, by the config's name (training/callbacks.py makes them means over tokens).
 METRICS = {"SFTConfig": ("mean_token_accuracy", "entropy"), "DPOConfig": ("rewards/accuracies", "rewards/margins")}
 
@@ -139,6 +159,8 @@ def overrides(
     refused = [f"{name}: {why}" for name, why in unused.items() if why and name in values]
     if refused:
         raise UserError("--set, what this recipe does not take:\n  " + "\n  ".join(refused))
+    if outside := list(filter(None, (_outside(name, value) for name, value in values.items()))):
+        raise UserError("\n  ".join(outside))
     if not values:
         return values
     config, problem = _make(values, config_class)
@@ -153,6 +175,21 @@ def overrides(
         if tested and (problem := _problem(test, config, config_class)):
             raise UserError(f"--set {_named(tested)}: {problem}")
     return values
+
+
+def _outside(name: str, value: Any) -> str:
+    """Why a value is none that its field takes, where that is known."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"--set {name}={value}: it is not a number to train with"
+    low, high = RANGES.get(name, (0, 0))
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if number and name in RANGES and not low <= value <= high:
+        return f"--set {name}={value:g}: it is from {low:g} to {high:g}"
+    if name in WORDS and value not in WORDS[name]:
+        return f"--set {name}={value}: it is one of {', '.join(map(str, WORDS[name]))}"
+    if name == "gradient_checkpointing_kwargs" and isinstance(value, dict) and (over := set(value) - {*RECOMPUTING}):
+        return f"--set {name}: there is no {min(map(str, over))}, but {', '.join(RECOMPUTING)}"
+    return ""
 
 
 def kind(config_class: type) -> str:

@@ -8,6 +8,8 @@ from typing import Any
 
 from tunebook.common.batching import weight_collator
 from tunebook.common.batching.weight_collator import total_weight
+from tunebook.common.process import stopping
+from tunebook.common.training.checkpoints import STATE, Checkpoints
 from tunebook.common.training.metrics import TrainingMetrics
 
 
@@ -31,6 +33,7 @@ def batches(
         order: its sampler (samplers.LengthGroupedSampler).
         accumulation: batches per step; the last step of an epoch may have fewer.
     """
+    stopping.wait()
     per_epoch = math.ceil(len(loader) / accumulation)
     while done < last:
         epoch, inside = divmod(done, per_epoch)
@@ -44,6 +47,16 @@ def batches(
             metrics.batches(parts, time.monotonic() - start, accelerator)
             yield step, parts, accelerator.reduce(sum(map(total_weight, parts)), "sum")
             done = step
+    stopping.end(accelerator.num_processes)
+
+
+def stop_if_asked(saved: Checkpoints, model: Any, step: int) -> None:
+    """Where a signal has come, the step is saved, unless it is already, and the run ends."""
+    accelerator = saved.accelerator
+    if stopping.asked(accelerator.num_processes, accelerator.device):
+        if not (saved.folder / f"checkpoint-{step}" / STATE).exists():
+            saved.save(model, step)
+        stopping.end(accelerator.num_processes)
 
 
 def mean_loss(accelerator: Any, model: Any, loader: Any, loss_of: Callable[[Any, dict[str, Any]], Any]) -> float:

@@ -3,20 +3,24 @@
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
-
+from tunebook.common import files
 from tunebook.common.batching.collator import without_padding
 from tunebook.common.distributed import is_main_process
-from tunebook.common.resources import Peak
+from tunebook.common.resources import Peak, age
+from tunebook.common.run_folder import output_dir, run_record
 from tunebook.common.tokens.lengths import IGNORE_INDEX
+from tunebook.common.training.watch import TrainingWatch
 
 WAITING = 0.1  # share of the time spent waiting for batches that is worth a warning
 HELD_OUT = "held-out loss"  # cross-entropy in nats per token
 PARTS = {"divergence", "cross_entropy"}  # of a training loss, as distillation/student.py logs them
-SUMS = ("seconds", "waited", "positions", "tokens", "trained", "skipped", "_steps_here")  # over a run's sessions
+# Of a run's parts together, each step once.
+SUMS = ("seconds", "waited", "positions", "tokens", "trained", "skipped", "_steps_here", "seconds_to_first_step")
+SHARE = 0.02  # of the time, that keeping the progress may take
 WARM = 20  # steps after which that share means something
 
 
@@ -40,25 +44,35 @@ class TrainingMetrics:
         self.steps = self.max_steps = self.skipped = self._steps_here = 0
         self._next_line, self._warned, self._ended, self._before = 0.0, False, False, 0.0
         self._bar: Any = None
+        self.on_begin: Callable[[], None] = lambda: None  # called when the steps begin
+        self.watch, self._left_out = TrainingWatch(), False
+        self._lines: int | None = 0  # of log_file; None: not known
+        self._part = (0.0, 0)  # seconds and trained tokens before this part
+        self._over: Any = None  # the accelerator of several processes
+        self.peaks: list[int] = []  # bytes, of each process, at the end
+        self._kept, self._keeping = 0.0, 0.0  # when the progress was written last, and how long that took
 
     def state(self) -> dict[str, Any]:
         """The metrics so far, for a checkpoint's JSON. Its lists grow with the run."""
-        return {name: getattr(self, name) for name in ("loss", "evaluations", "parts", *SUMS)}
+        return {name: getattr(self, name) for name in ("loss", "evaluations", "parts", "_lines", *SUMS)}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Resume from the state of a checkpoint. The base was evaluated again, with another loss where prefixes or
-        prompts begin at random."""
+        """Resume from the state of a checkpoint. What was logged after it is logged again, and leaves log_file."""
         self.loss, self.parts = state["loss"], state["parts"]
         self.evaluations = state["evaluations"] or self.evaluations
         for name in SUMS:
-            setattr(self, name, state[name])
-        self._before = self.seconds
+            setattr(self, name, state.get(name, 0))
+        self._before, self._part = self.seconds, (self.seconds, self.trained)
+        self._lines = state.get("_lines")  # an earlier version did not count them
 
     def begin(self, step: int, max_steps: int) -> None:
         """Training starts or resumes after `step` steps."""
         from tqdm.auto import tqdm
 
+        self.on_begin()
         self.steps, self.max_steps, self._begun = step, max_steps, time.monotonic()
+        if step and is_main_process():
+            self._lines = _cut(self.log_file, self._lines, step)
         self._bar = tqdm(total=max_steps, initial=step, unit="step", disable=not sys.stderr.isatty())
 
     def batches(self, batches: list[dict[str, Any]], waited: float, over: Any = None) -> None:
@@ -72,6 +86,8 @@ class TrainingMetrics:
         if over is not None and over.num_processes > 1:
             import torch
 
+            self._over = over
+
             counts = over.reduce(torch.tensor(counts, device=over.device), "sum").tolist()
         self.positions, self.tokens, self.trained = (
             sum(pair) for pair in zip((self.positions, self.tokens, self.trained), counts, strict=True)
@@ -81,9 +97,10 @@ class TrainingMetrics:
         """The optimizer has made a step, or skipped it for a gradient that float16 could not hold."""
         self.steps, self._steps_here = step, self._steps_here + 1
         self.skipped += skipped
+        self._left_out = skipped
         self.seconds = self._before + time.monotonic() - self._begun
         if not self.seconds_to_first_step:
-            self.seconds_to_first_step = time.time() - psutil.Process().create_time()
+            self.seconds_to_first_step = age()
         share = self.waited / max(self.seconds, 1e-9)
         if self._steps_here == WARM and share > WAITING and not self._warned:
             self._warned = True
@@ -92,17 +109,41 @@ class TrainingMetrics:
                 "more loader processes may help: --set dataloader_num_workers=4"
             )
         self._bar.update()
+        if time.monotonic() - self._kept > self._keeping / SHARE:
+            self._keep_progress()
+
+    def _keep_progress(self) -> None:
+        """Write how far this part has come, for the account of a run whose process ends without a word."""
+        if not is_main_process():
+            return
+        start = time.monotonic()
+        seconds, trained = self._part
+        progress = {
+            "ended": run_record.now(),
+            "to_step": self.steps,
+            "seconds": self.seconds - seconds,
+            "trained_tokens": self.trained - trained,
+            "peak_bytes": max([self.peak.bytes, *self.peaks]),
+        }
+        files.write_json(self.log_file.with_name(output_dir.PROGRESS), progress)
+        self._kept = time.monotonic()
+        self._keeping = self._kept - start
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Keep a line of values; show `loss` and `learning_rate` where they are among them."""
         if is_main_process():
             with self.log_file.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, **values}) + "\n")
+        if self._lines is not None:
+            self._lines += 1
         for name in PARTS & values.keys():
             self.parts.setdefault(name, []).append([step, values[name]])
+        for warning in self.watch.look(step, values, self._left_out, self.max_steps):
+            self._say(warning)
         if "loss" not in values:
             return
         self.loss.append([step, values["loss"]])
+        self._keep_progress()
         seconds = max(self.seconds, 1e-9)
         rate, speed, wait = values.get("learning_rate", 0.0), self.trained / seconds, 100 * self.waited / seconds
         if self._bar is not None and not self._bar.disable:
@@ -117,13 +158,20 @@ class TrainingMetrics:
 
     def evaluated(self, step: int, loss: float) -> None:
         """The held-out loss was taken."""
+        if step and not self._ended:
+            list(self.watch.look(step, {"eval_loss": loss}))  # before it is saved
         self.evaluations.append([step, loss])
         place = "after training" if self._ended else f"step {step}/{self.max_steps}" if step else "before training"
         self._say(f"{place}  {self.held_out} {loss:.4f}")
 
     def end(self) -> None:
-        self.peak.stop()
+        self.peaks = [self.peak.stop()]
+        if self._over is not None:
+            import torch
+
+            self.peaks = self._over.gather(torch.tensor(self.peaks, device=self._over.device)).tolist()
         self._bar.close()
+        self._keep_progress()
         if self.skipped:
             self._say(f"{self.skipped} of {self._steps_here} steps changed no weight: a gradient overflowed float16")
         self._ended = True
@@ -139,11 +187,13 @@ class TrainingMetrics:
         return before, self.evaluations[-1][1] if self._ended and self.evaluations else None
 
     def measured(self) -> dict[str, Any]:
-        """The `measured` fields of report.json. All but peak memory and the time to the first step include the run's
-        sessions before an interruption. The seconds include evaluations."""
+        """The `measured` fields of report.json: of all parts of a run that was interrupted, each step counted once, but
+        for the peak memory, which is that of this part. Tokens are those of all processes, the memory that of the one
+        that takes most. The seconds include evaluations."""
         seconds = max(self.seconds, 1e-9)
         return {
-            "peak_bytes": self.peak.bytes,
+            "peak_bytes": max([self.peak.bytes, *self.peaks]),
+            "peak_bytes_of_all_processes": sum(self.peaks) or self.peak.bytes,
             "seconds": self.seconds,
             "tokens_per_second": self.tokens / seconds,
             "trained_tokens_per_second": self.trained / seconds,
@@ -157,3 +207,21 @@ class TrainingMetrics:
             self._bar.write(text)
         else:
             print(text, flush=True)
+
+
+def _cut(log_file: Path, lines: int | None, step: int) -> int:
+    """Keep the first `lines` of a log; where that is not known, those up to `step`. Returns how many there are."""
+    try:
+        found = log_file.read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return 0
+    kept = [line for line in found if _step(line) <= step] if lines is None else found[:lines]
+    files.write_atomic(log_file, "".join(f"{line}\n" for line in kept))
+    return len(kept)
+
+
+def _step(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return float("inf")  # cut off when the process was killed

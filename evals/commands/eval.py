@@ -22,7 +22,7 @@ from typing import Any
 
 from tunebook.common import files
 from tunebook.common.errors import UserError
-from tunebook.common.output_dir import prepare
+from tunebook.common.run_folder.output_dir import prepare
 from tunebook.evals.harness import suites
 from tunebook.evals.stats import scales
 
@@ -134,7 +134,7 @@ def show(report: dict[str, Any], plan: Any, folder: Path) -> None:
     """The scores as a table, what was cut, and the command."""
     from rich.table import Table
 
-    from tunebook.common.commands.console import printer
+    from tunebook.common.process.terminal import printer
 
     in_groups = plan.benchmarks.in_groups() if report["groups"] else set()
     table = Table("task", "items", "metric", "score", "±", "scale")

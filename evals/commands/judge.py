@@ -20,6 +20,7 @@ import tyro
 
 from tunebook.common.errors import CheckFailed, UserError
 from tunebook.common.files import write_atomic, write_json
+from tunebook.common.flags import redaction
 
 FILE = "judge.json"
 SAME = ("sides", "prompts", "judge", "judge_name")  # arguments that make a report another report
@@ -74,8 +75,9 @@ def main(args: Args) -> dict[str, Any]:
         if cache.corrupt_lines:
             notes.append(f"{cache.corrupt_lines} lines of {cache.path} cannot be read and are asked again")
         judgments = judge.collect(pairs, judge_model, cache)
-    report = {"asked": {name: getattr(args, name) for name in SAME}, "notes": notes}
+    report = {"asked": _asked(args), "notes": notes}
     report |= judge.report(pairs, judgments, judge_model, base, tuned)
+    report["judge"] = redaction.without_secrets(report["judge"])
     write(folder, report)
     if not report["total"]["judged"]:
         why = report["stopped"] or "; ".join([*report["unparsed"]][:3])
@@ -121,7 +123,7 @@ def write(folder: Path, report: dict[str, Any]) -> None:
 
 def _folder(args: Args) -> Path:
     """The output folder; one with the report of another comparison is refused."""
-    from tunebook.common.output_dir import prepare
+    from tunebook.common.run_folder.output_dir import prepare
 
     folder = prepare(args.output_dir, True, FILE)
     if (folder / FILE).exists() and not args.overwrite:
@@ -129,12 +131,16 @@ def _folder(args: Args) -> Path:
             before = json.loads((folder / FILE).read_text(encoding="utf-8"))["asked"]
         except (OSError, ValueError, KeyError, TypeError):
             before = None
-        if before != {name: getattr(args, name) for name in SAME}:
+        if before != _asked(args):
             raise UserError(
                 f"--output_dir {folder} holds the report of another comparison ({FILE}); choose another folder or add "
                 "--overwrite (verdicts are kept either way)"
             )
     return folder
+
+
+def _asked(args: Args) -> dict[str, Any]:
+    return redaction.without_secrets({name: getattr(args, name) for name in SAME})
 
 
 def _judge(args: Args, budget: Any) -> Any:

@@ -36,7 +36,7 @@ def main(args: Args) -> None:
     inputs.writable({"--markdown": args.markdown}, args.folders)
     from rich.table import Table
 
-    from tunebook.common.commands.console import printer
+    from tunebook.common.process.terminal import printer
     from tunebook.evals import safety
     from tunebook.evals.compare import logs
 

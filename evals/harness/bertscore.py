@@ -8,7 +8,7 @@ with `idf=False`, and comparable for one encoder and layer.
 from functools import cache
 from typing import Any
 
-from tunebook.common.errors import UserError
+from tunebook.common.errors import UserError, cannot_load
 
 
 class BertScore:
@@ -27,10 +27,10 @@ class BertScore:
         from transformers import AutoModel, AutoTokenizer
 
         try:
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-            model = AutoModel.from_pretrained(folder, dtype=torch.float32)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise UserError(f"--bert_model {folder} cannot be loaded: {error}") from error
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            model = AutoModel.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
+        except Exception as error:
+            raise cannot_load(f"--bert_model {folder}", error) from error
         layers = model.config.num_hidden_layers
         if not 0 <= layer <= layers:
             raise UserError(f"--bert_layer {layer}: {folder} has {layers} layers")

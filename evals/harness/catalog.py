@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from tunebook.common.data import hub
 from tunebook.common.errors import UserError, first_names, nearest
@@ -76,6 +77,7 @@ class Benchmarks:
         why = "" if online else "the Hub cannot be reached from here (--benchmark_dir names a folder): "
         # lm-eval loads «org/name» from that folder of the working directory, where there is one.
         with (
+            no_local_metrics(),
             contextlib.chdir(folder or "."),
             _datasets_cache(self.cache),
             contextlib.nullcontext() if online else hub.offline(),
@@ -102,6 +104,19 @@ class Benchmarks:
         stamps = [f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]
         key = hashlib.sha256("\n".join(stamps).encode()).hexdigest()[:16]
         return str(Path(config.HF_DATASETS_CACHE) / f"tunebook-{key}")
+
+
+@contextlib.contextmanager
+def no_local_metrics() -> Iterator[None]:
+    """Inside, a metric that a task names is not loaded from the working directory, where the `evaluate` library would
+    run NAME/NAME.py before it looks elsewhere: that folder may be one of data."""
+    from evaluate.loading import LocalEvaluationModuleFactory
+
+    def get_module(self: Any) -> Any:
+        raise UserError(f"{Path(self.path).resolve()} is code under the name of a metric, and is not run; remove it")
+
+    with patch.object(LocalEvaluationModuleFactory, "get_module", get_module):
+        yield
 
 
 @contextlib.contextmanager

@@ -1,6 +1,5 @@
 """An evaluation before any score is taken: its tasks with their data, its model, and all that is wrong with them."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +44,6 @@ class Plan:
             self.names, chat = ["heldout"], False
         else:
             self.names, chat = suites.tasks_of(args.suite, args.tasks, args.chat_template)
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise UserError("tunebook eval runs as one process; start it without torchrun or accelerate launch")
         if args.base and not args.adapter:
             raise UserError("--base scores the base of --adapter, asked as the adapter is; name the adapter")
         self.model = ScoredModel(args.model, args.adapter, args.four_bit, args.base)

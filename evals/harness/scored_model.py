@@ -47,7 +47,7 @@ class ScoredModel:
         if self.adapter and runs.of(self.adapter):
             from transformers import AutoConfig
 
-            quantized = hasattr(AutoConfig.from_pretrained(self.base), "quantization_config")
+            quantized = hasattr(AutoConfig.from_pretrained(self.base, trust_remote_code=False), "quantization_config")
             self.notes += filter(None, [runs.precision(self.adapter, four_bit or quantized)])
 
     def positions(self) -> int:
@@ -55,7 +55,7 @@ class ScoredModel:
         from lm_eval.models.utils import resolve_max_length
         from transformers import AutoConfig
 
-        return resolve_max_length(AutoConfig.from_pretrained(self.base), self.tokenizer)
+        return resolve_max_length(AutoConfig.from_pretrained(self.base, trust_remote_code=False), self.tokenizer)
 
     def load(self, save_to: str = "") -> Any:
         """The model with its adapter, ready to score.
@@ -132,7 +132,7 @@ def peft_tokenizer(model: Any, tokenizer: Any, folder: Path) -> tuple[str, str]:
 
     path = (folder / "tokenizer").resolve()
     tokenizer.save_pretrained(path)
-    padded = AutoTokenizer.from_pretrained(path)
+    padded = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     padded.add_tokens([f"<|beyond_{number}|>" for number in range(width, rows)], special_tokens=True)
     if len(padded) != rows:
         return "", f"lm-eval alone would take the model's {rows} embeddings for the tokenizer's {width} tokens"

@@ -16,7 +16,7 @@ from typing import Any
 from tunebook.common import generation, models
 from tunebook.common.distributed import is_main_process
 from tunebook.evals.compare import logs
-from tunebook.evals.harness.catalog import TASKS
+from tunebook.evals.harness.catalog import TASKS, no_local_metrics
 from tunebook.evals.harness.lm import in_memory
 from tunebook.evals.harness.scored_model import model_args, peft_tokenizer
 
@@ -135,7 +135,7 @@ def score(
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     _compile_prompts_once()
     tracker = EvaluationTracker(output_path=str(folder))
-    with models.preserve_modes(model), _environment_once():
+    with models.preserve_modes(model), _environment_once(), no_local_metrics():
         memory = in_memory(models.unwrap(model), tokenizer, settings.batch_size, settings.bare, prefix)
         results: Any = simple_evaluate(
             model=memory,

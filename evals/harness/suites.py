@@ -42,6 +42,11 @@ SUITES = {
         ("safety",),
         "refusals and over-refusals, stereotypes, pronouns; tunebook safety shows them beside quality",
     ),
+    "general": Suite(
+        ("general_knowledge",),
+        "questions of our own about what most people know: what tuning a real model has cost, in a minute",
+        bundled=True,
+    ),
     "pocket": Suite(POCKET, "the bundled data: instructions, world knowledge, text", bundled=True),
     "pocket_pairs": Suite(POCKET, "the same, after preference training", bundled=True),
     "pocket_chat": Suite(("pocket_chat", *POCKET[2:]), "the bundled data: second turns of conversations", bundled=True),

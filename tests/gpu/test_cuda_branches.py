@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-from paths import ROOT
+from paths import ROOT, WHOLE
 
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.py") if path.stem != "pretrain_pocket")
 SHAPES = ("llama", "qwen3", "mistral")
@@ -31,7 +31,7 @@ HALF = (
 )  # a CPU is slow at float16
 ONE_EACH = [(recipe, SHAPES[n % 3], DTYPES[recipe in HALF]) for n, recipe in enumerate(RECIPES)]
 RESUMED = ("lora_alpaca", "packed_alpaca", "loop_alpaca", "prefix_alpaca")  # the ways a checkpoint is written
-CASES = ALL if os.environ.get("CUDA_BRANCHES") == "all" else ONE_EACH
+CASES = ALL if WHOLE or os.environ.get("CUDA_BRANCHES") == "all" else ONE_EACH
 
 pytestmark = [
     pytest.mark.cuda_branches,

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from paths import DATA, TOKENIZERS, needs_data
+from paths import DATA, TOKENIZERS, WHOLE, needs_data
 
 pytestmark = [
     pytest.mark.xdist_group("unsloth"),  # imported in this process: in one is enough
@@ -11,7 +11,7 @@ pytestmark = [
     pytest.mark.recipe,
     needs_data,
 ]
-ROWS = 1500
+ROWS = 1500 if WHOLE else 400
 
 
 @pytest.mark.parametrize(

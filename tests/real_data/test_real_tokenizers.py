@@ -7,7 +7,7 @@ import unicodedata
 
 import pytest
 import real
-from paths import DATA, TOKENIZERS, needs_data
+from paths import DATA, TOKENIZERS, WHOLE, needs_data
 
 from tunebook.common.errors import UserError
 from tunebook.common.tokens import encoding, rendering, templates, tokenization
@@ -19,7 +19,8 @@ pytestmark = [
     needs_data,
 ]
 LOADING = ["deepseek", "gpt-neox-20b", "gpt2", "llama2", "llama3", "mistral-v3", "phi-3-mini", "qwen2.5", "qwen3"]
-ROWS = 3000
+ROWS = 3000 if WHOLE else 500
+PART = 1 if WHOLE else 6  # of chats, each sixth
 ROLES = {"human": "user", "gpt": "assistant", "function_call": "assistant", "observation": "tool"}
 PIECES = ["the", " cat", "don't", "12345", "3.14", " ", "\n", "\n\n\n", "\t", "\u00e9", "e\u0301", "\u4e2d\u6587",
           "\U0001f600",
@@ -68,7 +69,7 @@ def chats():
             turns.pop()
         if turns:
             found.append({"messages": turns, "tools": json.loads(row["tools"]) if row.get("tools") else None})
-    return found
+    return found[::PART]
 
 
 def plain(text):
@@ -106,7 +107,7 @@ def test_instruction_rows(tokenizer, kind):
         ):
             wrong.append((row, trained))
     assert counts.kept == len(rows) and not wrong, f"{len(wrong)} rows, first {wrong[:1]}"
-    assert kind != "hostile" or counts.special_text > 100
+    assert kind != "hostile" or counts.special_text > ROWS / 30
 
 
 @pytest.mark.parametrize("name", ["chatml", "llama2", "llama3", "tokenizer"])
@@ -142,13 +143,13 @@ def test_hostile_chats_hold_no_control_but_the_templates(tokenizer, name):
         pytest.skip("this tokenizer has no chat template")
     template = templates.get(name, tokenizer)
     pair = [({"role": "user", "content": row["instruction"]}, {"role": "assistant", "content": row["output"]})
-            for row in hostile(tokenizer, 1000)]  # fmt: skip
+            for row in hostile(tokenizer, 1000 // PART * 2)]  # fmt: skip
     rows = [{"messages": [*one, *two]} for one, two in zip(pair[::2], pair[1::2], strict=True)]
     benign = [{"messages": [{**turn, "content": "x"} for turn in rows[0]["messages"]]}]
     special = {place for place, token in tokenizer.added_tokens_decoder.items() if token.special}
     want = [t for t in encoding.encode(benign, tokenizer, template, 10_000)[0][0]["input_ids"] if t in special]
     encoded, counts = encoding.encode(rows, tokenizer, template, 100_000)
-    assert counts.kept == len(rows) and counts.special_text > 50
+    assert counts.kept == len(rows) and counts.special_text > 50 / PART
     for row, example in zip(rows, encoded, strict=True):
         assert [token for token in example["input_ids"] if token in special] == want
         trained = [t for t, label in zip(example["input_ids"], example["labels"], strict=True) if label != -100]

@@ -36,7 +36,7 @@ def show(found: list[Finding]) -> None:
     """Print the findings, one a line, the remedy under those that need one."""
     from rich.text import Text
 
-    from tunebook.common.commands.console import printer
+    from tunebook.common.process.terminal import printer
 
     console, width = printer(), max(len(finding.topic) for finding in found)
     styles = {GOOD: "green", NOTE: "yellow", WRONG: "bold red"}

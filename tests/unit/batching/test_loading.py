@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from tunebook.common import distributed
 from tunebook.common.batching import dataloader
 from tunebook.common.batching.dataloader import describe
 
@@ -37,7 +38,7 @@ def test_a_packed_batch_and_one_with_neither_mask_nor_positions():
 
 def pretend(monkeypatch, gpu, cores, processes=1):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-    monkeypatch.setattr(dataloader, "cores", lambda: cores)
+    monkeypatch.setattr(distributed, "cores", lambda: cores)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
 
 
@@ -55,4 +56,4 @@ def test_settings(monkeypatch, gpu, cores, processes, workers):
 
 
 def test_cores_are_at_least_one():
-    assert 1 <= dataloader.cores() <= 4096
+    assert 1 <= distributed.cores() <= 4096

@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from tunebook.common import cli, errors, output_dir
+from tunebook.common import cli, errors
+from tunebook.common.run_folder import output_dir
 
 
 @dataclass

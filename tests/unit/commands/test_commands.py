@@ -17,6 +17,7 @@ from tunebook.common.commands import cp, inputs, split
 from tunebook.common.commands.doctor import finding as doctor
 from tunebook.common.commands.doctor import machine, packages
 from tunebook.common.data.spec import SPLITS
+from tunebook.common.process import terminal
 
 
 def run(*words, cwd=ROOT, code=0):
@@ -177,7 +178,7 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path):
     command = f"{sys.executable} -m tunebook.common.commands inspect {data} --rows $(seq 1 900)"
     line = f"{command} | head -1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == commands.BROKEN_PIPE and "Traceback" not in done.stderr
+    assert done.returncode == terminal.BROKEN_PIPE and "Traceback" not in done.stderr
 
 
 def test_split_writes_every_row_once_and_proves_it(tmp_path, capsys):

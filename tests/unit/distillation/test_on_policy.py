@@ -26,3 +26,18 @@ def test_a_batch_of_answers():
 def test_prompts_are_what_stands_before_the_answer():
     rows = [{"input_ids": [5, 6, 7, 8], "labels": [IGNORE_INDEX, IGNORE_INDEX, 7, 8]}]
     assert on_policy.prompts(rows)["prompt"] == [[5, 6]]
+
+
+def test_the_order_of_the_prompts_is_known_by_the_number_of_an_epoch():
+    """TRL's own order, which a run that is resumed past its first epoch would begin anew."""
+    from trl.trainer.utils import RepeatSampler
+
+    def made():
+        return RepeatSampler(range(11), mini_repeat_count=1, batch_size=2, seed=3)
+
+    uninterrupted, sampler = made(), made()
+    orders = [list(uninterrupted) for _ in range(3)]
+    assert orders[0] != orders[1]
+    for epoch in (2, 0, 1):
+        on_policy.draw_orders(sampler, epoch)
+        assert list(sampler) == orders[epoch]

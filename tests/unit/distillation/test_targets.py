@@ -133,3 +133,14 @@ def test_fingerprints_know_a_teacher_by_its_files(tmp_path):
 def test_the_head_of_half_precision_is_wide():
     head = lm_head.LMHead(torch.randn(8, 4, dtype=torch.bfloat16))
     assert head.logits(torch.randn(2, 4, dtype=torch.bfloat16)).dtype == torch.float32
+
+
+def test_a_damaged_file_is_not_read(tmp_path):
+    path = tmp_path / "targets.safetensors"
+    path.write_bytes(bytes(100))
+    teacher_cache.require_whole(path)  # of an earlier version
+    teacher_cache.seal(path)
+    teacher_cache.require_whole(path)
+    path.write_bytes(bytes(99) + b"\1")
+    with pytest.raises(UserError, match="is damaged: it is not what was written"):
+        teacher_cache.require_whole(path)

@@ -526,7 +526,7 @@ from tunebook.common.estimate import probe
 model = torch.nn.Linear(2, 2)
 before = resource.getrlimit(resource.RLIMIT_AS)
 try:
-    probe.catch_oom(model, lambda: [torch.ones(2**28) for _ in range(10_000)])
+    probe.catch_oom(model, lambda: [torch.empty(2**28) for _ in range(10_000)])
 except probe.OutOfMemory as error:
     print("out of memory", error, resource.getrlimit(resource.RLIMIT_AS) == before)
 """

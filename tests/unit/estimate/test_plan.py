@@ -368,4 +368,3 @@ def test_eight_billion_from_a_config_alone(tmp_path):
     assert fitting == {"QLoRA"} and "QLoRA" in done.stdout
     full = max(row["peak_bytes"] for row in found["table"] if row["method"] == "full")
     assert full > (2 + 2 + 4) * 8.03e9  # weights, gradients and the states of adamw_torch_fused, in bfloat16
-    assert forked.run(*PLAN, *words, "--gpu", "80 GB", cwd=tmp_path).returncode == 0

@@ -111,6 +111,7 @@ def test_pocket_and_pocket_with_noise(tmp_path):
 
 
 @pytest.mark.recipe
+@pytest.mark.slow
 def test_a_good_run_and_one_with_twenty_times_the_learning_rate(tmp_path):
     """The same recipe for the same steps, each in its own process; what the page and the terminal say of it."""
     found = {}

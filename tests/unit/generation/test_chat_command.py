@@ -14,12 +14,13 @@ import torch
 from paths import ROOT
 
 from tunebook.common import commands, generation
-from tunebook.common.commands import chat, chat_page
+from tunebook.common.commands import chat_page
 from tunebook.common.errors import UserError
 from tunebook.common.generation.chat import Conversation
 from tunebook.common.generation.decoding import Decoding
 from tunebook.common.models.inference import InferenceModel, named
 from tunebook.common.pocket import FOLDER
+from tunebook.common.process import terminal
 from tunebook.common.tokens import chat_templates, encoding, rendering, templates
 
 POCKET = str(FOLDER / "model")
@@ -193,7 +194,7 @@ def test_names_of_adapters(tmp_path):
 
 
 def test_control_characters_do_not_steer_the_terminal():
-    assert chat.plain("a\x1b[31m\x07b\n\tc é 🤷") == "a\\x1b[31m\\x07b\n\tc é 🤷"
+    assert terminal.escaped("a\x1b[31m\x07b\n\tc é 🤷") == "a\\x1b[31m\\x07b\n\tc é 🤷"
 
 
 def test_beams_come_whole(monkeypatch, capsys):

@@ -135,41 +135,6 @@ def tiny(folder, **fields):
     )
 
 
-def refused(logs, half=False, watchdog=None):
-    """Which of its values ends a run that logs them; "" for none."""
-    from tunebook.common import errors
-    from tunebook.common.training import callbacks
-
-    args = SimpleNamespace(fp16=half, learning_rate=1e-3, output_dir="run")
-    try:
-        (watchdog or callbacks.StopOnNaN()).on_log(args, SimpleNamespace(global_step=3), None, logs=logs)
-    except errors.CheckFailed as error:
-        return str(error).split()[0]
-    return ""
-
-
-def test_a_loss_or_norm_that_is_no_number_ends_a_run():
-    nan, inf = float("nan"), float("inf")
-    for half in (False, True):
-        assert refused({"loss": nan}, half) == "loss"
-        assert refused({"loss": inf, "grad_norm": 1.0}, half) == "loss"
-        assert refused({"loss": 1.0, "grad_norm": 1.0}, half) == ""
-    assert refused({"loss": 1.0, "grad_norm": nan}) == "grad_norm"
-
-
-def test_float16_may_look_for_its_scale_and_not_for_ever():
-    """Sixteen halvings take 65,536 to 1; an evaluation between two of them does not begin the count anew."""
-    from tunebook.common.training import callbacks
-
-    watchdog, over = callbacks.StopOnNaN(), {"loss": 1.0, "grad_norm": float("inf")}
-    for _ in range(callbacks.HALVINGS):
-        assert refused(over, True, watchdog) == ""
-        assert refused({"eval_loss": 1.0}, True, watchdog) == ""
-    assert refused(over, True, watchdog) == "grad_norm"
-    assert refused({"loss": 1.0, "grad_norm": 1.0}, True, watchdog) == ""
-    assert refused(over, True, watchdog) == ""
-
-
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
 def test_fp16_scales_its_loss(tmp_path, monkeypatch):

@@ -526,6 +526,7 @@ def run(*words):
 
 
 @pytest.mark.recipe
+@pytest.mark.slow
 def test_an_adapter_over_four_bits_goes_on_and_resumes(made, tmp_path):
     """The first loss is ln 2 although TRL rounds what trains, and a run that was killed ends with the same weights."""
     start = made(tmp_path / "made", adapter=True)

@@ -50,7 +50,9 @@ TRUE = (  # run although they begin so
 NOT_OURS = (  # what runs write
     "runs/", "adapter/", "model/", "checkpoint", "eval/", "base/", "tests/assets/golden/", "evals/tasks/NAME",
 )  # fmt: skip
-ANYWHERE = {"--config", "--debug", "--help", "--version", "--sft", "--shm-size", "--config_file", "--num_processes"}
+ANYWHERE = {"--config", "--debug", "--help", "--version", "--sft", "--shm-size"}
+LAUNCHERS = {"--config_file", "--num_processes", "--num_cpu_threads_per_process", "--cpu", "--signal"}
+LAUNCHERS |= {"--nproc_per_node", "--nnodes", "--node_rank", "--master_addr", "--master_port"}
 
 
 def test_links_and_anchors_exist():
@@ -138,7 +140,7 @@ def flags():
 
 
 def test_flags_that_texts_name_exist():
-    known = flags() | ANYWHERE
+    known = flags() | ANYWHERE | LAUNCHERS
     for page in documents.PAGES:
         for span in re.findall(r"`([^`\n]*--[^`\n]*)`", page.read_text()):
             for flag in re.findall(r"--[a-z]\w+(?:-\w+)*", span):

@@ -44,3 +44,27 @@ def test_a_run_that_breaks_leaves_nothing(tmp_path, tokenizer):
     with pytest.raises(RuntimeError):
         encode(tmp_path, tokenizer, rows=broken())
     assert not list(tmp_path.glob("*"))
+
+
+@pytest.mark.parametrize("kind", ["arrow", "json"])
+@pytest.mark.parametrize("harm", [lambda _: b"", lambda data: data[: len(data) // 2], lambda data: flipped(data)])
+def test_a_damaged_one_is_made_anew(tmp_path, tokenizer, capsys, kind, harm):
+    first, counts = encode(tmp_path, tokenizer)
+    (path,) = tmp_path.glob(f"*.{kind}")
+    whole = path.read_bytes()
+    harm_done = harm(whole)
+    path.unlink()  # `first` is mapped to it
+    path.write_bytes(harm_done)
+    again, counts_again = encode(tmp_path, tokenizer)
+    said = capsys.readouterr().out
+    assert "is damaged or of an earlier version, and is made anew" in said and "read from" not in said
+    assert again.to_dict() == first.to_dict() and counts == counts_again
+    assert path.read_bytes() == whole
+
+
+def flipped(data):
+    """One digit or bit in the middle is another."""
+    at = len(data) // 2
+    while data[at : at + 1].isalpha() or data[at] in b' \n":,{}_':
+        at += 1
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]

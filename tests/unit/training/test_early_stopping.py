@@ -26,16 +26,16 @@ def test_a_copy_stops_where_the_held_out_loss_no_longer_falls(tmp_path):
     text = text.replace(imports, "    from transformers import EarlyStoppingCallback\n" + imports)
     copy.write_text(text.replace(PLAIN, STOPS), encoding="utf-8")
     # A rate that grows to far too much: the loss soon goes up.
-    flags = ["--learning_rate", "1", "--max_steps", "20", "--eval_suite", "none", "--output_dir", "out"]
+    flags = ["--learning_rate", "4", "--max_steps", "80", "--eval_suite", "none", "--output_dir", "out"]
     flags += ["--dataset", str(few.rows(tmp_path / "few"))]
-    more = ["--sft", "lr_scheduler_type=constant_with_warmup", "warmup_steps=20"]
+    more = ["--sft", "lr_scheduler_type=constant_with_warmup", "warmup_steps=80", "eval_steps=4", "save_steps=4"]
     done = forked.run(copy, *flags, *more, cwd=elsewhere)
     assert done.returncode == 0, done.stderr[-3000:]
 
     report = json.loads((elsewhere / "out" / "report.json").read_text())
     *while_training, (_, last) = report["train"]["evaluations"][1:]  # the first is of the base, the last of the result
     steps, losses = zip(*while_training, strict=True)
-    assert steps == tuple(range(4, 4 * len(steps) + 1, 4)) and steps[-1] < 20
+    assert steps == tuple(range(4, 4 * len(steps) + 1, 4)) and steps[-1] < 80
     assert report["recipe"] == "careful" and report["train"]["steps"] == steps[-1]
     # One evaluation that is no better than the best before it, the last, ends the run.
     better = [loss < min(losses[:place], default=torch.inf) for place, loss in enumerate(losses)]

@@ -5,11 +5,15 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import few
 import forked
 import pytest
 from paths import ROOT
+
+from tunebook.common import distributed
+from tunebook.common.errors import UserError
 
 CONFIGS = sorted((ROOT / "recipes" / "accelerate").glob("*.yaml"))
 # Plain gradient descent: Adam makes steps of weights whose gradient is rounding alone (test_accumulation.py).
@@ -143,3 +147,179 @@ def test_overrides_that_cut_the_model_are_refused(word, capsys):
 
 def test_every_launch_setting_is_looked_at():
     assert [path.stem for path in CONFIGS] == ["ddp", "deepspeed_zero3", "fsdp2"]
+
+
+ACCELERATE = {"ACCELERATE_MIXED_PRECISION": "no"}
+ADDRESS = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+TORCHRUN = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "TORCHELASTIC_RUN_ID": "x", **ADDRESS}
+
+
+@pytest.fixture
+def launch_environment(monkeypatch):
+    """Sets the variables of a launch, and no others."""
+    names = {*distributed.STARTED, *distributed.LAUNCHED, *TORCHRUN, *ACCELERATE, "LOCAL_WORLD_SIZE", "OMP_NUM_THREADS"}
+
+    def put(variables):
+        for name in names:
+            monkeypatch.delenv(name, raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+
+    return put
+
+
+REFUSED = {
+    "accelerate launch --cpu --num_processes 2": (ACCELERATE | ADDRESS, "has started one"),
+    "srun": ({"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3"}, "4 processes were started"),
+    "mpirun": ({"OMPI_COMM_WORLD_SIZE": "2"}, "2 processes were started"),
+    "another launcher": ({"WORLD_SIZE": "2", "RANK": "0"}, "LOCAL_RANK is not"),
+}
+
+
+@pytest.mark.parametrize("launch", REFUSED)
+def test_processes_that_cannot_join_are_refused(launch_environment, capsys, launch):
+    from tunebook.common import cli
+    from tunebook.common.run import RunOptions
+
+    variables, said = REFUSED[launch]
+    launch_environment(variables)
+    with pytest.raises(SystemExit) as ended:
+        cli.run(print_done, RunOptions, [])
+    found = capsys.readouterr()
+    assert ended.value.code == 2 and said in found.err and "torchrun --nproc_per_node" in found.err
+    assert found.err.count("\n") == 1 and "done" not in found.out
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [{}, ACCELERATE, ADDRESS, TORCHRUN, TORCHRUN | ACCELERATE, TORCHRUN | {"SLURM_STEP_NUM_TASKS": "2"},
+     {"SLURM_STEP_NUM_TASKS": "1"}, {**TORCHRUN, "WORLD_SIZE": "1"}],
+)  # fmt: skip
+def test_other_launches_are_not(launch_environment, variables):
+    launch_environment(variables)
+    distributed.check_launch(several=True)
+
+
+def test_a_command_of_one_process_refuses_two(launch_environment, capsys):
+    from tunebook.common import cli
+
+    launch_environment(TORCHRUN | {"RANK": "0"})
+    with pytest.raises(SystemExit) as ended:
+        cli.run(print_done, Args, [])
+    assert ended.value.code == 2 and "this command runs in one process" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("joined", [{"torch": 1, "accelerate": 2}, {"torch": 2, "accelerate": 1}])
+def test_a_library_that_has_joined_fewer_is_named(launch_environment, monkeypatch, joined):
+    import torch
+    from accelerate import state
+
+    launch_environment(TORCHRUN)
+    fake = type("PartialState", (), {"_shared_state": {"x": 1}, "num_processes": joined["accelerate"]})
+    monkeypatch.setattr(state, "PartialState", fake)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: joined["torch"])
+    named = next(name for name, count in joined.items() if count == 1)
+    with pytest.raises(UserError, match=rf"2 processes were asked for, and {named}.* has joined 1"):
+        distributed.world_size()
+    joined[named] = fake.num_processes = 2
+    assert distributed.world_size() == 2
+
+
+# what the launcher was given, its words, what it set -> threads on 8 cores
+THREADS = {
+    "no launcher": ({}, [], {"OMP_NUM_THREADS": "3"}, None),
+    "set by the user": ({"OMP_NUM_THREADS": "1"}, [], ACCELERATE | {"OMP_NUM_THREADS": "1"}, 1),
+    "set by the user to more": ({"OMP_NUM_THREADS": "5"}, [], ACCELERATE | {"OMP_NUM_THREADS": "5"}, 5),
+    "set by a flag": ({}, ["--num-cpu-threads-per-process", "2"], ACCELERATE | {"OMP_NUM_THREADS": "2"}, 2),
+    "not set": ({}, [], ACCELERATE | {"OMP_NUM_THREADS": "1"}, 8),
+    "not set, torchrun": ({}, [], TORCHRUN | {"OMP_NUM_THREADS": "1", "LOCAL_WORLD_SIZE": "2"}, 4),
+    "set, torchrun": ({"OMP_NUM_THREADS": "2"}, [], TORCHRUN | {"OMP_NUM_THREADS": "2", "LOCAL_WORLD_SIZE": "2"}, 2),
+    "a script between": (ACCELERATE | {"OMP_NUM_THREADS": "1"}, [], ACCELERATE | {"OMP_NUM_THREADS": "1"}, 6),
+}
+
+
+@pytest.mark.parametrize("case", THREADS)
+def test_threads_are_those_that_the_user_set(launch_environment, monkeypatch, case):
+    import psutil
+
+    given, words, own, expected = THREADS[case]
+    launch_environment(own)
+
+    def process(environment, words=()):
+        return SimpleNamespace(cmdline=lambda: ["accelerate", "launch", *words], environ=lambda: environment)
+
+    parents = [process(given, words), process({"OMP_NUM_THREADS": "6"})]
+    monkeypatch.setattr(psutil, "Process", lambda: SimpleNamespace(parents=lambda: parents))
+    monkeypatch.setattr(distributed, "cores", lambda: 8)
+    assert distributed.threads() == expected
+
+
+def test_a_rehearsal_of_the_loop_waits_for_no_other_process():
+    """Processes need not rehearse as many steps: in DistributedDataParallel they would wait for each other."""
+    import torch
+
+    from tunebook.common.estimate import trainer_steps
+
+    alone = torch.nn.Linear(1, 1)
+    wrapped = torch.nn.Sequential(alone)
+    wrapped.register_forward_pre_hook(lambda *_: pytest.fail("a step of all processes"))
+    accelerator = SimpleNamespace(unwrap_model=lambda _: alone, backward=lambda loss: loss.backward())
+    batch = {"x": torch.ones(1, 1), "labels": torch.tensor([[-100, 1]])}
+    steps = trainer_steps.loop_step_functions(accelerator, wrapped, None, lambda model, b: model(b["x"]).sum(), 1)
+    steps.step(batch)
+    steps.evaluate(batch)
+    assert alone.weight.grad is not None
+
+
+def test_processes_that_have_not_the_same_checkpoint_are_refused(monkeypatch):
+    import torch
+
+    def gather(values, value):
+        values[:] = [value, "checkpoint-8"]
+
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    distributed.require_same("checkpoint", "checkpoint-8")
+    with pytest.raises(UserError, match="process 0: None, process 1: checkpoint-8"):
+        distributed.require_same("checkpoint", None)
+
+
+def test_data_are_encoded_once(tmp_path, tokenizer, monkeypatch):
+    """Beside another process, this one waits for the rows and reads them."""
+    import threading
+
+    from tunebook.common.tokens import encoding, templates
+
+    rows = [{"instruction": f"Say {n}.", "input": "", "output": str(n), "row": n, "source": "mine"} for n in range(9)]
+    expected, counts = encoding.encode(rows, tokenizer, templates.ALPACA, 64, folder=tmp_path / "one")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    found = []
+
+    def second():
+        found.append(encoding.encode(rows, tokenizer, templates.ALPACA, 64, folder=tmp_path / "two"))
+
+    waiting = threading.Thread(target=second, daemon=True)
+    waiting.start()
+    waiting.join(0.5)
+    assert waiting.is_alive() and not list((tmp_path / "two").glob("*.arrow"))
+    for path in sorted((tmp_path / "one").iterdir(), key=lambda path: path.suffix == ".arrow"):
+        (tmp_path / "two").mkdir(exist_ok=True)
+        path.rename(tmp_path / "two" / path.name)
+    waiting.join(20)
+    assert found[0][0].to_dict() == expected.to_dict() and found[0][1] == counts
+
+
+@pytest.mark.parametrize("load,own,expected", [(0.2, None, None), (3.5, None, "PASSIVE"), (3.5, "ACTIVE", "ACTIVE")])
+def test_waiting_threads_leave_busy_cores(monkeypatch, load, own, expected):
+    from tunebook.common import cli
+
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr(distributed, "cores", lambda: 4)
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if own:
+        monkeypatch.setenv("OMP_WAIT_POLICY", own)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    cli._environment()
+    assert os.environ.get("OMP_WAIT_POLICY") == expected

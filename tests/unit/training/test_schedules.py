@@ -258,7 +258,7 @@ def refusal(place):
     for share in (0.0, 0.1):
         args = SFTConfig(label_smoothing_factor=share, **fields)
         try:
-            callbacks.StopOnNaN().on_init_end(args, None, None, model=model)
+            callbacks.RefuseForPrompts().on_init_end(args, None, None, model=model)
         except UserError as error:
             return [share, str(error)]
 

@@ -25,10 +25,10 @@ HEARD = """
     torch_empty_cache_steps logging_strategy logging_steps logging_first_step log_on_each_node logging_nan_inf_filter
     include_num_input_tokens_seen log_level log_level_replica report_to run_name project trackio_space_id
     trackio_bucket_id trackio_static_space_id eval_strategy eval_steps eval_delay per_device_eval_batch_size
-    eval_on_start save_strategy save_steps save_on_each_node save_total_limit enable_jit_checkpoint
+    eval_on_start save_strategy save_steps save_on_each_node save_total_limit
     push_to_hub hub_token hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision
     load_best_model_at_end metric_for_best_model greater_is_better ignore_data_skip
-    restore_callback_states_from_checkpoint full_determinism seed data_seed accelerator_config parallelism_config
+    restore_callback_states_from_checkpoint full_determinism seed data_seed accelerator_config
     dataloader_drop_last dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers
     dataloader_prefetch_factor dataloader_multiprocessing_context dataloader_in_order ddp_find_unused_parameters
     ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout fsdp fsdp_config deepspeed debug
@@ -207,3 +207,25 @@ def test_a_recipe_ends_with_2_before_anything_is_written(tmp_path, recipe, words
     done = forked.run(ROOT / "recipes" / f"{recipe}.py", "--output_dir", tmp_path, "--sft", *words)
     assert done.returncode == 2 and says in done.stderr and "Traceback" not in done.stderr, done.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "pair",
+    ["save_steps=0", "save_steps=-1", "save_steps=1e300", "logging_steps=.nan", "warmup_steps=1e300", "weight_decay=-1",
+     "weight_decay=.inf", "adam_beta1=2", "adam_beta2=1.5", "adam_epsilon=-1", "max_grad_norm=-1", "data_seed=-1",
+     "label_smoothing_factor=1", "neftune_noise_alpha=-1", "dataloader_num_workers=-1", "data_seed=1e30",
+     "dataloader_num_workers=1000000", "save_total_limit=0", "per_device_eval_batch_size=0", "ddp_timeout=-1",
+     "log_level=evil", "run_name=[1]", "pad_to_multiple_of=0", "eval_delay=-1", "include_num_input_tokens_seen=evil",
+     "gradient_checkpointing_kwargs={evil: 1}", "optim={a: 1}", "save_steps=[1]", "torch_empty_cache_steps=0"],
+)  # fmt: skip
+def test_what_would_fail_while_it_trains_is_refused(configs, pair):
+    """Transformers takes these, and raises, or does nothing, an hour later."""
+    said = refusal([pair], configs["SFT"])
+    name = pair.partition("=")[0]
+    assert said and said.startswith("--set") and name in said and len(said.splitlines()) <= 2, said
+
+
+@pytest.mark.parametrize("pair", ["max_grad_norm=0", "adam_epsilon=0", "save_total_limit=1", "logging_steps=0.5",
+                                  "dataloader_num_workers=4", "data_seed=0", "log_level=warning"])  # fmt: skip
+def test_ends_of_ranges_are_taken(configs, pair):
+    assert refusal([pair], configs["SFT"]) is None

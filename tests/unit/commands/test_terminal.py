@@ -1,0 +1,187 @@
+"""What reaches the terminal: no character of data steers it, whatever the encoding, and readers may go away."""
+
+import fcntl
+import json
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+
+import pytest
+
+from tunebook.common.process import terminal
+
+HOSTILE = "\x1b[2J\x1b]0;OWNED\x07\x1b]8;;http://evil\x1b\\link\x9b31m\x08\x7f\r\u202egnp.exe\u2066\u2028"
+STEERS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
+
+def python(code, *words, env=None, **how):
+    how = {"capture_output": True, **how}
+    return subprocess.run([sys.executable, "-c", code, *words], env={**os.environ, **(env or {})}, timeout=60, **how)
+
+
+def on_a_terminal(code):
+    """Everything that a program writes where both its streams are a terminal."""
+    main, other = pty.openpty()
+    fcntl.ioctl(other, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))  # a bar of no columns is none
+    env = {name: value for name, value in os.environ.items() if name not in ("TQDM_DISABLE", "NO_COLOR")}
+    env["TERM"] = "xterm"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=other, stderr=other, stdin=other, env=env) as process:
+        os.close(other)
+        found = b""
+        while True:
+            try:
+                part = os.read(main, 4096)
+            except OSError:  # Linux: the last writer has closed it
+                break
+            if not part:
+                break
+            found += part
+        process.wait(timeout=60)
+    os.close(main)
+    return found.decode()
+
+
+def test_characters_of_data_are_escapes():
+    shown = terminal.escaped(HOSTILE)
+    assert not STEERS.search(shown) and shown.startswith("\\x1b[2J\\x1b]0;OWNED\\x07") and "\\u202egnp" in shown
+    for text in (
+        "a\n\tc é 漢字 🤷",
+        "\u0645\u0631\u062d\u0628\u0627 \u200f",
+        "👩\u200d👩\u200d👧",
+    ):  # marks and joiners are text
+        assert terminal.escaped(text) == text
+
+
+WRITES = f"""
+import sys, logging, warnings
+from tunebook.common.process import terminal
+terminal.protect(True)
+text = {HOSTILE!r}
+print(text)
+print(text, file=sys.stderr)
+sys.stdout.writelines([text])
+logging.warning(text)
+warnings.warn(text)
+terminal.printer().print("[bold]" + text + "[/]")
+raise ValueError(text)
+"""
+
+
+def test_all_ways_to_write_are_escaped():
+    done = python(WRITES)
+    for said in (done.stdout, done.stderr):
+        assert not STEERS.search(said.decode()), said
+    assert done.stdout.count(b"\\x1b[2J") == 3 and done.stderr.count(b"OWNED") >= 3
+
+
+def test_bars_and_colors_of_libraries_still_draw():
+    code = f"""
+from tunebook.common.process import terminal
+terminal.protect(True)
+from tqdm import tqdm
+for _ in tqdm(range(2), desc="bar{chr(7)}"): pass
+terminal.printer().print("[bold]strong[/]")
+print({HOSTILE!r})
+"""
+    said = on_a_terminal(code)
+    assert "\rbar\\x07: 100%" in said and "\x1b[1mstrong\x1b[0m" in said
+    assert "\\x1b[2J\\x1b]0;OWNED" in said and "\x1b[2J" not in said and "\x07" not in said
+
+
+@pytest.mark.parametrize("env", [{"PYTHONIOENCODING": "ascii"}, {"PYTHONIOENCODING": "latin-1"},
+                                 {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}])  # fmt: skip
+def test_output_that_is_not_utf8(env):
+    code = "from tunebook.common import terminal; terminal.protect(True); print(chr(0x6f22) * 2); "
+    done = python(code + "terminal.printer().print(chr(0x6f22))", env=env)
+    assert done.returncode == 0 and done.stdout == b"\\u6f22\\u6f22\n\\u6f22\n", done.stderr
+
+
+BUSY = """
+import sys
+from dataclasses import dataclass
+from tunebook.common import cli
+@dataclass
+class Args:
+    pass
+def main(args):
+    for _ in range(2000):
+        print("x" * 100)
+    sys.stdout.flush()
+    open(sys.argv[1], "w").write("done")
+cli.run(main, Args, [], goes_on=sys.argv[2] == "run")
+"""
+
+
+@pytest.mark.parametrize(("kind", "code"), [("run", 0), ("command", terminal.BROKEN_PIPE)])
+def test_a_reader_that_goes_away_ends_a_command_and_no_run(kind, code, tmp_path):
+    read, write = os.pipe()
+    os.close(read)
+    done = python(BUSY, tmp_path / "done", kind, capture_output=False, stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    assert done.returncode == code and done.stderr == b"" and (tmp_path / "done").exists() == (kind == "run")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+@pytest.mark.parametrize(("kind", "code"), [("run", 0), ("command", 2)])
+def test_output_to_a_full_disk(kind, code, tmp_path):
+    with open("/dev/full", "wb") as full:
+        done = python(BUSY, tmp_path / "done", kind, capture_output=False, stdout=full, stderr=subprocess.PIPE)
+    assert done.returncode == code
+    assert done.stderr.decode() == "error: standard output cannot be written: No space left on device\n"
+
+
+def test_closed_streams_are_no_file_of_ours(tmp_path):
+    """A closed descriptor is given to the next file that is opened, and would hold what is printed."""
+    code = """
+import os, sys
+from tunebook.common.process import terminal
+terminal.protect(True)
+with open(sys.argv[1], "w") as file:
+    for descriptor in (1, 2):
+        os.write(descriptor, b"of a library")
+    print("said")
+    print("said", file=sys.stderr)
+    file.write("done")
+"""
+    line = 'exec "$0" -c "$1" "$2" <&- >&- 2>&-'
+    done = subprocess.run(["bash", "-c", line, sys.executable, code, tmp_path / "done"], timeout=60)
+    assert done.returncode == 0 and (tmp_path / "done").read_text() == "done"
+
+
+def test_files_are_utf8_in_every_locale(tmp_path):
+    """Libraries open theirs without naming an encoding."""
+    (tmp_path / "file").write_text("é", encoding="utf-8")
+    code = "from tunebook.common import cli; cli._environment(); import sys; print(ascii(open(sys.argv[1]).read()))"
+    done = python(code, tmp_path / "file", env={"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"})
+    assert done.stdout == b"'\\xe9'\n", done.stderr
+
+
+def test_commands_on_hostile_rows(tunebook, tmp_path):
+    """Rows, names of columns and folders, and typed words, in what is said and in messages."""
+    folder = tmp_path / f"x{HOSTILE[:9]}"
+    folder.mkdir()
+    rows = [{"instruction": f"{place} {HOSTILE}", "input": HOSTILE, "output": f"{HOSTILE} {place}", HOSTILE: HOSTILE}
+            for place in range(12)]  # fmt: skip
+    chats = [{"messages": [{"role": "user", "content": HOSTILE}, {"role": "assistant", "content": HOSTILE}]}]
+    for name, what in (("rows", rows), ("chats", chats), ("broken", [{"instruction": HOSTILE, HOSTILE: None}]),
+                       ("roles", [{"messages": [{"role": HOSTILE, "content": "x"}]}])):  # fmt: skip
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in what), encoding="utf-8")
+    found = [
+        tunebook("inspect", folder / "rows.jsonl", "--rows", "1", "2"),
+        tunebook("inspect", folder / "chats.jsonl", "--template", "chatml"),
+        tunebook("inspect", folder / "broken.jsonl"),
+        tunebook("inspect", folder / "roles.jsonl"),
+        tunebook("split", folder / "rows.jsonl", "--output_dir", folder / "split"),
+        tunebook("inspect", f"{HOSTILE}.jsonl"),
+        tunebook("inspect", folder / "rows.jsonl", "--template", HOSTILE),
+        tunebook("inspect", folder / "rows.jsonl", f"--{HOSTILE}"),
+        tunebook(HOSTILE),
+    ]
+    assert [code for code, *_ in found] == [0, 0, 2, 2, 0, 2, 2, 2, 2], found
+    for _, out, err in found:
+        assert not STEERS.search(out + err), STEERS.findall(out + err)
+    assert "\\x1b[2J" in found[0][1] and "\\x1b[2J" in found[2][2]

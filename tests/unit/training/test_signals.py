@@ -1,0 +1,99 @@
+"""Signals: a step ends and is saved, and the same command goes on to the weights of a run that was never stopped."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import few
+import forked
+import killed
+import pytest
+from paths import ROOT
+
+STEPS = 8
+
+
+def flags(recipe, rows, folder, *more):
+    words = ["--dataset", rows, "--output_dir", folder, "--eval_suite", "none", "--max_steps", STEPS,
+             "--per_device_train_batch_size", "4"]  # fmt: skip
+    words += [] if recipe == "loop_alpaca" else ["--set", "save_steps=4", "eval_steps=4", "logging_steps=1"]
+    return [*words, *more]
+
+
+def start(recipe, *words):
+    return forked.run(ROOT / "recipes" / f"{recipe}.py", *words)
+
+
+def checkpoints(folder):
+    return sorted(int(path.name.rpartition("-")[2]) for path in folder.glob("checkpoint-*"))
+
+
+def weights(folder):
+    return (folder / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+@pytest.mark.recipe
+@pytest.mark.parametrize(
+    ("recipe", "number", "at"), [("lora_alpaca", signal.SIGTERM, 2), ("loop_alpaca", signal.SIGINT, 5)]
+)
+def test_a_stopped_run_goes_on_to_the_same_weights(recipe, number, at, tmp_path):
+    rows = few.rows(tmp_path / "rows", train=32, others=8)
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    assert start(recipe, *flags(recipe, rows, whole)).returncode == 0
+    done = killed.signaled(number, at, ROOT / "recipes" / f"{recipe}.py", *flags(recipe, rows, run))
+    assert done.returncode == 128 + number and "Traceback" not in done.stderr, done.stderr[-2000:]
+    step = at + (recipe == "lora_alpaca")  # the Trainer logs when it has asked
+    assert step in checkpoints(run)
+    last = done.stderr.strip().splitlines()[-1]
+    assert last == (
+        f"stopped by {number.name}: {run / f'checkpoint-{step}'} holds the run so far; "
+        "the same command goes on from there"
+    )
+    done = start(recipe, *flags(recipe, rows, run))
+    assert done.returncode == 0 and f"resuming from {run / f'checkpoint-{step}'}" in done.stdout, done.stderr[-2000:]
+    assert weights(run) == weights(whole)
+    logged = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in logged if "loss" in line] == [*range(1, STEPS + 1)]
+
+
+@pytest.mark.recipe
+def test_a_second_signal_ends_at_once(tmp_path):
+    rows = few.rows(tmp_path / "rows", train=32, others=8)
+    words = flags("loop_alpaca", rows, tmp_path / "run")
+    done = killed.signaled(signal.SIGINT, 3, ROOT / "recipes" / "loop_alpaca.py", *words, twice=True)
+    assert done.returncode == 130 and "a second signal ends the run at once" in done.stderr
+    assert 3 not in checkpoints(tmp_path / "run")
+
+
+@pytest.mark.recipe
+def test_a_run_that_trained_nothing_leaves_a_folder_for_any_other(tmp_path):
+    rows = few.rows(tmp_path / "rows", train=32, others=8)
+    words = flags("loop_alpaca", rows, tmp_path / "run")
+    assert start("loop_alpaca", *words, "--dry_run").returncode == 0
+    done = start("loop_alpaca", *words, "--seed", "3", "--dry_run")
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_a_signal_before_training_is_one_line(tmp_path):
+    code = """
+import time
+from dataclasses import dataclass
+from tunebook.common import cli
+@dataclass
+class Args:
+    output_dir: str = "run"
+def main(args):
+    print("ready", flush=True)
+    time.sleep(60)
+cli.run(main, Args)
+"""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        with subprocess.Popen([sys.executable, "-c", code], stdout=-1, stderr=-1, text=True, cwd=tmp_path) as process:
+            assert process.stdout.readline() == "ready\n"
+            start = time.monotonic()
+            process.send_signal(number)
+            _, said = process.communicate(timeout=20)
+        assert process.returncode == 128 + number and time.monotonic() - start < 10
+        assert said == f"stopped by {number.name}: nothing is trained yet; run can be used by the next command\n"
