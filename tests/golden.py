@@ -23,9 +23,9 @@ def check(name, text):
 
 
 def keys(value, at=""):
-    """Where the values of a report are, in lines; names that are paths as *."""
+    """Where the values of a report are, in lines; names of data as *."""
     if isinstance(value, dict):
-        names = {name: "*" if "/" in name else name for name in value}
+        names = {name: "*" if at == "data.sources" or "/" in name else name for name in value}
         found = {line for name, mine in names.items() for line in keys(value[name], f"{at}.{mine}" if at else mine)}
     elif isinstance(value, list) and value and isinstance(value[0], dict | list):
         found = set(keys(value[0], f"{at}[]"))

@@ -138,7 +138,7 @@ def _write_whole(trained: Any, folder: Path, dtype: str) -> None:
     skeleton = trained.skeleton
     config = type(skeleton.config).from_dict(_config(trained, dtype))
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype), trust_remote_code=False)
     state = {name: rounded(name, trained.read(name), dtype) for name in trained.shapes if name not in trained.tied}
     buffers = {name: value for name, value in trained.files.read_buffers().items() if name in model.state_dict()}
     model.load_state_dict({**state, **buffers}, assign=True, strict=False)

@@ -27,7 +27,7 @@ class TransformersModel:
 
         self.folder, self.base, self.name = folder, base, str(folder)
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(folder)
+            self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except Exception as error:  # broken files raise many kinds
             raise UserError(f"{folder}: its tokenizer cannot be loaded: {error}") from error
         values = _json(folder / "generation_config.json") or _json(folder / "config.json")

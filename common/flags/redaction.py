@@ -64,7 +64,7 @@ def without_paths(value: Any, folder: Path | None = None) -> Any:
 
 def _places(folder: Path | None) -> list[tuple[str, str]]:
     """Folders of this machine and what stands for each, the innermost first."""
-    here, package = Path.cwd(), Path(__file__).resolve().parents[1]
+    here, package = Path.cwd(), Path(__file__).resolve().parents[2]
     named = {Path(os.path.expanduser("~")): "$HOME/", package: "tunebook/", here: ""}
     if folder is not None:
         named[folder.absolute().parent] = named[folder.resolve().parent] = ""

@@ -32,7 +32,7 @@ def rows(splits: Mapping[str, Iterable[Any]]) -> dict[str, dict[str, Any]]:
 
 def code() -> str:
     """A hash of this collection's own code that shapes training."""
-    digest, here = hashlib.sha256(), Path(__file__).parent
+    digest, here = hashlib.sha256(), Path(__file__).parents[1]
     for path in sorted(path for package in TRAINING_CODE for path in (here / package).rglob("*.py")):
         digest.update(f"{path.relative_to(here).as_posix()} ".encode())
         digest.update(path.read_bytes())

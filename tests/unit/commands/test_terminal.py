@@ -95,7 +95,7 @@ print({HOSTILE!r})
 @pytest.mark.parametrize("env", [{"PYTHONIOENCODING": "ascii"}, {"PYTHONIOENCODING": "latin-1"},
                                  {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}])  # fmt: skip
 def test_output_that_is_not_utf8(env):
-    code = "from tunebook.common import terminal; terminal.protect(True); print(chr(0x6f22) * 2); "
+    code = "from tunebook.common.process import terminal; terminal.protect(True); print(chr(0x6f22) * 2); "
     done = python(code + "terminal.printer().print(chr(0x6f22))", env=env)
     assert done.returncode == 0 and done.stdout == b"\\u6f22\\u6f22\n\\u6f22\n", done.stderr
 

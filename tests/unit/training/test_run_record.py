@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 import torch
@@ -213,3 +214,11 @@ def test_a_run_that_was_killed_in_its_first_save_begins_anew(folder, capsys):
     said = capsys.readouterr().out
     assert "checkpoint-9 was not finished" in said and "checkpoint-18.part was not finished" in said
     assert sorted(path.name for path in run.dir.iterdir()) == ["run.json", "run.lock"]
+
+
+def test_the_code_of_every_package_that_shapes_training_counts(monkeypatch):
+    seen = set()
+    read = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda self: seen.add(self.parent.name) or read(self))
+    run_record.fingerprints.code()
+    assert seen >= set(run_record.fingerprints.TRAINING_CODE)
