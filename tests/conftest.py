@@ -1,7 +1,9 @@
 """What tests share: the bundled tokenizer and model, commands without a new process, and the order over workers."""
 
 import logging
+import signal
 import subprocess
+import threading
 
 import forked
 import pytest
@@ -54,6 +56,14 @@ def serves_pages(monkeypatch):
     """For a test that serves a page here: uvicorn, as it begins, closes every handler of logging there is, and absl's
     closes its stream, which is pytest's own where an earlier test imported absl; no test after it could begin."""
     monkeypatch.setattr(logging, "_handlerList", [])
+
+
+def pytest_configure():
+    """Signals are those of a terminal: a shell's background job ignores Ctrl-C, and so would all that tests start."""
+    if threading.current_thread() is threading.main_thread():
+        for name, usual in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):
+            if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) == signal.SIG_IGN:
+                signal.signal(getattr(signal, name), usual)
 
 
 # --- workers

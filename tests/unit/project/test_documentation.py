@@ -112,6 +112,10 @@ def args_of(words):
     return module.Args, words[place + 1 :]
 
 
+def extras_of():
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"].values()
+
+
 def other(words):
     """Commands of other programs: make, pip and the shell."""
     if words[0] == "make":
@@ -119,6 +123,9 @@ def other(words):
     if words[:3] == ("pip", "install", "-e"):
         extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
         return words[3].strip(".[]") in extras
+    if words[:3] == ("pip", "install", "--no-deps"):  # without what it asks for, in the bounds of an extra
+        pins = (ROOT / "constraints.txt").read_text().splitlines()
+        return all(word in pins or any(word in extra for extra in extras_of()) for word in words[3:])
     return words in {("source", ".venv/bin/activate"), ("python", "docs/journey.py")}
 
 
