@@ -6,6 +6,7 @@ import inspect
 import os
 import re
 import sys
+from types import FrameType
 from typing import Any, TextIO
 
 BROKEN_PIPE = 141  # what a shell reports for a command whose reader went away
@@ -15,6 +16,7 @@ STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u20
 # What progress bars and colors write: carriage return, color, cursor up or down, erase.
 DRAWING = re.compile("\r|\x1b\\[[0-9;]*[mABJK]")
 DRAWS = ("tqdm", "rich", "tyro")  # libraries that write it
+WRAPS = ("unsloth", "unsloth_zoo")  # those that put streams of their own before this one
 
 
 def escaped(text: str) -> str:
@@ -39,9 +41,7 @@ class Stream:
 
     def write(self, text: str) -> int:
         if STEERING.search(text):
-            frame = inspect.currentframe()
-            writer = frame.f_back.f_globals.get("__name__", "") if frame and frame.f_back else ""
-            text = _drawn(text) if writer.partition(".")[0] in DRAWS else escaped(text)
+            text = _drawn(text) if _writer(inspect.currentframe()) in DRAWS else escaped(text)
         try:
             if not self._dropped:
                 self._stream.write(text)
@@ -74,6 +74,14 @@ class Stream:
         print(f"error: {name} cannot be written: {error.strerror}", file=other, flush=True)
         if not self._goes_on:
             raise SystemExit(2)
+
+
+def _writer(frame: FrameType | None) -> str:
+    """The package whose code has called the function of this frame, other than by a stream of its own."""
+    name = WRAPS[0]
+    while name in WRAPS and frame and (frame := frame.f_back):
+        name = frame.f_globals.get("__name__", "").partition(".")[0]
+    return name
 
 
 def _drawn(text: str) -> str:

@@ -47,7 +47,11 @@ def in_memory(model: Any, tokenizer: Any, batch_size: int, bare: bool = False, p
                 if request and len(context) + len(answer) > self.max_length + 1:
                     self.cut[request.task_name].add(request.doc_id)
             self._requests = []
+            kwargs["disable_tqdm"] = not sys.stderr.isatty()  # rolling windows ask for a bar in a log file, too
             return super()._loglikelihood_tokens(requests, *args, **kwargs)
+
+        def loglikelihood_rolling(self, requests, disable_tqdm=False):
+            return super().loglikelihood_rolling(requests, disable_tqdm or not sys.stderr.isatty())
 
         def generate_until(self, requests, disable_tqdm=False):
             groups = defaultdict(list)  # PEFT puts virtual tokens before the padding: no row may have any

@@ -1,6 +1,7 @@
 """What reaches the terminal: no character of data steers it, whatever the encoding, and readers may go away."""
 
 import fcntl
+import io
 import json
 import os
 import pty
@@ -185,3 +186,18 @@ def test_commands_on_hostile_rows(tunebook, tmp_path):
     for _, out, err in found:
         assert not STEERS.search(out + err), STEERS.findall(out + err)
     assert "\\x1b[2J" in found[0][1] and "\\x1b[2J" in found[2][2]
+
+
+@pytest.mark.parametrize(("writers", "drawn"), [
+    (["tqdm.utils"], True), (["tqdm.std", "unsloth.import_fixes"], True), (["tunebook.data"], False),
+    (["tunebook.data", "unsloth.import_fixes"], False),
+])  # fmt: skip
+def test_bars_draw_through_a_stream_that_unsloth_puts_before_this_one(writers, drawn):
+    written = io.StringIO()
+    write = terminal.Stream(written, True).write
+    for name in reversed(writers):  # the innermost calls this stream
+        scope = {"__name__": name, "inner": write}
+        exec("def write(text):\n    return inner(text)", scope)
+        write = scope["write"]
+    write("\r 50%")
+    assert written.getvalue() == ("\r 50%" if drawn else "\\r 50%")
