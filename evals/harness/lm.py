@@ -39,7 +39,7 @@ def in_memory(model: Any, tokenizer: Any, batch_size: int, bare: bool = False, p
 
         def loglikelihood(self, requests, disable_tqdm=False):
             self._requests = requests
-            return super().loglikelihood(requests, disable_tqdm or not sys.stderr.isatty())
+            return super().loglikelihood(requests, disable_tqdm)
 
         def _loglikelihood_tokens(self, requests, *args, **kwargs):
             for request, (_, context, answer) in zip_longest(self._requests, requests):  # rolling windows have none
@@ -47,7 +47,8 @@ def in_memory(model: Any, tokenizer: Any, batch_size: int, bare: bool = False, p
                 if request and len(context) + len(answer) > self.max_length + 1:
                     self.cut[request.task_name].add(request.doc_id)
             self._requests = []
-            kwargs["disable_tqdm"] = not sys.stderr.isatty()  # rolling windows ask for a bar in a log file, too
+            # Rolling windows ask for a bar whatever they were told, in a log file, too.
+            kwargs["disable_tqdm"] = kwargs.get("disable_tqdm", False) or not sys.stderr.isatty()
             return super()._loglikelihood_tokens(requests, *args, **kwargs)
 
         def loglikelihood_rolling(self, requests, disable_tqdm=False):

@@ -166,7 +166,7 @@ def test_a_recurrent_state_that_crosses_documents(monkeypatch):
             ]
 
     first, *later = largest()
-    assert first < 1e-4 and min(later) > 0.4  # sums of another order, and what leaks
+    assert first < 3e-5 and min(later) > 0.4  # sums of another order, and what leaks
     padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
     mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
     with torch.no_grad():
