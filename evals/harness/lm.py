@@ -39,7 +39,7 @@ def in_memory(model: Any, tokenizer: Any, batch_size: int, bare: bool = False, p
 
         def loglikelihood(self, requests, disable_tqdm=False):
             self._requests = requests
-            return super().loglikelihood(requests, disable_tqdm)
+            return super().loglikelihood(requests, disable_tqdm or not sys.stderr.isatty())
 
         def _loglikelihood_tokens(self, requests, *args, **kwargs):
             for request, (_, context, answer) in zip_longest(self._requests, requests):  # rolling windows have none
