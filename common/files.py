@@ -1,4 +1,4 @@
-"""Atomic writes, and HTML pages that open offline."""
+"""Atomic writes, samples of large files, and HTML pages that open offline."""
 
 import contextlib
 import json
@@ -11,6 +11,8 @@ from typing import Any
 from tunebook.common import format
 from tunebook.common.errors import UserError
 from tunebook.common.process import faults
+
+SAMPLES = 64  # places of a large file that are looked at
 
 
 @contextlib.contextmanager
@@ -66,3 +68,12 @@ def page(template: Path, /, **values: Any) -> str:
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update({one.__name__: one for one in format.FORMATS})
     return environment.get_template(template.name).render(**values)
+
+
+def samples(path: Path) -> Iterator[bytes]:
+    """4 KiB from the beginning and from SAMPLES places of a file too large to be read whole, such as weights."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        for start in {0, *(size * part // SAMPLES for part in range(SAMPLES))}:
+            file.seek(start)
+            yield file.read(4096)

@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tunebook.common import files
 from tunebook.common.errors import UserError
 from tunebook.common.local_models import gguf_tokenizer
 
 MAGIC = b"GGUF"
 VERSION = b"1"  # of what is written: another one is converted anew
-SAMPLES = 64  # places of the file that its name in the cache depends on
 HALF = 1_000_000_000  # weights above which they are written in float16 and not in float32, which holds them exactly
 PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 
@@ -109,14 +109,12 @@ def _cache() -> Path:
 
 
 def _name(file: Path) -> str:
-    """A hash of the size, the first mebibyte and SAMPLES places: whole files of many gigabytes take too long."""
-    size = file.stat().st_size
-    digest = hashlib.sha256(VERSION + f" {size} ".encode())
+    """A hash of the size, the first mebibyte and samples: whole files of many gigabytes take too long."""
+    digest = hashlib.sha256(VERSION + f" {file.stat().st_size} ".encode())
     with file.open("rb") as opened:
         digest.update(opened.read(1 << 20))
-        for part in range(SAMPLES):
-            opened.seek(size * part // SAMPLES)
-            digest.update(opened.read(4096))
+    for sample in files.samples(file):
+        digest.update(sample)
     return digest.hexdigest()[:16]
 
 

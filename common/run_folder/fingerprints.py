@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tunebook.common import files
+
 # Packages of this collection that decide what a run trains on, and how.
 TRAINING_CODE = ("data", "tokens", "batching", "models", "training", "distillation", "preference")
 TOKENIZER_FILES = ("*.json", "*.jinja", "*.model", "*.txt")  # and the settings of a model
-SAMPLES = 64  # places of a file of weights that are looked at
 
 
 def file(path: Path) -> str:
@@ -42,19 +43,16 @@ def code() -> str:
 def weights(name: str) -> str | None:
     """A name for a model's files; None where a Hub name has not been fetched. No weight is loaded.
 
-    Sizes of the files, their first bytes (of safetensors: names and shapes) and SAMPLES places of each are hashed.
+    Sizes of the files, their first bytes (of safetensors: names and shapes) and samples of each are hashed.
     """
     if (folder := _folder(name)) is None:
         return None
     config = folder / "config.json"  # an adapter has none
     digest = hashlib.sha256(config.read_bytes() if config.exists() else b"")
     for path in sorted([*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]):
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size} ".encode())
-        with path.open("rb") as opened:
-            for start in {0, *(size * part // SAMPLES for part in range(SAMPLES))}:
-                opened.seek(start)
-                digest.update(opened.read(4096))
+        digest.update(f"{path.name} {path.stat().st_size} ".encode())
+        for sample in files.samples(path):
+            digest.update(sample)
     return digest.hexdigest()[:32]
 
 
