@@ -205,9 +205,9 @@ class Run:
 
     def callbacks(self, samples: Any) -> list[Any]:
         """Stop at signals, and show answers (generation.Samples) at every evaluation."""
-        from tunebook.common.training import callbacks
+        from tunebook.common.training import callbacks, stop_on_signal
 
-        return [callbacks.RefuseForPrompts(), callbacks.StopOnSignal(), callbacks.ShowSamples(samples)]
+        return [callbacks.RefuseForPrompts(), stop_on_signal.StopOnSignal(), callbacks.ShowSamples(samples)]
 
     def prepare(self, trainer: Any, weigh: Callable[[Any], Any] | None = None) -> None:
         """Length-grouped batches unless rows are packed, loss weights of rows, adapters in float32; then the first
@@ -256,9 +256,10 @@ class Run:
         Args:
             metrics: as callbacks.track_metrics gives them; default: those of tokens.
         """
-        from tunebook.common.training import callbacks, resuming
+        from tunebook.common.training import callbacks, resuming, stop_on_signal
 
         self.metrics = metrics or callbacks.track_metrics(trainer, self.dir / output_dir.LOG)
+        stop_on_signal.attach(trainer)
         self.metrics.on_begin = self.record.commit
         if self.checkpoint is None:  # else it was taken when the run began
             callbacks.evaluate(trainer)
