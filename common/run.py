@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from tunebook.common.distributed import is_main_process
 from tunebook.common.flags import ranges, redaction
@@ -16,8 +16,13 @@ HELD_OUT = 300  # rows whose loss is taken while training
 
 @dataclass
 class RunOptions:
-    """The flags of every recipe that are not of its method."""
+    """The flags of every recipe that are not of its method.
 
+    Attributes:
+        SEVERAL_PROCESSES: whether the recipe trains with several; a command that does not say so runs in one.
+    """
+
+    SEVERAL_PROCESSES: ClassVar[bool] = True
     output_dir: str | None = None  # output folder; default: runs/<recipe>
     bad_rows: str = "refuse"  # drop: leave out rows that cannot be trained on, counted by reason
     eval_suite: str = "auto"  # lm-eval suite before and after; auto: pocket's own; none: skip
