@@ -7,6 +7,7 @@ from typing import Any
 
 from tunebook.common.errors import UserError
 from tunebook.common.export.stored import StoredTensors
+from tunebook.common.models import complete_weights
 
 
 def skeleton(folder: str | Path) -> Any:
@@ -41,7 +42,10 @@ def in_float32(folder: str | Path) -> Any:
 
     logging.disable_progress_bar()
     try:
-        return AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32, trust_remote_code=False).eval()
+        with complete_weights.required(str(folder)):
+            return AutoModelForCausalLM.from_pretrained(
+                str(folder), dtype=torch.float32, trust_remote_code=False
+            ).eval()
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise UserError(f"{folder} cannot be loaded: {error}") from error
 

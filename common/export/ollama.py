@@ -10,6 +10,7 @@ from typing import Any
 
 from tunebook.common.errors import UserError
 from tunebook.common.export.reference import Reference
+from tunebook.common.tokens import sandbox
 
 ROLES = ("system", "user", "assistant")
 MARK = "\ue000{}\ue001"  # private characters around a turn's name, which no template writes
@@ -77,7 +78,9 @@ def modelfile(reference: Reference, gguf: str) -> str:
         jinja = served_tokenizer.jinja(reference.template, tokenizer)
 
     def render(messages: list[dict[str, Any]]) -> str:
-        found = tokenizer.apply_chat_template(messages, chat_template=jinja, tokenize=False, add_generation_prompt=True)
+        found = sandbox.apply_chat_template(
+            tokenizer, messages, chat_template=jinja, tokenize=False, add_generation_prompt=True
+        )
         begin = tokenizer.bos_token if getattr(tokenizer, "add_bos_token", False) else None
         return found.removeprefix(begin) if begin else found  # Ollama adds it by itself
 

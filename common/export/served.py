@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tunebook.common.errors import UserError
+from tunebook.common.tokens import sandbox
 
 BATCH = 8
 
@@ -41,8 +42,8 @@ class TransformersModel:
 
     def prompt(self, messages: list[dict], tools: list | None, options: dict[str, Any]) -> list[int]:
         """Ids of a conversation with the header of the next answer."""
-        return self.tokenizer.apply_chat_template(
-            messages, tools=tools, add_generation_prompt=True, return_dict=False, **options
+        return sandbox.apply_chat_template(
+            self.tokenizer, messages, tools=tools, add_generation_prompt=True, return_dict=False, **options
         )
 
     def text(self, ids: list[int]) -> str:
