@@ -77,6 +77,10 @@ def modelfile(reference: Reference, gguf: str) -> str:
     if not isinstance(jinja, str):
         jinja = served_tokenizer.jinja(reference.template, tokenizer)
 
+    name = reference.template.name
+    if "strftime_now" in jinja:
+        raise UserError(f"the template {name} cannot be written for Ollama: it writes the day's date; {OTHERWISE}")
+
     def render(messages: list[dict[str, Any]]) -> str:
         found = sandbox.apply_chat_template(
             tokenizer, messages, chat_template=jinja, tokenize=False, add_generation_prompt=True
@@ -84,7 +88,6 @@ def modelfile(reference: Reference, gguf: str) -> str:
         begin = tokenizer.bos_token if getattr(tokenizer, "add_bos_token", False) else None
         return found.removeprefix(begin) if begin else found  # Ollama adds it by itself
 
-    name = reference.template.name
     try:
         parts = read_off(render)
     except Exception as error:  # a template may raise anything
