@@ -112,7 +112,8 @@ class World:
         self.place = distillation.resolve_teacher(args.teacher) if args.fresh else models.resolve(args.model)
         self.tokenizer = AutoTokenizer.from_pretrained(self.place)
         sides = data.load(args.dataset)
-        rows = confused(sides["train"][: args.rows], args.noise)
+        rows = sides["train"][: args.rows]
+        rows = confused(rows, args.noise) if args.noise else rows
         self.train, _ = encoding.encode(rows, self.tokenizer, templates.ALPACA, args.max_length)
         asked = sides[args.side][: 40 if args.quick else None]
         self.encoded, _ = encoding.encode(asked, self.tokenizer, templates.ALPACA, args.max_length)
