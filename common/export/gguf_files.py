@@ -10,6 +10,7 @@ from typing import Any
 
 from tunebook.common.errors import UserError, nearest
 from tunebook.common.export import pre_tokenizer
+from tunebook.common.process import progress
 
 QUANTIZATIONS = ("f16", "q8_0", "q4_k_m")
 INSTALL = 'pip install "tunebook[gguf]"'
@@ -62,13 +63,14 @@ class Converter:
         Raises:
             UserError: the converter refuses, or llama.cpp has no pre-tokenizer that gives the tokenizer's ids.
         """
-        if kind == "q4_k_m":
-            _quantize(file.with_name("model-f16.gguf"), file)
-            return
-        said = self._run(file, kind, self.pre)
-        if said and UNKNOWN in said and not self.pre:
-            self.pre = pre_tokenizer.choose(self.tokenizer, self.texts, lambda name: self._trial(file, name))
+        with progress.start(f"converting to {kind}"):
+            if kind == "q4_k_m":
+                _quantize(file.with_name("model-f16.gguf"), file)
+                return
             said = self._run(file, kind, self.pre)
+            if said and UNKNOWN in said and not self.pre:
+                self.pre = pre_tokenizer.choose(self.tokenizer, self.texts, lambda name: self._trial(file, name))
+                said = self._run(file, kind, self.pre)
         if said:
             raise UserError(f"llama.cpp's converter refuses {self.folder.name}: {_last(said)}")
 

@@ -7,6 +7,7 @@ from typing import Any
 from tunebook.common.errors import first_names
 from tunebook.common.export.bounds import Bounds
 from tunebook.common.export.checks import Check
+from tunebook.common.process import progress
 
 SWALLOWED = 0.5  # a module of whose change less than this is left
 
@@ -47,7 +48,7 @@ def check(trained: Any, exported: Any, bounds: Bounds, describe: str) -> tuple[l
     away: dict[str, float] = {}
     names = [*trained.shapes, *(name for name in trained.files.tied if name not in trained.shapes)]
     dot = square = 0.0
-    for name in names:
+    for name in progress.track(names, f"comparing {describe}", len(names), "tensors"):
         if exported.skips(name):
             continue
         value = trained.read(name)

@@ -8,7 +8,7 @@ from typing import Any
 
 from tunebook.common.batching import weight_collator
 from tunebook.common.batching.weight_collator import total_weight
-from tunebook.common.process import stopping
+from tunebook.common.process import progress, stopping
 from tunebook.common.training.checkpoints import STATE, Checkpoints
 from tunebook.common.training.metrics import TrainingMetrics
 
@@ -68,7 +68,7 @@ def mean_loss(accelerator: Any, model: Any, loader: Any, loss_of: Callable[[Any,
 
     model.eval()
     with torch.no_grad():
-        batches = map(weight_collator.without_weights, loader)
+        batches = map(weight_collator.without_weights, progress.track(loader, "held-out rows", len(loader), "batches"))
         parts = [(loss_of(model, batch), total_weight(batch)) for batch in batches]
     model.train()
     loss, tokens = (accelerator.reduce(torch.stack(column).sum(), "sum") for column in zip(*parts, strict=True))
