@@ -206,13 +206,12 @@ class Run:
         return served_tokenizer.with_template(self.tokenizer, template, model)
 
     def accelerator_options(self) -> dict[str, Any]:
-        """Arguments of accelerate.Accelerator: device, precision, tracker, folder."""
+        """Arguments of accelerate.Accelerator: device, precision, folder."""
         from tunebook.common.models import device
 
-        tracker = None if self.args.report_to == "none" else self.args.report_to
         here = device.current()
         # cpu: else it joins no other process without a GPU
-        return dict(cpu=not here.gpu, mixed_precision=here.mixed_precision, log_with=tracker, project_dir=self.dir)
+        return dict(cpu=not here.gpu, mixed_precision=here.mixed_precision, project_dir=self.dir)
 
     def config(self, config_class: Any, **choices: Any) -> Any:
         """`config_class` with the recipe's choices, beside them what run and device decide, and --set over all."""
@@ -223,7 +222,7 @@ class Run:
         args = self.args
         settings = dict(
             output_dir=str(self.dir),
-            report_to=args.report_to,
+            report_to="none",  # the metrics tell it, from before the first step to the report
             seed=args.seed,
             per_device_train_batch_size=args.per_device_train_batch_size,
             gradient_accumulation_steps=args.gradient_accumulation_steps,
@@ -290,8 +289,19 @@ class Run:
         self.forecast = found.as_dict()
         self.metrics = TrainingMetrics(self.dir / output_dir.LOG)
         self.metrics.costs = found.costs
-        self.metrics.on_begin = self.record.commit
+        self._ready()
         return self.metrics
+
+    def _ready(self) -> None:
+        """The metrics tell run.json when the steps begin, and the tracker what they are told."""
+        from tunebook.common.training import tracking
+
+        self.metrics.on_begin = self.record.commit
+        if not self.args.dry_run:
+            step = int(self.checkpoint.rpartition("-")[2]) if self.checkpoint else 0
+            about = redaction.without_paths(redaction.without_secrets(vars(self.args)), self.dir)
+            where = (self.args.report_to, self.dir, self.record.id, step)
+            self.metrics.tracker = tracking.start(*where, about, self.overrides)
 
     def train(self, trainer: Any, metrics: Any = None) -> None:
         """`trainer.train`, from the checkpoint where there is one, between two evaluations of the run.
@@ -303,7 +313,7 @@ class Run:
 
         self.metrics = metrics or callbacks.track_metrics(trainer, self.dir / output_dir.LOG)
         self.metrics.costs = self._costs
-        self.metrics.on_begin = self.record.commit
+        self._ready()
         if self.checkpoint is None:  # else it was taken when the run began
             callbacks.evaluate(trainer)
         resuming.train(trainer, self.checkpoint)
@@ -322,6 +332,8 @@ class Run:
         self.metrics.held_out_rows = self.held_out
         written = (self.stats, self.preview, self.forecast, self.metrics, samples.rows, scores, account)
         try:
-            return report.write(self.recipe, self.dir, vars(self.args), model, *written)
+            found = report.write(self.recipe, self.dir, vars(self.args), model, *written)
+            self.metrics.tracker.end(self.metrics.steps, found, self.dir)
+            return found
         finally:
             lock.release()

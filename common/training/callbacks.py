@@ -55,7 +55,7 @@ def without_wall_clock(trainer: Any) -> None:
     own = trainer.log
 
     def log(logs: dict[str, Any], start_time: float | None = None) -> None:
-        for name in [name for name in logs if name.endswith(("_runtime", "_per_second"))]:
+        for name in [name for name in logs if name.endswith(("_runtime", "_per_second", "_preparation_time"))]:
             del logs[name]
         own(logs)  # which times nothing without start_time
 

@@ -58,6 +58,7 @@ class TrainingMetrics:
         self.costs: Any = ()
         self.pauses: set[int] | None = None
         self.evaluates = True
+        self.tracker: Any = None  # a Tracker
         self.held_out_rows: Any = None  # a HeldOut
         self._began = self._stepped = 0.0  # when a step began, and when the last one ended
         self.on_begin: Callable[[], None] = lambda: None  # called when the steps begin
@@ -185,6 +186,7 @@ class TrainingMetrics:
                 file.write(json.dumps({"step": step, **values}) + "\n")
         if self._lines is not None:
             self._lines += 1
+        self._track(step, values)
         for name in PARTS & values.keys():
             self.parts.setdefault(name, []).append([step, values[name]])
         for warning in self.watch.look(step, values, self._left_out, self.max_steps):
@@ -195,12 +197,24 @@ class TrainingMetrics:
         self.loss.append([step, values["loss"]])
         self._keep_progress()
 
+    def _track(self, step: int, values: dict[str, float]) -> None:
+        """Tell the tracker; of the evaluation at the end it hears with the scores, as the curve has one point a step."""
+        if self.tracker is None:
+            return
+        if "loss" in values:
+            speed = self.trained / max(self.seconds, 1e-9)
+            values = {**values, "trained_tokens_per_second": speed, "peak_bytes": self.peak.bytes}
+        if not (self._ended and any(name.startswith("eval_") for name in values)):
+            self.tracker.log(step, values)
+
     def evaluated(self, step: int, loss: float, seconds: float | None = None) -> None:
         """The held-out loss was taken; `seconds`: how long that took, by default as its phase did."""
         self.evaluating += progress.spent("held-out rows") if seconds is None else seconds
         if step and not self._ended:
             list(self.watch.look(step, {"eval_loss": loss}))  # before it is saved
         self.evaluations.append([step, loss])
+        if seconds is None:  # of a plain loop, which logs no evaluation
+            self._track(step, {"eval_loss": loss})
         place = "after training" if self._ended else f"step {step}/{self.max_steps}" if step else "before training"
         _say(f"{place}  {self.held_out} {loss:.4f}")
 
