@@ -19,8 +19,8 @@ AROUND = 2  # evaluations beside those while training: before it, and after it
 
 @dataclass(frozen=True)
 class HeldOut:
-    """`rows` of the `of` held-out rows are evaluated; `answers`: two answers are shown, too. `share`: of the run's time,
-    that this takes by arithmetic."""
+    """`rows` of the `of` held-out rows are evaluated; `answers`: two answers are shown, too. `share`: what this takes
+    of the run's time, by arithmetic."""
 
     rows: int
     of: int

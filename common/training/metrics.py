@@ -22,8 +22,8 @@ HELD_OUT = "held-out loss"  # cross-entropy in nats per token
 PARTS = {"divergence", "cross_entropy"}  # of a training loss, as distillation/student.py logs them
 # Of a run's parts together, each step once.
 SUMS = (
-    "seconds", "waited", "positions", "tokens", "trained", "skipped", "_steps_here", "seconds_to_first_step", "stepping",
-    "evaluating",
+    "seconds", "waited", "positions", "tokens", "trained", "skipped", "_steps_here", "seconds_to_first_step",
+    "stepping", "evaluating",
 )  # fmt: skip
 BEFORE = ("answers", "scoring", "held-out rows")  # phases before training, which come again after it
 SHARE = 0.02  # of the time, that keeping the progress may take
@@ -108,10 +108,10 @@ class TrainingMetrics:
             words.append(f"loss {self._last['loss']:.3f}")
         if "learning_rate" in self._last:
             words.append(f"learning rate {self._last['learning_rate']:.1e}")
-        speed, wait = self.trained / max(self.seconds, 1e-9), self.waited / max(self.seconds, 1e-9)
+        speed, wait = self.trained / max(self.seconds, 1e-9), self.waited / max(self.seconds, self.waited, 1e-9)
         if self.seconds:
             words.append(f"{speed:.{0 if speed >= 9.95 else 1}f} trained tokens/s")
-        if wait > 0.01:
+        if self.seconds and wait > 0.01:
             words.append(f"waiting for data {100 * wait:.0f} %")
         words.append(byte_size(self.peak.bytes))
         coming = [step for step in self._left.pauses if step > self.steps]
@@ -198,7 +198,7 @@ class TrainingMetrics:
         self._keep_progress()
 
     def _track(self, step: int, values: dict[str, float]) -> None:
-        """Tell the tracker; of the evaluation at the end it hears with the scores, as the curve has one point a step."""
+        """Tell the tracker. Of the evaluation at the end it hears with the scores: its curve has one point a step."""
         if self.tracker is None:
             return
         if "loss" in values:

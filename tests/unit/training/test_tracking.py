@@ -1,7 +1,6 @@
 """What TensorBoard, W&B and trackio have of a run that was interrupted: read back from what they wrote."""
 
 import importlib.util
-import json
 import math
 import os
 import subprocess
@@ -18,11 +17,12 @@ import json, pathlib, sys
 import torch
 from tunebook.common.training import tracking
 from tunebook.common.training.metrics import TrainingMetrics
-kind, folder, first, last, secret = sys.argv[1], pathlib.Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), sys.argv[5]
+kind, folder, (first, last) = sys.argv[1], pathlib.Path(sys.argv[2]), map(int, sys.argv[3:5])
 config = {"learning_rate": 1e-3, "dataset": ["pocket"], "note": "«é»"}
 metrics = TrainingMetrics(folder / "log.jsonl")
 metrics.tracker = tracking.start(kind, folder, "0123456789abcdef", first, config, {})
-batch = {"input_ids": torch.ones(2, 4, dtype=torch.long), "attention_mask": torch.ones(2, 4), "labels": torch.ones(2, 4)}
+ones = torch.ones(2, 4, dtype=torch.long)
+batch = {"input_ids": ones, "attention_mask": ones, "labels": ones}
 if not first:
     metrics.evaluated(0, 3.0)
 metrics.begin(first, 6)
