@@ -23,9 +23,7 @@ class RunOptions:
     output_dir: str | None = None  # output folder; default: runs/<recipe>
     bad_rows: str = "refuse"  # drop: leave out rows that cannot be trained on, counted by reason
     eval_suite: str = "auto"  # lm-eval suite before and after; auto: pocket's own; none: skip
-    eval_share: float = (
-        0.1  # of the run, that held-out evaluations may take: of fewer rows where it is short; 1: all rows
-    )
+    eval_share: float = 0.1  # of the run, for held-out evaluations; a short run takes fewer rows; 1: always all
     report_to: str = "none"  # none, tensorboard, wandb or trackio
     seed: int = 0
     gradient_accumulation_steps: int = 1  # micro-batches per optimizer step
