@@ -76,12 +76,10 @@ class Phase:
         """How far it is: done and total, share, time passed and left."""
         words = []
         if self.total is not None:
-            words += [
-                f"{self.done:,}/{self.total:,} {self.unit}".rstrip(),
-                f"{100 * self.done // max(1, self.total)} %",
-            ]
+            share = 100 * self.done // max(1, self.total)
+            words += [f"{self.done:,}/{self.total:,} {of(self.total, self.unit)}".rstrip(), f"{share} %"]
         elif self.done:
-            words.append(f"{self.done:,} {self.unit}".rstrip())
+            words.append(f"{self.done:,} {of(self.done, self.unit)}".rstrip())
         words.append(clock(self.seconds))
         if (left := self.left) is not None:
             words.append(f"{clock(left)} left")
@@ -93,6 +91,11 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, of_hour = divmod(minutes, 60)
     return f"{hours}:{of_hour:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def of(count: int, unit: str) -> str:
+    """A unit that stands in the plural, for this count."""
+    return unit.removesuffix("es" if unit.endswith("ches") else "s") if count == 1 else unit
 
 
 def start(
@@ -235,7 +238,7 @@ class _Service:
 
 
 def _end(phase: Phase) -> str:
-    count = f" {phase.done:,} {phase.unit}".rstrip() + " in" if phase.done else ""
+    count = f" {phase.done:,} {of(phase.done, phase.unit)}".rstrip() + " in" if phase.done else ""
     return ", ".join([f"{phase.name}:{count} {clock(phase.seconds)}", *phase.details()])
 
 
