@@ -187,9 +187,7 @@ class _Service:
         with self._lock:
             self._remove(phase)
             self.spent[phase.name] = phase.seconds
-            if phase.bar is not None:
-                phase.bar.close()
-            elif phase.seconds >= LONG and is_main_process() and not self._notebook:
+            if phase.seconds >= LONG and is_main_process() and not self._notebook:
                 self._say(_end(phase))
 
     def drop(self, phase: Phase | None) -> None:
@@ -201,6 +199,8 @@ class _Service:
         at = self.phases.index(phase) if phase in self.phases else 0
         for inner in self.phases[at:]:
             inner.ended = True
+            if inner.bar is not None:
+                inner.bar.close()
         del self.phases[at:]
         if self._bars is not None:
             self._bars.show([])
@@ -257,7 +257,10 @@ def in_notebook() -> bool:
 
 
 def _draw_in_notebook(phase: Phase) -> None:
+    """One bar at a time: what runs inside a phase that has one is part of it."""
     if phase.bar is None:
+        if any(other.bar is not None for other in _service.phases):
+            return
         from tqdm.auto import tqdm
 
         phase.bar = tqdm(total=phase.total, unit=f" {phase.unit or 'parts'}", desc=phase.name, initial=phase.first)

@@ -122,8 +122,43 @@ def test_a_notebook_has_one_bar_and_no_lines(clock, capsys, monkeypatch):
         assert phase.bar is None  # not yet: it may be over at once
         pass_by(clock, 40)
         phase.advance(3)
+        for _ in progress.track(range(3), "held-out rows", 3, "batches"):
+            pass_by(clock, 5)
+            assert [one.name for one in progress._service.phases if one.bar] == ["training"]
         assert (phase.bar.n, phase.bar.total, phase.bar.desc, phase.bar.postfix) == (6, 10, "training", "loss 1.25")
     assert capsys.readouterr().out == ""
+
+
+CELL = """
+import time
+from tunebook.common.process import progress
+progress.SHOWN = progress.LONG = progress.LINE = 0.1
+with progress.start("training", 10, "steps", lambda: ["loss 1.25", "221 trained tokens/s"]) as phase:
+    for step in range(10):
+        time.sleep(0.05)
+        phase.advance()
+        if step == 5:
+            for _ in progress.track(range(4), "held-out rows", 4, "batches"):
+                time.sleep(0.05)
+            print("step 5/10  held-out loss 1.5")
+"""
+
+
+def test_an_executed_notebook_shows_each_thing_once():
+    nbformat = pytest.importorskip("nbformat", reason="needs nbclient and ipykernel")
+    nbclient = pytest.importorskip("nbclient", reason="needs nbclient and ipykernel")
+    pytest.importorskip("ipykernel", reason="needs nbclient and ipykernel")
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CELL)])
+    nbclient.NotebookClient(book, timeout=60, kernel_name="python3").execute()
+    outputs = book.cells[0].outputs
+    text = {
+        name: "".join(one.get("text", "") for one in outputs if one.get("name") == name)
+        for name in ("stdout", "stderr")
+    }
+    assert text["stdout"] == "step 5/10  held-out loss 1.5\n"  # no lines beside the bar
+    bars = text["stderr"] or "".join(str(one.get("data")) for one in outputs)
+    assert "training: 100%" in bars and "loss 1.25, 221 trained tokens/s" in bars
+    assert "held-out rows" not in bars and "\x1b[A" not in bars
 
 
 # A training of 40 steps, as TrainingMetrics shows it, with prints between and an evaluation; all of it in 4 seconds.
