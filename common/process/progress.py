@@ -196,7 +196,9 @@ class _Service:
             self._remove(phase)
 
     def _remove(self, phase: Phase | None) -> None:
-        at = self.phases.index(phase) if phase in self.phases else 0
+        if phase is not None and phase not in self.phases:
+            return
+        at = self.phases.index(phase) if phase else 0
         for inner in self.phases[at:]:
             inner.ended = True
             if inner.bar is not None:

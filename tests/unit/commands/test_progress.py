@@ -90,8 +90,12 @@ def test_an_error_ends_all_phases_without_a_word(clock, capsys):
         progress.start("inner")
         clock.now += 5
         raise ValueError
-    progress.start("never closed")
+    late = progress.start("never closed")
     progress.stop()
+    with progress.start("another"):
+        late.close()
+        progress._service.drop(late)
+        assert [phase.name for phase in progress._service.phases] == ["another"]
     assert not progress._service.phases and capsys.readouterr().err == ""
 
 
