@@ -2,6 +2,7 @@
 
     python benchmarks/distill_students.py --json out.json
     python benchmarks/distill_students.py --side validation --seeds 1 --alpha 0.9 --temperature 1
+    python benchmarks/distill_students.py --dataset runs/rows --teacher runs/teacher --fresh 256 8 --rows 1200
     python benchmarks/distill_students.py --quick
 
 labels   cross entropy alone
@@ -10,9 +11,11 @@ cached   the same with the teacher's k likeliest tokens from a file, made once; 
 
 Each seed has its own adapters and order of rows, which all ways share, so that ways are compared in pairs; the interval
 of a mean difference over seeds is Student's t, 95 %. A score is the share of greedy answers that are the reference,
-whole and exact: pocket's test rows in phrasings that training rows have (seen) and in new ones (unseen). Loss is the
-cross entropy of the test rows' answers, in nats a token; a difference is better below zero. Seconds are those of an
-epoch of steps without its evaluation. With --noise, a share of the training rows draws its answer from all rows of its
+whole and exact: pocket's test rows in phrasings that training rows have (seen) and in new ones (unseen); of rows of
+your own it is the mean ROUGE-L of the answers, cut at 48 tokens. Loss is the cross entropy of the test rows' answers,
+in nats a token; a difference is better below zero. Seconds are those of an epoch of steps without its evaluation. A
+--fresh student has the teacher's architecture and tokenizer, another size and random weights, all of which are trained;
+else a student is --model with LoRA. With --noise, a share of the training rows draws its answer from all rows of its
 skill, as data from outside have wrong ones; the teacher has learned from right ones. Some draw what they had: of 1,600
 rows and 0.3, 27 % have another answer than their own.
 """
@@ -33,12 +36,17 @@ from tunebook.common.tokens.lengths import IGNORE_INDEX, lengths_of
 
 T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}  # by freedoms
 
+SCORES = ("all", "seen", "unseen", "rougeL", "loss")
+
 
 @dataclass
 class Args:
     model: str = "pocket"
     teacher: str = "pocket_teacher"
-    rows: int = 800  # of pocket's training rows, from the first
+    dataset: str = "pocket"  # or a folder that `tunebook split` made
+    fresh: tuple[int, ...] = ()  # hidden size and layers of a student with random weights
+    max_length: int = 512  # tokens of prompt and answer; longer rows are left out
+    rows: int = 800  # training rows, from the first
     noise: float = 0.0  # share of them whose answer is drawn from all rows of the same skill
     epochs: int = 5
     seeds: int = 5
@@ -101,13 +109,15 @@ class World:
         from tunebook.common.tokens import encoding, templates
 
         self.args, self.blend = args, losses.DistillationLoss(args.alpha, args.temperature, args.beta)
-        self.place = models.resolve(args.model)
+        self.place = distillation.resolve_teacher(args.teacher) if args.fresh else models.resolve(args.model)
         self.tokenizer = AutoTokenizer.from_pretrained(self.place)
-        sides = data.load("pocket")
+        sides = data.load(args.dataset)
         rows = confused(sides["train"][: args.rows], args.noise)
-        self.train, _ = encoding.encode(rows, self.tokenizer, templates.ALPACA, 512)
-        self.asked = sides[args.side][: 40 if args.quick else None]
-        self.encoded, _ = encoding.encode(self.asked, self.tokenizer, templates.ALPACA, 512)
+        self.train, _ = encoding.encode(rows, self.tokenizer, templates.ALPACA, args.max_length)
+        asked = sides[args.side][: 40 if args.quick else None]
+        self.encoded, _ = encoding.encode(asked, self.tokenizer, templates.ALPACA, args.max_length)
+        numbered = {row.get("row", place): row for place, row in enumerate(asked, 1)}
+        self.asked = [numbered[row["row"]] for row in self.encoded]  # those that are short enough
         self.prompts = [
             [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label == IGNORE_INDEX]
             for row in self.encoded
@@ -127,8 +137,7 @@ class World:
     def run(self, way: str, seed: int) -> dict[str, float]:
         """Train a student and score it."""
         import torch
-        from peft import LoraConfig, get_peft_model
-        from transformers import AutoModelForCausalLM, get_scheduler
+        from transformers import get_scheduler
 
         from tunebook.common import distillation
         from tunebook.common.batching import samplers
@@ -136,8 +145,7 @@ class World:
 
         args, blend = self.args, self.blend if way != "labels" else losses.DistillationLoss(alpha=0.0)
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_pretrained(self.place, dtype=torch.float32)
-        model = get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear")).train()
+        model = self.student().train()
         distillation.prepare(model, args.model)
         teacher = self.cached if way == "cached" else self.teacher
         collate = teacher_cache.TargetCollator(self.collate, self.cached) if way == "cached" else self.collate
@@ -160,27 +168,55 @@ class World:
         seconds, cpu = time.perf_counter() - seconds, time.process_time() - cpu
         return {"seconds": seconds / args.epochs, "cpu_seconds": cpu / args.epochs, **self.score(model)}
 
-    def score(self, model: Any) -> dict[str, float]:
-        """Exact match by phrasing, and of all rows; the loss of the references."""
-        import torch
+    def student(self) -> Any:
+        from peft import LoraConfig, get_peft_model
+        from transformers import AutoConfig, AutoModelForCausalLM
 
+        if not self.args.fresh:
+            model = AutoModelForCausalLM.from_pretrained(self.place, dtype="float32")
+            return get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"))
+        config = AutoConfig.from_pretrained(self.place)
+        size, layers = self.args.fresh
+        values = dict(hidden_size=size, intermediate_size=3 * size, num_hidden_layers=layers)
+        heads = dict(num_attention_heads=size // 64, num_key_value_heads=max(1, size // 192), head_dim=64)
+        config.update(values | heads)
+        return AutoModelForCausalLM.from_config(config, dtype="float32")
+
+    def score(self, model: Any) -> dict[str, float]:
+        """Exact match by phrasing, and of all rows, or ROUGE-L; the loss of the references."""
+        return {**self.answers(model.eval()), "loss": self.loss(model)}
+
+    def answers(self, model: Any) -> dict[str, float]:
         from tunebook.common import generation
 
-        found = generation.answers(model.eval(), self.tokenizer, self.prompts, max_new_tokens=32, batch_size=64)
+        if "phrasing" not in self.asked[0]:
+            from tunebook.evals.tasks.heldout.utils import scorer
+
+            prompts, asked = self.prompts[:100], self.asked[:100]
+            found = generation.answers(model, self.tokenizer, prompts, max_new_tokens=48, batch_size=50)
+            scores = [scorer().score(row["output"], a)["rougeL"].fmeasure for a, row in zip(found, asked, strict=True)]
+            return {"rougeL": statistics.fmean(scores)}
+        found = generation.answers(model, self.tokenizer, self.prompts, max_new_tokens=32, batch_size=64)
         right = {"all": [a == row["output"] for a, row in zip(found, self.asked, strict=True)]}
         for phrasing in ("seen", "unseen"):
             right[phrasing] = [
                 r for r, row in zip(right["all"], self.asked, strict=True) if row["phrasing"] == phrasing
             ]
+        return {name: statistics.fmean(values) for name, values in right.items() if values}
+
+    def loss(self, model: Any) -> float:
+        """Mean cross entropy of the references, in nats a token."""
+        import torch
+
         losses, tokens = 0.0, 0
-        for start in range(0, len(self.encoded), 64):
-            batch = self.collate([self.encoded[k] for k in range(start, min(start + 64, len(self.encoded)))])
+        for start in range(0, len(self.encoded), 16):
+            batch = self.collate([self.encoded[k] for k in range(start, min(start + 16, len(self.encoded)))])
             with torch.no_grad():
                 logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
             labels = batch["labels"][:, 1:]
             losses += torch.nn.functional.cross_entropy(logits.mT.float(), labels, reduction="sum").item()
             tokens += int((labels != IGNORE_INDEX).sum())
-        return {name: statistics.fmean(values) for name, values in right.items() if values} | {"loss": losses / tokens}
+        return losses / tokens
 
 
 def confused(rows: list[dict[str, Any]], share: float) -> list[dict[str, Any]]:
@@ -214,17 +250,13 @@ class Stub:
 def means(runs: list[dict[str, Any]], way: str) -> dict[str, float]:
     mine = [run for run in runs if run["way"] == way]
     medians = {name: statistics.median(run[name] for run in mine) for name in ("seconds", "cpu_seconds")}
-    return medians | {
-        name: statistics.fmean(run[name] for run in mine)
-        for name in ("all", "seen", "unseen", "loss")
-        if name in mine[0]
-    }
+    return medians | {name: statistics.fmean(run[name] for run in mine) for name in SCORES if name in mine[0]}
 
 
 def paired(runs: list[dict[str, Any]], way: str, other: str) -> dict[str, Any]:
     """Mean difference of the scores over seeds with its interval, and in how many seeds the first is better."""
     found: dict[str, Any] = {}
-    for name in ("all", "seen", "unseen", "loss"):
+    for name in SCORES:
         one, two = ([run[name] for run in runs if run["way"] == w and name in run] for w in (way, other))
         apart = [a - b for a, b in zip(one, two, strict=True)]
         if len(apart) > 1:
@@ -239,9 +271,10 @@ def show(result: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("way", "seen", "unseen", "all", "loss", "seconds an epoch", "CPU seconds")
+    shown = [name for name in SCORES[:-1] if name in result["teacher"]]
+    table = Table("way", *shown, "loss", "seconds an epoch", "CPU seconds")
     for name, row in {"teacher": result["teacher"], **result["means"]}.items():
-        scores = [f"{row[key]:.1%}" if key in row else "" for key in ("seen", "unseen", "all")]
+        scores = [f"{row[key]:.1%}" for key in shown]
         rest = ("loss", "seconds", "cpu_seconds")
         table.add_row(name, *scores, *(f"{row[key]:.3f}" if key in row else "" for key in rest))
     Console().print(table)

@@ -49,7 +49,7 @@ def run(main: Callable[[Any], Any], args_class: type, argv: list[str] | None = N
     args = None
     try:
         args = parse(args_class, argv, sys.modules[main.__module__].__doc__ or "")
-        check_launch(several=hasattr(args, "eval_suite"))
+        check_launch(several=getattr(args_class, "SEVERAL_PROCESSES", False))
         _refuse_unsupported(getattr(args, "set", []))
         main(args)
     except SystemExit:

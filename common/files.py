@@ -61,11 +61,13 @@ def json_line(row: Any) -> bytes:
 
 
 def page(template: Path, /, **values: Any) -> str:
-    """An HTML page from a Jinja template, which may extend page.html.jinja; formats are its filters."""
+    """A page of HTML or Markdown from a Jinja template, which may extend page.html.jinja; formats are its filters."""
     import jinja2
 
     loader = jinja2.FileSystemLoader([template.parent, Path(__file__).parent])
-    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment = jinja2.Environment(
+        loader=loader, autoescape=".html" in template.suffixes, trim_blocks=True, lstrip_blocks=True
+    )
     environment.filters.update({one.__name__: one for one in format.FORMATS})
     return environment.get_template(template.name).render(**values)
 

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from tunebook.common.distributed import is_main_process
 from tunebook.common.errors import UserError
@@ -18,8 +18,13 @@ HELD_OUT = 300  # rows whose loss is taken while training
 
 @dataclass
 class RunOptions:
-    """The flags of every recipe that are not of its method."""
+    """The flags of every recipe that are not of its method.
 
+    Attributes:
+        SEVERAL_PROCESSES: whether the recipe trains with several; a command that does not say so runs in one.
+    """
+
+    SEVERAL_PROCESSES: ClassVar[bool] = True
     output_dir: str | None = None  # output folder; default: runs/<recipe>
     bad_rows: str = "refuse"  # drop: leave out rows that cannot be trained on, counted by reason
     eval_suite: str = "auto"  # lm-eval suite before and after; auto: pocket's own; none: skip
@@ -241,10 +246,10 @@ class Run:
 
     def callbacks(self, samples: Any) -> list[Any]:
         """Stop at signals, and show answers (generation.Samples) at every evaluation."""
-        from tunebook.common.training import callbacks
+        from tunebook.common.training import callbacks, stop_on_signal
 
         shown = [callbacks.ShowSamples(samples)] if self.held_out is None or self.held_out.answers else []
-        return [callbacks.RefuseForPrompts(), callbacks.StopOnSignal(), *shown]
+        return [callbacks.RefuseForPrompts(), stop_on_signal.StopOnSignal(), *shown]
 
     def prepare(self, trainer: Any, weigh: Callable[[Any], Any] | None = None) -> None:
         """Length-grouped batches unless rows are packed, loss weights of rows, adapters in float32; then the first
@@ -307,9 +312,10 @@ class Run:
         Args:
             metrics: as callbacks.track_metrics gives them; default: those of tokens.
         """
-        from tunebook.common.training import callbacks, resuming
+        from tunebook.common.training import callbacks, resuming, stop_on_signal
 
         self.metrics = metrics or callbacks.track_metrics(trainer, self.dir / output_dir.LOG)
+        stop_on_signal.attach(trainer)
         self.metrics.costs = self._costs
         self._ready()
         if self.checkpoint is None:  # else it was taken when the run began

@@ -71,22 +71,22 @@ def main(args: Args) -> dict:
     if args.dry_run:
         return run.forecast
 
-    metrics.evaluated(0, loop.mean_loss(accelerator, model, eval_loader, loss_of))
+    held_out_loss = loop.held_out_loss(accelerator, model, eval_loader, loss_of)
+    metrics.evaluated(0, held_out_loss())
     processing_class = run.processing_class(template, accelerator.unwrap_model(model))
     saved = checkpoints.Checkpoints(accelerator, run.dir, schedule, metrics, tokenizer=processing_class)
     metrics.begin(done := saved.load(run.checkpoint), max_steps)
+    loop.take_left_evaluation(saved, model, done, held_out_loss)
     for step, batches, tokens in loop.batches(accelerator, loader, order, accumulation, done, max_steps, metrics):
         values = train_step(accelerator, model, optimizer, schedule, batches, tokens)
         metrics.step(step, accelerator.optimizer_step_was_skipped)
         if step % math.ceil(max_steps / 100) == 0:
             metrics.log(step, values)
-        if step % math.ceil(max_steps / 5) == 0 or step == max_steps:
-            metrics.evaluated(step, loss := loop.mean_loss(accelerator, model, eval_loader, loss_of))
-            saved.save(model, step, loss)
-        loop.stop_if_asked(saved, model, step)
+        due = step % math.ceil(max_steps / 5) == 0 or step == max_steps
+        loop.end_step(saved, model, step, held_out_loss if due else None)
     metrics.end()
     saved.load_best(model)
-    metrics.evaluated(max_steps, loop.mean_loss(accelerator, model, eval_loader, loss_of))
+    metrics.evaluated(max_steps, held_out_loss())
     model = saved.finish(model, run.dir / "adapter")
     return run.finish(model, evaluation.samples, evaluation.after(model, base, run.dir / "adapter"))
 

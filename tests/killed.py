@@ -58,6 +58,22 @@ metrics.TrainingMetrics.log = sent
 sys.argv = sys.argv[4:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
+# Starts a recipe, which sends a signal to itself at the second batch of an evaluation, while it trains.
+EVALUATING = """
+import os, runpy, sys
+from tunebook.common.process import stopping
+number, evaluation = int(sys.argv[1]), int(sys.argv[2])
+leave, batches = stopping.leave_evaluation, []
+def sent(world=1, device="cpu"):
+    if stopping.Waiting.on:
+        batches.append(world)
+        if len(batches) == 2 * evaluation:
+            os.kill(os.getpid(), number)
+    leave(world, device)
+stopping.leave_evaluation = sent
+sys.argv = sys.argv[3:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 # What a clock says, and what is made of it.
 CLOCK = ("time", "runtime", "per_second", "flos")
 
@@ -73,6 +89,12 @@ def at(moment, number, folder, recipe, *words):
 def signaled(number, step, recipe, *words, twice=False):
     """Run a recipe that gets a signal when it has logged a step; `twice`: and again, a second later."""
     return forked.run("-c", SIGNALED, int(number), step, "twice" if twice else "once", recipe, *words)
+
+
+def signaled_in_evaluation(number, evaluation, recipe, *words):
+    """Run a recipe that gets a signal at the last of two batches of an evaluation, the first, second, ... of this
+    part of its training."""
+    return forked.run("-c", EVALUATING, int(number), evaluation, recipe, *words)
 
 
 def weights(folder):

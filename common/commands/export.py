@@ -10,6 +10,7 @@ printed and written to export.json; exit code 1 where it fails. Base, template a
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -39,40 +40,45 @@ class Args:
     public: bool = False  # with --push_to_hub: for everybody
 
 
-def main(args: Args) -> dict[str, Any]:
+def main(args: Args) -> None:
     from tunebook.common.export import folder, source
 
     if not args.output_dir:
         raise UserError("--output_dir: name a new folder for the export")
     found = source.find(args.run, args.model, args.adapter, args.dataset)
-    source.check_target(found, args.to)
+    source.check_target(found, args.to, args.merge_into)
     place = folder.check_new(args.output_dir)
-    check(args)
+    check(args, found)
 
     from tunebook.common.export import exporting, hub, model_card, proof
     from tunebook.common.export.reference import Reference
 
     reference = Reference(found, args.template, args.merge_into)
     options = exporting.Options(
-        args.dtype, args.quantization, args.as_lora, args.llama_cpp, args.pre_tokenizer, args.base_name
+        args.dtype, args.quantization, args.as_lora, args.llama_cpp, args.pre_tokenizer, args.base_name, place.name
     )
-    proofs = exporting.export(reference, args.to, place, options)
-    about = exporting.about(found, args.to)
-    model_card.write(reference, proofs, args.to, args.base_name, args.license, place)
+
+    def finish(proofs: list[proof.Proof], part: Path) -> None:
+        proof.write(proofs, exporting.about(found, args.to), part / proof.FILE)
+        model_card.write(reference, proofs, args.to, args.base_name, args.license, part, place.name)
+
+    proofs = exporting.export(reference, args.to, place, options, finish)
     print(f"export: {place}")
-    result = proof.conclude(proofs, about, place / proof.FILE)
+    proof.conclude(proofs, place / proof.FILE)
     if args.push_to_hub:
         print(f"pushed: {hub.push(place, args.push_to_hub, args.public)}")
-    return result
 
 
-def check(args: Args) -> None:
-    """Flags that go together, before anything heavy is loaded.
+def check(args: Args, found: Any) -> None:
+    """Flags that go together, and with what is exported, before anything heavy is loaded.
+
+    Args:
+        found: source.Source.
 
     Raises:
         UserError: one has no effect, or its value is none.
     """
-    from tunebook.common.export import gguf_files, hub, merge
+    from tunebook.common.export import gguf_adapter, gguf_files, hub, merge
 
     makes_gguf = args.to in ("gguf", "ollama")
     for name, on in (
@@ -85,6 +91,8 @@ def check(args: Args) -> None:
             raise UserError(f"--{name} has no effect with --to {args.to}; it is for gguf and ollama")
     if args.as_lora and args.to == "ollama":
         raise UserError("--as_lora has no effect with --to ollama; the Modelfile is of one merged GGUF")
+    if args.as_lora and args.quantization != ["f16"]:
+        raise UserError("--quantization has no effect with --as_lora: the base is written in f16")
     if args.public and not args.push_to_hub:
         raise UserError("--public has no effect without --push_to_hub ORG/NAME")
     if args.dtype != "auto" and args.to == "adapter":
@@ -92,6 +100,8 @@ def check(args: Args) -> None:
     if args.dataset and not all(args.dataset):
         raise UserError("--dataset: a name is empty")
     merge.dtype_for(args.dtype, {})
+    if args.as_lora:
+        gguf_adapter.check(found)
     if makes_gguf:
         gguf_files.check(args.quantization, args.llama_cpp)
     if args.push_to_hub:

@@ -8,7 +8,7 @@ The same proof as that of `tunebook export`, on merged weights, an adapter, or G
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -27,7 +27,7 @@ class Args:
     json: str = ""  # also write the proof to this file
 
 
-def main(args: Args) -> dict[str, Any]:
+def main(args: Args) -> None:
     from tunebook.common.export import source
 
     if not args.export:
@@ -40,10 +40,13 @@ def main(args: Args) -> dict[str, Any]:
     if place.is_file() and place.suffix != ".gguf":
         raise UserError(f"{args.export}: only a .gguf file can be verified by itself; else name its folder")
     found = source.find(args.against, args.model, "", args.dataset)
-    source.check_target(found, "adapter" if (place / "adapter_config.json").exists() else "merged")
+    source.check_target(found, "adapter" if (place / "adapter_config.json").exists() else "merged", args.merge_into)
 
     from tunebook.common.export import exporting, proof
     from tunebook.common.export.reference import Reference
 
     proofs = exporting.prove_folder(Reference(found, args.template, args.merge_into), place)
-    return proof.conclude(proofs, exporting.about(found, "verify"), Path(args.json) if args.json else None)
+    file = Path(args.json) if args.json else None
+    if file:
+        proof.write(proofs, exporting.about(found, "verify"), file)
+    proof.conclude(proofs, file)

@@ -41,8 +41,9 @@ def write(source: Source, base_name: str, folder: Path) -> list[str]:
 
 def equal(source: Source, folder: Path) -> Check:
     """Whether the weights of an adapter that is no LoRA are the run's, byte for byte."""
-    same = (source.trained / WEIGHTS).read_bytes() == (folder / WEIGHTS).read_bytes()
-    failure = "" if same else f"{WEIGHTS} is not that of the run"
+    file = folder / WEIGHTS
+    same = file.exists() and (source.trained / WEIGHTS).read_bytes() == file.read_bytes()
+    failure = "" if same else f"{WEIGHTS} is not that of the run" if file.exists() else f"there is no {WEIGHTS}"
     return Check(3, "the adapter's weights", "equal" if same else "others", "equal", failure)
 
 
@@ -51,10 +52,11 @@ class Weights:
 
     def __init__(self, folder: Path, reference: Any):
         self._adapted = AdaptedWeights(reference.base, folder)
+        self._touched = {*self._adapted.touched, *reference.weights.touched}
 
     def skips(self, name: str) -> bool:
-        """What no adapter touches is the base's own."""
-        return name not in self._adapted.touched
+        """What neither adapter touches is the base's own."""
+        return name not in self._touched
 
     def read(self, name: str) -> Any:
         """A weight in float32."""

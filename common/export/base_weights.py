@@ -7,6 +7,7 @@ from typing import Any
 
 from tunebook.common.errors import UserError
 from tunebook.common.export.stored import StoredTensors
+from tunebook.common.models import complete_weights
 
 
 def skeleton(folder: str | Path) -> Any:
@@ -33,17 +34,27 @@ def in_float32(folder: str | Path) -> Any:
     """The model of a folder with its weights, on the CPU.
 
     Raises:
-        UserError: it cannot be loaded.
+        UserError: it cannot be loaded, or weights are missing, for which transformers takes random ones.
     """
+    with complete_weights.required(str(folder)):
+        return _load(folder)[0]
+
+
+def _load(folder: str | Path) -> tuple[Any, list[str]]:
+    """The model, and the names of the weights that its files do not have."""
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     try:
-        return AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32, trust_remote_code=False).eval()
+        model, said = AutoModelForCausalLM.from_pretrained(
+            str(folder), dtype=torch.float32, trust_remote_code=False, output_loading_info=True
+        )
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise UserError(f"{folder} cannot be loaded: {error}") from error
+    known = dict(model.named_parameters())
+    return model.eval(), sorted(name for name in said["missing_keys"] if name in known)
 
 
 class BaseWeights:
@@ -95,12 +106,18 @@ class BaseWeights:
         )
 
     @cached_property
-    def _loaded(self) -> dict[str, Any]:
-        return in_float32(self.folder).state_dict()
+    def _loaded(self) -> tuple[dict[str, Any], list[str]]:
+        model, missing = _load(self.folder)
+        return model.state_dict(), missing
+
+    @property
+    def missing(self) -> list[str]:
+        """The weights that are not there, where it is `whole`."""
+        return self._loaded[1] if self.whole else []
 
     def read_buffers(self) -> dict[str, Any]:
         """What else belongs to the model, where it is `whole`: no weights, but saved with them."""
-        return {name: value for name, value in self._loaded.items() if name not in self.parameters}
+        return {name: value for name, value in self._loaded[0].items() if name not in self.parameters}
 
     def stored_as(self, name: str) -> str | None:
         """The name of a weight in the file; None for one that is tied, or where `whole`."""
@@ -109,7 +126,9 @@ class BaseWeights:
     def read(self, name: str) -> Any:
         """A weight in float32."""
         name = self.tied.get(name, name) if self.stored_as(name) is None else name
-        value = self._loaded[name] if self._names is None else self.stored.read(self._names[name]).float()
+        if name in self.missing:
+            raise UserError(f"{self.folder}: its weights have no {name}; take a folder that is complete")
+        value = self._loaded[0][name] if self._names is None else self.stored.read(self._names[name]).float()
         return four_bit(value, self.model, name) if name in self.quantized else value
 
 

@@ -1,6 +1,6 @@
 """Held-out conversations: what a client sends of each, and the ids of training."""
 
-import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from tunebook.common.tokens.templates import AnyTemplate, Template
 
 COUNT = 20
 LONGEST = 1024  # tokens of a conversation that is compared
+LIMIT = 64  # new tokens of a greedy answer
 
 
 @dataclass
@@ -32,24 +33,32 @@ class HeldOut:
     start: int
 
 
-def held_out(source: Source, tokenizer: Any, template: AnyTemplate) -> list[HeldOut]:
+def held_out(source: Source, tokenizer: Any, template: AnyTemplate, positions: int | None = None) -> list[HeldOut]:
     """20 test rows of the run's dataset (of its validation rows where there is no test), evenly spread.
 
     Rows with a text that looks like a control token are left out: in training it was text, and a server makes a control
     token of what a client sends.
+
+    Args:
+        positions: the most tokens that the model takes.
 
     Raises:
         UserError: the dataset is not there, or has no such row.
     """
     rows = _rows(source)
     encode = tokenization.encoder(tokenizer)
-    plain = [row for row in rows if not (encode.added and encode.added.search(json.dumps(row, ensure_ascii=False)))]
+    plain = [row for row in rows if not (encode.added and any(map(encode.added.search, _texts(row))))]
     kept = rendering.taken(tokenizer, template, plain[: 50 * COUNT])
-    found = [one for one in map_rows(kept, tokenizer, template) if len(one.ids) <= LONGEST]
+    limit = min(LONGEST, positions or LONGEST)
+    found = [
+        one
+        for one in map_rows(kept, tokenizer, template)
+        if len(one.ids) <= limit and one.start + LIMIT <= (positions or LONGEST + LIMIT)
+    ]
     if not found:
         raise UserError(
             f"{source.name}: none of the {len(rows)} held-out rows of {' '.join(source.dataset)} can be compared (at "
-            f"most {LONGEST} tokens, no text that looks like a control token); name others: --dataset"
+            f"most {limit} tokens, no text that looks like a control token); name others: --dataset"
         )
     step = max(1, len(found) // COUNT)
     return found[::step][:COUNT]
@@ -66,8 +75,21 @@ def _rows(source: Source) -> list[dict[str, Any]]:
         try:
             splits = pairs.load(source.dataset, seed=source.seed, bad_rows="drop")
         except UserError:
-            raise error from None
-    return list((splits["test"] or splits["validation"] or splits["train"])[: 200 * COUNT])
+            remedy = f"{source.name}: the proof takes rows of the training's data; name where they are: --dataset"
+            raise UserError(f"{error}\n  {remedy}") from None
+    name = next((name for name in ("test", "validation", "train") if splits[name]), "train")
+    if name == "train":
+        print(f"note: {' '.join(source.dataset)} has no held-out rows: the proof takes rows of the training")
+    return list(splits[name][: 200 * COUNT])
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text of a row, however deep."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for one in [*value.keys(), *value.values()] if isinstance(value, dict) else value:
+            yield from _texts(one)
 
 
 def map_rows(rows: list[dict[str, Any]], tokenizer: Any, template: AnyTemplate) -> list[HeldOut]:

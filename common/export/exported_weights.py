@@ -34,6 +34,6 @@ class ExportedFolder:
     def read(self, name: str) -> Any:
         """A weight in float32; None: there is none."""
         if self._whole:
-            return self._whole.read(name)
+            return None if name in self._whole.missing else self._whole.read(name)
         place = self._names.get(name) or self._names.get(self._tied.get(name, ""))
         return self._stored.read(place).float() if place else None

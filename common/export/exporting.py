@@ -25,10 +25,17 @@ class Options:
     llama_cpp: str = ""
     pre_tokenizer: str = ""
     base_name: str = ""
+    title: str = ""  # of the model in a GGUF
 
 
-def export(reference: Reference, target: str, folder: Path, options: Options) -> list[proof.Proof]:
-    """Write a folder, all or nothing, and prove what is in it."""
+def export(
+    reference: Reference, target: str, folder: Path, options: Options, finish: Callable[..., None] | None = None
+) -> list[proof.Proof]:
+    """Write a folder, all or nothing, and prove what is in it.
+
+    Args:
+        finish: proofs and folder -> None: writes what belongs beside the weights, before the folder is in its place.
+    """
     writers: dict[str, Callable[..., list[str]]] = {
         "merged": _merged,
         "adapter": _adapter,
@@ -37,10 +44,12 @@ def export(reference: Reference, target: str, folder: Path, options: Options) ->
     }
     reference.conversations  # noqa: B018  what the proof needs is there before anything is written
     with folders.new_folder(folder) as part:
-        notes = writers[target](reference, part, options)
-    for note in notes:
-        print(f"note: {note}")
-    return prove_folder(reference, folder)
+        for note in writers[target](reference, part, options):
+            print(f"note: {note}")
+        proofs = prove_folder(reference, part, str(folder))
+        if finish:
+            finish(proofs, part)
+    return proofs
 
 
 def _merged(reference: Reference, part: Path, options: Options) -> list[str]:
@@ -88,15 +97,14 @@ def _adapter(reference: Reference, part: Path, options: Options) -> list[str]:
 def _gguf(reference: Reference, part: Path, options: Options) -> list[str]:
     from tunebook.common.export import gguf_adapter, gguf_files
 
-    if options.as_lora:
-        gguf_adapter.check(reference.source.trained)
-    kinds = ["f16"] if options.as_lora else list(options.quantization)
+    kinds = ["f16"] if options.as_lora else list(dict.fromkeys(options.quantization))
     texts = [text for one in reference.conversations for text in _texts(one.messages)]
+    extra = ["f16"] if "q4_k_m" in kinds and "f16" not in kinds else []
     merged = part / "merged"
     merged.mkdir()
-    notes = _for_converter(reference, merged, options)
-    converter = gguf_files.Converter(merged, options.llama_cpp, options.pre_tokenizer, reference.tokenizer, texts)
-    extra = ["f16"] if "q4_k_m" in kinds and "f16" not in kinds else []
+    notes = _for_converter(reference, merged, options, 1 + sum(gguf_files.SHARES[kind] for kind in [*kinds, *extra]))
+    named = (options.llama_cpp, options.pre_tokenizer, options.title or reference.source.trained.parent.name)
+    converter = gguf_files.Converter(merged, *named, reference.tokenizer, texts)
     for kind in [*extra, *sorted(kinds, key=gguf_files.QUANTIZATIONS.index)]:
         converter.convert(part / f"model-{kind}.gguf", kind)
     first = part / f"model-{[*extra, *kinds][0]}.gguf"
@@ -117,15 +125,19 @@ def _gguf(reference: Reference, part: Path, options: Options) -> list[str]:
     return notes
 
 
-def _for_converter(reference: Reference, merged: Path, options: Options) -> list[str]:
-    """The folder that the converter reads: merged weights, or the base's under a GGUF adapter."""
+def _for_converter(reference: Reference, merged: Path, options: Options, size: float) -> list[str]:
+    """The folder that the converter reads: merged weights, or the base's under a GGUF adapter.
+
+    Args:
+        size: of all that is written, by that of the weights in 16 bits.
+    """
     from tunebook.common.export.trained_weights import FineTunedWeights
 
     weights = FineTunedWeights(None, reference.base.folder) if options.as_lora and reference.base else reference.weights
     if options.as_lora and reference.base:
         weights.files.quantized = reference.base.quantized if reference.into == "dequantized" else frozenset()
     dtype = "float16" if options.dtype == "auto" else options.dtype
-    folders.check_space(merged, 2 * merge.size(weights, dtype))
+    folders.check_space(merged, int(size * merge.size(weights, "float16")))
     merge.write(weights, merged, dtype)
     return [*_into(reference), *_beside(reference, merged)]
 
@@ -149,8 +161,11 @@ def _ollama(reference: Reference, part: Path, options: Options) -> list[str]:
     return notes
 
 
-def prove_folder(reference: Reference, folder: Path) -> list[proof.Proof]:
+def prove_folder(reference: Reference, folder: Path, name: str = "") -> list[proof.Proof]:
     """The proof of everything that is served from a folder, or of a single GGUF file.
+
+    Args:
+        name: what messages call the folder.
 
     Raises:
         UserError: nothing that is served is in it.
@@ -164,7 +179,7 @@ def prove_folder(reference: Reference, folder: Path) -> list[proof.Proof]:
         from tunebook.common.export import adapter_folder
 
         lora = source.is_lora(folder)
-        served = TransformersModel(folder, reference.source.base_folder())
+        served = TransformersModel(folder, reference.source.base_folder(), name)
         weights = adapter_folder.Weights(folder, reference) if lora else None
         found = proof.prove(reference, served, weights, "the adapter")
         if not lora:
@@ -175,8 +190,13 @@ def prove_folder(reference: Reference, folder: Path) -> list[proof.Proof]:
             f"{folder}: neither a model (config.json), an adapter (adapter_config.json) nor a .gguf file in it"
         )
     weights = ExportedFolder(folder, reference.weights)
-    coarser = QUANTIZED if reference.source.four_bit and reference.into == "original" else 0
-    return [proof.prove(reference, TransformersModel(folder), weights, "the merged weights", coarser)]
+    served = TransformersModel(folder, name=name)
+    return [proof.prove(reference, served, weights, "the merged weights", _coarser(reference))]
+
+
+def _coarser(reference: Reference) -> int:
+    """Bits whose bounds hold for what the export says: those of the base, where the adapter has another one here."""
+    return QUANTIZED if reference.source.four_bit and reference.into == "original" else 0
 
 
 def _prove_gguf(reference: Reference, files: list[Path], folder: Path) -> list[proof.Proof]:
@@ -188,12 +208,12 @@ def _prove_gguf(reference: Reference, files: list[Path], folder: Path) -> list[p
     kinds = {file: field(reader(file), "general.type") for file in files}
     adapters = [file for file, kind in kinds.items() if kind == "adapter"]
     models = [file for file in files if file not in adapters]
-    coarser = QUANTIZED if reference.source.four_bit and reference.into == "original" else 0
+    coarser = _coarser(reference)
     if adapters and len(models) != 1:
         raise UserError(f"{folder}: {adapters[0].name} is an adapter, for which one GGUF of its base must be beside it")
     if adapters:
-        served = GgufModel(models[0], adapters[0])
-        return [proof.prove(reference, served, None, f"{adapters[0].name} on {models[0].name}", coarser)]
+        served, lora = GgufModel(models[0], adapters[0]), GgufWeights(models[0], reference.weights, adapters[0])
+        return [proof.prove(reference, served, lora, f"{adapters[0].name} on {models[0].name}", coarser)]
     found = []
     for file in models:
         weights = GgufWeights(file, reference.weights)

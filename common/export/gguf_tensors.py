@@ -41,9 +41,10 @@ class GgufWeights:
 
     Args:
         trained: AdaptedWeights or FineTunedWeights.
+        lora: a LoRA adapter in GGUF, which is merged into what is read.
     """
 
-    def __init__(self, file: Path, trained: Any):
+    def __init__(self, file: Path, trained: Any, lora: Path | None = None):
         gguf = importlib.import_module("gguf")
         self.file, self.trained, self._reader = file, trained, reader(file)
         config = trained.skeleton.config.get_text_config()
@@ -53,6 +54,8 @@ class GgufWeights:
             raise UserError(f"{file}: its architecture, {architecture}, is not known here")
         self._map = gguf.get_tensor_name_map(kinds[architecture], config.num_hidden_layers)
         self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
+        self._lora = reader(lora) if lora else None
+        self._deltas = {tensor.name: tensor for tensor in self._lora.tensors} if self._lora else {}
         self._heads = (config.num_attention_heads, getattr(config, "num_key_value_heads", config.num_attention_heads))
 
     def place(self, name: str) -> str | None:
@@ -65,21 +68,30 @@ class GgufWeights:
 
     def read(self, name: str) -> Any:
         """A weight in float32, in the order of the model; None: there is none."""
-        import torch
-
-        gguf = importlib.import_module("gguf")
         tensor = self._tensors.get(self.place(name) or "")
         if tensor is None and name in self.trained.files.tied:
             tensor = self._tensors.get(self.place(self.trained.files.tied[name]) or "")
         if tensor is None:
             return None
-        value = torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type).copy())
+        value = dequantized(tensor)
+        if self._lora and f"{tensor.name}.lora_a" in self._deltas:
+            first, second = (dequantized(self._deltas[f"{tensor.name}.lora_{part}"]) for part in "ab")
+            scale = field(self._lora, "adapter.lora.alpha") / len(first)
+            value = value + scale * (second @ first).reshape(value.shape)
         wanted = self.trained.read(name)
         if value.numel() != wanted.numel():
             return value[: len(wanted)] if value.shape[1:] == wanted.shape[1:] and len(value) > len(wanted) else value
         if value.ndim != 2 or wanted.ndim != 2 or value.shape != wanted.T.shape:
             value = value.reshape(wanted.shape)
         return arranged(value, wanted, self._heads)
+
+
+def dequantized(tensor: Any) -> Any:
+    """A tensor of a GGUF file in float32."""
+    import torch
+
+    gguf = importlib.import_module("gguf")
+    return torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type).copy())
 
 
 def arranged(value: Any, wanted: Any, heads: tuple[int, ...]) -> Any:

@@ -35,6 +35,10 @@ def push(folder: Path, name: str, public: bool) -> str:
     api = HfApi()
     try:
         made: Any = api.create_repo(name, private=not public, exist_ok=True)
+        if not public and api.repo_info(made.repo_id).private is False:  # it was there before
+            raise UserError(
+                f"--push_to_hub {name}: it is public already; --public, or another name; the export stays in {folder}"
+            )
         api.upload_folder(
             repo_id=made.repo_id, folder_path=folder, commit_message="Model exported by tunebook, with its proof"
         )

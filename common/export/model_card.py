@@ -1,10 +1,11 @@
 """The model card of an export: what its run's report says, and nothing of the machine that it ran on."""
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
-from tunebook.common import files, provenance
+from tunebook.common import catalog, files, provenance
 from tunebook.common.export.proof import Proof
 from tunebook.common.export.reference import Reference
 from tunebook.common.export.source import Source
@@ -21,12 +22,15 @@ PLACES = {"output_dir", "config", "report_to", "resume", "overwrite", "dry_run",
 METHODS = {"use_dora": "DoRA", "use_rslora": "rsLoRA"}
 
 
-def write(reference: Reference, proofs: list[Proof], target: str, base_name: str, licence: str, folder: Path) -> None:
+def write(
+    reference: Reference, proofs: list[Proof], target: str, base_name: str, license_id: str, folder: Path, name: str
+) -> None:
     """Write README.md.
 
     Args:
         base_name: what the base is called for others; "": its name on the Hub, or that of its folder.
-        licence: as the Hub spells it; "": left open, for the base's licence is not known here.
+        license_id: as the Hub spells it; "": left open, for the base's license is not known here.
+        name: of the export.
     """
     source, report = reference.source, reference.source.report
     base = base_name or plain(source.base)
@@ -44,11 +48,11 @@ def write(reference: Reference, proofs: list[Proof], target: str, base_name: str
         front |= {"base_model": base, "base_model_relation": _relation(target, proofs)}
     named = [name for name in source.dataset if "/" in name and not Path(name).suffix and not Path(name).exists()]
     front |= {"datasets": named} if named else {}
-    front |= {"license": licence} if licence else {}
+    front |= {"license": license_id} if license_id else {}
     page = files.page(
         Path(__file__).with_name("model_card.md.jinja"),
         front=_yaml(front),
-        name=folder.name,
+        name=name,
         recipe=report.get("recipe"),
         base_link=f"[{base}](https://huggingface.co/{base})" if "/" in base else base or "A model",
         method=_method(source),
@@ -62,7 +66,7 @@ def write(reference: Reference, proofs: list[Proof], target: str, base_name: str
         proofs=[proof.as_dict() for proof in proofs],
         template_file="tokenizer.chat_template" if target in ("gguf", "ollama") else "chat_template.jinja",
         end=reference.tokenizer.convert_ids_to_tokens(reference.ends[0]),
-        limits=_limits(source, base, licence),
+        limits=_limits(source, base, license_id),
         reproduce=_reproduce(report, args),
         versions=", ".join(
             f"{name} {number}" for name, number in (report.get("versions") or provenance.versions()).items()
@@ -140,10 +144,10 @@ def _share(value: float | None, items: int | None) -> str:
     return f"{percent(value)} ({100 * low:.1f} to {100 * high:.1f})"
 
 
-def _limits(source: Source, base: str, licence: str) -> list[str]:
+def _limits(source: Source, base: str, license_id: str) -> list[str]:
     lines = []
-    if not licence:
-        lines.append(f"Its licence is open: that of {base or 'the base'} and of the data apply.")
+    if not license_id:
+        lines.append(f"Its license is open: that of {base or 'the base'} and of the data apply.")
     if not source.report:
         lines.append("It was exported without its run, so data, settings and scores are not known here.")
     return lines
@@ -154,11 +158,15 @@ def _reproduce(report: dict[str, Any], args: dict[str, Any]) -> str:
         return "The run is not known here."
     words = []
     for name, value in args.items():
-        if name in PLACES or value in (None, "", [], False):
+        if name in PLACES or value is False or value in (None, "", []):
             continue
-        words.append(f"--{name}" if value is True else f"--{name} {plain(value)}")
+        listed = value if isinstance(value, list) else [value]
+        words.append(" ".join([f"--{name}", *(shlex.quote(plain(one)) for one in listed if one is not True)]))
     commit = f" at commit {report['commit']}" if report.get("commit") else ""
+    name = report.get("recipe")
+    own = name not in catalog.recipes()
+    which = ", the recipe's own file" if own else ""
     return (
-        f"With tunebook{commit}, and the base and data above:\n\n```bash\n"
-        f"python recipes/{report['recipe']}.py {' '.join(words)}\n```"
+        f"With tunebook{commit}{which}, and the base and data above:\n\n```bash\n"
+        f"python {'' if own else 'recipes/'}{name}.py {' '.join(words)}\n```"
     )

@@ -10,6 +10,7 @@ from typing import Any
 
 from tunebook.common.errors import UserError
 from tunebook.common.export.reference import Reference
+from tunebook.common.tokens import sandbox
 
 ROLES = ("system", "user", "assistant")
 MARK = "\ue000{}\ue001"  # private characters around a turn's name, which no template writes
@@ -76,12 +77,17 @@ def modelfile(reference: Reference, gguf: str) -> str:
     if not isinstance(jinja, str):
         jinja = served_tokenizer.jinja(reference.template, tokenizer)
 
+    name = reference.template.name
+    if "strftime_now" in jinja:
+        raise UserError(f"the template {name} cannot be written for Ollama: it writes the day's date; {OTHERWISE}")
+
     def render(messages: list[dict[str, Any]]) -> str:
-        found = tokenizer.apply_chat_template(messages, chat_template=jinja, tokenize=False, add_generation_prompt=True)
+        found = sandbox.apply_chat_template(
+            tokenizer, messages, chat_template=jinja, tokenize=False, add_generation_prompt=True
+        )
         begin = tokenizer.bos_token if getattr(tokenizer, "add_bos_token", False) else None
         return found.removeprefix(begin) if begin else found  # Ollama adds it by itself
 
-    name = reference.template.name
     try:
         parts = read_off(render)
     except Exception as error:  # a template may raise anything

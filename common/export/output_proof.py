@@ -5,12 +5,11 @@ from typing import Any
 
 from tunebook.common.export.bounds import Bounds
 from tunebook.common.export.checks import Check
-from tunebook.common.export.conversations import HeldOut
+from tunebook.common.export.conversations import LIMIT, HeldOut
 from tunebook.common.export.source import Source
 from tunebook.common.process import progress
 
 COMPARED = 32  # tokens of an answer whose probabilities are compared
-LIMIT = 64  # new tokens of a greedy answer
 
 
 @dataclass
@@ -39,9 +38,7 @@ def of(served: Any, found: list[HeldOut]) -> Outputs:
         )
 
 
-def of_trained(
-    source: Source, base: Any, found: list[HeldOut], ends: list[int], pad: int | None
-) -> tuple[Outputs, list[Any] | None]:
+def of_trained(source: Source, base: Any, found: list[HeldOut], ends: list[int]) -> tuple[Outputs, list[Any] | None]:
     """The outputs of the trained model, and the logits of its base (None where there is none to compare with).
 
     Args:
@@ -72,7 +69,7 @@ def _of_trained(
         model = served.load(str(source.trained))
     outputs = Outputs(
         [served.logits(model, one.ids, *stretch(one)) for one in found],
-        served.greedy(model, [one.ids[: one.start] for one in found], LIMIT, set(ends), pad),
+        served.greedy(model, [one.ids[: one.start] for one in found], LIMIT, set(ends)),
     )
     del model
     served.release()

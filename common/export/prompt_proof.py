@@ -90,13 +90,21 @@ def _extends(prompts: list[list[int]], answers: list[list[int]]) -> bool:
 
 
 def _ends(served: Any, tokenizer: Any, ends: list[int]) -> Check:
-    said = ", ".join(tokenizer.convert_ids_to_tokens(sorted(served.ends))) or "none"
+    said = ", ".join(_token(tokenizer, one) for one in sorted(served.ends)) or "none"
     failure = ""
     if ends[0] not in served.ends:
-        wanted = tokenizer.convert_ids_to_tokens(ends[0])
+        wanted = _token(tokenizer, ends[0])
         failure = (
             f"answers end with {wanted} in training, and {served.name} does not stop there: its end tokens are {said}"
         )
     elif served.pad is not None and served.pad in ends:
-        failure = f"the padding token of {served.name} is {tokenizer.convert_ids_to_tokens(served.pad)}, an end token"
-    return Check(2, "end tokens", said, f"with {tokenizer.convert_ids_to_tokens(ends[0])}, none of them pads", failure)
+        failure = f"the padding token of {served.name} is {_token(tokenizer, served.pad)}, an end token"
+    elif served.pad is not None and _token(tokenizer, served.pad).startswith("id "):
+        failure = f"{served.name} pads with {_token(tokenizer, served.pad)}, which is no token"
+    return Check(2, "end tokens", said, f"with {_token(tokenizer, ends[0])}, none of them pads", failure)
+
+
+def _token(tokenizer: Any, number: Any) -> str:
+    """A token's text; of what is none, its number."""
+    known = isinstance(number, int) and 0 <= number < len(tokenizer)
+    return (tokenizer.convert_ids_to_tokens(number) if known else None) or f"id {number}"

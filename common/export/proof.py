@@ -58,12 +58,8 @@ def prove(reference: Reference, served: Any, weights: Any, what: str, coarser: i
     return Proof(what, served.bits, [*checked, *more], figures)
 
 
-def conclude(proofs: list[Proof], about: dict[str, Any], file: Path | None) -> dict[str, Any]:
-    """Print the tables and write export.json, which is returned.
-
-    Raises:
-        CheckFailed: a check does not hold.
-    """
+def write(proofs: list[Proof], about: dict[str, Any], file: Path) -> None:
+    """Write the proofs as JSON."""
     result = {
         **about,
         "holds": all(proof.as_dict()["holds"] for proof in proofs),
@@ -71,12 +67,19 @@ def conclude(proofs: list[Proof], about: dict[str, Any], file: Path | None) -> d
         "commit": provenance.commit(),
         "exports": [proof.as_dict() for proof in proofs],
     }
+    files.write_json(file, result)
+
+
+def conclude(proofs: list[Proof], file: Path | None) -> None:
+    """Print the tables, and where they were written.
+
+    Raises:
+        CheckFailed: a check does not hold.
+    """
     for proof in proofs:
         print(f"\n{proof.what} ({proof.bits} bits a weight), beside the trained model:\n{checks.table(proof.checks)}")
     if file is not None:
-        files.write_json(file, result)
         print(f"\nproof: {file}")
     failed = [f"{proof.what}: {failure}" for proof in proofs for failure in checks.failures(proof.checks)]
     if failed:
         raise CheckFailed(f"what is served is not what was trained:{first_lines(failed)}")
-    return result

@@ -41,7 +41,9 @@ class Reference:
 
     @cached_property
     def conversations(self) -> list[conversations.HeldOut]:
-        return conversations.held_out(self.source, self.tokenizer, self.template)
+        config = self.model.config.get_text_config()
+        positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+        return conversations.held_out(self.source, self.tokenizer, self.template, positions)
 
     @cached_property
     def base(self) -> BaseWeights | None:
@@ -72,8 +74,7 @@ class Reference:
 
     @cached_property
     def _outputs(self) -> tuple[output_proof.Outputs, list[Any] | None]:
-        pad, _ = serving_files.padding(self.tokenizer, self.ends, 1 << 31)
-        return output_proof.of_trained(self.source, self.base, self.conversations, self.ends, pad)
+        return output_proof.of_trained(self.source, self.base, self.conversations, self.ends)
 
     @property
     def outputs(self) -> output_proof.Outputs:

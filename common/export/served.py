@@ -1,12 +1,13 @@
 """Models that answer, as transformers serves them: the trained one, and an exported folder."""
 
 import contextlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from tunebook.common.errors import UserError
+from tunebook.common.export import source
+from tunebook.common.tokens import sandbox
 
 BATCH = 8
 
@@ -15,34 +16,32 @@ class TransformersModel:
     """A folder with config.json, or an adapter's on its base. Weights are there inside `loaded`.
 
     Args:
-        base: the model under an adapter.
+        base: the model under an adapter. name: what messages call the folder.
 
     Attributes:
         ends: ids at which generation ends. pad: id that fills up a batch, or None.
         bits: of a weight.
     """
 
-    def __init__(self, folder: Path, base: str = ""):
+    def __init__(self, folder: Path, base: str = "", name: str = ""):
         from transformers import AutoTokenizer
 
-        self.folder, self.base, self.name = folder, base, str(folder)
+        self.folder, self.base, self.name = folder, base, name or str(folder)
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except Exception as error:  # broken files raise many kinds
-            raise UserError(f"{folder}: its tokenizer cannot be loaded: {error}") from error
-        values = _json(folder / "generation_config.json") or _json(folder / "config.json")
-        ends = values.get("eos_token_id")
-        self.ends = {ends} if isinstance(ends, int) else set(ends or [])
+            raise UserError(f"{self.name}: its tokenizer cannot be loaded: {error}") from error
+        values = source.read_json(folder / "generation_config.json") or source.read_json(folder / "config.json")
+        self.ends = set(source.token_ids(values.get("eos_token_id")))
         pad = values.get("pad_token_id")
         self.pad = self.tokenizer.pad_token_id if pad is None else pad
-        config = _json((Path(base) if base else folder) / "config.json")
-        self.bits = 32 if str(config.get("dtype") or config.get("torch_dtype") or "float32").endswith("32") else 16
+        self.bits = _bits(source.read_json((Path(base) if base else folder) / "config.json"))
         self._model: Any = None
 
     def prompt(self, messages: list[dict], tools: list | None, options: dict[str, Any]) -> list[int]:
         """Ids of a conversation with the header of the next answer."""
-        return self.tokenizer.apply_chat_template(
-            messages, tools=tools, add_generation_prompt=True, return_dict=False, **options
+        return sandbox.apply_chat_template(
+            self.tokenizer, messages, tools=tools, add_generation_prompt=True, return_dict=False, **options
         )
 
     def text(self, ids: list[int]) -> str:
@@ -67,7 +66,16 @@ class TransformersModel:
 
     def answers(self, prompts: list[list[int]], limit: int) -> list[list[int]]:
         """The greedy answer to each prompt with its end token, as the folder's own generation config ends it."""
-        return greedy(self._model, prompts, limit, self.ends, self.pad)
+        return greedy(self._model, prompts, limit, self.ends)
+
+
+def _bits(config: dict[str, Any]) -> int:
+    """Of a weight."""
+    quantization = config.get("quantization_config") or {}
+    for bits in (4, 8):
+        if quantization.get(f"load_in_{bits}bit"):
+            return bits
+    return 32 if str(config.get("dtype") or config.get("torch_dtype") or "float32").endswith("32") else 16
 
 
 def load(folder: str, quantized: Any = None) -> Any:
@@ -111,15 +119,15 @@ def logits(model: Any, ids: list[int], start: int, stop: int) -> Any:
     return out[0, start - stop - 1 : -1].float().cpu()  # from the end: a soft prompt stands before
 
 
-def greedy(model: Any, prompts: list[list[int]], limit: int, ends: set[int], pad: int | None) -> list[list[int]]:
+def greedy(model: Any, prompts: list[list[int]], limit: int, ends: set[int]) -> list[list[int]]:
     """Greedy answers, in batches of prompts of near length; each up to and with its first end token."""
     import torch
     from transformers import GenerationConfig
 
+    fill = 0  # masked before a prompt, and cut off behind an answer
     config = GenerationConfig(
-        max_new_tokens=limit, do_sample=False, eos_token_id=sorted(ends), pad_token_id=0 if pad is None else pad
+        max_new_tokens=limit, do_sample=False, eos_token_id=sorted(ends) or None, pad_token_id=fill
     )
-    fill = config.pad_token_id
     order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
     found: list[list[int]] = [[]] * len(prompts)
     for at in range(0, len(order), BATCH):
@@ -137,12 +145,3 @@ def greedy(model: Any, prompts: list[list[int]], limit: int, ends: set[int], pad
             end = next((n for n, token in enumerate(row) if token in ends), None)
             found[place] = row if end is None else row[: end + 1]
     return found
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None

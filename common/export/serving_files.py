@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from tunebook.common.errors import UserError
+from tunebook.common.export import source as sources
 from tunebook.common.export.source import Source
 
 FILES = (
@@ -48,6 +48,8 @@ def write(source: Source, tokenizer: Any, template: Any, ends: list[int], rows: 
         tokenizer.save_pretrained(folder)
         template.save(folder)
         notes.append(f"{source.trained} has no chat template: that of the training is written ({template.name})")
+    if "strftime_now" in (getattr(template, "jinja", "") or ""):
+        notes.append(f"the chat template {template.name} writes the day's date, which is another one than in training")
     config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     pad, said = padding(tokenizer, ends, rows)
     if said:
@@ -57,7 +59,7 @@ def write(source: Source, tokenizer: Any, template: Any, ends: list[int], rows: 
     generation = {"eos_token_id": ends if len(ends) > 1 else ends[0], "pad_token_id": pad}
     if tokenizer.bos_token_id is not None:
         generation["bos_token_id"] = tokenizer.bos_token_id
-    generation |= _recommended(source)
+    generation |= _recommended(sources.generation_config(source))
     generation = {name: value for name, value in generation.items() if value is not None}
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n", encoding="utf-8")
     return notes
@@ -78,18 +80,12 @@ def padding(tokenizer: Any, ends: list[int], rows: int) -> tuple[int | None, str
     return None, f"no padding token is set: {why}, and no other token is free for it; servers need none"
 
 
-def _recommended(source: Source) -> dict[str, Any]:
-    """How the base's makers sample from it."""
-    path = source.trained / "generation_config.json"
-    if not path.exists() and source.base:
-        path = Path(source.base_folder()) / "generation_config.json"
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+def _recommended(values: dict[str, Any]) -> dict[str, Any]:
+    """How the base's makers sample from it; as transformers takes it, which refuses a temperature without do_sample."""
+    found = {name: values[name] for name in SAMPLING if values.get(name) is not None}
+    if found.get("do_sample") is False:
         return {}
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
-    return {name: values[name] for name in SAMPLING if values.get(name) is not None}
+    return {"do_sample": True, **found} if found else {}
 
 
 def ends(source: Source, tokenizer: Any, template: Any) -> list[int]:
@@ -97,7 +93,5 @@ def ends(source: Source, tokenizer: Any, template: Any) -> list[int]:
     from tunebook.common import generation
 
     first = generation.end_of_turn(tokenizer, template)
-    path = source.trained / "generation_config.json"
-    saved: Any = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.exists() else None
-    more = [saved] if isinstance(saved, int) else saved or []
+    more = sources.token_ids(sources.generation_config(source).get("eos_token_id"))
     return list(dict.fromkeys([first, *more, int(tokenizer.eos_token_id)]))

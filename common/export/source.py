@@ -22,7 +22,7 @@ class Source:
         trained: the folder of the adapter, or of the model that trained whole.
         adapter: it is an adapter.
         base: what it was trained on, as it was named; "" where that is not known.
-        four_bit: it was trained on the base in 4 bits.
+        four_bit, eight_bit: it was trained on the base in so many bits.
         report: report.json of the run; empty where there is no run.
         dataset, seed: what it was trained on.
     """
@@ -32,6 +32,7 @@ class Source:
     adapter: bool
     base: str
     four_bit: bool = False
+    eight_bit: bool = False
     report: dict[str, Any] = field(default_factory=dict)
     dataset: list[str] = field(default_factory=list)
     seed: int = 0
@@ -122,6 +123,7 @@ def _source(name: str, trained: Path, report: dict[str, Any]) -> Source:
         adapter=adapter,
         base=str(named),
         four_bit=adapter and 4 in bits,
+        eight_bit=adapter and 8 in bits,
         report=report,
         dataset=[dataset] if isinstance(dataset, str) else list(dataset),
         seed=int(args.get("seed", 0)),
@@ -134,12 +136,26 @@ def _bundled(named: str, model: Any) -> str:
     return str(model) if place and Path(named).parts[-2:] == Path(place).parts[-2:] else ""
 
 
-def _report(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object of a JSON file; empty where there is no such file.
+
+    Raises:
+        UserError: it cannot be read, or holds something else.
+    """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
-    if not isinstance(found, dict) or not isinstance(found.get("args"), dict):
+    if not isinstance(found, dict):
+        raise UserError(f"{path} holds no JSON object; is it damaged?")
+    return found
+
+
+def _report(path: Path) -> dict[str, Any]:
+    found = read_json(path)
+    if not isinstance(found.get("args"), dict):
         raise UserError(f"{path} is no report of a run")
     return found
 
@@ -154,14 +170,19 @@ def _downloaded(name: str) -> str:
         raise UserError(f"{name} cannot be had from the Hub: {str(error).splitlines()[0]}") from error
 
 
-def check_target(source: Source, target: str) -> None:
+def check_target(source: Source, target: str, into: str = "dequantized") -> None:
     """Refuse by name what cannot be served in this form, with what can be done. Loads nothing heavy.
+
+    Args:
+        into: the base that an adapter is merged into, where training had it in 4 bits.
 
     Raises:
         UserError: it cannot.
     """
     if target not in TARGETS:
         raise UserError(f"--to {target}: there is {', '.join(TARGETS)}{nearest(target, TARGETS)}")
+    if into != "dequantized" and (target == "adapter" or not source.four_bit):
+        raise UserError(f"--merge_into {into} has no effect: nothing of {source.name} is merged into a base in 4 bits")
     if not source.adapter:
         if target == "adapter":
             raise UserError(f"{source.name}: the model trained whole, there is no adapter; --to merged")
@@ -171,7 +192,7 @@ def check_target(source: Source, target: str) -> None:
             f"{source.name}: bottleneck adapters are layers with a non-linearity, which no server has and which cannot "
             "be merged into weights; `tunebook chat --page` serves them, or train lora_alpaca on the same rows"
         )
-    config = _config(source.trained)
+    config = read_json(source.trained / inference.PEFT)
     kind = str(config.get("peft_type"))
     if target != "adapter" and kind in ("PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING"):
         raise UserError(
@@ -180,30 +201,44 @@ def check_target(source: Source, target: str) -> None:
         )
     if target != "adapter" and kind != "LORA":
         raise UserError(f"{source.name}: {kind} is not merged here, only LoRA is; --to adapter exports it for PEFT")
+    if target != "adapter" and source.eight_bit:
+        raise UserError(
+            f"{source.name}: it was trained on a base in 8 bits, into which nothing is merged here; --to adapter "
+            "exports it for PEFT, on such a base"
+        )
 
 
 def is_lora(folder: Path) -> bool:
-    return _config(folder).get("peft_type") == "LORA"
+    return read_json(folder / inference.PEFT).get("peft_type") == "LORA"
 
 
-def _config(folder: Path) -> dict[str, Any]:
-    path = folder / inference.PEFT
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
+def generation_config(source: Source) -> dict[str, Any]:
+    """Of the training; of the base where an adapter was saved without one, as by PEFT itself."""
+    path = source.trained / "generation_config.json"
+    if not path.exists() and source.base:
+        path = Path(source.base_folder()) / "generation_config.json"
+    return read_json(path)
+
+
+def token_ids(value: Any) -> list[int]:
+    """Of a generation config's eos_token_id: one, several, or none."""
+    listed = value if isinstance(value, list) else [value]
+    return [one for one in listed if isinstance(one, int) and not isinstance(one, bool)]
 
 
 def template(source: Source, tokenizer: Any, named: str = "") -> templates.AnyTemplate:
     """The template of the training: as it was saved, or by name.
 
     Raises:
-        UserError: none was saved and none is named.
+        UserError: none was saved and none is named, or another one is named.
     """
+    saved = templates.load(source.trained) if (source.trained / templates.FILE).exists() else None
+    if named and saved and templates.get(named, tokenizer) != saved:
+        raise UserError(f"--template {named}: {source.name} was trained with {saved.name}; leave the flag out")
+    if saved:
+        return saved
     if named:
         return templates.get(named, tokenizer)
-    if (source.trained / templates.FILE).exists():
-        return templates.load(source.trained)
     if isinstance(tokenizer.chat_template, str):
         return templates.get("tokenizer", tokenizer)
     raise UserError(

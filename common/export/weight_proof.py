@@ -9,7 +9,7 @@ from tunebook.common.export.bounds import Bounds
 from tunebook.common.export.checks import Check
 from tunebook.common.process import progress
 
-SWALLOWED = 0.5  # a module of whose change less than this is left
+SWALLOWED, DOUBLED = 0.5, 1.5  # parts of a module's change below and above which it is named
 
 
 @dataclass
@@ -46,18 +46,22 @@ def check(trained: Any, exported: Any, bounds: Bounds, describe: str) -> tuple[l
     still: list[str] = []
     missing: list[str] = []
     away: dict[str, float] = {}
+    unread: list[str] = []
+    touched = set(trained.touched)
     names = [*trained.shapes, *(name for name in trained.files.tied if name not in trained.shapes)]
     dot = square = 0.0
     for name in progress.track(names, f"comparing {describe}", len(names), "tensors"):
         if exported.skips(name):
+            unread += [name] if name in touched else []
             continue
         value = trained.read(name)
         found = exported.read(name)
         if found is None or found.shape != value.shape:
             missing.append(name)
             continue
-        away[name] = float((found - value).norm()) / (float(value.norm()) or 1.0)
-        base = trained.base.read(name) if trained.base is not None and name in trained.touched else None
+        distance = float((found - value).norm()) / (float(value.norm()) or 1.0)
+        away[name] = math.inf if math.isnan(distance) else distance  # no number is larger than NaN
+        base = trained.base.read(name) if trained.base is not None and name in touched else None
         if base is None or base.shape[1:] != value.shape[1:]:
             continue
         rows = min(len(base), len(value))
@@ -72,7 +76,7 @@ def check(trained: Any, exported: Any, bounds: Bounds, describe: str) -> tuple[l
         scale = float(base.norm()) or 1.0
         rest = float((found[:rows] - value[:rows]).norm())
         changes.append(Change(name, value.ndim > 1, norm, norm / scale, part / norm**2, rest / norm))
-    figures = _figures(changes, still, away, missing, dot / square if square else None)
+    figures = _figures(changes, still, away, missing, dot / square if square else None) | {"not_compared": unread}
     return _checks(changes, still, away, missing, figures, bounds, describe), figures
 
 
@@ -87,6 +91,7 @@ def _figures(
         "norm": norm,
         "largest_distance": max(away.values(), default=0.0),
         "swallowed": [change.name for change in changes if change.found < SWALLOWED],
+        "doubled": [change.name for change in changes if change.found > DOUBLED],
         "unchanged_by_training": still,
         "missing": missing,
         "modules": [asdict(change) for change in changes],
@@ -107,6 +112,9 @@ def _checks(
         checks.append(
             Check(3, "weights are complete", f"{len(missing)} missing", "none", f"missing: {first_names(missing, 3)}")
         )
+    if figures["not_compared"]:
+        said = first_names(figures["not_compared"], 2)
+        checks.append(Check(3, "in another shape in the file, not compared", said, "reported"))
     if not changes and not still:
         failure = ""
     elif not changes:
@@ -125,6 +133,8 @@ def _distance(away: dict[str, float], bounds: Bounds) -> Check:
     failure = ""
     if not most <= bounds.away:
         failure = f"{name} differs from the trained model by {most:.2g} of its norm, more than rounding can"
+        if math.isinf(most):
+            failure = f"{name} holds values that are no numbers"
         if sum(value > bounds.away for value in away.values()) > len(away) / 2:
             failure += ", and so do most of the others: this is another base, or it was trained on another one"
     return Check(3, "distance to the trained weights", f"{most:.1e} at most", f"{bounds.away:.1e}", failure)
@@ -136,17 +146,24 @@ def _found(changes: list[Change], figures: dict[str, Any], bounds: Bounds, descr
     value = f"{found:.3f} of it ({low:.2f} to {high:.2f} a module), {figures['lost']:.1%} lost to rounding"
     bound, failure = f"1 ± {bounds.found:g}", ""
     swallowed = figures["swallowed"]
-    matrices = [change.name for change in changes if change.name in swallowed and change.matrix]
+    matrices, doubled = (
+        [change.name for change in changes if change.name in figures[what] and change.matrix]
+        for what in ("swallowed", "doubled")
+    )
     if swallowed:
         value += f"; swallowed: {first_names(swallowed, 2)}"
-    if abs(found - 1) > bounds.found:
+    if not abs(found - 1) <= bounds.found:
         failure = f"{found:.2f} of what training changed is in {describe}, not 1: {_why(found, figures['lost'])}"
     elif matrices:
         failure = f"what training changed is lost in {len(matrices)} weights: {first_names(matrices, 3)}"
+    elif doubled:
+        failure = f"what training changed is in {len(doubled)} weights more than once: {first_names(doubled, 3)}"
     return Check(3, f"what training changed is in {describe}", value, bound, failure)
 
 
 def _why(found: float, lost: float) -> str:
+    if math.isnan(found):
+        return "the weights hold what is no number"
     if abs(found - 2) < 0.1 and lost < 1.5:
         return "the adapter is merged twice"
     if lost > 3:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tunebook.common.errors import UserError
+from tunebook.common.process import stopping
 
 if TYPE_CHECKING:
     import torch
@@ -102,7 +103,8 @@ def _right(z: "torch.Tensor", bits: int) -> "torch.Tensor":
 
 
 class StopStringCriteria:
-    """A stopping criterion: rows whose text holds one of `stops`, and all rows once `stopped` is set."""
+    """A stopping criterion: rows whose text holds one of `stops`, and all rows once `stopped` is set or a signal ends
+    the run that they are samples of."""
 
     def __init__(self, tokenizer: Any, width: int, stops: tuple[str, ...] = ()):
         self.tokenizer, self.width, self.stops, self.stopped = tokenizer, width, stops, False
@@ -113,8 +115,9 @@ class StopStringCriteria:
         """bool (rows,): which of them end here."""
         import torch
 
-        if self.stopped or not self.stops:
-            return torch.full((len(input_ids),), self.stopped, device=input_ids.device)
+        stopped = self.stopped or bool(stopping.Waiting.asked)
+        if stopped or not self.stops:
+            return torch.full((len(input_ids),), stopped, device=input_ids.device)
         last = input_ids[:, max(self.width, input_ids.shape[1] - self._window) :].tolist()
         texts = [self.tokenizer.decode(ids, clean_up_tokenization_spaces=False) for ids in last]
         found = [any(stop in text for stop in self.stops) for text in texts]

@@ -1,11 +1,14 @@
 """A .gguf file written once as a folder of transformers, in the user's cache."""
 
+import glob
 import hashlib
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ from tunebook.common.local_models import gguf_tokenizer
 MAGIC = b"GGUF"
 VERSION = b"1"  # of what is written: another one is converted anew
 HALF = 1_000_000_000  # weights above which they are written in float16 and not in float32, which holds them exactly
+DAY = 86_400
 PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 
 
@@ -41,7 +45,8 @@ def folder(file: Path) -> Path:
         return place
     metadata = read(file, what)
     gguf_tokenizer.check(metadata, what)
-    part = place.with_name(f"{place.name}.{os.getpid()}.part")
+    _remove_left(place)
+    part = place.with_name(f"{place.name}.{socket.gethostname()}.{os.getpid()}.part")
     print(f"{what}: its weights are written as floats, once, to {place}", flush=True)
     try:
         part.mkdir(parents=True)
@@ -87,9 +92,12 @@ def write(file: Path, place: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     tokenizer = gguf_tokenizer.build(read(file, str(file)))
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        str(file.parent), gguf_file=file.name, dtype=torch.float32, trust_remote_code=False
+    loaded: Any
+    loaded, found = AutoModelForCausalLM.from_pretrained(
+        str(file.parent), gguf_file=file.name, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
     )
+    if missing := sorted(found["missing_keys"]):  # they would be random
+        raise SystemExit(f"it has no {missing[0]}" + (f", and {len(missing) - 1} more" if len(missing) > 1 else ""))
     values = loaded.config.to_dict()
     values.pop("quantization_config", None)  # transformers refuses to save what has one
     names = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id}
@@ -104,8 +112,36 @@ def write(file: Path, place: Path) -> None:
     tokenizer.save_pretrained(place)
 
 
+def _remove_left(place: Path) -> None:
+    """Remove what conversions of this machine have left that were killed, and those of any machine after a day."""
+    for part in place.parent.glob(f"{glob.escape(place.name)}.*.part"):
+        host, _, pid = part.name.removeprefix(f"{place.name}.").removesuffix(".part").rpartition(".")
+        try:
+            old = time.time() - part.stat().st_mtime > DAY
+        except OSError:  # its process has finished meanwhile
+            continue
+        if old or (host == socket.gethostname() and pid.isdigit() and not _lives(int(pid))):
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # of another user
+        pass
+    return True
+
+
 def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tunebook" / "gguf"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tunebook" / "gguf"
+    except RuntimeError:
+        raise UserError(
+            "a .gguf file is written once as floats into the user's cache, and this user has no home folder: set HOME, "
+            "or XDG_CACHE_HOME to a folder with room for the weights"
+        ) from None
 
 
 def _name(file: Path) -> str:

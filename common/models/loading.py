@@ -9,7 +9,7 @@ from typing import Any
 from tunebook.common import local_models
 from tunebook.common.data import hub
 from tunebook.common.errors import UserError, cannot_load
-from tunebook.common.models import device, generation_config, module_kinds, moe, parameter_table
+from tunebook.common.models import complete_weights, device, generation_config, module_kinds, moe, parameter_table
 from tunebook.common.process import progress
 from tunebook.common.tokens import tokenization
 
@@ -105,7 +105,8 @@ def load(name: str, max_length: int, four_bit: bool = False, full: bool = False,
         limit = _check_length(name, config.to_dict(), max_length)
         with progress.start("loading the model"):
             if fast:
-                model, tokenizer = _load_by_unsloth(place, limit or max_length, four_bit, full)
+                with complete_weights.required(f"--model {name}"):
+                    model, tokenizer = _load_by_unsloth(place, limit or max_length, four_bit, full)
             else:
                 model = load_plain(name, four_bit)
                 tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
@@ -124,6 +125,7 @@ def load(name: str, max_length: int, four_bit: bool = False, full: bool = False,
         if full and module_kinds.beside_text(part):
             parameter.requires_grad_(False)  # the data are texts: it would be saved as trained
     if four_bit:
+        complete_weights.check_shapes(model, f"--model {name}")
         parameter_table.check_four_bit(model, name)
     return model, tokenizer
 
@@ -259,11 +261,15 @@ def load_plain(name: str, four_bit: bool = False) -> Any:
     # bitsandbytes quantizes where it loads
     given = dict(quantization_config=quantization, device_map={"": kind}) if four_bit else {}
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(resolve(name), dtype=dtype, trust_remote_code=False, **given)
+        with complete_weights.required(f"--model {name}"):
+            place = resolve(name)
+            model: Any = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, trust_remote_code=False, **given)
     except UserError:
         raise
     except Exception as error:
         raise cannot_load(what, error) from error
+    if four_bit:
+        complete_weights.check_shapes(model, f"--model {name}")
     generation_config.make_savable(model, name)
     moe.ask_for_router_logits(model, False)
     return (model if four_bit else model.to(kind)).eval()

@@ -55,7 +55,7 @@ def ending(error: BaseException, folder: str | None, debug: bool = False) -> tup
 
 def _going_on(folder: str | None) -> str:
     """How a run that was stopped goes on."""
-    if folder is None:
+    if folder is None or not Path(folder).exists():
         return "nothing was written over"
     found = {int(path.name[11:]): path for path in Path(folder).glob("checkpoint-*") if path.name[11:].isdigit()}
     if not found:

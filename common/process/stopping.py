@@ -22,6 +22,10 @@ class Stopped(BaseException):
         super().__init__(self.name)
 
 
+class EvaluationLeft(Exception):
+    """A signal has come while an evaluation was under way, which is taken when the run goes on."""
+
+
 class Waiting:
     """Whether a signal waits for the end of a step or ends the command where it is; `asked`: its number, 0 for none."""
 
@@ -96,3 +100,13 @@ def asked(world: int = 1, device: Any = "cpu") -> int:
         torch.distributed.all_reduce(number, op=torch.distributed.ReduceOp.MAX)
         Waiting.asked = int(number)
     return Waiting.asked
+
+
+def leave_evaluation(world: int = 1, device: Any = "cpu") -> None:
+    """Before each batch of an evaluation: where a signal waits, it is left. Args as in `asked`.
+
+    Raises:
+        EvaluationLeft: then the run is to be saved, and ended.
+    """
+    if Waiting.on and asked(world, device):
+        raise EvaluationLeft

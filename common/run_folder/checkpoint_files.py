@@ -11,12 +11,18 @@ from tunebook.common.distributed import is_main_process
 from tunebook.common.errors import UserError
 from tunebook.common.run_folder import fingerprints, output_dir
 
-MANIFEST = "manifest.json"  # written last: a checkpoint without it was not finished
+MANIFEST = "manifest.json"  # written last
 STATE = "trainer_state.json"
 TORCH = (".pt", ".pth", ".bin")
 # Without these training would go on in another way, silently: names of the Trainer's checkpoints and of the loop's.
 OF_TRAINER = ("optimizer.pt", "scheduler.pt", "rng_state*.pth")
 OF_LOOP = ("optimizer.bin", "random_states_*")
+
+
+def begin(checkpoint: Path) -> None:
+    """A checkpoint will be written at its place: until it is sealed, a file beside it says so. One that has neither a
+    manifest nor that file has lost its manifest."""
+    _mark(checkpoint).touch()
 
 
 def seal(checkpoint: Path, step: int, run: str | None) -> None:
@@ -25,6 +31,12 @@ def seal(checkpoint: Path, step: int, run: str | None) -> None:
         name: {"bytes": path.stat().st_size, "sha256": fingerprints.file(path)} for name, path in _files(checkpoint)
     }
     files.write_json(checkpoint / MANIFEST, {"run": run, "step": step, "files": content})
+    if (mark := _mark(checkpoint)).is_file():
+        mark.unlink()
+
+
+def _mark(checkpoint: Path) -> Path:
+    return checkpoint.with_name(f"{checkpoint.name}.part")
 
 
 def run_of(checkpoint: Path) -> str | None:
@@ -53,7 +65,8 @@ def newest(folder: Path, run: str | None = None, unsealed: int = 0) -> Path | No
         UserError: there are checkpoints, and none is whole.
     """
     damaged: dict[Path, str] = {}
-    unfinished = output_dir.matching(folder, output_dir.UNFINISHED)
+    unfinished = [path for path in output_dir.matching(folder, output_dir.UNFINISHED) if path.is_dir()]
+    marks = [path for path in output_dir.matching(folder, output_dir.UNFINISHED) if not path.is_dir()]
     found = None
     for step, path in reversed(output_dir.checkpoints(folder)):
         if path.is_dir() and not _finished(path, step, unsealed):
@@ -69,7 +82,8 @@ def newest(folder: Path, run: str | None = None, unsealed: int = 0) -> Path | No
         raise UserError(f"no checkpoint of {folder} is whole: {problems}. {remedy}")
     for path in unfinished:
         print(f"{path} was not finished when the run stopped, and is removed")
-        if is_main_process():
+    if is_main_process():
+        for path in [*unfinished, *marks]:
             output_dir.remove(path)
     for path, problem in damaged.items():
         aside = path.with_name(f"{output_dir.DAMAGED}{path.name}")
@@ -81,7 +95,11 @@ def newest(folder: Path, run: str | None = None, unsealed: int = 0) -> Path | No
 
 
 def _finished(checkpoint: Path, step: int, unsealed: int) -> bool:
-    return (checkpoint / MANIFEST).exists() or (step <= unsealed and (checkpoint / STATE).exists())
+    if (checkpoint / MANIFEST).exists():
+        return True
+    if step <= unsealed:
+        return (checkpoint / STATE).exists()
+    return not _mark(checkpoint).is_file() and (not checkpoint.is_dir() or any(checkpoint.iterdir()))
 
 
 def damage(checkpoint: Path, step: int, run: str | None = None, unsealed: int = 0) -> str:

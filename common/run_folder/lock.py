@@ -1,7 +1,8 @@
 """One run at a time in an output folder: a file that names the process which trains there.
 
 A file, and no lock of the system: network file systems and containers do not share those, or have none. A process that
-was killed leaves its file behind, which is taken over as soon as no such process is found.
+was killed leaves its file behind, which is taken over as soon as no such process is found. One in another container, or
+on another machine of the same name, cannot be found: that it lives is seen by its file, which it touches.
 """
 
 import atexit
@@ -9,6 +10,7 @@ import contextlib
 import json
 import os
 import socket
+import threading
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +20,10 @@ from tunebook.common.distributed import is_main_process
 from tunebook.common.errors import UserError
 
 FILE = "run.lock"
+BEAT = 10.0  # seconds after which the process that holds a lock touches it again
+SILENT = 45.0  # and after which a lock that was not touched is one of a dead process
 _held: dict[Path, dict[str, Any]] = {}  # of this process
+_ended: dict[Path, threading.Event] = {}
 
 
 def acquire(folder: Path) -> bool:
@@ -39,6 +44,7 @@ def acquire(folder: Path) -> bool:
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "process_started": process_started(os.getpid()),
+        "namespace": _namespace(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     left = False
@@ -46,17 +52,27 @@ def acquire(folder: Path) -> bool:
         found = _read(path)
         if found is None:
             continue  # released meanwhile
-        _refuse_live(found, folder)
+        _refuse_live(found, path, folder)
         left |= _set_aside(path, found)
-    _held[path] = mine
+    _held[path], _ended[path] = mine, threading.Event()
+    threading.Thread(target=_touch, args=(path, mine, _ended[path]), daemon=True).start()
     atexit.register(release)
     return left
+
+
+def _touch(path: Path, mine: dict[str, Any], ended: threading.Event) -> None:
+    while not ended.wait(BEAT):
+        if _read(path) != mine:  # somebody has removed it
+            return
+        with contextlib.suppress(OSError):
+            os.utime(path)
 
 
 def release() -> None:
     """Release what this process holds. A lock that another one has taken over is left alone."""
     for path, mine in list(_held.items()):
         del _held[path]
+        _ended.pop(path).set()
         if mine["pid"] == os.getpid() and _read(path) == mine:  # a fork has inherited the entry, not the lock
             with contextlib.suppress(OSError):
                 path.unlink()
@@ -80,7 +96,14 @@ def process_started(pid: int) -> str | None:
     return None
 
 
-def _refuse_live(found: dict[str, Any], folder: Path) -> None:
+def _namespace() -> str | None:
+    """In which processes have their numbers: each container has its own."""
+    with contextlib.suppress(OSError):
+        return os.readlink("/proc/self/ns/pid")
+    return None
+
+
+def _refuse_live(found: dict[str, Any], path: Path, folder: Path) -> None:
     """Raises UserError where the process may live that a lock names."""
     pid, host = found.get("pid"), found.get("host")
     if not isinstance(pid, int) or not isinstance(host, str):
@@ -92,8 +115,44 @@ def _refuse_live(found: dict[str, Any], folder: Path) -> None:
             f"{who}. Whether it still runs cannot be seen from this machine ({socket.gethostname()}): if it does not, "
             f"remove {folder / FILE}; if it does, choose another folder"
         )
-    if pid != os.getpid() and _lives(pid, found.get("process_started")):
+    began = found.get("process_started")
+    if _is_elsewhere(found):
+        if _is_touched(path):
+            raise UserError(
+                f"{who}, in another container or on another machine of that name, and it still runs. Wait for it, stop "
+                "it, or choose another folder"
+            )
+    elif pid != os.getpid() and _lives(pid, began):
         raise UserError(f"{who}, which still runs. Wait for it, stop it (kill {pid}), or choose another folder")
+
+
+def _is_elsewhere(found: dict[str, Any]) -> bool:
+    """Whether a process of this host name is of another container, another machine, or of before this one was started:
+    here its number is nobody's, or somebody else's."""
+    mine, its = process_started(os.getpid()), found.get("process_started")
+    boots = [text.partition(" ")[0] for text in (mine, its) if isinstance(text, str) and " " in text]
+    return len(set(boots)) > 1 or found.get("namespace", _namespace()) != _namespace()
+
+
+def _is_touched(path: Path) -> bool:
+    """Whether the process that holds a lock goes on touching it; ages are by the clock of the file system."""
+    clock = path.with_name(f"{FILE}.{os.getpid()}.clock")
+    try:
+        clock.touch()
+        first = path.stat().st_mtime_ns
+        rest = SILENT - (clock.stat().st_mtime_ns - first) / 1e9
+        if rest > 0:
+            print(f"{path.name} is of a process that cannot be seen from here: {rest:.0f} s show whether it lives")
+        end = time.monotonic() + rest
+        while time.monotonic() < end:
+            time.sleep(min(1.0, SILENT / 20))
+            if path.stat().st_mtime_ns != first:
+                return True
+    except OSError:  # it was released
+        pass
+    finally:
+        clock.unlink(missing_ok=True)
+    return False
 
 
 def _lives(pid: int, began: Any) -> bool:

@@ -25,7 +25,7 @@ WRITTEN = (
     *("tensorboard", "wandb", "trackio"),  # of --report_to
 )
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
-UNFINISHED = re.compile(r"checkpoint-\d+\.part")  # a plain loop's, while it is written
+UNFINISHED = re.compile(r"checkpoint-\d+\.part")  # while it is written: a plain loop's itself, a mark beside others
 DAMAGED = "damaged-"
 
 

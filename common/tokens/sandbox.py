@@ -8,6 +8,8 @@ import re
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -42,7 +44,9 @@ class Text:
         self.characters += len(part)
 
 
-def render(jinja: str, turns: list[dict], variables: dict[str, Any], marked: bool = False) -> tuple[str, list]:
+def render(
+    jinja: str, turns: list[dict], variables: dict[str, Any], marked: bool = False, documents: Any = None
+) -> tuple[str, list]:
     """The text of a conversation, and the (start, end) of what stands in the template's generation blocks.
 
     Args:
@@ -56,11 +60,45 @@ def render(jinja: str, turns: list[dict], variables: dict[str, Any], marked: boo
     text = Text(marked)
     with Bounds(turns):
         template = _compiled(jinja)
-        for part in template.generate(messages=turns, documents=None, text_of_rendering=text, **variables):
+        for part in template.generate(messages=turns, documents=documents, text_of_rendering=text, **variables):
             text.add(part)
             if text.characters > TEXT and text.characters > SHARE * size(turns):
                 raise OutOfBounds(f"it writes more than {text.characters:,} characters")
         return "".join(text.parts), text.spans
+
+
+def apply_chat_template(tokenizer: Any, turns: list[dict], **words: Any) -> Any:
+    """The tokenizer's own apply_chat_template, within the bounds.
+
+    Raises:
+        OutOfBounds: as `render`.
+    """
+    with bounds_in_transformers():
+        return tokenizer.apply_chat_template(turns, **words)
+
+
+@contextmanager
+def bounds_in_transformers() -> Iterator[None]:
+    """Inside, whoever renders a chat template by transformers does so within the bounds."""
+    from transformers.utils import chat_template_utils
+
+    _environment()  # which calls what is replaced
+    given = chat_template_utils._compile_jinja_template
+    chat_template_utils._compile_jinja_template = _Bounded
+    try:
+        yield
+    finally:
+        chat_template_utils._compile_jinja_template = given
+
+
+class _Bounded:
+    """A template as transformers calls it."""
+
+    def __init__(self, jinja: str):
+        self.jinja = jinja
+
+    def render(self, messages: list[dict], documents: Any = None, **variables: Any) -> str:
+        return render(self.jinja, messages, variables, documents=documents)[0]
 
 
 def compiled(jinja: str) -> Any:

@@ -1,4 +1,4 @@
-"""Callbacks: metrics, token-weighted evaluation, samples, and a stop at signals."""
+"""Callbacks: metrics, token-weighted evaluation, samples, and options that are refused."""
 
 import math
 import time
@@ -248,35 +248,6 @@ class RefuseForPrompts(TrainerCallback):
             )
 
 
-class StopOnSignal(TrainerCallback):
-    """At a signal the step ends, a checkpoint of it is written, and the run ends.
-
-    The checkpoint does not hold that training is to stop: it would say so to the run that goes on from it.
-    """
-
-    saved = False
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        stopping.wait()
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if control.should_save and not control.should_evaluate:
-            control.should_log = True  # a loss that is no number ends the run before it is saved
-        if stopping.asked(args.world_size, args.device):
-            control.should_save = True
-
-    def on_save(self, args, state, control, **kwargs):
-        if stopping.Waiting.asked:
-            self.saved = control.should_training_stop = True
-
-    def on_epoch_end(self, args, state, control, **kwargs):  # the next event, before the best weights are loaded
-        if self.saved:
-            stopping.end(args.world_size)
-
-    def on_train_end(self, args, state, control, **kwargs):
-        stopping.end(args.world_size)
-
-
 def learned_positions(model: Any) -> int | None:
     """The number of a model's learned position embeddings (GPT-2, OPT); None where positions are computed."""
     limit, tokens = getattr(model.config, "max_position_embeddings", None), model.get_input_embeddings()
@@ -299,5 +270,8 @@ class ShowSamples(TrainerCallback):
 
     def on_evaluate(self, args, state, control, model=None, **kwargs):
         if state.is_world_process_zero and self.training:
-            for answer, row in zip(self.samples.answers(model, 2), self.samples.rows[:2], strict=True):
+            answers = self.samples.answers(model, 2)
+            if stopping.Waiting.asked:  # they were cut off
+                return
+            for answer, row in zip(answers, self.samples.rows[:2], strict=True):
                 print(f"    answer {answer[:100]!r}, reference {row['reference'][:100]!r}", flush=True)

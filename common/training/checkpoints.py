@@ -40,6 +40,9 @@ class Checkpoints:
 
     A checkpoint holds the trained parameters without a frozen base, those of the lowest held-out loss so far, what
     accelerate saves, schedule and metrics. With a tokenizer it can be used as an adapter, too.
+
+    Attributes:
+        evaluation_left: a signal has ended the evaluation of the checkpoint that was loaded.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class Checkpoints:
     ):
         self.accelerator, self.folder, self.metrics, self.keep = accelerator, folder, metrics, keep
         self.schedule, self.tokenizer = schedule, tokenizer
+        self.evaluation_left = False
         self.best, self.newest = math.inf, folder  # an earlier version kept best weights in folder/best
         accelerator.register_save_state_pre_hook(self._save_trained)
         accelerator.register_load_state_pre_hook(_load_trained)
@@ -74,11 +78,16 @@ class Checkpoints:
             self.accelerator.load_state(checkpoint)
         self.schedule.load_state_dict(state["schedule"])
         self.best, self.newest = state["best"], Path(checkpoint)
+        self.evaluation_left = state.get("evaluation_left", False)
         self.metrics.restore(state["meter"])
         return state["global_step"]
 
-    def save(self, model: Any, step: int, loss: float | None = None) -> None:
-        """Write checkpoint-STEP, remove old ones, and keep the weights as the best at the lowest `loss` so far."""
+    def save(self, model: Any, step: int, loss: float | None = None, evaluated: bool = True) -> None:
+        """Write checkpoint-STEP, remove old ones, and keep the weights as the best at the lowest `loss` so far.
+
+        Args:
+            evaluated: False: the held-out loss is to be taken where the run goes on.
+        """
         from safetensors.torch import save_file
 
         part = self.folder / f"checkpoint-{step}.part"
@@ -96,7 +105,7 @@ class Checkpoints:
                 self.accelerator.unwrap_model(model).save_pretrained(part)
                 self.tokenizer.save_pretrained(part)
             state = {"global_step": step, "loss": loss, "best": self.best, "meter": self.metrics.state()}
-            state["schedule"] = self.schedule.state_dict()
+            state |= {"schedule": self.schedule.state_dict(), "evaluation_left": not evaluated}
             (part / STATE).write_text(json.dumps(state) + "\n", encoding="utf-8")
             checkpoint_files.seal(part, step, run_record.id_of(self.folder))
             shutil.rmtree(part.with_suffix(""), ignore_errors=True)

@@ -3,6 +3,7 @@
 from typing import Any
 
 from tunebook.common.models import parameters
+from tunebook.common.tokens import sandbox
 
 SMALL = 50_000_000  # parameters; below, a model needs a far larger learning rate and more epochs, as pocket does
 
@@ -51,7 +52,7 @@ def end_of_turn(model: Any, tokenizer: Any) -> str | None:
         return None
     turns = [{"role": "user", "content": "one"}, {"role": "assistant", "content": "answer"}]
     try:
-        text = tokenizer.apply_chat_template(turns, tokenize=False)
+        text = sandbox.apply_chat_template(tokenizer, turns, tokenize=False)
     except Exception:  # a template may refuse any conversation, and this is only a note
         return None
     ids = tokenizer(text.rpartition("answer")[2].lstrip(), add_special_tokens=False).input_ids

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -50,26 +51,54 @@ def batches(
     stopping.end(accelerator.num_processes)
 
 
-def stop_if_asked(saved: Checkpoints, model: Any, step: int) -> None:
-    """Where a signal has come, the step is saved, unless it is already, and the run ends."""
+def end_step(saved: Checkpoints, model: Any, step: int, held_out_loss: Callable[[], float] | None) -> None:
+    """Where it is given, take the held-out loss and save the step. Where a signal has come, the step is saved and the
+    run ends; an evaluation under way is left for the run that goes on."""
     accelerator = saved.accelerator
+    if held_out_loss is not None:
+        try:
+            loss = held_out_loss()
+        except stopping.EvaluationLeft:
+            saved.save(model, step, evaluated=False)
+        else:
+            saved.metrics.evaluated(step, loss)
+            saved.save(model, step, loss)
     if stopping.asked(accelerator.num_processes, accelerator.device):
         if not (saved.folder / f"checkpoint-{step}" / STATE).exists():
             saved.save(model, step)
         stopping.end(accelerator.num_processes)
 
 
+def take_left_evaluation(saved: Checkpoints, model: Any, step: int, held_out_loss: Callable[[], float]) -> None:
+    """Where a signal has ended the evaluation of the step from which the run goes on, take it."""
+    if saved.evaluation_left:
+        end_step(saved, model, step, held_out_loss)
+
+
+def held_out_loss(
+    accelerator: Any, model: Any, loader: Any, loss_of: Callable[[Any, dict[str, Any]], Any]
+) -> Callable[[], float]:
+    """`mean_loss` of these, to be taken now and then."""
+    return partial(mean_loss, accelerator, model, loader, loss_of)
+
+
 def mean_loss(accelerator: Any, model: Any, loader: Any, loss_of: Callable[[Any, dict[str, Any]], Any]) -> float:
     """Mean over all trained tokens of a loader in all processes, unweighted; `loss_of` sums over those of a batch.
 
     The last batches of several processes repeat rows so that all have as many; those count twice.
+
+    Raises:
+        stopping.EvaluationLeft: a signal has come while the model trains.
     """
     import torch
 
+    parts = []
     model.eval()
-    with torch.no_grad():
-        batches = map(weight_collator.without_weights, progress.track(loader, "held-out rows", len(loader), "batches"))
-        parts = [(loss_of(model, batch), total_weight(batch)) for batch in batches]
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):  # a loader draws a number, as often as it begins
+        for batch in progress.track(loader, "held-out rows", len(loader), "batches"):
+            stopping.leave_evaluation(accelerator.num_processes, accelerator.device)
+            batch = weight_collator.without_weights(batch)
+            parts.append((loss_of(model, batch), total_weight(batch)))
     model.train()
     loss, tokens = (accelerator.reduce(torch.stack(column).sum(), "sum") for column in zip(*parts, strict=True))
     return (loss / tokens).item()

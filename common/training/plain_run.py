@@ -115,6 +115,7 @@ class PlainRun:
     def save(self, step: int, model: Any, optimizers: list[Any]) -> None:
         """Write checkpoint-STEP, and remove old ones."""
         place = self.dir / f"checkpoint-{step}"
+        checkpoint_files.begin(place)
         place.mkdir(exist_ok=True)
         states = {"model": model.state_dict(), "optimizers": [optimizer.state_dict() for optimizer in optimizers]}
         torch.save(states, place / WEIGHTS)

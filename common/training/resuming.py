@@ -12,6 +12,7 @@ from tunebook.common.distributed import is_main_process
 from tunebook.common.errors import UserError
 from tunebook.common.run_folder import checkpoint_files, run_record
 from tunebook.common.run_folder.checkpoint_files import STATE
+from tunebook.common.training import stop_on_signal
 from tunebook.common.training.checkpoints import tensors_only
 
 LOG_STATE = "tunebook.log"  # in a checkpoint's trainer_state.json
@@ -33,7 +34,8 @@ class _Resume(TrainerCallback):
         _restore_log(self.trainer, callbacks.get(LOG_STATE) or {})
         if state.best_model_checkpoint is not None:  # as it was called where the run began
             state.best_model_checkpoint = str(self.checkpoint.with_name(Path(state.best_model_checkpoint).name))
-        if self.stopped or state.global_step >= state.max_steps:
+        stop_on_signal.take_left_evaluation(self.trainer, str(self.checkpoint))
+        if self.stopped or control.should_training_stop or state.global_step >= state.max_steps:
             raise _AlreadyTrained
 
 
@@ -73,7 +75,11 @@ def _seal_checkpoints(trainer: Any) -> None:
     save = trainer._save_checkpoint
 
     def save_checkpoint(model: Any, trial: Any) -> None:
-        args = trainer.args
+        args, folder = trainer.args, Path(trainer.args.output_dir)
+        checkpoint = folder / f"checkpoint-{trainer.state.global_step}"
+        if is_main_process():
+            checkpoint_files.begin(checkpoint)
+        trainer.accelerator.wait_for_everyone()
         trainer.state.stateful_callbacks[LOG_STATE] = _log_state(trainer)
         limit, args.save_total_limit = args.save_total_limit, None  # else it would remove them before
         try:
@@ -82,8 +88,7 @@ def _seal_checkpoints(trainer: Any) -> None:
             args.save_total_limit = limit
         trainer.accelerator.wait_for_everyone()  # each process has written its random state
         if is_main_process():
-            folder, step = Path(args.output_dir), trainer.state.global_step
-            checkpoint_files.seal(folder / f"checkpoint-{step}", step, run_record.id_of(folder))
+            checkpoint_files.seal(checkpoint, trainer.state.global_step, run_record.id_of(folder))
             rotate_checkpoints(str(folder), limit, trainer.state.best_model_checkpoint)
 
     trainer._save_checkpoint = save_checkpoint

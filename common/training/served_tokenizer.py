@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tunebook.common import generation
-from tunebook.common.tokens import rendering, templates
+from tunebook.common.tokens import rendering, sandbox, templates
 from tunebook.common.tokens.templates import AnyTemplate, Template
 
 PROBE = "Name a fruit."
@@ -71,7 +71,7 @@ def _listed(ids: int | list[int] | None) -> list[int]:
 
 def _told(tokenizer: Any) -> list[int]:
     turns = [{"role": "user", "content": PROBE}]
-    return tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+    return sandbox.apply_chat_template(tokenizer, turns, add_generation_prompt=True, return_dict=False)
 
 
 def _trained(tokenizer: Any, template: AnyTemplate) -> list[int]:

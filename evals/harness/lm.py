@@ -12,6 +12,18 @@ from typing import Any
 
 from tunebook.common import generation
 from tunebook.common.errors import UserError
+from tunebook.common.tokens.sandbox import OutOfBounds, bounds_in_transformers
+
+
+class _InBounds:
+    """Of an lm-eval model: its chat template is a program that came with it."""
+
+    def apply_chat_template(self, chat_history: list[dict], add_generation_prompt: bool = True) -> str:
+        try:
+            with bounds_in_transformers():
+                return super().apply_chat_template(chat_history, add_generation_prompt)  # pyright: ignore
+        except OutOfBounds as error:
+            raise UserError(f"the chat template cannot be used: {error}; score without it") from None
 
 
 def in_memory(model: Any, tokenizer: Any, batch_size: int, bare: bool = False, prefix: int | None = None) -> Any:
@@ -29,7 +41,7 @@ def in_memory(model: Any, tokenizer: Any, batch_size: int, bare: bool = False, p
 
     virtual_tokens, rows = generation.virtual_tokens(model), model.config.get_text_config().vocab_size
 
-    class InMemory(HFLM):
+    class InMemory(_InBounds, HFLM):
         def __init__(self, **values):
             with _without_tying(model):
                 super().__init__(**values)

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from tunebook.common.errors import UserError
+from tunebook.common.tokens.sandbox import apply_chat_template
 from tunebook.evals import sandbox
 from tunebook.evals.harness.catalog import Benchmarks
 from tunebook.evals.harness.suites import PUBLISHED
@@ -164,7 +165,8 @@ def _in_template(tokenizer: Any) -> Any:
     """A conversation as lm-eval renders it."""
 
     def render(turns: list[dict], add_generation_prompt: bool = True) -> str:
-        return tokenizer.apply_chat_template(
+        return apply_chat_template(
+            tokenizer,
             turns,
             tokenize=False,
             add_generation_prompt=add_generation_prompt,

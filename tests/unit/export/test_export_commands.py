@@ -5,6 +5,7 @@ import json
 import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import forked
 import pytest
@@ -12,7 +13,8 @@ import torch
 import trained_runs
 import yaml
 
-from tunebook.common.export import conversations, gguf_files, hub, merge
+from tunebook.common.errors import CheckFailed, UserError
+from tunebook.common.export import conversations, folder, gguf_files, hub, merge
 from tunebook.common.pocket import FOLDER
 
 
@@ -45,6 +47,9 @@ def made(tmp_path):
     adapter(tmp_path / "prompt", peft_type="PROMPT_TUNING")
     adapter(tmp_path / "ia3", peft_type="IA3")
     adapter(tmp_path / "lora")
+    report = {"args": {"model": "pocket"}, "train": {"parameters": [{"bits": [8]}, {"bits": [32]}]}}
+    (adapter(tmp_path / "eight") / "report.json").write_text(json.dumps(report))
+    (adapter(tmp_path / "broken") / "report.json").write_text("[]")
     adapter(tmp_path / "lost", base_model_name_or_path=str(tmp_path / "gone"))
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "a").write_text("x")
@@ -68,6 +73,11 @@ REFUSED = [
     ("export lora --dtype int4", "--dtype int4"),
     ("export lora --quantization q8_0", "--quantization has no effect with --to merged"),
     ("export lora --to adapter --dtype float16", "--dtype has no effect with --to adapter"),
+    ("export lora --merge_into original", "--merge_into original has no effect"),
+    ("export lora --to gguf --as_lora --quantization q8_0", "--quantization has no effect with --as_lora"),
+    ("export lora --output_dir text.txt/out", "text.txt is a file"),
+    ("export eight", "trained on a base in 8 bits"),
+    ("export broken", "holds no JSON object"),
     ("export lora --public", "--public has no effect without --push_to_hub"),
     ("export lora --to gguf --quantization q3", "--quantization q3: there is f16, q8_0, q4_k_m"),
     ("export lora --to gguf --llama_cpp empty", "no convert_hf_to_gguf.py there"),
@@ -103,7 +113,7 @@ def test_what_is_not_installed_is_said_with_the_command_that_installs_it(tmp_pat
         there = lambda name, missing=missing: None if name == missing else object()  # noqa: E731
         monkeypatch.setattr(gguf_files.importlib.util, "find_spec", there)
         code, _, err = tunebook("export", "lora", "--to", "gguf", "--output_dir", "out")
-        assert code == 2 and 'pip install "tunebook[gguf]"' in err
+        assert code == 2 and "the extra gguf brings it" in err and 'pip install -e ".[gguf]"' in err
 
 
 def test_a_base_that_is_gone_and_data_that_are_not_named_are_asked_for(tmp_path, tunebook, monkeypatch, run):
@@ -145,6 +155,45 @@ def test_a_full_disk_leaves_nothing(tmp_path, tunebook, monkeypatch, run, few):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10, 9, 1))
     code, _, err = tunebook("export", run, "--output_dir", tmp_path / "out")
     assert code == 2 and "the disk has 0.0 GiB left" in err and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "place, error, code, message",
+    [
+        ("model_card.write", OSError(errno.ENOSPC, "No space left on device"), 2, "nothing of it was kept"),
+        ("output_proof.of", KeyboardInterrupt(), 130, "stopped by SIGINT"),
+        ("proof.write", CheckFailed("x"), 1, "x"),
+    ],
+)
+def test_an_export_that_ends_in_its_proof_or_card_leaves_nothing(
+    tmp_path, tunebook, monkeypatch, run, few, place, error, code, message
+):
+    def fails(*words, **named):
+        raise error
+
+    monkeypatch.setattr(f"tunebook.common.export.{place}", fails)
+    found, _, err = tunebook("export", run, "--output_dir", tmp_path / "out")
+    assert found == code and message in err and "trained" not in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_template_than_that_of_the_training_is_refused(tmp_path, tunebook, run):
+    code, _, err = tunebook("export", run, "--output_dir", tmp_path / "out", "--template", "chatml")
+    assert code == 2 and "was trained with alpaca; leave the flag out" in err
+
+
+def test_the_folder_that_one_stands_in_is_no_place_for_an_export(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="name a new folder"):
+        folder.check_new(".")
+    assert folder.check_new("a/b c/ünï") == Path("a/b c/ünï")
+
+
+def test_what_a_killed_export_left_is_told(tmp_path, capsys):
+    (tmp_path / ".o[u]t.1.part").mkdir()
+    with folder.new_folder(tmp_path / "o[u]t"):
+        pass
+    assert ".o[u]t.1.part was left by an export that was killed" in capsys.readouterr().out
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -247,10 +296,24 @@ def test_a_pushed_export_is_private_unless_it_is_to_be_public(tmp_path, stand_in
         assert any(path.startswith("/upload/") and body == b"x" * 1000 for path, body in stand_in.asked)
 
 
-def test_what_the_hub_refuses_is_told_and_the_export_stays(tmp_path, monkeypatch):
+def test_a_repository_that_is_public_already_is_asked_about(tmp_path, monkeypatch):
+    from types import SimpleNamespace
+
     from huggingface_hub import HfApi
 
-    from tunebook.common.errors import UserError
+    monkeypatch.setattr(HfApi, "create_repo", lambda *_, **__: SimpleNamespace(repo_id="me/mine"))
+    monkeypatch.setattr(HfApi, "repo_info", lambda *_, **__: SimpleNamespace(private=False))
+    uploads = []
+    monkeypatch.setattr(HfApi, "upload_folder", lambda *_, **named: uploads.append(named))
+    with pytest.raises(UserError, match="it is public already; --public, or another name"):
+        hub.push(tmp_path, "me/mine", False)
+    assert not uploads
+    hub.push(tmp_path, "me/mine", True)
+    assert len(uploads) == 1
+
+
+def test_what_the_hub_refuses_is_told_and_the_export_stays(tmp_path, monkeypatch):
+    from huggingface_hub import HfApi
 
     def refused(*words, **named):
         raise OSError("403 Forbidden")
@@ -290,6 +353,8 @@ def test_the_model_card_says_what_the_run_knows_and_no_folder_of_this_machine(tm
         "retained: world knowledge",
         "96 rows",
         "every check holds",
+        "prompt ids equal training's",
+        "<\\|endoftext\\|>",
     ):
         assert text in card
     for place in (str(tmp_path), str(run), str(FOLDER), "/tmp", "/home"):
@@ -297,3 +362,4 @@ def test_the_model_card_says_what_the_run_knows_and_no_folder_of_this_machine(tm
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "org/pocket"
     assert torch.__version__ in card
+    assert "python recipes/lora_alpaca.py --model pocket --dataset pocket --seed 0 --learning_rate 0.005" in card

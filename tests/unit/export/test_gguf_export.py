@@ -59,7 +59,7 @@ def test_a_quantization_that_swallows_the_change_is_found(written, reference, tm
     save_file(small, file)
     found = Reference(source.find(str(run)))
     with pytest.raises(CheckFailed) as failed:
-        proof.conclude(exporting.prove_folder(found, written[0] / "model-q8_0.gguf"), {}, None)
+        proof.conclude(exporting.prove_folder(found, written[0] / "model-q8_0.gguf"), None)
     assert "not 1" in str(failed.value)
 
 
@@ -78,7 +78,7 @@ def test_an_adapter_in_gguf_has_the_scale_of_rslora(reference, tmp_path):
 def test_what_an_adapter_of_llama_cpp_cannot_hold_is_refused(tmp_path, config, word):
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=word):
-        gguf_adapter.check(tmp_path)
+        gguf_adapter.check(source.Source("run", tmp_path, adapter=True, base="pocket"))
 
 
 def test_a_pre_tokenizer_is_taken_where_all_ids_are_equal_and_refused_elsewhere(tokenizer):

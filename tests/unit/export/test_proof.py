@@ -39,7 +39,8 @@ def reference(run):
 @pytest.fixture(scope="module")
 def served(reference, tmp_path_factory):
     folder = tmp_path_factory.mktemp("served") / "merged"
-    return folder, exporting.export(reference, "merged", folder, exporting.Options())
+    finish = lambda proofs, part: proof.write(proofs, {}, part / proof.FILE)  # noqa: E731
+    return folder, exporting.export(reference, "merged", folder, exporting.Options(), finish)
 
 
 @pytest.fixture
@@ -51,14 +52,15 @@ def copy(served, tmp_path):
 def said(reference, folder):
     """What the proof of a folder says where it fails."""
     with pytest.raises(CheckFailed) as failed:
-        proof.conclude(exporting.prove_folder(reference, folder), {}, None)
+        proof.conclude(exporting.prove_folder(reference, folder), None)
     return str(failed.value)
 
 
 def test_a_merged_run_is_what_was_trained(served, run):
     folder, proofs = served
-    result = proof.conclude(proofs, {}, folder / proof.FILE)
-    (found,) = json.loads((folder / proof.FILE).read_text())["exports"]
+    proof.conclude(proofs, folder / proof.FILE)
+    result = json.loads((folder / proof.FILE).read_text())
+    (found,) = result["exports"]
     assert result["holds"] and found["holds"]
     assert {check["point"] for check in found["checks"]} == {1, 2, 3, 4, 5}
     assert found["outputs"]["equal_answers"] == 1 and found["weights"]["found"] == pytest.approx(1, abs=1e-3)
@@ -78,6 +80,20 @@ def test_an_end_token_that_is_lost_is_found(reference, copy):
 def test_a_padding_token_that_ends_answers_is_found(reference, copy):
     (copy / "generation_config.json").write_text(json.dumps({"eos_token_id": [0], "pad_token_id": 0}))
     assert "is <|endoftext|>, an end token" in said(reference, copy)
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"pad_token_id": 1}, "its end tokens are none"),
+        ({"eos_token_id": 99_999}, "its end tokens are id 99999"),
+        ({"eos_token_id": "</s>"}, "its end tokens are none"),
+        ({"eos_token_id": [0], "pad_token_id": 99_999}, "pads with id 99999, which is no token"),
+    ],
+)
+def test_end_and_padding_tokens_that_are_none_are_found(reference, copy, values, message):
+    (copy / "generation_config.json").write_text(json.dumps(values))
+    assert message in said(reference, copy)
 
 
 def test_a_template_with_another_system_text_is_found(reference, copy):
@@ -129,6 +145,42 @@ def test_an_output_layer_that_was_dropped_is_found(reference, copy):
     (copy / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
     text = said(reference, copy)
     assert "missing: model.layers.0.mlp.down_proj.weight, lm_head.weight" in text
+
+
+def damaged(copy, change):
+    """Replace weights of an export: name -> value."""
+    file = copy / "model.safetensors"
+    save_file(load_file(file) | change, file, {"format": "pt"})
+
+
+def test_a_weight_that_is_no_number_is_found_wherever_it_stands(reference, copy):
+    for name in ("model.layers.0.self_attn.q_proj.weight", "model.norm.weight"):
+        value = reference.weights.read(name).half()
+        value.view(-1)[0] = float("nan")
+        damaged(copy, {name: value})
+        found = ExportedFolder(copy, reference.weights)
+        checks, _ = weight_proof.check(reference.weights, found, BOUNDS[16], "the file")
+        assert f"{name} holds values that are no numbers" in [check.failure for check in checks]
+        damaged(copy, {name: reference.weights.read(name).half()})
+
+
+def test_one_module_that_was_merged_twice_is_found(reference, copy):
+    name = "model.layers.2.mlp.up_proj.weight"
+    trained, base = reference.weights.read(name), reference.base.read(name)
+    damaged(copy, {name: (2 * trained - base).half()})
+    found = ExportedFolder(copy, reference.weights)
+    checks, _ = weight_proof.check(reference.weights, found, BOUNDS[4], "the file")  # so wide that this alone tells
+    assert f"what training changed is in 1 weights more than once: {name}" in [check.failure for check in checks]
+
+
+def test_an_adapter_without_a_layer_is_found(reference, run, tmp_path):
+    """Though it says itself that it has none there, so that PEFT loads it."""
+    adapter = shutil.copytree(run / "adapter", tmp_path / "adapter")
+    file = adapter / "adapter_model.safetensors"
+    save_file({name: value for name, value in load_file(file).items() if ".layers.0." not in name}, file)
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"layers_to_transform": [1, 2, 3]}))
+    assert "what training changed is lost in 7 weights: model.layers.0." in said(reference, adapter)
 
 
 def test_an_adapter_that_changes_nothing_is_found(run, tmp_path, tunebook, few):

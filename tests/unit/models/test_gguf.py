@@ -2,6 +2,10 @@
 
 import importlib.util
 import json
+import os
+import socket
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +15,7 @@ from paths import DATA, WHOLE, needs_data
 
 from tunebook.common import local_models, models, pocket
 from tunebook.common.errors import UserError
+from tunebook.common.local_models import gguf as gguf_files
 from tunebook.common.local_models import gguf_tokenizer, names
 from tunebook.common.tokens import tokenization
 
@@ -134,6 +139,38 @@ def test_a_file_computes_what_its_model_does(tmp_path, tokenizer, cache, forks):
     before = (cache / place / "model.safetensors").stat().st_mtime_ns
     assert models.resolve(str(file)) == place  # made once
     assert (cache / place / "model.safetensors").stat().st_mtime_ns == before
+
+
+@pytest.mark.recipe
+def test_a_file_without_all_of_its_weights_is_refused(tmp_path, tokenizer, cache, forks):
+    model = llama(len(tokenizer))
+    del model.model.layers[1].mlp.up_proj
+    file = written(tmp_path / "mine.gguf", metadata_of(tokenizer, "gpt-2"), model)
+    with pytest.raises(UserError, match=r"cannot be read by transformers: it has no model.layers.1.mlp.up_proj.weight"):
+        models.resolve(str(file))
+    assert not list(cache.iterdir())
+
+
+def test_what_killed_conversions_have_left_is_removed(tmp_path, monkeypatch):
+    place = tmp_path / "model[1]-0123"
+    host = socket.gethostname()
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    left = [f"{place.name}.{host}.{dead.pid}.part", f"{place.name}.elsewhere.7.part"]
+    live = [f"{place.name}.{host}.{os.getpid()}.part", f"{place.name}.elsewhere.8.part", f"other.{host}.1.part"]
+    for name in [*left, *live]:
+        (tmp_path / name).mkdir()
+    os.utime(tmp_path / left[1], (0, 0))
+    gguf_files._remove_left(place)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(live)
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", raises_runtime_error)
+    with pytest.raises(UserError, match="has no home folder: set HOME"):
+        gguf_files._cache()
+
+
+def raises_runtime_error():
+    raise RuntimeError("Could not determine home directory.")
 
 
 @pytest.mark.recipe

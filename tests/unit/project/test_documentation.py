@@ -48,7 +48,9 @@ TRUE = (  # run although they begin so
     "tunebook compare scores/base scores/tuned --html",
 )
 NOT_OURS = (  # what runs write
-    "runs/", "adapter/", "model/", "checkpoint", "eval/", "base/", "tests/assets/golden/", "evals/tasks/NAME", "tensorboard/", "wandb/", "trackio/")  # fmt: skip
+    "runs/", "adapter/", "model/", "checkpoint", "eval/", "base/", "tests/assets/golden/", "evals/tasks/NAME",
+    "tensorboard/", "wandb/", "trackio/",
+)  # fmt: skip
 ANYWHERE = {"--config", "--debug", "--help", "--version", "--sft", "--shm-size"}
 LAUNCHERS = {"--config_file", "--num_processes", "--num_cpu_threads_per_process", "--cpu", "--signal"}
 LAUNCHERS |= {"--enable-lora"}  # of vLLM

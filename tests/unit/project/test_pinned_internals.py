@@ -18,6 +18,8 @@ FUNCTIONS = {
     "_compile_jinja_template": ("transformers.utils.chat_template_utils", ["chat_template"]),
     "_current_graph_task_id": ("torch._C", None),
     "_disable_current_modes": ("torch.utils._python_dispatch", []),
+    "_determine_best_metric": ("transformers.Trainer", ["self", "metrics", "trial"]),
+    "_evaluate": ("transformers.Trainer", ["self", "trial", "ignore_keys_for_eval", "skip_scheduler"]),
     "_generate_and_score_completions": ("trl.trainer.grpo_trainer.GRPOTrainer", ["self", "inputs"]),
     "_get_num_items_in_batch": ("transformers.Trainer", ["self", "batch_samples", "device"]),
     "_get_train_sampler": ("transformers.Trainer", ["self", "train_dataset"]),
@@ -27,6 +29,11 @@ FUNCTIONS = {
     "_load_spec": ("lm_eval.tasks.TaskManager", ["self", "spec"]),
     "_loglikelihood_tokens": (
         "lm_eval.models.huggingface.HFLM", ["self", "requests", "disable_tqdm", "override_bs"],
+    ),
+    "_maybe_log_save_evaluate": (
+        "transformers.Trainer",
+        ["self", "tr_loss", "grad_norm", "model", "trial", "epoch", "ignore_keys_for_eval", "start_time",
+         "learning_rate"],
     ),
     "_prepare_dataset": ("trl.DPOTrainer", ["self", "dataset", "processing_class", "args", "dataset_name"]),
     "_prepare_inputs": ("transformers.Trainer", ["self", "inputs"]),
@@ -89,7 +96,7 @@ def users():
     }  # fmt: skip
     found = {}
     for path, tree in trees.items():
-        for name in named(tree) - defined - (stored - ATTRIBUTES.keys()):
+        for name in named(tree) - defined - (stored - ATTRIBUTES.keys() - FUNCTIONS.keys()):
             found.setdefault(name, []).append(str(path.relative_to(ROOT)))
     return found
 

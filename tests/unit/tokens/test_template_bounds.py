@@ -1,11 +1,13 @@
 """Chat templates are programs of strangers: whatever one does is one plain message, within seconds and gigabytes."""
 
+import ast
 import json
 import resource
 import signal
 import time
 
 import pytest
+from paths import ROOT
 
 from tunebook.common.errors import UserError
 from tunebook.common.tokens import sandbox
@@ -92,6 +94,33 @@ def test_the_text_and_its_marks_are_those_of_transformers():
             )
             text, spans = mine.generated(turns, None, {})
             assert (text, spans) == (texts[0], [tuple(pair) for pair in marks[0]])
+
+
+def test_templates_that_transformers_renders_are_bounded(tokenizer, monkeypatch):
+    words = dict(tools=[{"name": "é"}], add_generation_prompt=True, return_dict=False, bos_token="<s>")
+    for jinja in JINJA.values():
+        words |= {"chat_template": jinja, "end_of_turn": "</s>"}
+        theirs = tokenizer.apply_chat_template(TURNS[:1], **words)
+        assert sandbox.apply_chat_template(tokenizer, TURNS[:1], **words) == theirs
+    monkeypatch.setattr(sandbox, "SECONDS", 0.3)
+    before = limits()
+    for jinja in (ENDLESS[name] for name in ("loops", "writes", "repeats", "power", "fills format")):
+        with pytest.raises(sandbox.OutOfBounds):
+            sandbox.apply_chat_template(tokenizer, TURNS, chat_template=jinja)
+    assert limits() == before
+
+
+def test_no_template_is_rendered_in_another_way():
+    files = [path for folder in ("common", "evals", "recipes") for path in (ROOT / folder).rglob("*.py")]
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            match node:
+                case ast.Call(func=ast.Attribute(value=ast.Name(id="sandbox"), attr="apply_chat_template")):
+                    continue
+                case ast.Call(func=ast.Attribute(value=ast.Call(func=ast.Name(id="super")))):
+                    continue  # of lm-eval, within the bounds
+                case ast.Call(func=ast.Attribute(attr="apply_chat_template" | "render_jinja_template")):
+                    assert path.name == "sandbox.py", f"{path}:{node.lineno}"
 
 
 def test_a_template_that_never_ends_is_one_message(tunebook, tmp_path, monkeypatch):

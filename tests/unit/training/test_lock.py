@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -13,8 +14,9 @@ from tunebook.common.errors import UserError
 from tunebook.common.run_folder import lock
 
 HOLD = """
-import sys, time, pathlib
+import os, sys, time, pathlib
 from tunebook.common.run_folder import lock
+lock.BEAT = float(os.environ.get("BEAT", lock.BEAT))
 lock.acquire(pathlib.Path(sys.argv[1]))
 print("held", flush=True)
 sys.stdin.read()
@@ -62,7 +64,8 @@ def test_the_lock_of_a_killed_process_is_taken_over(tmp_path):
 
 
 def test_a_process_id_that_is_used_again_is_another_process(tmp_path):
-    found = {"host": socket.gethostname(), "pid": os.getppid(), "process_started": "boot 1", "time": "then"}
+    boot = lock.process_started(os.getpid()).partition(" ")[0]
+    found = {"host": socket.gethostname(), "pid": os.getppid(), "process_started": f"{boot} 1", "time": "then"}
     (tmp_path / lock.FILE).write_text(json.dumps(found))
     assert lock.acquire(tmp_path) is True
     lock.release()
@@ -77,6 +80,36 @@ def test_another_machine_is_named_with_the_remedy(tmp_path):
     with pytest.raises(UserError, match=f"on elsewhere, since then.*if it does not, remove {tmp_path / lock.FILE}"):
         lock.acquire(tmp_path)
     assert json.loads((tmp_path / lock.FILE).read_text()) == found
+
+
+ELSEWHERE = {
+    "another container": lambda found: {**found, "namespace": "pid:[1]"},
+    "another machine": lambda found: {**found, "process_started": "boot 1"},
+}
+
+
+@pytest.mark.parametrize("where", ELSEWHERE)
+def test_a_process_that_cannot_be_seen_lives_while_it_touches_its_lock(tmp_path, monkeypatch, where, capsys):
+    """It has this host's name, and its number is nobody's here: only its file tells."""
+    monkeypatch.setattr(lock, "SILENT", 3.0)
+    path = tmp_path / lock.FILE
+    with holder(tmp_path, BEAT="0.2") as first:
+        found = ELSEWHERE[where](json.loads(path.read_text())) | {"pid": 2**22 + 1}
+        monkeypatch.setattr(lock, "_read", lambda place, read=lock._read: read(place) and found)
+        with pytest.raises(UserError, match="in another container or on another machine of that name, and it still"):
+            lock.acquire(tmp_path)
+        assert "process that cannot be seen from here" in capsys.readouterr().out
+        first.kill()
+    monkeypatch.undo()
+    monkeypatch.setattr(lock, "SILENT", 3.0)
+    path.write_text(json.dumps(found))
+    assert lock.acquire(tmp_path) is True
+    lock.release()
+    path.write_text(json.dumps(found))
+    os.utime(path, (1e9, 1e9))  # long silent: nothing is waited for
+    start = time.monotonic()
+    assert lock.acquire(tmp_path) is True and time.monotonic() - start < 1
+    assert [place.name for place in tmp_path.iterdir()] == [lock.FILE]
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": "x", "host": 3}'])
@@ -109,7 +142,8 @@ def test_other_processes_of_a_run_share_it(tmp_path):
 
 def test_of_two_that_take_over_one_does(tmp_path, monkeypatch):
     """A process that was slower finds the lock of the quicker one where it saw the dead one's."""
-    dead = {"host": socket.gethostname(), "pid": os.getppid(), "process_started": "boot 1", "time": "then"}
+    boot = lock.process_started(os.getpid()).partition(" ")[0]
+    dead = {"host": socket.gethostname(), "pid": os.getppid(), "process_started": f"{boot} 1", "time": "then"}
     alive = {**dead, "process_started": lock.process_started(os.getppid()), "time": "now"}
     path = tmp_path / lock.FILE
     path.write_text(json.dumps(alive))

@@ -12,7 +12,7 @@ import forked
 import pytest
 from paths import ROOT
 
-from tunebook.common import distributed
+from tunebook.common import catalog, distributed
 from tunebook.common.errors import UserError
 
 CONFIGS = sorted((ROOT / "recipes" / "accelerate").glob("*.yaml"))
@@ -203,10 +203,17 @@ def test_other_launches_are_not(launch_environment, variables):
 def test_a_command_of_one_process_refuses_two(launch_environment, capsys):
     from tunebook.common import cli
 
+    @dataclass
+    class Table(Args):  # of a command that has the flag of a recipe
+        eval_suite: str = ""
+
     launch_environment(TORCHRUN | {"RANK": "0"})
-    with pytest.raises(SystemExit) as ended:
-        cli.run(print_done, Args, [])
-    assert ended.value.code == 2 and "this command runs in one process" in capsys.readouterr().err
+    for args in (Args, Table):
+        with pytest.raises(SystemExit) as ended:
+            cli.run(print_done, args, [])
+        assert ended.value.code == 2 and "this command runs in one process" in capsys.readouterr().err
+    assert not hasattr(catalog.load(ROOT / "recipes" / "pretrain_pocket.py").Args, "SEVERAL_PROCESSES")
+    assert catalog.load(ROOT / "recipes" / "dpo_pairs.py").Args.SEVERAL_PROCESSES
 
 
 @pytest.mark.parametrize("joined", [{"torch": 1, "accelerate": 2}, {"torch": 2, "accelerate": 1}])

@@ -106,6 +106,7 @@ HARMS = {
     "schedule gone": ("scheduler.pt", Path.unlink, "scheduler.pt is not there"),
     "random state gone": ("rng_state.pth", Path.unlink, "rng_state.pth is not there"),
     "state is longer": ("trainer_state.json", lambda path: path.open("a").write(" "), "trainer_state.json is longer"),
+    "manifest gone": ("manifest.json", Path.unlink, "manifest.json is not there"),
     "manifest cut off": ("manifest.json", lambda path: path.write_text("{"), "manifest.json cannot be read"),
     "of another run": (
         "manifest.json",
@@ -167,11 +168,13 @@ def test_copies_files_and_lost_best_weights_are_no_checkpoints(finished, tmp_pat
     shutil.copytree(newer, folder / "checkpoint-x")  # of no step: nobody's
     shutil.copytree(newer, folder / "checkpoint-96")  # killed between its last file and its manifest
     (folder / "checkpoint-96" / "manifest.json").unlink()
+    checkpoint_files.begin(folder / "checkpoint-96")
     assert checkpoint_files.newest(folder, run) == newer
     said = capsys.readouterr().out
     assert "checkpoint-99 is damaged (it is a copy: its manifest.json is of step 6)" in said
     assert "checkpoint-98 is damaged (it is no folder)" in said
     assert all(f"checkpoint-{step} was not finished" in said for step in (96, 97))
+    assert not list(folder.glob("checkpoint-*.part"))
     state = json.loads((newer / "trainer_state.json").read_text())
     state["best_model_checkpoint"] = f"/where/it/began/{older.name}"  # found beside it, wherever the folder is now
     (newer / "trainer_state.json").write_text(json.dumps(state))

@@ -209,6 +209,7 @@ def test_each_stop_is_in_the_account(folder):
 def test_a_run_that_was_killed_in_its_first_save_begins_anew(folder, capsys):
     run = begin(folder)
     (checkpoint(run, 9) / "manifest.json").unlink()
+    checkpoint_files.begin(run.dir / "checkpoint-9")
     (run.dir / "checkpoint-18.part").mkdir()
     assert begin(folder, learning_rate=0.2).checkpoint is None  # with other flags, too: nothing is lost
     said = capsys.readouterr().out

@@ -58,6 +58,32 @@ def test_a_stopped_run_goes_on_to_the_same_weights(recipe, number, at, tmp_path)
     assert [line["step"] for line in logged if "loss" in line] == [*range(1, STEPS + 1)]
 
 
+def left_evaluation(checkpoint):
+    state = json.loads((checkpoint / "trainer_state.json").read_text())
+    return state.get("evaluation_left") or "tunebook.evaluation" in state.get("stateful_callbacks", {})
+
+
+@pytest.mark.recipe
+@pytest.mark.parametrize(("recipe", "steps"), [("lora_alpaca", (4, 8)), ("loop_alpaca", (2, 8))])
+def test_an_evaluation_is_left_at_a_signal_and_taken_when_the_run_goes_on(recipe, steps, tmp_path):
+    """In the middle of the training, and after its last step, twice in a row: nothing differs in the end."""
+    rows = few.rows(tmp_path / "rows", train=32, others=8)
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    assert start(recipe, *flags(recipe, rows, whole)).returncode == 0
+    words = [ROOT / "recipes" / f"{recipe}.py", *flags(recipe, rows, run)]
+    evaluations = [line["step"] for line in killed.log(whole) if "eval_loss" in line]
+    for number, step, evaluation in ((signal.SIGTERM, steps[0], 1), (signal.SIGINT, steps[1], 3)):
+        if recipe == "lora_alpaca" and evaluation == 3:
+            evaluation = 2  # the one that was left, and that of the last step
+        done = killed.signaled_in_evaluation(number, evaluation, *words)
+        assert done.returncode == 128 + number and "Traceback" not in done.stderr, done.stderr[-2000:]
+        assert max(checkpoints(run)) == step and left_evaluation(run / f"checkpoint-{step}")
+        taken = [line["step"] for line in killed.log(run) if "eval_loss" in line]
+        assert taken == [other for other in evaluations if other < step]
+    assert start(recipe, *flags(recipe, rows, run)).returncode == 0
+    killed.same_account(whole, run, 2, how="stopped")
+
+
 @pytest.mark.recipe
 def test_a_second_signal_ends_at_once(tmp_path):
     rows = few.rows(tmp_path / "rows", train=32, others=8)
