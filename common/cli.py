@@ -17,7 +17,7 @@ from typing import Any
 from tunebook.common.distributed import check_launch, cores_are_busy, is_main_process
 from tunebook.common.errors import UserError, nearest
 from tunebook.common.flags import redaction
-from tunebook.common.process import faults, stopping, terminal
+from tunebook.common.process import faults, progress, stopping, terminal
 from tunebook.common.run_folder import lock
 
 # Ways to shard a model over GPUs: name, variable of `accelerate launch`, fields of TrainingArguments.
@@ -57,6 +57,7 @@ def run(main: Callable[[Any], Any], args_class: type, argv: list[str] | None = N
     except BaseException as error:
         if debug:
             traceback.print_exc()
+        progress.stop()
         text, code = faults.ending(error, getattr(args, "output_dir", None), debug)
         sys.stdout.flush()  # so that the message is the last thing said
         if text:
@@ -112,7 +113,7 @@ def _environment() -> None:
     _utf8()
     # It would like a kernel from the Hub for the CPU; without one it uses its own, and the result is the same.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-    if not sys.stderr.isatty():  # bars that others draw fill a log file
+    if not progress.on_terminal():  # bars that others draw fill a log file
         os.environ.setdefault("TQDM_DISABLE", "1")
 
 

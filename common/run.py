@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from tunebook.common.distributed import is_main_process
+from tunebook.common.errors import UserError
 from tunebook.common.flags import ranges, redaction
+from tunebook.common.process import progress
 from tunebook.common.run_folder import lock, output_dir, run_record
 from tunebook.common.training import trackers
 
@@ -26,6 +28,7 @@ class RunOptions:
     output_dir: str | None = None  # output folder; default: runs/<recipe>
     bad_rows: str = "refuse"  # drop: leave out rows that cannot be trained on, counted by reason
     eval_suite: str = "auto"  # lm-eval suite before and after; auto: pocket's own; none: skip
+    eval_share: float = 0.1  # of the run, for held-out evaluations; a short run takes fewer rows; 1: always all
     report_to: str = "none"  # none, tensorboard, wandb or trackio
     seed: int = 0
     gradient_accumulation_steps: int = 1  # micro-batches per optimizer step
@@ -59,6 +62,7 @@ class Run:
 
     def __init__(self, recipe: str, args: Any):
         self.recipe, self.args = recipe, args
+        progress.to_stdout()
         trackers.check(args.report_to)
         ranges.check(vars(args))
         args.output_dir = args.output_dir or f"runs/{Path(recipe).stem}"
@@ -71,10 +75,13 @@ class Run:
         self.checkpoint: str | None = None
         self.stats: Any = None
         self.evaluated = False
+        self.held_out: Any = None
         self.tokenizer: Any = None
         self.preview: list[list] = []
         self.forecast: dict[str, Any] = {}
         self.metrics: Any = None
+        self._importing: Any = None
+        self._costs: Any = ()
 
     def load_data(self, load: Callable[..., Any] | None = None) -> Any:
         """The rows of --dataset by split. Where the folder has an interrupted run, it must be this one, on these rows,
@@ -90,6 +97,7 @@ class Run:
 
         splits = (load or data.load)(self.args.dataset, seed=self.args.seed, bad_rows=self.args.bad_rows)
         self.checkpoint = self.record.resume_from(Path(self.recipe), self.args, splits)
+        self._importing = progress.start("loading the training libraries")  # which a recipe does next
         return splits
 
     def start(self, config_class: type | None = None, unheard: Mapping[str, str] | None = None) -> None:
@@ -102,6 +110,8 @@ class Run:
 
         from tunebook.common.training import config_overrides
 
+        if self._importing:
+            self._importing.close()
         set_seed(self.args.seed)  # prefixes begin at random
         flags = vars(self.args)
         if config_class is not None:
@@ -122,13 +132,14 @@ class Run:
 
     def encode(
         self, splits: Any, tokenizer: Any, template: Any, max_length: int, held_out: int = HELD_OUT,
-        encode: Callable[..., Any] | None = None, **masks: Any,
+        encode: Callable[..., Any] | None = None, packed: bool = False, **masks: Any,
     ) -> tuple[Any, Any]:  # fmt: skip
         """Training and held-out rows as ids and labels, with every row that is lost counted; several sources mixed.
 
         Args:
-            held_out: the most rows of the validation split.
+            held_out: the most rows of the validation split; fewer where --eval_share asks for it.
             encode: in place of encoding.encode; as preference.encode.
+            packed: rows of max_length tokens will be made of them.
             masks: as encoding.encode.
 
         Returns:
@@ -149,8 +160,34 @@ class Run:
         print(f"{' '.join(self.args.dataset)}: {self.stats.summary()}{more}", *splits.notes, sep="\n")
         self.stats.require_trainable(max_length)
         train, self.stats.sources = mixing.mix(train, splits.weights, splits.unit, self.args.seed)
+        if not held_out and self.args.eval_share != RunOptions.eval_share:
+            raise UserError("--eval_share: this recipe evaluates no held-out rows; leave it out")
         self.evaluated = len(validation) > 0
-        return train, validation if self.evaluated else None
+        if not self.evaluated:
+            return train, None
+        self.held_out = self._held_out(train, validation, max_length if packed else None)
+        if note := self.held_out.note():
+            print(note)
+        return train, self.held_out.take(validation)
+
+    def _held_out(self, train: Any, validation: Any, width: int | None) -> Any:
+        """The held-out rows that evaluations take, by counts that are known before training."""
+        from types import SimpleNamespace
+
+        from tunebook.common.estimate import schedule
+        from tunebook.common.tokens.lengths import lengths_of
+        from tunebook.common.training import config_overrides, held_out
+
+        args, lengths = self.args, lengths_of(train)
+        tokens, mean = float(lengths.sum()), width or float(lengths.mean())
+        group = args.per_device_train_batch_size * args.gradient_accumulation_steps
+        group *= int(os.environ.get("WORLD_SIZE", "1"))
+        epochs = args.num_train_epochs
+        steps = args.max_steps if args.max_steps > 0 else max(1, round(epochs * tokens / mean / group))
+        plan = {**config_overrides.EVALUATION_SCHEDULE, "eval_delay": 0, **self.overrides}
+        counted = SimpleNamespace(steps=steps, epochs=max(1, round(steps * group * mean / tokens)))
+        times = schedule.evaluations(SimpleNamespace(**plan), counted)
+        return held_out.choose(args.eval_share, validation, steps * group * mean, times)
 
     def defaults(self, model: Any, tokenizer: Any, template: Any, **pairs: tuple[float, float]) -> None:
         """Fill the learning rate and the epochs that no flag gave by the model's size (training/defaults.py).
@@ -172,13 +209,12 @@ class Run:
         return served_tokenizer.with_template(self.tokenizer, template, model)
 
     def accelerator_options(self) -> dict[str, Any]:
-        """Arguments of accelerate.Accelerator: device, precision, tracker, folder."""
+        """Arguments of accelerate.Accelerator: device, precision, folder."""
         from tunebook.common.models import device
 
-        tracker = None if self.args.report_to == "none" else self.args.report_to
         here = device.current()
         # cpu: else it joins no other process without a GPU
-        return dict(cpu=not here.gpu, mixed_precision=here.mixed_precision, log_with=tracker, project_dir=self.dir)
+        return dict(cpu=not here.gpu, mixed_precision=here.mixed_precision, project_dir=self.dir)
 
     def config(self, config_class: Any, **choices: Any) -> Any:
         """`config_class` with the recipe's choices, beside them what run and device decide, and --set over all."""
@@ -189,7 +225,7 @@ class Run:
         args = self.args
         settings = dict(
             output_dir=str(self.dir),
-            report_to=args.report_to,
+            report_to="none",  # the metrics tell it, from before the first step to the report
             seed=args.seed,
             per_device_train_batch_size=args.per_device_train_batch_size,
             gradient_accumulation_steps=args.gradient_accumulation_steps,
@@ -212,7 +248,8 @@ class Run:
         """Stop at signals, and show answers (generation.Samples) at every evaluation."""
         from tunebook.common.training import callbacks, stop_on_signal
 
-        return [callbacks.RefuseForPrompts(), stop_on_signal.StopOnSignal(), callbacks.ShowSamples(samples)]
+        shown = [callbacks.ShowSamples(samples)] if self.held_out is None or self.held_out.answers else []
+        return [callbacks.RefuseForPrompts(), stop_on_signal.StopOnSignal(), *shown]
 
     def prepare(self, trainer: Any, weigh: Callable[[Any], Any] | None = None) -> None:
         """Length-grouped batches unless rows are packed, loss weights of rows, adapters in float32; then the first
@@ -235,7 +272,8 @@ class Run:
             samplers.group_by_length(trainer)
         (weigh or weighted_loss.weigh_loss)(trainer)
         self.preview = checks.first_batch(trainer.get_train_dataloader(), self.tokenizer, self.args.debug_batches)
-        self.forecast = forecast.forecast(trainer, self.args.find_batch_size).as_dict()
+        found = forecast.forecast(trainer, self.args.find_batch_size)
+        self.forecast, self._costs = found.as_dict(), found.costs
 
     def prepare_loop(self, steps: Any, loader: Any, optimizer: Any, max_steps: int) -> Any:
         """For a loop without a Trainer: the first batch previewed, memory and time estimated, metrics ready.
@@ -250,10 +288,23 @@ class Run:
         from tunebook.common.training.metrics import TrainingMetrics
 
         self.preview = checks.first_batch(loader, self.tokenizer, self.args.debug_batches)
-        self.forecast = forecast.forecast_loop(steps, loader, optimizer, max_steps).as_dict()
+        found = forecast.forecast_loop(steps, loader, optimizer, max_steps)
+        self.forecast = found.as_dict()
         self.metrics = TrainingMetrics(self.dir / output_dir.LOG)
-        self.metrics.on_begin = self.record.commit
+        self.metrics.costs = found.costs
+        self._ready()
         return self.metrics
+
+    def _ready(self) -> None:
+        """The metrics tell run.json when the steps begin, and the tracker what they are told."""
+        from tunebook.common.training import tracking
+
+        self.metrics.on_begin = self.record.commit
+        if not self.args.dry_run:
+            step = int(self.checkpoint.rpartition("-")[2]) if self.checkpoint else 0
+            about = redaction.without_paths(redaction.without_secrets(vars(self.args)), self.dir)
+            where = (self.args.report_to, self.dir, self.record.id, step)
+            self.metrics.tracker = tracking.start(*where, about, self.overrides)
 
     def train(self, trainer: Any, metrics: Any = None) -> None:
         """`trainer.train`, from the checkpoint where there is one, between two evaluations of the run.
@@ -265,7 +316,8 @@ class Run:
 
         self.metrics = metrics or callbacks.track_metrics(trainer, self.dir / output_dir.LOG)
         stop_on_signal.attach(trainer)
-        self.metrics.on_begin = self.record.commit
+        self.metrics.costs = self._costs
+        self._ready()
         if self.checkpoint is None:  # else it was taken when the run began
             callbacks.evaluate(trainer)
         resuming.train(trainer, self.checkpoint)
@@ -281,8 +333,11 @@ class Run:
 
         self.record.finish()
         account = self.record.summary(self.metrics.steps, self.metrics.seconds, self.metrics.trained)
+        self.metrics.held_out_rows = self.held_out
         written = (self.stats, self.preview, self.forecast, self.metrics, samples.rows, scores, account)
         try:
-            return report.write(self.recipe, self.dir, vars(self.args), model, *written)
+            found = report.write(self.recipe, self.dir, vars(self.args), model, *written)
+            self.metrics.tracker.end(self.metrics.steps, found, self.dir)
+            return found
         finally:
             lock.release()

@@ -58,7 +58,6 @@ def main(args: Args) -> dict:
     models.train_in_float32(model)
 
     accelerator = Accelerator(**run.accelerator_options())
-    accelerator.init_trackers("tunebook")
     size, accumulation = args.per_device_train_batch_size, args.gradient_accumulation_steps
     group = size * accumulation * accelerator.num_processes  # rows of an optimizer step
     order = samplers.LengthGroupedSampler(lengths.lengths_of(train), group, args.seed)
@@ -83,7 +82,6 @@ def main(args: Args) -> dict:
         metrics.step(step, accelerator.optimizer_step_was_skipped)
         if step % math.ceil(max_steps / 100) == 0:
             metrics.log(step, values)
-            accelerator.log(values, step)
         due = step % math.ceil(max_steps / 5) == 0 or step == max_steps
         loop.end_step(saved, model, step, held_out_loss if due else None)
     metrics.end()

@@ -48,7 +48,7 @@ def main(args: Args) -> dict:
     # Data: prompts are masked, answers and their end tokens train; every dropped row is counted in the report.
     template = templates.ALPACA
     run.defaults(model, tokenizer, template, rate=(2e-3, 2e-4), epochs=(5, 3))
-    train, held_out = run.encode(splits, tokenizer, template, args.max_length)
+    train, held_out = run.encode(splits, tokenizer, template, args.max_length, packed=True)
     train, held_out = (packing.pack_dataset(rows, args.max_length) if rows else None for rows in (train, held_out))
 
     # Before: what the base answers and scores.

@@ -81,7 +81,6 @@ def main(args: Args) -> dict:
             optimizer.zero_grad()
         if step % 50 == 0 or step == args.max_steps - 1:
             run.log(step, round(loss.item(), 4))
-            print(f"step {step} loss {loss.item():.3f} rate {rate:.1e} {run.speed:.0f} tokens/s", flush=True)
         run.save_where_due(step + 1, args.max_steps, model, optimizers)
 
     model.eval().requires_grad_(False)

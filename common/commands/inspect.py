@@ -19,6 +19,7 @@ import tyro
 
 from tunebook.common import files
 from tunebook.common.errors import CheckFailed, UserError
+from tunebook.common.process import progress
 from tunebook.common.tokens.lengths import LOSS_WEIGHTS
 
 BATCH = 2000  # rows held as Python lists while --tokens writes
@@ -62,7 +63,8 @@ def main(args: Args) -> dict[str, Any]:
     inputs.writable({"--html": args.html, "--json": args.json, "--tokens": args.tokens}, args.data)
     with inputs.plain_names():
         rows = inputs.rows(args.data, "inspect", bad_rows=args.bad_rows)
-        rows.check()
+        with progress.start("reading"):
+            rows.check()
         from tunebook.common.commands import inspect_view
         from tunebook.common.data import quality
         from tunebook.common.report import dataset

@@ -106,7 +106,7 @@ def finished(one: Method, folder: Path, args: Args) -> bool:
             log.write(line)
             log.flush()
             last = line.strip() or last
-            if line.startswith(("forecast:", "step ", "check failed:", "error:")) or "→" in line:
+            if line.startswith(("forecast:", "step ", "training: ", "check failed:", "error:")) or "→" in line:
                 print(f"  {line.rstrip()}", flush=True)
     if process.wait():
         print(f"  exit code {process.returncode}: {last}", flush=True)

@@ -17,6 +17,7 @@ from tunebook.common.data.schema import SchemaReader
 from tunebook.common.data.spec import SPLITS, SourceSpec, parse
 from tunebook.common.data.texts import NEAR_DUPLICATE_LIMIT, digest, normalized
 from tunebook.common.errors import UserError, first_names
+from tunebook.common.process import progress
 
 SIZES = {"train": 85, "validation": 10, "test": 5}  # percent
 IN_MEMORY_BYTES = 64 << 20  # bytes: a source of this size is kept in memory, a larger one is read again each time
@@ -190,10 +191,11 @@ class _Checked:
 
     def __init__(self, source: Any, table: SchemaReader):
         self.table = table
-        self.held = list(table) if source.size <= IN_MEMORY_BYTES else None
+        rows = progress.track(table, f"reading {table.name}", unit="rows")
+        self.held = list(rows) if source.size <= IN_MEMORY_BYTES else None
         self.count, self.texts, self.systems = 0, [], []
         same: dict[str, str] = {}  # a system text that is in every row is kept once
-        for row in self.held if self.held is not None else self.table:
+        for row in self.held if self.held is not None else rows:
             self.count += 1
             system = system_of(row)
             self.systems.append(same.setdefault(system, system))
@@ -227,7 +229,8 @@ def _split(tables: list[_Checked], sizes: tuple[int, ...], seed: int, parts: dic
         texts = [text if len(part) > NEAR_DUPLICATE_LIMIT else _key(text) for part in asked for text in part]
         notes.append(f"{len(texts)} rows: equal questions are kept in one split; similar ones were not looked for")
     strata = [str(place) for place, table in enumerate(tables) for _ in range(table.count)] if tables[1:] else None
-    assigned = splitting.assign(texts, sizes=sizes, seed=seed, strata=strata)
+    with progress.start("splitting without leakage"):
+        assigned = splitting.assign(texts, sizes=sizes, seed=seed, strata=strata)
     if empty := splitting.unfilled(texts, assigned, sizes, 0.8 if len(texts) <= NEAR_DUPLICATE_LIMIT else None):
         notes.append(empty)
     start = 0

@@ -1,7 +1,6 @@
 """Runs a teacher over a dataset once and writes its targets to a file of distillation/teacher_cache.py."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from tunebook.common.distillation import losses, student, teacher_cache
 from tunebook.common.distillation.student import Teacher
 from tunebook.common.errors import UserError
 from tunebook.common.models import lm_head
+from tunebook.common.process import progress
 from tunebook.common.tokens.lengths import IGNORE_INDEX
 
 LABELS_ALONE = losses.DistillationLoss(alpha=0.0)
@@ -149,12 +149,11 @@ def _allocated(path: Path, arrays: dict[str, tuple[str, tuple[int, ...]]], metad
 
 
 def _fill(maps: dict[str, Any], rows: list, starts: Any, teacher: Teacher, metadata: dict[str, str], size: int) -> None:
-    from tqdm.auto import tqdm
-
     head, device = lm_head.of(teacher.model), teacher.model.device
     temperature, vocabulary = float(metadata["temperature"]), int(metadata["vocabulary"])
     order = sorted(range(len(rows)), key=lambda place: len(rows[place][0]))
-    for first in tqdm(range(0, len(order), size), unit="batch", desc="teacher", disable=not sys.stderr.isatty()):
+    firsts = range(0, len(order), size)
+    for first in progress.track(firsts, "what the teacher says", len(firsts), "batches"):
         members = order[first : first + size]
         batch, keep_BT = _padded([rows[place] for place in members], device)
         hidden_ND = teacher.hidden(batch)[:, :-1][keep_BT]

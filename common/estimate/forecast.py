@@ -21,6 +21,7 @@ from tunebook.common.estimate.probe import (
 from tunebook.common.estimate.schedule import BatchSchedule
 from tunebook.common.format import byte_size, duration
 from tunebook.common.models import device, model_bytes, parameter_table
+from tunebook.common.process import progress
 
 # Share of the limit that --find_batch_size leaves free: a run's fragments grow beyond those of its first steps.
 HEADROOM = 0.15
@@ -46,6 +47,7 @@ class Forecast:
     timing: dict[str, float] = field(default_factory=dict)
     parameters: list[parameter_table.Group] = field(default_factory=list)
     saved: dict[str, int] | None = None
+    costs: list[float] = field(default_factory=list)  # seconds of each step
 
     @property
     def arithmetic_bytes(self) -> int:
@@ -57,7 +59,7 @@ class Forecast:
 
     def as_dict(self) -> dict[str, Any]:
         values = {"peak_bytes": self.peak_bytes, "arithmetic_bytes": self.arithmetic_bytes}
-        values |= {name: value for name, value in vars(self).items() if name != "measured_bytes"}
+        values |= {name: value for name, value in vars(self).items() if name not in ("measured_bytes", "costs")}
         return values | {"parameters": [group.as_dict() for group in self.parameters]}
 
     def summary(self) -> str:
@@ -155,10 +157,12 @@ def attempt(
     memory, profile, problem, limit = None, None, "", resources.limit()
     table = parameter_table.Table(run.unwrapped)
     try:
-        memory = estimate_memory(run, batches, optimizer)
+        with progress.start("small steps for the forecast"):
+            memory = estimate_memory(run, batches, optimizer)
         if memory.peak(rows, width) > limit:
             raise OutOfMemory(f"by arithmetic it needs {byte_size(memory.peak(rows, width))}")
-        profile = profile_steps(run, batches, table.see)
+        with progress.start("steps on a middle and the longest batch"):
+            profile = profile_steps(run, batches, table.see)
         profile.peak_bytes += ddp_buckets(run)
         if searching and profile.peak_bytes > (1 - HEADROOM) * limit:
             raise OutOfMemory(f"its steps took {byte_size(profile.peak_bytes)}, which leaves too little room")
@@ -183,6 +187,7 @@ def attempt(
     result.parts["optimizer"] += profile.state_bytes - memory.optimizer
     result.parts["allocator"] = result.peak_bytes - result.arithmetic_bytes
     result.seconds = profile.seconds(batches, eval_positions)
+    result.costs = profile.step_seconds(batches, run.accumulation)
     result.timing = {name: vars(profile)[name] for name in ("base", "rate", "update", "evaluation_rate")}
     return result, ""
 

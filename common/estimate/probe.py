@@ -76,6 +76,14 @@ class StepProfile:
         batches = self.base * len(schedule.rows) + self.rate * float(schedule.positions.sum())
         return batches + self.update * schedule.steps + self.evaluation_rate * eval_positions
 
+    def step_seconds(self, schedule: BatchSchedule, accumulation: int) -> list[float]:
+        """Of each step of a schedule; the last step of an epoch may have fewer batches."""
+        each = self.base + self.rate * schedule.positions
+        per_epoch = len(schedule.starts) - 1 if schedule.epochs > 1 else len(each)
+        epochs = [each[start : start + per_epoch] for start in range(0, len(each), per_epoch)]
+        sums = [numpy.add.reduceat(epoch, range(0, len(epoch), accumulation)) for epoch in epochs]
+        return (numpy.concatenate(sums) + self.update).tolist()
+
 
 def profile_steps(run: StepFunctions, schedule: BatchSchedule, after_backward: Callable[[], None]) -> StepProfile:
     """Steps with learning rate 0 on a median batch, the longest, and more until TIMING_SECONDS are over.

@@ -11,6 +11,7 @@ from typing import Any
 
 from tunebook.common.errors import UserError, nearest
 from tunebook.common.export import pre_tokenizer
+from tunebook.common.process import progress
 
 SHARES = {"f16": 1.0, "q8_0": 0.54, "q4_k_m": 0.32}  # sizes of their files, by that of 16 bits
 QUANTIZATIONS = tuple(SHARES)
@@ -66,13 +67,14 @@ class Converter:
         Raises:
             UserError: the converter refuses, or llama.cpp has no pre-tokenizer that gives the tokenizer's ids.
         """
-        if kind == "q4_k_m":
-            _quantize(file.with_name("model-f16.gguf"), file)
-            return
-        said = self._run(file, kind, self.pre)
-        if said and UNKNOWN in said and not self.pre:
-            self.pre = pre_tokenizer.choose(self.tokenizer, self.texts, lambda name: self._trial(file, name))
+        with progress.start(f"converting to {kind}"):
+            if kind == "q4_k_m":
+                _quantize(file.with_name("model-f16.gguf"), file)
+                return
             said = self._run(file, kind, self.pre)
+            if said and UNKNOWN in said and not self.pre:
+                self.pre = pre_tokenizer.choose(self.tokenizer, self.texts, lambda name: self._trial(file, name))
+                said = self._run(file, kind, self.pre)
         if said:
             raise UserError(f"llama.cpp's converter refuses the model: {_last(said)}")
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from tunebook.common.errors import UserError
 from tunebook.common.export.trained_weights import AdaptedWeights, FineTunedWeights
+from tunebook.common.process import progress
 
 SHARD = 1 << 30  # bytes of a file of weights: what is in memory at a time, beside a layer in float32
 DTYPES = ("bfloat16", "float16", "float32")
@@ -64,7 +65,8 @@ def _tensors(trained: Any, dtype: str) -> Iterator[tuple[str, Any]]:
     base = trained.files
     wide = _dtype(base.config) in ("bfloat16", "float16")
     used = set()
-    for name in [*trained.shapes, *(name for name in base.tied if name not in trained.shapes)]:
+    names = [*trained.shapes, *(name for name in base.tied if name not in trained.shapes)]
+    for name in progress.track(names, "merging", len(names), "tensors"):
         place = base.stored_as(name)
         if place is not None:
             used.add(place)

@@ -7,6 +7,7 @@ from tunebook.common.export.bounds import Bounds
 from tunebook.common.export.checks import Check
 from tunebook.common.export.conversations import LIMIT, HeldOut
 from tunebook.common.export.source import Source
+from tunebook.common.process import progress
 
 COMPARED = 32  # tokens of an answer whose probabilities are compared
 
@@ -30,7 +31,7 @@ def stretch(one: HeldOut) -> tuple[int, int]:
 
 def of(served: Any, found: list[HeldOut]) -> Outputs:
     """The outputs of a model that is served (see served.py)."""
-    with served.loaded():
+    with progress.start("answers of what is served"), served.loaded():
         return Outputs(
             [served.logits(one.ids, *stretch(one)) for one in found],
             served.answers([one.ids[: one.start] for one in found], LIMIT),
@@ -43,6 +44,13 @@ def of_trained(source: Source, base: Any, found: list[HeldOut], ends: list[int])
     Args:
         base: BaseWeights; of a run in 4 bits with `four_bit`. None: only the trained model is at hand.
     """
+    with progress.start("answers of the trained model"):
+        return _of_trained(source, base, found, ends, pad)
+
+
+def _of_trained(
+    source: Source, base: Any, found: list[HeldOut], ends: list[int], pad: int | None
+) -> tuple[Outputs, list[Any] | None]:
     from tunebook.common.export import served
     from tunebook.common.models import inference
 

@@ -7,6 +7,7 @@ from typing import Any
 from tunebook.common.errors import first_names
 from tunebook.common.export.bounds import Bounds
 from tunebook.common.export.checks import Check
+from tunebook.common.process import progress
 
 SWALLOWED, DOUBLED = 0.5, 1.5  # parts of a module's change below and above which it is named
 
@@ -49,7 +50,7 @@ def check(trained: Any, exported: Any, bounds: Bounds, describe: str) -> tuple[l
     touched = set(trained.touched)
     names = [*trained.shapes, *(name for name in trained.files.tied if name not in trained.shapes)]
     dot = square = 0.0
-    for name in names:
+    for name in progress.track(names, f"comparing {describe}", len(names), "tensors"):
         if exported.skips(name):
             unread += [name] if name in touched else []
             continue

@@ -32,6 +32,8 @@ def check(flags: dict[str, Any]) -> None:
             problems.append(f"--{name} {value}: it is a number above 0")
         elif name in NOT_NEGATIVE and not 0 <= value < 2**32:
             problems.append(f"--{name} {value}: it is from 0 to {2**32 - 1}")
+        elif name == "eval_share" and not 0 < value <= 1:
+            problems.append(f"--eval_share {value}: it is above 0, and 1 at most")
         elif name == "max_steps" and value < 1 and value != -1:
             problems.append(f"--max_steps {value}: it is at least 1, or -1 for what --num_train_epochs takes")
     if problems:

@@ -10,6 +10,7 @@ from tunebook.common.errors import UserError
 from tunebook.common.generation.decoding import Decoding, GumbelSampler, StopStringCriteria
 from tunebook.common.generation.streaming import IdStreamer, IncrementalDecoder, before_stop, in_thread
 from tunebook.common.models import moe
+from tunebook.common.process import progress
 from tunebook.common.tokens import rendering
 from tunebook.common.tokens.jinja_templates import openings
 from tunebook.common.tokens.templates import AnyTemplate, Template
@@ -118,13 +119,14 @@ def generate(
     # A batch has one room. PEFT puts virtual tokens before the padding, which then lies between them and the prompt.
     kinds = [(rooms[place], len(prompts[place]) if virtual_tokens(model) else 0) for place in range(len(prompts))]
     order = sorted(range(len(prompts)), key=lambda place: (kinds[place], len(prompts[place])))
-    with _answering(model, tokenizer, stop):
+    with _answering(model, tokenizer, stop), progress.start("answers", len(prompts), "prompts") as phase:
         while order:
             batch = [place for place in order[:batch_size] if kinds[place] == kinds[order[0]]]
             order = order[len(batch) :]
             rows = _run(model, tokenizer, [prompts[place] for place in batch], decoding, stop, rooms[batch[0]])
             for place, ids in zip(batch, rows, strict=True):
                 results[place] = _answer(tokenizer, ids, stop, rooms[place])
+            phase.advance(len(batch))
     return results
 
 

@@ -10,6 +10,7 @@ from tunebook.common import local_models
 from tunebook.common.data import hub
 from tunebook.common.errors import UserError, cannot_load
 from tunebook.common.models import complete_weights, device, generation_config, module_kinds, moe, parameter_table
+from tunebook.common.process import progress
 from tunebook.common.tokens import tokenization
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -102,11 +103,13 @@ def load(name: str, max_length: int, four_bit: bool = False, full: bool = False,
     try:
         config = AutoConfig.from_pretrained(place, trust_remote_code=False)
         limit = _check_length(name, config.to_dict(), max_length)
-        if fast:
-            with complete_weights.required(f"--model {name}"):
-                model, tokenizer = _load_by_unsloth(place, limit or max_length, four_bit, full)
-        else:
-            model, tokenizer = load_plain(name, four_bit), AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+        with progress.start("loading the model"):
+            if fast:
+                with complete_weights.required(f"--model {name}"):
+                    model, tokenizer = _load_by_unsloth(place, limit or max_length, four_bit, full)
+            else:
+                model = load_plain(name, four_bit)
+                tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
     except UserError:
         raise
     except Exception as error:  # of many kinds, for a file that is damaged

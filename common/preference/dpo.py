@@ -11,6 +11,7 @@ from tunebook.common.distributed import is_main_process
 from tunebook.common.errors import UserError
 from tunebook.common.models import inference
 from tunebook.common.preference import encoding
+from tunebook.common.process import progress
 from tunebook.common.tokens import templates
 from tunebook.common.tokens.templates import AnyTemplate
 from tunebook.common.training.metrics import TrainingMetrics
@@ -219,7 +220,8 @@ def _log_ratios(trainer: Any, pairs: Any) -> tuple[Any, Any]:
     model.eval()
     try:
         with torch.no_grad():
-            for start in range(0, len(pairs), size):
+            starts = range(0, len(pairs), size)
+            for start in progress.track(starts, "held-out pairs", len(starts), "batches"):
                 rows = [pairs[place] for place in range(start, min(start + size, len(pairs)))]
                 batch = trainer._prepare_inputs(encoding.Collator(trainer.data_collator.pad_token_id)(rows))
                 inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}

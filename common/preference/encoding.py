@@ -4,12 +4,13 @@ import itertools
 import json
 import secrets
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from dataclasses import dataclass
 from typing import Any
 
 from tunebook.common.data import rows
 from tunebook.common.data.rows import FIELDS, NOT_ASKING, Row
+from tunebook.common.process import progress
 from tunebook.common.tokens import rendering
 from tunebook.common.tokens.encoding import CHUNK
 from tunebook.common.tokens.encoding_stats import EncodingStats
@@ -39,7 +40,7 @@ def encode(pairs: Iterable[Row], tokenizer: Any, template: AnyTemplate, max_leng
     stats, problems = EncodingStats(), []
     render, special = rendering.renderer(tokenizer, template, "last_assistant"), encoder(tokenizer).special
     table: dict[str, list] = {name: [] for name in (*PARTS, "input_ids", "row", "source")}
-    remaining = iter(pairs)
+    remaining = progress.track(pairs, "encoding", len(pairs) if isinstance(pairs, Sized) else None, "pairs")
     while chunk := list(itertools.islice(remaining, CHUNK)):
         keep = []
         for place, pair in enumerate(chunk, 1):

@@ -16,7 +16,7 @@ STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u20
 # What progress bars and colors write: carriage return, color, cursor up or down, erase.
 DRAWING = re.compile("\r|\x1b\\[[0-9;]*[mABJK]")
 DRAWS = ("tqdm", "rich", "tyro")  # libraries that write it
-WRAPS = ("unsloth", "unsloth_zoo")  # those that put streams of their own before this one
+WRAPS = ("unsloth", "unsloth_zoo", "wandb")  # those that put streams of their own before this one
 
 
 def escaped(text: str) -> str:
@@ -28,8 +28,10 @@ class Stream:
     """A text stream through which only progress bars and colors, of the libraries that draw them, steer a terminal.
 
     A character that its encoding lacks is written as an escape. Where nobody reads it any more, what follows is
-    dropped (`goes_on`), or the process ends.
+    dropped (`goes_on`), or the process ends. Bars at the foot of the terminal (process/bars.py) make room for it.
     """
+
+    bars: Any = None  # those that are drawn now
 
     def __init__(self, stream: TextIO, goes_on: bool):
         self._stream, self._goes_on, self._dropped = stream, goes_on, False
@@ -44,10 +46,18 @@ class Stream:
             text = _drawn(text) if _writer(inspect.currentframe()) in DRAWS else escaped(text)
         try:
             if not self._dropped:
-                self._stream.write(text)
+                with Stream.bars.above(text) if Stream.bars and self._stream.isatty() else contextlib.nullcontext():
+                    self._stream.write(text)
+                    if Stream.bars:
+                        self._stream.flush()  # before they are drawn on another stream
         except OSError as error:
             self._lost(error)
         return len(text)
+
+    @property
+    def below(self) -> TextIO:
+        """The stream that it writes to."""
+        return self._stream
 
     def writelines(self, lines: Any) -> None:
         for line in lines:

@@ -10,7 +10,7 @@ from tunebook.common.distributed import is_main_process
 from tunebook.common.errors import CheckFailed
 from tunebook.common.estimate import saved_files
 from tunebook.common.flags import redaction
-from tunebook.common.format import percent
+from tunebook.common.format import duration, percent
 from tunebook.common.models import device, parameters
 from tunebook.common.report import plots
 from tunebook.common.tokens.encoding_stats import EncodingStats
@@ -94,6 +94,7 @@ def _eval(metrics: TrainingMetrics) -> dict[str, Any]:
     return {
         "loss": loss,
         "loss_name": "cross-entropy, nats a token" if nats else metrics.held_out.removeprefix("held-out "),
+        **({"curve_rows": rows.rows, "held_out_rows": rows.of} if (rows := metrics.held_out_rows) else {}),
         "perplexity": math.exp(min(loss, 700)) if nats and loss is not None else None,
     }
 
@@ -143,6 +144,13 @@ def _print(folder: Path, report: dict[str, Any], extra: dict[str, Any], metrics:
         print(f"forgetting: {report['scores']['forgetting']['words']}")
     if extra["loss_before"] is not None:
         print(f"{metrics.held_out}: before {extra['loss_before']:.4f} → after {report['eval']['loss']:.4f}")
+    if metrics.held_out_rows:
+        rows, took = report["eval"], report["measured"]
+        print(
+            f"evaluations of {rows['curve_rows']} of {rows['held_out_rows']} held-out rows took "
+            f"{duration(took['evaluation_seconds'])}, {percent(took['evaluation_share'])} of the time of steps and "
+            "evaluations"
+        )
     if extra["command"]:
         print(f"reproduce with lm-eval: {extra['command']}")
     print(f"report: {folder / 'report.html'}")

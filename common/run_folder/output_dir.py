@@ -22,6 +22,7 @@ WRITTEN = (
     "base",
     "eval",
     "pretraining.json",
+    *("tensorboard", "wandb", "trackio"),  # of --report_to
 )
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 UNFINISHED = re.compile(r"checkpoint-\d+\.part")  # while it is written: a plain loop's itself, a mark beside others

@@ -6,7 +6,7 @@ import json
 import secrets
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -17,6 +17,7 @@ from tunebook.common.data import tools
 from tunebook.common.data.rows import Row, answers_nothing, is_context
 from tunebook.common.data.rows import weight as row_weight
 from tunebook.common.errors import UserError
+from tunebook.common.process import progress
 from tunebook.common.tokens import (
     boundaries,
     chat_templates,
@@ -83,7 +84,7 @@ def encode(
     drop = getattr(rows, "drop", False)
     settings = {"max_length": max_length, "too_long": too_long, "train_on": train_on, "drop": drop}
     stats = EncodingStats()
-    made = batches(rows, tokenizer, template, stats, **settings)
+    made = batches(_tracked(rows), tokenizer, template, stats, **settings)
     if folder is None:
         encoded = _dataset(list(made))
     else:
@@ -94,6 +95,10 @@ def encode(
         encoded = encoded.remove_columns(LOSS_WEIGHTS)
     stats.add_dropped(Counter(getattr(rows, "dropped", ())))
     return encoded, stats
+
+
+def _tracked(rows: Iterable[dict]) -> Iterator[dict]:
+    return progress.track(rows, "encoding", len(rows) if isinstance(rows, Sized) else None, "rows")
 
 
 def key_of(rows: Iterable[Row], tokenizer: Any, template: AnyTemplate, settings: dict[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """Callbacks: metrics, token-weighted evaluation, samples, and options that are refused."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,9 +15,10 @@ from tunebook.common import models
 from tunebook.common.errors import UserError
 from tunebook.common.generation import Samples
 from tunebook.common.models import moe
-from tunebook.common.process import stopping
+from tunebook.common.process import progress, stopping
 from tunebook.common.tokens.lengths import IGNORE_INDEX
 from tunebook.common.training.metrics import HELD_OUT, TrainingMetrics
+from tunebook.common.training.time_left import every
 
 STATE_KEY = "tunebook.meter"  # of the metrics in a checkpoint's trainer_state.json
 
@@ -39,8 +41,9 @@ def track_metrics(
     mean_over(trainer, parts_of)
     if trainer.label_smoother is not None:
         trainer.label_smoother = Smoother(trainer.label_smoother.epsilon)
-    trainer.remove_callback(ProgressCallback)
-    trainer.remove_callback(PrinterCallback)
+    for callback in trainer.callback_handler.callbacks[:]:  # a bar, printed dicts, and the table of a notebook
+        if isinstance(callback, (ProgressCallback, PrinterCallback)) or "Notebook" in type(callback).__name__:
+            trainer.remove_callback(callback)
     without_wall_clock(trainer)
     trainer.add_callback(Measure(trainer, metrics))
     return metrics
@@ -52,7 +55,7 @@ def without_wall_clock(trainer: Any) -> None:
     own = trainer.log
 
     def log(logs: dict[str, Any], start_time: float | None = None) -> None:
-        for name in [name for name in logs if name.endswith(("_runtime", "_per_second"))]:
+        for name in [name for name in logs if name.endswith(("_runtime", "_per_second", "_preparation_time"))]:
             del logs[name]
         own(logs)  # which times nothing without start_time
 
@@ -94,6 +97,7 @@ def mean_over(trainer: Any, parts_of: Callable[[dict[str, Any]], torch.Tensor]) 
     The last batches of several processes repeat rows so that all have as many; those count twice.
     """
     predict, loop, sums = trainer.prediction_step, trainer.evaluation_loop, []
+    phases: list[progress.Phase] = []
     options, loader = trainer.args, trainer.get_eval_dataloader
 
     def get_eval_dataloader(*args, **kwargs):
@@ -107,12 +111,16 @@ def mean_over(trainer: Any, parts_of: Callable[[dict[str, Any]], torch.Tensor]) 
         parts = parts_of(inputs)
         with cross_entropy(trainer):
             outputs = predict(model, inputs, *args, **kwargs)
+        phases[-1].advance(trainer.accelerator.num_processes)
         sums.append(torch.stack([outputs[0].double() * parts, parts]))
         return outputs
 
     def evaluation_loop(*args, metric_key_prefix="eval", **kwargs):
         sums.clear()
-        output = loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        batches = math.ceil(len(trainer.eval_dataset) / options.per_device_eval_batch_size)
+        with progress.start("held-out rows", batches, "batches") as phase:
+            phases[:] = [phase]
+            output = loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         batches_B2 = torch.stack(sums)
         loss, parts = trainer.accelerator.reduce(batches_B2.sum(0), "sum")
         output.metrics[f"{metric_key_prefix}_loss"] = (loss / parts).item()
@@ -158,6 +166,11 @@ class Measure(TrainerCallback):
     def __init__(self, trainer: Any, metrics: TrainingMetrics):
         self.metrics, self.accelerator = metrics, trainer.accelerator
         self._fetch, trainer.get_batch_samples = trainer.get_batch_samples, self._timed_fetch
+        self._evaluate, trainer.evaluate = trainer.evaluate, self._timed_evaluation
+
+    def _timed_evaluation(self, *args: Any, **kwargs: Any) -> Any:
+        self._since = time.monotonic()
+        return self._evaluate(*args, **kwargs)
 
     def _timed_fetch(self, *args: Any, **kwargs: Any) -> Any:
         start = time.monotonic()
@@ -169,6 +182,8 @@ class Measure(TrainerCallback):
         callbacks: Any = state.stateful_callbacks  # a dict once the state was read from a checkpoint
         if saved := callbacks.get(STATE_KEY):
             self.metrics.restore(saved)
+        self.metrics.evaluates = args.eval_strategy != "no"
+        self.metrics.pauses = pauses(args, state)
         self.metrics.begin(state.global_step, state.max_steps)
 
     def on_step_end(self, args, state, control, optimizer: Any = None, **kwargs):
@@ -179,12 +194,27 @@ class Measure(TrainerCallback):
         logs = logs or {}
         self.metrics.log(state.global_step, logs)
         if "eval_loss" in logs:
-            self.metrics.evaluated(state.global_step, logs["eval_loss"])
+            self.metrics.evaluated(state.global_step, logs["eval_loss"], seconds=0.0)  # with those of on_evaluate
+        state.stateful_callbacks[STATE_KEY] = self.metrics.state()
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        self.metrics.evaluating += time.monotonic() - self._since  # with the answers that are shown
         state.stateful_callbacks[STATE_KEY] = self.metrics.state()
 
     def on_train_end(self, args, state, control, model: Any = None, **kwargs):
         self.metrics.end()
         moe.ask_for_router_logits(model, False)  # a saved config that asks for them cannot answer
+
+
+def pauses(args: Any, state: Any) -> set[int]:
+    """The steps after which a trainer evaluates or saves."""
+    found: set[int] = set()
+    for strategy, size in ((args.eval_strategy, state.eval_steps), (args.save_strategy, state.save_steps)):
+        if strategy == "steps":
+            found |= every(size, state.max_steps)
+        elif strategy == "epoch":
+            found |= every(max(1, state.max_steps // max(1, state.num_train_epochs)), state.max_steps)
+    return found
 
 
 class RefuseForPrompts(TrainerCallback):

@@ -21,6 +21,7 @@ SOURCE = "rows are read and encoded before the trainer is made: --dataset names 
 TOKENIZER = "rows are encoded before it would be heard: set it in the tokenizer that --model names"
 LOADED = "the model is loaded before it would be heard: give --model a folder or Hub name that is as wanted"
 MEASURED = "held-out rows are measured by their loss alone: tunebook eval takes other metrics"
+TRACKED = "trackio keeps the run in its folder: TRACKIO_SPACE_ID=..., or trackio sync afterwards"
 # Field -> why it would do nothing here, and what does it: in all recipes.
 UNUSED_FIELDS = {
     "packing": PACKED,
@@ -60,6 +61,9 @@ UNUSED_FIELDS = {
     "resume_from_checkpoint": "--resume goes on with the run of output_dir",
     "parallelism_config": "every process has the whole model",
     "enable_jit_checkpoint": "a signal ends the step and saves it, whatever it says",
+    "trackio_space_id": TRACKED,
+    "trackio_bucket_id": TRACKED,
+    "trackio_static_space_id": TRACKED,
     "local_rank": "torchrun and accelerate launch set it",
 }
 UNEVALUATED = "no held-out rows are looked at while it trains"

@@ -9,7 +9,7 @@ from typing import Any
 
 from tunebook.common.batching import weight_collator
 from tunebook.common.batching.weight_collator import total_weight
-from tunebook.common.process import stopping
+from tunebook.common.process import progress, stopping
 from tunebook.common.training.checkpoints import STATE, Checkpoints
 from tunebook.common.training.metrics import TrainingMetrics
 
@@ -95,8 +95,9 @@ def mean_loss(accelerator: Any, model: Any, loader: Any, loss_of: Callable[[Any,
     parts = []
     model.eval()
     with torch.no_grad(), torch.random.fork_rng(devices=[]):  # a loader draws a number, as often as it begins
-        for batch in map(weight_collator.without_weights, loader):
+        for batch in progress.track(loader, "held-out rows", len(loader), "batches"):
             stopping.leave_evaluation(accelerator.num_processes, accelerator.device)
+            batch = weight_collator.without_weights(batch)
             parts.append((loss_of(model, batch), total_weight(batch)))
     model.train()
     loss, tokens = (accelerator.reduce(torch.stack(column).sum(), "sum") for column in zip(*parts, strict=True))

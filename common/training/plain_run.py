@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from tunebook.common import files
-from tunebook.common.process import stopping
+from tunebook.common.format import byte_size
+from tunebook.common.process import progress, stopping
 from tunebook.common.resources import Peak
 from tunebook.common.run_folder import checkpoint_files, output_dir, run_record
 from tunebook.common.training.watch import TrainingWatch
@@ -47,16 +48,13 @@ class PlainRun:
         self.tokens, self.step, self.curve = tokens, 0, []
         self._watch = TrainingWatch()
         self._peak, self._before, self._first = Peak(), (0.0, 0.0), 0
+        self._phase: Any = None
+        progress.to_stdout()
         self._begun = (time.monotonic(), time.process_time())
 
     @property
     def seconds(self) -> float:
         return self._before[0] + time.monotonic() - self._begun[0]
-
-    @property
-    def speed(self) -> float:
-        """Tokens a second."""
-        return self.step * self.tokens / self.seconds
 
     @property
     def cpu_seconds(self) -> float:
@@ -86,20 +84,29 @@ class PlainRun:
             print(warning)
         self._keep_progress()
 
+    def _details(self) -> list[str]:
+        loss = [f"loss {self.curve[-1][1]:.3f}"] if self.curve else []
+        return [*loss, f"{self._phase.done * self.tokens / self.seconds:.0f} tokens/s", byte_size(self._peak.bytes)]
+
     def _keep_progress(self) -> None:
         """Write how far this part has come, for the account of a run whose process ends without a word."""
         steps = self.step - self._first
-        progress = {
+        account = {
             "ended": run_record.now(),
             "to_step": self.step,
             "seconds": self.seconds - self._before[0],
             "trained_tokens": steps * self.tokens,
             "peak_bytes": self._peak.bytes,
         }
-        files.write_json(self.dir / output_dir.PROGRESS, progress)
+        files.write_json(self.dir / output_dir.PROGRESS, account)
 
     def save_where_due(self, step: int, steps: int, model: Any, optimizers: list[Any]) -> None:
         """After `step` of `steps` steps: a checkpoint after each sixth of them, and where a signal ends the run."""
+        if self._phase is None:
+            self._phase = progress.start("training", steps, "steps", self._details, done=step - 1)
+        self._phase.advance()
+        if step == steps:
+            self._phase.close()
         if step % max(1, steps // SAVES) == 0 or stopping.asked():
             self.save(step, model, optimizers)
         if stopping.asked() or step == steps:

@@ -1,4 +1,4 @@
-"""The trackers that --report_to takes, and whether one can be used here."""
+"""The trackers that --report_to takes, and whether one can be used here. tracking.py writes to them."""
 
 import importlib.util
 import netrc
@@ -6,7 +6,8 @@ import os
 
 from tunebook.common.errors import UserError, nearest
 
-TRACKERS = ("none", "tensorboard", "wandb", "trackio")
+FOLDERS = {name: name for name in ("tensorboard", "wandb", "trackio")}  # in the run's folder, which hold all of it
+TRACKERS = ("none", *FOLDERS)
 
 
 def check(name: str) -> None:
@@ -17,7 +18,9 @@ def check(name: str) -> None:
     if name == "none":
         return
     if importlib.util.find_spec(name) is None:
-        raise UserError(f"--report_to {name}: it is not installed: pip install {name}. Or leave the flag out")
+        raise UserError(
+            f'--report_to {name}: it is not installed: pip install "tunebook[{name}]". Or leave the flag out'
+        )
     offline = os.environ.get("WANDB_MODE", "online") in ("offline", "disabled", "dryrun")
     if name == "wandb" and not offline and "WANDB_API_KEY" not in os.environ and not _logged_in():
         raise UserError(

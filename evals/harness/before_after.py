@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from tunebook.common import generation
+from tunebook.common import generation, models, pocket
+from tunebook.common.training import defaults
 from tunebook.evals.harness import scoring, suites
 
 
@@ -18,7 +19,7 @@ class BeforeAfter:
     """
 
     def __init__(self, run: Any):
-        self.dry_run = run.args.dry_run
+        self.args, self.dry_run = run.args, run.args.dry_run
         self.scores = scoring.Scores(suites.bundled_tasks(run.args.eval_suite, run.args.dataset), run.dir / "eval")
         self.samples: Any = None
         self.tokenizer: Any = None
@@ -32,8 +33,26 @@ class BeforeAfter:
         self.tokenizer = tokenizer
         self.samples = generation.Samples(tokenizer, template, splits["test"] or splits["validation"], count=4)
         if not self.dry_run:
+            self._leave_out(model)
             self.samples.take("before", model)
             self.scores.evaluate("before", model, tokenizer, save_to)
+
+    def _leave_out(self, model: Any) -> None:
+        """Where no suite was asked for, and scoring a real model before and after would take longer than its training,
+        it is left out."""
+        args = self.args
+        if args.eval_suite != "auto" or args.max_steps < 1 or models.parameters(model)[1] < defaults.SMALL:
+            return
+        rows = args.max_steps * args.per_device_train_batch_size * args.gradient_accumulation_steps
+        asked = sum(
+            file.read_bytes().count(b"\n") for split, file in pocket.rows(args.dataset[0]).items() if split == "test"
+        )
+        if self.scores.tasks and rows < 2 * asked:
+            self.scores.tasks = []
+            print(
+                f"not scored by lm-eval: {asked} items, before and after, are more than the {rows} rows of "
+                f"{args.max_steps} steps; --eval_suite {args.dataset[0]} scores them"
+            )
 
     def after(self, model: Any, base: Path | str | None, adapter: Path | None) -> dict[str, Any]:
         """The same of the trained model; both, their comparison and lm-eval's command, as report.write takes them.

@@ -4,7 +4,6 @@
 # pyright: reportTypedDictNotRequiredAccess=false
 # (lm-eval's decorators hide the signatures of what they wrap)
 
-import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,7 +27,7 @@ class _InBounds:
 
 
 def in_memory(model: Any, tokenizer: Any, batch_size: int, bare: bool = False, prefix: int | None = None) -> Any:
-    """The model for `lm_eval.simple_evaluate`. Progress bars are drawn on a terminal only.
+    """The model for `lm_eval.simple_evaluate`.
 
     Its attribute `cut` is {task: ids of the items that were truncated}: where prompt and answer have more tokens than
     the model has positions, lm-eval truncates on the left and says nothing.
@@ -51,7 +50,7 @@ def in_memory(model: Any, tokenizer: Any, batch_size: int, bare: bool = False, p
 
         def loglikelihood(self, requests, disable_tqdm=False):
             self._requests = requests
-            return super().loglikelihood(requests, disable_tqdm or not sys.stderr.isatty())
+            return super().loglikelihood(requests, disable_tqdm)
 
         def _loglikelihood_tokens(self, requests, *args, **kwargs):
             for request, (_, context, answer) in zip_longest(self._requests, requests):  # rolling windows have none
@@ -59,12 +58,7 @@ def in_memory(model: Any, tokenizer: Any, batch_size: int, bare: bool = False, p
                 if request and len(context) + len(answer) > self.max_length + 1:
                     self.cut[request.task_name].add(request.doc_id)
             self._requests = []
-            # Rolling windows ask for a bar whatever they were told, in a log file, too.
-            kwargs["disable_tqdm"] = kwargs.get("disable_tqdm", False) or not sys.stderr.isatty()
             return super()._loglikelihood_tokens(requests, *args, **kwargs)
-
-        def loglikelihood_rolling(self, requests, disable_tqdm=False):
-            return super().loglikelihood_rolling(requests, disable_tqdm or not sys.stderr.isatty())
 
         def generate_until(self, requests, disable_tqdm=False):
             groups = defaultdict(list)  # PEFT puts virtual tokens before the padding: no row may have any
@@ -77,7 +71,7 @@ def in_memory(model: Any, tokenizer: Any, batch_size: int, bare: bool = False, p
                 groups[len(ids) if virtual_tokens else 0].append(place)
             answers: dict[int, str] = {}
             for places in groups.values():
-                generated = super().generate_until([requests[place] for place in places], not sys.stderr.isatty())
+                generated = super().generate_until([requests[place] for place in places], disable_tqdm)
                 answers |= zip(places, generated, strict=True)
             return [answers[place] for place in range(len(requests))]
 

@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from tunebook.common import generation, models
 from tunebook.common.distributed import is_main_process
+from tunebook.common.process import progress
 from tunebook.evals.compare import logs
 from tunebook.evals.harness.catalog import TASKS, no_local_metrics
 from tunebook.evals.harness.lm import in_memory
@@ -135,7 +136,7 @@ def score(
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     _compile_prompts_once()
     tracker = EvaluationTracker(output_path=str(folder))
-    with models.preserve_modes(model), _environment_once(), no_local_metrics():
+    with models.preserve_modes(model), _environment_once(), no_local_metrics(), _own_bars(), progress.start("scoring"):
         memory = in_memory(models.unwrap(model), tokenizer, settings.batch_size, settings.bare, prefix)
         results: Any = simple_evaluate(
             model=memory,
@@ -161,6 +162,32 @@ def _compile_prompts_once() -> None:
     env: Any = utils.env
     if not hasattr(env.from_string, "cache_info"):
         env.from_string = lru_cache(maxsize=1000)(env.from_string)
+
+
+@contextmanager
+def _own_bars() -> Iterator[None]:
+    """lm-eval's bars become phases of the run."""
+    from lm_eval.api import model, task
+    from lm_eval.models import huggingface
+
+    modules: tuple[Any, ...] = (model, task, huggingface)
+    before = [module.tqdm for module in modules]
+    for module in modules:
+        module.tqdm = RequestBar
+    try:
+        yield
+    finally:
+        for module, bar in zip(modules, before, strict=True):
+            module.tqdm = bar
+
+
+class RequestBar(progress.Bar):
+    names: ClassVar[dict[str, str]] = {
+        "": "prompts of the tasks",
+        "Tokenizing inputs": "tokenizing",
+        "Running loglikelihood requests": "likelihood of answers",
+        "Running generate_until requests": "answers to tasks",
+    }
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from tunebook.common.generation.budget import Budget, BudgetExceeded, Messages, Reply, Stopped
+from tunebook.common.process import progress
 from tunebook.evals.judge import prompt, win_rate
 from tunebook.evals.judge.prompt import Pair
 from tunebook.evals.responses.generate import ModelOutputs
@@ -69,8 +70,6 @@ def collect(pairs: list[Pair], judge: Judge, cache: ResponseCache) -> Judgments:
     Raises:
         UserError: as the judge's `ask`.
     """
-    from tqdm import tqdm
-
     judgments = Judgments()
     places: dict[str, list[tuple[int, bool]]] = {}
     prompts: dict[str, Messages] = {}
@@ -92,7 +91,9 @@ def collect(pairs: list[Pair], judge: Judge, cache: ResponseCache) -> Judgments:
             take(key, Reply(record["reply"], record["finish"], record["tokens"]))
     judgments.cached = len(places) - len(missing)
     try:
-        for number, reply in tqdm(judge.ask([prompts[key] for key in missing]), "verdicts", len(missing), unit="call"):
+        for number, reply in progress.track(
+            judge.ask([prompts[key] for key in missing]), "verdicts", len(missing), "calls"
+        ):
             key = missing[number]
             if reply.text is not None:
                 place, swapped = places[key][0]

@@ -9,6 +9,7 @@ from tunebook.common import files, models, resources
 from tunebook.common.errors import UserError
 from tunebook.common.generation.decoding import Decoding
 from tunebook.common.models import inference
+from tunebook.common.process import progress
 from tunebook.common.tokens import templates
 from tunebook.evals.responses.questions import Answers, Question
 from tunebook.evals.responses.store import ResponseCache, key_of
@@ -99,10 +100,9 @@ class AnsweringModel:
         self, questions: list[Question], keys: list[str], missing: list[int], cache: ResponseCache
     ) -> list[str]:
         """Answer the missing questions into the cache; the model's notes."""
-        from tqdm import tqdm
-
         model = self.load()
-        for start in tqdm(range(0, len(missing), BATCH), desc=f"answers of {self.name}", unit="batch"):
+        starts = range(0, len(missing), BATCH)
+        for start in progress.track(starts, f"answers of {self.name}", len(starts), "batches"):
             places = missing[start : start + BATCH]
             records = converse(model, [questions[place] for place in places], self.decoding)
             for place, record in zip(places, records, strict=True):

@@ -78,7 +78,7 @@ def test_trackers_that_are_not_there(name, says):
 
 def test_trackers_that_are_not_installed_or_have_no_key(monkeypatch):
     monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="it is not installed: pip install wandb"):
+    with pytest.raises(UserError, match=r"it is not installed: pip install \"tunebook\[wandb\]\""):
         trackers.check("wandb")
     trackers.check("none")
     monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: name)

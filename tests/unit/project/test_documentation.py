@@ -49,6 +49,7 @@ TRUE = (  # run although they begin so
 )
 NOT_OURS = (  # what runs write
     "runs/", "adapter/", "model/", "checkpoint", "eval/", "base/", "tests/assets/golden/", "evals/tasks/NAME",
+    "tensorboard/", "wandb/", "trackio/",
 )  # fmt: skip
 ANYWHERE = {"--config", "--debug", "--help", "--version", "--sft", "--shm-size"}
 LAUNCHERS = {"--config_file", "--num_processes", "--num_cpu_threads_per_process", "--cpu", "--signal"}
@@ -126,7 +127,12 @@ def other(words):
     if words[:3] == ("pip", "install", "--no-deps"):  # without what it asks for, in the bounds of an extra
         pins = (ROOT / "constraints.txt").read_text().splitlines()
         return all(word in pins or any(word in extra for extra in extras_of()) for word in words[3:])
-    return words in {("source", ".venv/bin/activate"), ("python", "docs/journey.py")}
+    trackers = {("tensorboard", "--logdir"), ("wandb", "sync"), ("trackio", "show")}
+    named = [word for word in words if not word.startswith("TRACKIO_DIR=")]
+    return tuple(named[:2]) in trackers or words in {
+        ("source", ".venv/bin/activate"),
+        ("python", "docs/journey.py"),
+    }
 
 
 @pytest.mark.parametrize("command", documents.commands(), ids=lambda command: command.line[:90])

@@ -17,7 +17,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("numbers")
     flags = ["--dataset", few.rows(folder / "rows", train=64, others=12), "--per_device_train_batch_size", 8,
              "--num_train_epochs", 2, "--eval_suite", "none", "--output_dir", folder / "run"]  # fmt: skip
-    more = ["--sft", "loss_type=dft", "dataloader_drop_last=true", "logging_steps=1"]
+    more = ["--eval_share", "1", "--sft", "loss_type=dft", "dataloader_drop_last=true", "logging_steps=1"]
     done = forked.run(ROOT / "recipes" / "lora_alpaca.py", *flags, *more)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder, json.loads((folder / "run" / "report.json").read_text(encoding="utf-8")), done.stdout

@@ -23,8 +23,8 @@ HEARD = """
     bf16 fp16 bf16_full_eval fp16_full_eval tf32 gradient_checkpointing gradient_checkpointing_kwargs torch_compile
     torch_compile_backend torch_compile_mode use_liger_kernel liger_kernel_config neftune_noise_alpha
     torch_empty_cache_steps logging_strategy logging_steps logging_first_step log_on_each_node logging_nan_inf_filter
-    include_num_input_tokens_seen log_level log_level_replica report_to run_name project trackio_space_id
-    trackio_bucket_id trackio_static_space_id eval_strategy eval_steps eval_delay per_device_eval_batch_size
+    include_num_input_tokens_seen log_level log_level_replica report_to run_name project
+    eval_strategy eval_steps eval_delay per_device_eval_batch_size
     eval_on_start save_strategy save_steps save_on_each_node save_total_limit
     push_to_hub hub_token hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision
     load_best_model_at_end metric_for_best_model greater_is_better ignore_data_skip
