@@ -9,6 +9,7 @@ import sys
 COMMANDS: dict[str, tuple[str, str]] = {
     "ls": ("tunebook.common.commands.ls", "the recipes, one line each"),
     "cp": ("tunebook.common.commands.cp", "copy a recipe to a file of your own"),
+    "new": ("tunebook.common.commands.new", "look at your rows, and write a recipe that suits them"),
     "inspect": (
         "tunebook.common.commands.inspect",
         "what is in a dataset, what is wrong with it, and which tokens train",
