@@ -1,4 +1,4 @@
-"""The tables of docs/first_run.md: what a run on a GPU of 16 GB takes by `tunebook plan`'s arithmetic, no weight needed.
+"""The tables of docs/first_run.md: what a GPU of 16 GB holds by `tunebook plan`, without any weights.
 
     python docs/first_run.py
     python docs/first_run.py --only Qwen3-0.6B
