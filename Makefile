@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FL
 
 demo: install
 	$(RUN) accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
-		recipes/qlora_alpaca.py --overwrite
+		recipes/qlora_alpaca.py --output_dir runs/demo --overwrite
 
 # A real model on 2 cores: SmolLM2-135M, on pocket's rows or on ROWS=my_rows.json, scored before and after.
 ROWS ?= pocket

@@ -10,7 +10,7 @@ import re
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -141,16 +141,54 @@ def parse(args_class: type, argv: list[str], doc: str = "") -> Any:
     """
     import tyro
 
-    from tunebook.common.flags import aliases
+    from tunebook.common.flags import aliases, help_text
 
     config, argv = _take_config(argv)
     argv = aliases.words(argv, {field.name for field in dataclasses.fields(args_class)})
     description = doc + "\n\n--config FILE.yaml sets any of these; flags win over it. --debug shows tracebacks."
     default = _defaults(args_class, config)
-    if not hasattr(default, "rest"):
-        return aliases.nothing(tyro.cli(args_class, args=argv, description=description, default=default))
-    parsed, rest = tyro.cli(args_class, args=argv, description=description, default=default, return_unknown_args=True)
-    return dataclasses.replace(parsed, rest=rest)
+    unknown = hasattr(default, "rest")
+    with _help(argv), _hint(argv, args_class):
+        parsed: Any = tyro.cli(
+            args_class, args=argv, description=description, default=default, return_unknown_args=unknown,
+            use_underscores=True, registry=help_text.registry(),
+        )  # fmt: skip
+    return dataclasses.replace(parsed[0], rest=parsed[1]) if unknown else aliases.nothing(parsed)
+
+
+@contextlib.contextmanager
+def _help(argv: list[str]) -> Iterator[None]:
+    """Where help is asked for: cleaned."""
+    from tunebook.common.flags import help_text
+
+    if not {"-h", "--help"} & set(argv):
+        yield
+        return
+    out = sys.stdout
+    with help_text.cleaned(out) as kept:
+        try:
+            yield
+        finally:
+            text = help_text.clean(kept.getvalue())
+            out.draw(text) if isinstance(out, terminal.Stream) else out.write(text)
+
+
+@contextlib.contextmanager
+def _hint(argv: list[str], args_class: type) -> Iterator[None]:
+    """Where a recipe is given a flag that it does not have: what stands in its text, or in the trainer's config."""
+    try:
+        yield
+    except SystemExit as end:
+        known = {field.name for field in dataclasses.fields(args_class)}
+        flags = [word[2:].partition("=")[0].replace("-", "_") for word in argv if word.startswith("--")]
+        others = [name for name in flags if name.removeprefix("no_") not in {*known, "help"}]
+        if end.code and "eval_suite" in known and others:
+            print(
+                f"--{others[0]}: what stands in a recipe's text, such as the template, is changed in a copy "
+                "(tunebook cp RECIPE my_recipe.py); other fields of the trainer's config are --set NAME=VALUE",
+                file=sys.stderr,
+            )
+        raise
 
 
 def _take_config(argv: list[str]) -> tuple[str | None, list[str]]:

@@ -1,7 +1,7 @@
 """Prompt tuning on Alpaca rows: twenty learned vectors in front of every prompt of a frozen base, begun from a text.
 
-accelerate launch recipes/prompt_tuning_alpaca.py
-accelerate launch recipes/prompt_tuning_alpaca.py --model unsloth/Llama-3.2-1B --dataset tatsu-lab/alpaca
+    accelerate launch recipes/prompt_tuning_alpaca.py
+    accelerate launch recipes/prompt_tuning_alpaca.py --model unsloth/Llama-3.2-1B --dataset tatsu-lab/alpaca
 
 Measured, 2 CPU cores: exact match 0 -> 6 % (unseen phrasings 0 -> 6 %), world knowledge 99.0 -> 81.3 %. Twenty
 vectors steer a large model (Lester et al. 2021), not one of 2.4 million parameters.

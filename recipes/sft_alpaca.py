@@ -1,7 +1,7 @@
 """Full fine-tuning on Alpaca rows: every weight trains, loss on the answer only.
 
-accelerate launch recipes/sft_alpaca.py
-accelerate launch recipes/sft_alpaca.py --model unsloth/Llama-3.2-1B --dataset tatsu-lab/alpaca --learning_rate 2e-5
+    accelerate launch recipes/sft_alpaca.py
+    accelerate launch recipes/sft_alpaca.py --model unsloth/Llama-3.2-1B --dataset tatsu-lab/alpaca --learning_rate 2e-5
 
 Measured, 2 CPU cores, 0.9 GiB: exact match 0 -> 86 % (unseen phrasings 0 -> 68 %), world knowledge 99.0 -> 99.0 %.
 """

@@ -9,6 +9,7 @@ import sys
 COMMANDS: dict[str, tuple[str, str]] = {
     "ls": ("tunebook.common.commands.ls", "the recipes, one line each"),
     "cp": ("tunebook.common.commands.cp", "copy a recipe to a file of your own"),
+    "new": ("tunebook.common.commands.new", "look at your rows, and write a recipe that suits them"),
     "inspect": (
         "tunebook.common.commands.inspect",
         "what is in a dataset, what is wrong with it, and which tokens train",
@@ -19,7 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("tunebook.common.commands.export", "weights for a server, and the proof that they are what was trained"),
     "verify": ("tunebook.common.commands.verify", "the same proof, of an export that somebody else made"),
     "plan": ("tunebook.common.commands.plan", "memory and time of a recipe before it runs, and what would fit"),
-    "table": ("tunebook.common.commands.table", "the methods beside each other on your model and data"),
+    "table": ("tunebook.common.commands.table", "several methods side by side on your model and data"),
     "eval": ("tunebook.evals.commands.eval", "scores on benchmarks or on your own test rows, through lm-eval"),
     "compare": (
         "tunebook.evals.commands.compare",
@@ -51,8 +52,8 @@ def main(argv: list[str] | None = None) -> None:
         print(f"tunebook {importlib.metadata.version('tunebook')}")
         return
     if name not in COMMANDS:
-        known = f"there is {', '.join(COMMANDS)}"
-        print(f"error: tunebook {name}: no such command; {known}{errors.nearest(name, COMMANDS)}", file=sys.stderr)
+        known = f"the commands are {', '.join(COMMANDS)}{errors.nearest(name, COMMANDS)}"
+        print(f"error: tunebook {name}: no such command; {known}", file=sys.stderr)
         sys.exit(2)
     module = importlib.import_module(COMMANDS[name][0])
     sys.argv[0] = f"tunebook {name}"  # what --help and messages about flags call it

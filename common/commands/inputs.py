@@ -54,13 +54,17 @@ class AllRows:
         return data.column_notes([table for table, _ in self.tables])
 
 
-def rows(words: list[str], command: str, only_train: bool = False, bad_rows: str = "refuse") -> AllRows:
+def rows(
+    words: list[str], command: str, only_train: bool = False, bad_rows: str = "refuse",
+    reads: type[SchemaReader] = SchemaReader,
+) -> AllRows:  # fmt: skip
     """The rows of files, folders, Hub names or pocket. Splits that a source has of its own are read one by one.
 
     Args:
         command: whose name a message gives.
         only_train: leave out all but the training rows of a source that has splits.
         bad_rows: `refuse` a source with rows that are wrong, or `drop` and count them.
+        reads: what makes rows of a source; pairs.PairReader makes pairs.
 
     Raises:
         UserError: nothing was named, or it cannot be read; wrong rows are told while the rows are gone through.
@@ -79,7 +83,7 @@ def rows(words: list[str], command: str, only_train: bool = False, bad_rows: str
             splits = {"train": splits["train"]}
         for split, source in splits.items():
             called = f"{name} ({split})" if split else name
-            tables.append((SchemaReader(source, called, spec.mapping, bad_rows), source.size <= data.IN_MEMORY_BYTES))
+            tables.append((reads(source, called, spec.mapping, bad_rows), source.size <= data.IN_MEMORY_BYTES))
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     return AllRows(tables, bad_rows == "drop")

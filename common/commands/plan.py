@@ -27,7 +27,7 @@ class Args:
     gpu: str = ""  # plan for a GPU of this memory, like "16 GB" ("16 GB fp16": a T4); without it, for this device
     time: bool = True  # also measure the time, where it fits this device: some steps of copies with few layers
     json: str = ""  # also write the plan to this file
-    rest: list[str] = field(default_factory=list)  # flags of the recipe
+    rest: tyro.conf.Suppress[list[str]] = field(default_factory=list)  # flags of the recipe
 
 
 def main(args: Args) -> None:

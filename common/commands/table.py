@@ -1,4 +1,4 @@
-"""The methods beside each other on your model and data: the recipes run one after the other, each in its own process.
+"""Several methods side by side on your model and data: the recipes run one after the other, each in its own process.
 
     tunebook table
     tunebook table --recipes sft_alpaca lora_alpaca lora_alpaca:use_dora=True,lora_r=8 my_recipe.py --dataset rows.jsonl
@@ -15,6 +15,8 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import tyro
+
 from tunebook.common import catalog, files, format
 from tunebook.common.errors import CheckFailed, UserError, nearest
 from tunebook.common.report import methods_table
@@ -29,7 +31,7 @@ class Args:
     recipes: list[str] = field(default_factory=lambda: list(METHODS))  # names of `tunebook ls`, or files
     output_dir: str = "runs/table"  # gets table.html, table.md, table.csv, and a folder for each run
     overwrite: bool = False  # run again what is finished
-    rest: list[str] = field(default_factory=list)  # flags that go to every recipe
+    rest: tyro.conf.Suppress[list[str]] = field(default_factory=list)  # flags that go to every recipe
 
 
 @dataclass

@@ -124,7 +124,7 @@ def _templates(rows: list[Row], chosen: list[int], copies: int, seed: int, *_: A
     for n in chosen:
         texts = wordings(instruction(rows[n]))
         if not texts:
-            yield n, (None, "no order or question that is recognised")
+            yield n, (None, "the instruction is none of the wordings that are known (English)")
             continue
         chance = _chance(seed, "templates wording", rows[n])
         for text in chance.sample(texts, min(copies, len(texts))):

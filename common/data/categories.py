@@ -3,8 +3,8 @@
 import re
 
 METHOD = (
-    "the first word of a clause that is in one of this project's own lists (verbs and question words, English), looked "
-    "for in the first clauses; nothing found is other"
+    "the first verb or question word that is in tunebook's lists (English), searched in the first clauses of the "
+    "instruction; rows without one are other"
 )
 CLAUSES = 5  # "Given the text below, please summarize it": the verb that counts often stands behind a comma
 WORDS: dict[str, str] = {

@@ -6,6 +6,11 @@ from dataclasses import dataclass
 from tunebook.common.data.rows import Row
 from tunebook.common.errors import UserError, nearest
 
+
+class PreferencePairs(UserError):
+    """Rows of a better and a worse answer, which dpo_pairs trains on."""
+
+
 Signature = tuple[tuple[str, int], ...]
 OPTIONAL = {
     "instruction": ("input", "system", "history", "tools"),
@@ -120,7 +125,7 @@ def detect(values: list[Row], name: str) -> Schema:
         candidates = [known for known in KNOWN if votes[known] and known.required_columns == best.required_columns]
         return max(candidates, key=lambda known: (known.kind != "pair", votes[known]))
     if any({"chosen", "rejected"} <= value.keys() for value in values):
-        raise UserError(
+        raise PreferencePairs(
             f"--dataset {name}: these are preferences (chosen, rejected), on which recipes/dpo_pairs.py trains; to "
             f"train on one of the answers, name it after the file: --dataset {name} instruction=COLUMN output=chosen"
         )
@@ -144,7 +149,10 @@ def _listed(there: list[str]) -> str:
 
 def _hint(there: list[str]) -> str:
     if there == ["text"]:
-        return "\n  text alone has no prompt and answer to tell apart; that is data for pre-training"
+        return (
+            "\n  text alone has no prompt and answer to tell apart: it is data for pretraining, which no recipe here "
+            "goes on with (pretrain_pocket makes the bundled model). Make questions and answers of it, a row each"
+        )
     if len(there) == 1 and any(mark in there[0] for mark in ";\t|"):
         return "\n  that looks like cells with another separator: save it with commas as .csv, or with tabs as .tsv"
     if any(len(column) > 30 or " " in column for column in there):

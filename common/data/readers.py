@@ -33,6 +33,8 @@ class Source:
         self.kind = path.suffixes[-2].lower() if self.packed and len(path.suffixes) > 1 else path.suffix.lower()
         if self.kind not in KINDS or (self.packed and self.kind in BINARY):
             sheet = "; save a sheet as .csv, in UTF-8" if self.kind in (".xlsx", ".xls", ".ods") else ""
+            if self.kind in (".txt", ".md", ".text", ".log"):
+                sheet = "; plain text has no prompt and answer to tell apart: make rows of questions and answers of it"
             raise UserError(
                 f"--dataset {name}: expected a .json, .jsonl, .csv or .tsv file (also .gz), a .parquet or .arrow file, "
                 f"a folder of them, or a Hub name{sheet}"

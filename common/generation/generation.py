@@ -1,5 +1,6 @@
 """Answers to prompts, batched or streamed, with any decoding."""
 
+import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from tunebook.common.process import progress
 from tunebook.common.tokens import rendering
 from tunebook.common.tokens.jinja_templates import openings
 from tunebook.common.tokens.templates import AnyTemplate, Template
+
+SEARCHED = 500  # rows that are looked through for samples, where those chosen are too long for the model
 
 
 @dataclass(frozen=True)
@@ -37,21 +40,37 @@ class Answer:
 
 
 class Samples:
-    """A few held-out rows, evenly spread, with the model's answers to them: `rows` as in report.json."""
+    """A few held-out rows, evenly spread, with the model's answers to them: `rows` as in report.json.
+
+    Args:
+        positions: tokens that the model takes; rows whose prompt leaves no room for an answer are passed over.
+    """
 
     max_new_tokens = 64
 
-    def __init__(self, tokenizer: Any, template: AnyTemplate, rows: list[dict], count: int):
+    def __init__(
+        self, tokenizer: Any, template: AnyTemplate, rows: list[dict], count: int, positions: int | None = None
+    ):
         self.tokenizer, self.ends = tokenizer, stop_conditions(tokenizer, template)
-        chosen = rows[:: max(1, len(rows) // count)]
-        if getattr(rows, "drop", False):
-            chosen = rendering.taken(tokenizer, template, chosen)
-        chosen = chosen[:count]
-        self._prompts = rendering.prompts(tokenizer, template, chosen)
+        room = (positions or sys.maxsize) - self.max_new_tokens
+        chosen, self._prompts = self._choose(template, rows, count, room)
         self.rows: list[dict[str, Any]] = [
             {"prompt": template.prompt(row), "before": None, "after": None, "reference": template.completion(row)}
             for row in chosen
         ]
+
+    def _choose(
+        self, template: AnyTemplate, rows: list[dict], count: int, room: int
+    ) -> tuple[list[dict], list[list[int]]]:
+        """Rows that the template takes and whose prompts have room, with the prompts."""
+        fit: list[tuple[dict, list[int]]] = []
+        for some in (rows[:: max(1, len(rows) // count)], rows[:SEARCHED]):
+            taken = rendering.taken(self.tokenizer, template, some) if getattr(rows, "drop", False) else some
+            prompts = rendering.prompts(self.tokenizer, template, taken)
+            fit = [(row, ids) for row, ids in zip(taken, prompts, strict=True) if len(ids) <= room]
+            if len(fit) >= min(count, len(taken)):
+                break
+        return [row for row, _ in fit[:count]], [ids for _, ids in fit[:count]]
 
     def answers(self, model: Any, count: int | None = None) -> list[str]:
         """The model's answers to the first `count` rows, or to all; one that was cut says so at its end."""

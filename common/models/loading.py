@@ -50,9 +50,9 @@ def resolve(name: str, max_length: int | None = None, weights: bool = True) -> s
     if weights and not device.planned() and not any((path / file).exists() for file in WEIGHTS):
         missing.append("weights (model.safetensors)")
     if not any((path / file).exists() for file in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")):
-        missing.append("a tokenizer (tokenizer.json)")
+        missing.append("tokenizer (tokenizer.json)")
     if missing:
-        raise UserError(f"--model {name}: the folder has no " + " and no ".join(missing))
+        raise UserError(f"--model {name}: the folder has no " + ", no ".join(missing))
     try:
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -44,6 +44,13 @@ class Stream:
     def write(self, text: str) -> int:
         if STEERING.search(text):
             text = _drawn(text) if _writer(inspect.currentframe()) in DRAWS else escaped(text)
+        return self._put(text)
+
+    def draw(self, text: str) -> int:
+        """Write a text that a library has drawn."""
+        return self._put(_drawn(text))
+
+    def _put(self, text: str) -> int:
         try:
             if not self._dropped:
                 with Stream.bars.above(text) if Stream.bars and self._stream.isatty() else contextlib.nullcontext():

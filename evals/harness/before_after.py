@@ -31,7 +31,9 @@ class BeforeAfter:
             save_to: a folder for it, where lm-eval's own command is to score the same weights.
         """
         self.tokenizer = tokenizer
-        self.samples = generation.Samples(tokenizer, template, splits["test"] or splits["validation"], count=4)
+        positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        held_out = splits["test"] or splits["validation"]
+        self.samples = generation.Samples(tokenizer, template, held_out, count=4, positions=positions)
         if not self.dry_run:
             self._leave_out(model)
             self.samples.take("before", model)

@@ -9,7 +9,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from tunebook.common import files
-from tunebook.common.commands.doctor.finding import GOOD, NOTE, WRONG, Finding
+from tunebook.common.commands.doctor.finding import EXTRA, GOOD, NOTE, WRONG, Finding
 from tunebook.common.errors import CheckFailed
 
 
@@ -19,9 +19,9 @@ class Args:
 
 
 def main(args: Args) -> None:
-    from tunebook.common.commands.doctor import machine, packages
+    from tunebook.common.commands.doctor import extras, machine, packages, surroundings
 
-    found = [*packages.examine(), *machine.examine()]
+    found = [*packages.examine(), *machine.examine(), *surroundings.examine(), *extras.examine()]
     show(found)
     if args.json:
         files.write_json(args.json, [dataclasses.asdict(finding) for finding in found])
@@ -29,7 +29,7 @@ def main(args: Args) -> None:
     if wrong:
         raise CheckFailed(f"{len(wrong)} wrong: {', '.join(wrong)}. The lines above say what to do")
     notes = sum(finding.state == NOTE for finding in found)
-    print("\nNothing is wrong" + (f"; {notes} to know about, marked note." if notes else "."))
+    print("\nNothing is wrong" + (f"; lines marked note are worth reading ({notes})." if notes else "."))
 
 
 def show(found: list[Finding]) -> None:
@@ -39,7 +39,7 @@ def show(found: list[Finding]) -> None:
     from tunebook.common.process.terminal import printer
 
     console, width = printer(), max(len(finding.topic) for finding in found)
-    styles = {GOOD: "green", NOTE: "yellow", WRONG: "bold red"}
+    styles = {GOOD: "green", NOTE: "yellow", WRONG: "bold red", EXTRA: "dim"}
     for finding in found:
         line = Text.assemble(
             (f"{finding.state:5}", styles[finding.state]), f"  {finding.topic:{width}}  {finding.found}"

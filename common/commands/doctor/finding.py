@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 
 GOOD, NOTE, WRONG = "ok", "note", "wrong"
+EXTRA = "extra"  # something optional that is not installed
 
 
 @dataclass
 class Finding:
-    """What was found of a topic. `remedy` is what to do where the state is not ok."""
+    """What was found of a topic. `remedy`: the command that changes it, where the state is not ok."""
 
     topic: str
     state: str

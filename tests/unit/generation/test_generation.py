@@ -250,3 +250,12 @@ def test_pieces_and_ends_on_real_tokenizers():
             assert any(after.startswith(tokenizer.convert_ids_to_tokens(token)) for token in stop.ids), path.name
         seen += 1
     assert seen >= 7
+
+
+def test_samples_are_rows_whose_prompt_has_room(tokenizer):
+    long = {"instruction": "word " * 600, "input": "", "output": "x"}
+    rows = [long, *({"instruction": f"Name {n}.", "input": "", "output": "x"} for n in range(3)), long, long]
+    samples = generation.Samples(tokenizer, ALPACA, rows, count=2, positions=512)
+    assert [row["prompt"] for row in samples.rows] == [ALPACA.prompt(row) for row in rows[1:3]]
+    assert len(generation.Samples(tokenizer, ALPACA, rows, count=2).rows) == 2  # no limit is known
+    assert generation.Samples(tokenizer, ALPACA, [long], count=2, positions=512).rows == []

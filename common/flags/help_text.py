@@ -1,0 +1,79 @@
+"""What --help prints: tyro's text with flags as README writes them, and without the defaults that say nothing."""
+
+import contextlib
+import io
+import re
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+COLOR = re.compile(r"\x1b\[[0-9;]*m")
+WORD = re.compile(r"[^\s│|]")
+EMPTY = re.compile(r"\(default: ?(?:''|None)?\)")  # no default, or one that the text beside it explains
+
+
+def registry() -> Any:
+    """How lists and optional values are shown: STR ... and STR, in place of [STR [STR ...]] and {None}|STR."""
+    from tyro import constructors
+
+    found = constructors.ConstructorRegistry()
+
+    @found.primitive_rule
+    def lists(info: constructors.PrimitiveTypeInfo) -> Any:
+        if info.type != list[str]:
+            return None
+        return constructors.PrimitiveConstructorSpec(
+            nargs="*",
+            metavar="STR ...",
+            instance_from_str=list,
+            is_instance=lambda value: isinstance(value, list),
+            str_from_instance=list,
+        )
+
+    @found.primitive_rule
+    def optional(info: constructors.PrimitiveTypeInfo) -> Any:
+        kinds = {str | None: str, int | None: int, float | None: float}
+        kind = kinds.get(info.type)
+        if kind is None:
+            return None
+        return constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar=kind.__name__.upper(),
+            instance_from_str=lambda words: None if words[0] == "None" else kind(words[0]),
+            is_instance=lambda value: value is None or isinstance(value, kind),
+            str_from_instance=lambda value: [str(value)],
+        )
+
+    return found
+
+
+class _Kept(io.StringIO):
+    """Text for a terminal, where there is one: tyro asks whether it may draw boxes and colors."""
+
+    def __init__(self, stream: TextIO):
+        super().__init__()
+        self.stream = stream
+
+    def isatty(self) -> bool:
+        return self.stream.isatty()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self.stream.encoding
+
+
+@contextlib.contextmanager
+def cleaned(stream: TextIO) -> Iterator[_Kept]:
+    """Inside, standard output is kept; what was kept is `text` of the result, cleaned."""
+    kept = _Kept(stream)
+    with contextlib.redirect_stdout(kept):
+        yield kept
+
+
+def clean(text: str) -> str:
+    """The text with empty defaults blanked, which keeps boxes straight, and no two empty lines."""
+    lines = []
+    for line in text.split("\n"):
+        blanked = EMPTY.sub(lambda found: " " * len(found[0]), line)
+        if blanked == line or WORD.search(COLOR.sub("", blanked)):
+            lines.append(blanked.rstrip())
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines))
