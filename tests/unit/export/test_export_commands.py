@@ -26,6 +26,7 @@ def run(tmp_path_factory):
 @pytest.fixture
 def few(monkeypatch):
     monkeypatch.setattr(conversations, "COUNT", 2)
+    monkeypatch.setattr(conversations, "TOKENS", 0)
 
 
 def adapter(folder, **config):

@@ -24,6 +24,7 @@ pytestmark = [
 def reference(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(conversations, "COUNT", 6)
+        patch.setattr(conversations, "TOKENS", 0)
         run = trained_runs.lora_run(tmp_path_factory.mktemp("runs") / "rslora", use_rslora=True, steps=60)
         found = Reference(source.find(str(run)))
         assert found.conversations
