@@ -11,7 +11,9 @@ from tunebook.common.generation import chat
 from tunebook.common.tokens import rendering, tokenization
 from tunebook.common.tokens.templates import AnyTemplate, Template
 
-COUNT = 20
+COUNT = 20  # whose prompts and answers are compared
+TOKENS, MOST = 300, 100  # answer tokens whose probabilities are compared, where so many conversations have them
+COMPARED = 32  # of an answer
 LONGEST = 1024  # tokens of a conversation that is compared
 LIMIT = 64  # new tokens of a greedy answer
 
@@ -32,9 +34,15 @@ class HeldOut:
     ids: list[int]
     start: int
 
+    @property
+    def stretch(self) -> tuple[int, int]:
+        """The tokens of the answer whose probabilities are compared."""
+        return self.start, min(len(self.ids), self.start + COMPARED)
+
 
 def held_out(source: Source, tokenizer: Any, template: AnyTemplate, positions: int | None = None) -> list[HeldOut]:
-    """20 test rows of the run's dataset (of its validation rows where there is no test), evenly spread.
+    """Test rows of the run's dataset (its validation rows where there is no test), evenly spread: 20, and more where
+    their answers are so short that a share of their tokens says little.
 
     Rows with a text that looks like a control token are left out: in training it was text, and a server makes a control
     token of what a client sends.
@@ -60,8 +68,19 @@ def held_out(source: Source, tokenizer: Any, template: AnyTemplate, positions: i
             f"{source.name}: none of the {len(rows)} held-out rows of {' '.join(source.dataset)} can be compared (at "
             f"most {limit} tokens, no text that looks like a control token); name others: --dataset"
         )
-    step = max(1, len(found) // COUNT)
-    return found[::step][:COUNT]
+    chosen = _spread(found, COUNT)
+    tokens = sum(stop - start for start, stop in (one.stretch for one in chosen))
+    taken = {id(one) for one in chosen}
+    for one in _spread([one for one in found if id(one) not in taken], MOST - COUNT):
+        if tokens >= TOKENS:
+            break
+        start, stop = one.stretch
+        chosen, tokens = [*chosen, one], tokens + stop - start
+    return chosen
+
+
+def _spread(found: list[HeldOut], count: int) -> list[HeldOut]:
+    return found[:: max(1, len(found) // count)][:count]
 
 
 def _rows(source: Source) -> list[dict[str, Any]]:

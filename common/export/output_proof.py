@@ -3,13 +3,12 @@
 from dataclasses import dataclass
 from typing import Any
 
+from tunebook.common.export import conversations
 from tunebook.common.export.bounds import Bounds
 from tunebook.common.export.checks import Check
 from tunebook.common.export.conversations import LIMIT, HeldOut
 from tunebook.common.export.source import Source
 from tunebook.common.process import progress
-
-COMPARED = 32  # tokens of an answer whose probabilities are compared
 
 
 @dataclass
@@ -17,24 +16,23 @@ class Outputs:
     """
     Attributes:
         logits: of the first tokens of each reference answer, (tokens, vocabulary) each.
-        answers: ids of each greedy answer, with its end token.
+        answers: ids of the greedy answers to the first COUNT prompts, with their end tokens.
     """
 
     logits: list[Any]
     answers: list[list[int]]
 
 
-def stretch(one: HeldOut) -> tuple[int, int]:
-    """The tokens whose probabilities are compared."""
-    return one.start, min(len(one.ids), one.start + COMPARED)
+def _prompts(found: list[HeldOut]) -> list[list[int]]:
+    return [one.ids[: one.start] for one in found[: conversations.COUNT]]
 
 
 def of(served: Any, found: list[HeldOut]) -> Outputs:
     """The outputs of a model that is served (see served.py)."""
     with progress.start("answers of what is served"), served.loaded():
         return Outputs(
-            [served.logits(one.ids, *stretch(one)) for one in found],
-            served.answers([one.ids[: one.start] for one in found], LIMIT),
+            [served.logits(one.ids, *one.stretch) for one in found],
+            served.answers(_prompts(found), LIMIT),
         )
 
 
@@ -58,7 +56,7 @@ def _of_trained(source: Source, base: Any, found: list[HeldOut], ends: list[int]
         model = served.load(str(base.folder), base)
         rows = model.get_input_embeddings().weight.shape[0]
         if all(max(one.ids) < rows for one in found):
-            before = [served.logits(model, one.ids, *stretch(one)) for one in found]
+            before = [served.logits(model, one.ids, *one.stretch) for one in found]
         if source.adapter:
             model = inference.load_adapter(model, str(source.trained)).eval()
     if not source.adapter:
@@ -66,8 +64,8 @@ def _of_trained(source: Source, base: Any, found: list[HeldOut], ends: list[int]
         served.release()
         model = served.load(str(source.trained))
     outputs = Outputs(
-        [served.logits(model, one.ids, *stretch(one)) for one in found],
-        served.greedy(model, [one.ids[: one.start] for one in found], LIMIT, set(ends)),
+        [served.logits(model, one.ids, *one.stretch) for one in found],
+        served.greedy(model, _prompts(found), LIMIT, set(ends)),
     )
     del model
     served.release()

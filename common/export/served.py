@@ -10,6 +10,7 @@ from tunebook.common.export import source
 from tunebook.common.tokens import sandbox
 
 BATCH = 8
+NO_TOKEN = 1 << 30  # where nothing ends an answer: for None, transformers would take the model's own
 
 
 class TransformersModel:
@@ -126,7 +127,7 @@ def greedy(model: Any, prompts: list[list[int]], limit: int, ends: set[int]) -> 
 
     fill = 0  # masked before a prompt, and cut off behind an answer
     config = GenerationConfig(
-        max_new_tokens=limit, do_sample=False, eos_token_id=sorted(ends) or None, pad_token_id=fill
+        max_new_tokens=limit, do_sample=False, eos_token_id=sorted(ends) or [NO_TOKEN], pad_token_id=fill
     )
     order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
     found: list[list[int]] = [[]] * len(prompts)

@@ -7,6 +7,7 @@ from typing import Any
 
 from tunebook.common import pocket
 from tunebook.common.errors import UserError, nearest
+from tunebook.common.local_models import names
 from tunebook.common.models import inference, loading
 from tunebook.common.tokens import templates
 
@@ -113,8 +114,8 @@ def _source(name: str, trained: Path, report: dict[str, Any]) -> Source:
     args = report.get("args", {})
     adapter = inference.has_adapter(trained)
     named = inference.base_of(str(trained)) if adapter else args.get("model") or ""
-    if adapter and (bundled := _bundled(named, args.get("model"))):
-        named = bundled
+    if adapter:
+        named = _as_called(named, str(args.get("model") or ""))
     bits = {bit for group in report.get("train", {}).get("parameters", []) for bit in group.get("bits", [])}
     dataset = args.get("dataset") or []
     return Source(
@@ -130,10 +131,13 @@ def _source(name: str, trained: Path, report: dict[str, Any]) -> Source:
     )
 
 
-def _bundled(named: str, model: Any) -> str:
-    """`pocket` and its like where an adapter names the folder of one, here or on the machine that trained."""
-    place = pocket.model(str(model or ""))
-    return str(model) if place and Path(named).parts[-2:] == Path(place).parts[-2:] else ""
+def _as_called(named: str, model: str) -> str:
+    """The base as the run was called with it, where the adapter names a folder that is gone, or that pocket or smollm2
+    had on the machine of the training: such a name is found again."""
+    place = pocket.model(model)
+    bundled = place and Path(named).parts[-2:] == Path(place).parts[-2:]
+    gone = model and named and not Path(named).exists()
+    return model if bundled or gone or model == names.SMOLLM2 else named
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -153,7 +153,10 @@ def _found(changes: list[Change], figures: dict[str, Any], bounds: Bounds, descr
     if swallowed:
         value += f"; swallowed: {first_names(swallowed, 2)}"
     if not abs(found - 1) <= bounds.found:
-        failure = f"{found:.2f} of what training changed is in {describe}, not 1: {_why(found, figures['lost'])}"
+        why = _why(found, figures["lost"])
+        if matrices and len(matrices) < len(changes) / 2:
+            why = f"it is lost in {len(matrices)} weights, such as {first_names(matrices, 2)}"
+        failure = f"{found:.2f} of what training changed is in {describe}, not 1: {why}"
     elif matrices:
         failure = f"what training changed is lost in {len(matrices)} weights: {first_names(matrices, 3)}"
     elif doubled:

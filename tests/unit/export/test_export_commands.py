@@ -14,7 +14,7 @@ import trained_runs
 import yaml
 
 from tunebook.common.errors import CheckFailed, UserError
-from tunebook.common.export import conversations, folder, gguf_files, hub, merge
+from tunebook.common.export import conversations, folder, gguf_files, hub, merge, source
 from tunebook.common.pocket import FOLDER
 
 
@@ -26,6 +26,7 @@ def run(tmp_path_factory):
 @pytest.fixture
 def few(monkeypatch):
     monkeypatch.setattr(conversations, "COUNT", 2)
+    monkeypatch.setattr(conversations, "TOKENS", 0)
 
 
 def adapter(folder, **config):
@@ -123,6 +124,24 @@ def test_a_base_that_is_gone_and_data_that_are_not_named_are_asked_for(tmp_path,
     assert code == 2 and "its base is not there; name it as --model" in err
     code, _, err = tunebook("export", "--adapter", run / "adapter", "--model", "pocket", "--output_dir", "out")
     assert code == 2 and "--dataset NAME" in err and not list(tmp_path.glob("*out*"))
+
+
+@pytest.mark.parametrize(
+    "named, model, base",
+    [
+        ("/other/machine/common/pocket/model", "pocket", "pocket"),
+        ("/root/.cache/tunebook/gguf/SmolLM2-135M-Instruct.Q4_1-0", "smollm2", "smollm2"),
+        ("/gone/cache/mine-0123", "mine.gguf", "mine.gguf"),
+        ("org/name", "org/name", "org/name"),
+        (".", "moved", "."),
+    ],
+)
+def test_a_base_is_found_again_by_what_the_run_was_called_with(tmp_path, named, model, base):
+    run = tmp_path / "run"
+    run.mkdir()
+    adapter(run / "adapter", base_model_name_or_path=named)
+    (run / "report.json").write_text(json.dumps({"args": {"model": model}}))
+    assert source.find(str(run)).base == base
 
 
 def test_torch_is_not_loaded_for_a_refusal(tmp_path):

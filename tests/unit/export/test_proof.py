@@ -23,6 +23,7 @@ def few():
     """A proof of 5 conversations."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(conversations, "COUNT", 5)
+        patch.setattr(conversations, "TOKENS", 0)
         yield
 
 
@@ -180,7 +181,7 @@ def test_an_adapter_without_a_layer_is_found(reference, run, tmp_path):
     save_file({name: value for name, value in load_file(file).items() if ".layers.0." not in name}, file)
     config = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps(config | {"layers_to_transform": [1, 2, 3]}))
-    assert "what training changed is lost in 7 weights: model.layers.0." in said(reference, adapter)
+    assert "not 1: it is lost in 7 weights, such as model.layers.0." in said(reference, adapter)
 
 
 def test_an_adapter_that_changes_nothing_is_found(run, tmp_path, tunebook, few):
@@ -235,3 +236,18 @@ def test_chats_are_proved_in_their_own_template_over_three_turns(tmp_path, few):
     turns = next(check for check in proved.checks if check.name == "three turns equal training's")
     assert turns.value == "3 of 3; each extends the last"
     assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"][0] == 3
+
+
+def test_short_answers_are_compared_in_more_conversations(reference, monkeypatch):
+    monkeypatch.setattr(conversations, "TOKENS", 40)
+    found = conversations.held_out(reference.source, reference.tokenizer, reference.template)
+    tokens = [stop - start for start, stop in (one.stretch for one in found)]
+    assert 40 <= sum(tokens) < 40 + tokens[-1] + 1 and len(found) > conversations.COUNT
+    assert [one.ids for one in found[:5]] == [one.ids for one in reference.conversations]
+    few = conversations.held_out(reference.source, reference.tokenizer, reference.template, positions=130)
+    assert few and all(one.start + conversations.LIMIT <= 130 for one in few)
+
+
+def test_a_control_token_is_found_in_any_text_of_a_row():
+    row = {"messages": [{"role": "user", "content": [{"text": '<|"|>'}]}], "k": 1}
+    assert '<|"|>' in list(conversations._texts(row))
