@@ -115,9 +115,8 @@ class Run:
         set_seed(self.args.seed)  # prefixes begin at random
         flags = vars(self.args)
         if config_class is not None:
-            self.overrides = config_overrides.overrides(
-                self._set, config_class, written=set(flags), unheard=dict(unheard or {})
-            )
+            unheard = {**(unheard or {}), **trackers.unheard(self.args.report_to)}
+            self.overrides = config_overrides.overrides(self._set, config_class, set(flags), unheard)
         if token := self.overrides.pop("hub_token", None):
             os.environ["HF_TOKEN"] = token  # where the Hub's client looks; in the config it would be saved with weights
         if not self.record.identity:  # a recipe that loads its rows itself

@@ -39,15 +39,17 @@ threading.Thread(target=watch, daemon=True).start()
 sys.argv, sys.path[0] = [script, *words], os.path.dirname(script)
 runpy.run_path(script, run_name="__main__")
 """
-# Starts a recipe, which sends a signal to itself while a step of training is logged, as `kill` would.
+# Starts a recipe, which sends a signal to itself while a step of training is logged, as `kill` would. Of several
+# processes, one does: SIGNALED_RANK.
 SIGNALED = """
 import os, runpy, sys
 from tunebook.common.training import metrics
 number, at, twice = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "twice"
+here = os.environ.get("RANK") == os.environ.get("SIGNALED_RANK")
 log = metrics.TrainingMetrics.log
 def sent(self, step, values):
     log(self, step, values)
-    if step == at and "loss" in values:
+    if here and step == at and "loss" in values:
         os.kill(os.getpid(), number)
         if twice:
             import time
@@ -64,8 +66,9 @@ import os, runpy, sys
 from tunebook.common.process import stopping
 number, evaluation = int(sys.argv[1]), int(sys.argv[2])
 leave, batches = stopping.leave_evaluation, []
+here = os.environ.get("RANK") == os.environ.get("SIGNALED_RANK")
 def sent(world=1, device="cpu"):
-    if stopping.Waiting.on:
+    if here and stopping.Waiting.on:
         batches.append(world)
         if len(batches) == 2 * evaluation:
             os.kill(os.getpid(), number)

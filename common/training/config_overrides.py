@@ -1,6 +1,7 @@
 """Fields of a trainer's config that `--set` may give: those that would do nothing are refused, and so is what TRL or
 transformers would refuse after the model is loaded."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -59,6 +60,7 @@ UNUSED_FIELDS = {
     "do_predict": "a recipe trains and evaluates: tunebook eval scores a test set",
     "save_only_model": "a run could not go on: a checkpoint needs its optimizer and schedule",
     "resume_from_checkpoint": "--resume goes on with the run of output_dir",
+    "ignore_data_skip": "a run that goes on would train on rows that it has had; to find its place takes a second",
     "parallelism_config": "every process has the whole model",
     "enable_jit_checkpoint": "a signal ends the step and saves it, whatever it says",
     "trackio_space_id": TRACKED,
@@ -107,6 +109,8 @@ NEEDS: dict[str, tuple[Callable[[Any], Any], str]] = {
         lambda config: config.load_best_model_at_end or config.save_strategy == "best"
         or config.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"), "load_best_model_at_end=true"),
     "greater_is_better": (lambda config: config.metric_for_best_model, "metric_for_best_model"),
+    "optim_target_modules": (
+        lambda config: str(config.optim.value).startswith(("galore", "apollo")), "an optimizer of GaLore or APOLLO"),
     "label_smoothing_factor": (lambda config: getattr(config, "loss_type", "nll") == "nll", "loss_type=nll"),
     "dataloader_persistent_workers": (lambda config: config.dataloader_num_workers, "dataloader_num_workers=1 or more"),
     "precompute_ref_batch_size": (lambda config: config.precompute_ref_log_probs, "precompute_ref_log_probs=true"),
@@ -131,8 +135,8 @@ RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("save_steps", "eval_steps", "logging_steps"), (1e-9, MOST)),
     **dict.fromkeys(("save_total_limit", "per_device_eval_batch_size", "dataloader_prefetch_factor", "ddp_timeout",
                      "pad_to_multiple_of", "torch_empty_cache_steps"), (1, MOST)),
-    **dict.fromkeys(("warmup_steps", "weight_decay", "adam_epsilon", "max_grad_norm", "neftune_noise_alpha",
-                     "eval_delay"), (0, MOST)),
+    **dict.fromkeys(("warmup_steps", "weight_decay", "max_grad_norm", "neftune_noise_alpha", "eval_delay"), (0, MOST)),
+    "adam_epsilon": (1e-30, MOST),  # half of an adapter has no gradient in the first step, and 0 / 0 is no number
     **dict.fromkeys(("adam_beta1", "adam_beta2", "label_smoothing_factor"), (0, 0.999999999)),
     "dataloader_num_workers": (0, 256),
     "data_seed": (0, 2**32 - 1),
@@ -141,6 +145,7 @@ WORDS = {
     "include_num_input_tokens_seen": ("all", "non_padding", "no", True, False),
     "log_level": ("detail", "debug", "info", "warning", "error", "critical", "passive"),
 }
+OF_A_GPU = ("tf32", "activation_offloading")
 RECOMPUTING = ("use_reentrant", "preserve_rng_state", "determinism_check", "debug", "early_stop")
 # What evaluations tell beside the loss, by the config's name (training/callbacks.py makes them means over tokens).
 METRICS = {"SFTConfig": ("mean_token_accuracy", "entropy"), "DPOConfig": ("rewards/accuracies", "rewards/margins")}
@@ -181,6 +186,12 @@ def overrides(
     return values
 
 
+def _has_gpu() -> bool:
+    from tunebook.common.models import device
+
+    return device.current().gpu
+
+
 def _outside(name: str, value: Any) -> str:
     """Why a value is none that its field takes, where that is known."""
     if isinstance(value, float) and not math.isfinite(value):
@@ -191,6 +202,8 @@ def _outside(name: str, value: Any) -> str:
         return f"--set {name}={value:g}: it is from {low:g} to {high:g}"
     if name in WORDS and value not in WORDS[name]:
         return f"--set {name}={value}: it is one of {', '.join(map(str, WORDS[name]))}"
+    if name in OF_A_GPU and value is True and not _has_gpu():
+        return f"--set {name}=true: it does nothing without a GPU"
     if name == "gradient_checkpointing_kwargs" and isinstance(value, dict) and (over := set(value) - {*RECOMPUTING}):
         return f"--set {name}: there is no {min(map(str, over))}, but {', '.join(RECOMPUTING)}"
     return ""
@@ -254,6 +267,17 @@ def _optimizer(config: Any, config_class: type) -> str | None:
         Trainer.get_optimizer_cls_and_kwargs(config)
 
 
+def _optimizer_words(config: Any, config_class: type) -> str | None:
+    from transformers import Trainer
+
+    if not config.optim_args or config.optim_target_modules is not None:
+        return None
+    kind, values = Trainer.get_optimizer_cls_and_kwargs(config)
+    if (kind, values) == Trainer.get_optimizer_cls_and_kwargs(dataclasses.replace(config, optim_args=None)):
+        return f"{config.optim.value} reads nothing of it"
+    return None
+
+
 def _metric(config: Any, config_class: type) -> str | None:
     known = ("loss", *METRICS.get(kind(config_class), ()))
     if kind(config_class) in METRICS and config.metric_for_best_model.removeprefix("eval_") not in known:
@@ -294,6 +318,7 @@ def _hub(config: Any, config_class: type) -> str | None:
 CHECKS: dict[tuple[str, ...], Callable[[Any, type], str | None]] = {
     ("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"): _schedule,
     ("optim", "optim_args"): _optimizer,
+    ("optim_args",): _optimizer_words,
     ("metric_for_best_model",): _metric,
     ("loss_type", "label_smoothing", "use_weighting"): _loss,
     ("use_liger_kernel",): _liger,

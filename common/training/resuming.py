@@ -1,6 +1,7 @@
 """A Trainer that stops and is started again as if it had not: its checkpoints, and what it has logged."""
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,7 @@ def train(trainer: Any, checkpoint: str | None) -> None:
     guard = _Resume(trainer, Path(checkpoint), bool(control.get("should_training_stop")))
     trainer.add_callback(guard)
     _explain(trainer, checkpoint)
+    _know_numbered_cpus()
     try:
         with tensors_only(checkpoint):
             trainer.train(resume_from_checkpoint=checkpoint)
@@ -68,6 +70,16 @@ def train(trainer: Any, checkpoint: str | None) -> None:
         trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
     finally:
         trainer.remove_callback(guard)
+
+
+@cache
+def _know_numbered_cpus() -> None:
+    """Let torch.load put tensors on cpu:0, as accelerate (1.15) calls the CPU where several processes train on it."""
+    import torch
+
+    torch.serialization.register_package(
+        11, lambda storage: None, lambda storage, place: storage if place.startswith("cpu:") else None
+    )
 
 
 def _seal_checkpoints(trainer: Any) -> None:

@@ -10,6 +10,16 @@ FOLDERS = {name: name for name in ("tensorboard", "wandb", "trackio")}  # in the
 TRACKERS = ("none", *FOLDERS)
 
 
+# Fields of a trainer's config that only a tracker reads -> which.
+READ = dict.fromkeys(("project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"), ("trackio",))
+READ |= {"run_name": ("wandb", "trackio")}
+
+
+def unheard(name: str) -> dict[str, str]:
+    """Those that nothing reads beside this tracker -> what does."""
+    return {field: f"--report_to {' or '.join(who)} reads it" for field, who in READ.items() if name not in who}
+
+
 def check(name: str) -> None:
     """Raise UserError where there is no such tracker, it is not installed, or it would ask for a key that nobody can
     type."""

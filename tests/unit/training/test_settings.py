@@ -27,7 +27,7 @@ HEARD = """
     eval_strategy eval_steps eval_delay per_device_eval_batch_size
     eval_on_start save_strategy save_steps save_on_each_node save_total_limit
     push_to_hub hub_token hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision
-    load_best_model_at_end metric_for_best_model greater_is_better ignore_data_skip
+    load_best_model_at_end metric_for_best_model greater_is_better
     restore_callback_states_from_checkpoint full_determinism seed data_seed accelerator_config
     dataloader_drop_last dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers
     dataloader_prefetch_factor dataloader_multiprocessing_context dataloader_in_order ddp_find_unused_parameters
@@ -167,6 +167,10 @@ def test_what_transformers_refuses_of_a_recipes_config_is_refused(configs, words
         ("SFT", ["hub_model_id=me/it"], "does nothing without push_to_hub=true"),
         ("SFT", ["label_smoothing_factor=0.1", "loss_type=dft"], "does nothing without loss_type=nll"),
         ("SFT", ["eval_strategy=epoch", "save_strategy=epoch", "eval_steps=9"], "without eval_strategy=steps"),
+        ("SFT", ["optim_args=a=b"], "reads nothing of it"),
+        ("SFT", ["optim=ademamix", "optim_args=gamma=1"], "reads nothing of it"),
+        ("SFT", ["optim_target_modules=all-linear"], "without an optimizer of GaLore or APOLLO"),
+        ("SFT", ["ignore_data_skip=true"], "would train on rows that it has had"),
         ("SFT", ["save_total_limit=2.5"], "'2.5' is not a whole number"),
         ("SFT", ["gradient_checkpointing=flase"], "'flase' is not true or false"),
         ("SFT", ["logging_steps=ten"], "'ten' is not a number"),
@@ -201,6 +205,7 @@ def test_the_losses_of_preferences_are_those_of_trl(configs):
         ("prompt_tuning_alpaca", ["label_smoothing_factor=0.1"], "label_smoothing_factor: transformers would hold"),
         ("distill_alpaca", ["loss_type=dft"], "loss_type: a student's loss"),
         ("dpo_pairs", ["loss_type=foo"], "--set loss_type=foo: "),
+        ("lora_alpaca", ["project=mine", "run_name=mine"], "run_name: --report_to wandb or trackio reads it"),
     ],
 )
 def test_a_recipe_ends_with_2_before_anything_is_written(tmp_path, recipe, words, says):
@@ -215,7 +220,9 @@ def test_a_recipe_ends_with_2_before_anything_is_written(tmp_path, recipe, words
      "weight_decay=.inf", "adam_beta1=2", "adam_beta2=1.5", "adam_epsilon=-1", "max_grad_norm=-1", "data_seed=-1",
      "label_smoothing_factor=1", "neftune_noise_alpha=-1", "dataloader_num_workers=-1", "data_seed=1e30",
      "dataloader_num_workers=1000000", "save_total_limit=0", "per_device_eval_batch_size=0", "ddp_timeout=-1",
-     "log_level=evil", "run_name=[1]", "pad_to_multiple_of=0", "eval_delay=-1", "include_num_input_tokens_seen=evil",
+     "log_level=evil", "run_name=[1]", "adam_epsilon=0",
+     "pad_to_multiple_of=0", "eval_delay=-1", "include_num_input_tokens_seen=evil",
+     "tf32=true", "activation_offloading=true",
      "gradient_checkpointing_kwargs={evil: 1}", "optim={a: 1}", "save_steps=[1]", "torch_empty_cache_steps=0"],
 )  # fmt: skip
 def test_what_would_fail_while_it_trains_is_refused(configs, pair):
@@ -225,7 +232,7 @@ def test_what_would_fail_while_it_trains_is_refused(configs, pair):
     assert said and said.startswith("--set") and name in said and len(said.splitlines()) <= 2, said
 
 
-@pytest.mark.parametrize("pair", ["max_grad_norm=0", "adam_epsilon=0", "save_total_limit=1", "logging_steps=0.5",
+@pytest.mark.parametrize("pair", ["max_grad_norm=0", "adam_epsilon=1e-12", "save_total_limit=1", "logging_steps=0.5",
                                   "dataloader_num_workers=4", "data_seed=0", "log_level=warning"])  # fmt: skip
 def test_ends_of_ranges_are_taken(configs, pair):
     assert refusal([pair], configs["SFT"]) is None
