@@ -50,6 +50,16 @@ def write_atomic(path: str | Path, content: str | bytes | Iterable[str | bytes])
         raise UserError(faults.cannot_write(path, error)) from None
 
 
+def share_weights(folder: Path) -> None:
+    """Give .safetensors files below a folder the rights of other new files: the library lets their owner alone read
+    them, and a server often runs as another user."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for file in folder.rglob("*.safetensors"):
+        with contextlib.suppress(OSError):  # of another owner, or on a disk without rights
+            file.chmod(0o666 & ~mask)
+
+
 def write_json(path: str | Path, value: Any, allow_nan: bool = True) -> None:
     """Write a value as JSON that people can read, all or nothing."""
     write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=allow_nan) + "\n")

@@ -328,9 +328,11 @@ class Run:
         Args:
             samples: generation.Samples. scores: as report.write.
         """
-        from tunebook.common import report
+        from tunebook.common import files, report
 
         self.record.finish()
+        for name in ("adapter", "model", "base"):
+            files.share_weights(self.dir / name)
         account = self.record.summary(self.metrics.steps, self.metrics.seconds, self.metrics.trained)
         self.metrics.held_out_rows = self.held_out
         written = (self.stats, self.preview, self.forecast, self.metrics, samples.rows, scores, account)

@@ -72,7 +72,7 @@ def main(args: Args) -> dict[str, Any]:
         files.write_json(args.json, report)
     print(counts.summary())
     print(f"written: {len(new):,} rows in {args.output}")
-    unknown = sum(counts.skipped["templates"].values())
+    unknown = sum(counts.skipped.get("templates", {}).values())
     if unknown > len(rows) / 2:
         print(
             f"templates know few openings, and {unknown:,} of {len(rows):,} rows begin otherwise: --methods paraphrase "

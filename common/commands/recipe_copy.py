@@ -80,7 +80,8 @@ def with_values(text: str, values: Mapping[str, tuple[Any, str]], inherited: typ
         inherited: the dataclass that holds the flags which the recipe does not write out; they are added to it.
     """
     args = next(node for node in ast.parse(text).body if isinstance(node, ast.ClassDef) and node.name == "Args")
-    own = {node.target.id: node for node in args.body if isinstance(node, ast.AnnAssign) and _is_name(node.target)}
+    fields = [node for node in args.body if isinstance(node, ast.AnnAssign)]
+    own = {ast.unparse(node.target): node for node in fields}
     lines, others = text.splitlines(), []
     for name, (value, why) in values.items():
         if node := own.get(name):
@@ -95,10 +96,6 @@ def with_values(text: str, values: Mapping[str, tuple[Any, str]], inherited: typ
             )
     last = args.end_lineno or args.lineno
     return "\n".join([*lines[:last], *others, *lines[last:]]) + "\n"
-
-
-def _is_name(node: ast.expr) -> bool:
-    return isinstance(node, ast.Name)
 
 
 def _line(name: str, kind: str, value: Any, why: str) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from tunebook.common import files
 from tunebook.common.errors import UserError
 
 
@@ -64,6 +65,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
         yield part
         if folder.exists():
             folder.rmdir()
+        files.share_weights(part)
         part.rename(folder)
     except (OSError, SafetensorError) as error:
         said = getattr(error, "strerror", None) or str(error)

@@ -31,7 +31,7 @@ def registry() -> Any:
 
     @found.primitive_rule
     def optional(info: constructors.PrimitiveTypeInfo) -> Any:
-        kinds = {str | None: str, int | None: int, float | None: float}
+        kinds: dict[Any, Any] = {str | None: str, int | None: int, float | None: float}
         kind = kinds.get(info.type)
         if kind is None:
             return None

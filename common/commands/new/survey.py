@@ -64,13 +64,27 @@ class Found:
 
 
 def look(words: list[str], model: str) -> Found:
-    """Read the rows and encode them as the model would get them.
+    """Read the rows and encode them as the model would get them. Where some are wrong, they are left out.
 
     Raises:
-        UserError: they cannot be read, or cannot be trained on; or there is no such model.
+        UserError: they cannot be read, their columns are not known, too many are wrong, or there is no such model.
     """
+    try:
+        return _look(words, model, "refuse")
+    except UserError as error:
+        first = error
+    try:
+        found = _look(words, model, "drop")
+    except UserError:
+        raise first from None
+    if not found.lost_rows or found.lost_rows > MOST_LOST * (found.rows + found.lost_rows):
+        raise first
+    return found
+
+
+def _look(words: list[str], model: str, bad_rows: str) -> Found:
     given, model = bool(model), model or default_model()
-    rows, preference, bad_rows = read(words)
+    rows, preference = read(words, bad_rows)
     from tunebook.common.tokens import tokenization
     from tunebook.common.training import defaults
 
@@ -112,48 +126,25 @@ def default_model() -> str:
     return POCKET
 
 
-def read(words: list[str]) -> tuple[inputs.AllRows, bool, str]:
-    """The rows, whether they are preference pairs, and what is to become of those that are wrong: refuse or drop.
-
-    Raises:
-        UserError: the source cannot be read, its columns are not known, or too many rows are wrong.
-    """
+def read(words: list[str], bad_rows: str) -> tuple[inputs.AllRows, bool]:
+    """The rows, and whether they are preference pairs. Small sources are read to their end."""
     from tunebook.common.preference import pairs
 
-    reads: Any = None
     try:
-        rows = inputs.rows(words, "new")
+        rows = inputs.rows(words, "new", bad_rows=bad_rows)
         preference = all(map(_has_pairs, (table for table, _ in rows.tables)))
     except layouts.PreferencePairs:
         preference = True
     if preference:
-        reads = pairs.PairReader
-        rows = inputs.rows(words, "new", reads=reads)
-    try:
-        count(rows)
-        return rows, preference, "refuse"
-    except UserError as error:
-        first = error
-    dropping = inputs.rows(words, "new", bad_rows="drop", **({"reads": reads} if reads else {}))
-    try:
-        kept = count(dropping)
-    except UserError:
-        raise first from None
-    lost = dropping.dropped.total()
-    if not lost or lost > MOST_LOST * (kept + lost):
-        raise first
-    return dropping, preference, "drop"
+        rows = inputs.rows(words, "new", bad_rows=bad_rows, reads=pairs.PairReader)
+    rows.check()
+    return rows, preference
 
 
 def _has_pairs(table: Any) -> bool:
     """Whether a source has the columns of preference pairs, and nobody has said that it is to be read otherwise."""
     peeked = itertools.islice(table.source.rows(RowErrors(table.name, drop=True)), PEEKED)
     return not table.mapped and any(set(ANSWERS) <= value.keys() for _, value in peeked if isinstance(value, dict))
-
-
-def count(rows: inputs.AllRows) -> int:
-    """Go through all rows, so that each is checked."""
-    return sum(1 for _ in rows)
 
 
 def template_of(rows: inputs.AllRows, tokenizer: Any, chats: bool, chat_tuned: bool) -> tuple[str, str]:

@@ -39,6 +39,7 @@ PARSED = {  # beginnings of commands that are not run, each with its reason
     "tunebook chat --model": "a page, or several adapters; one chat is run",
     "tunebook chat --adapter runs/qlora_alpaca '<'": "a shell's redirection",
     "tunebook plan": "test_plan.py runs it",
+    "tunebook new my_rows.csv --output": "it plans with SmolLM2; the one with --model is run",
     "tunebook export": "a trained run, and llama.cpp; tests/unit/export has them",
     "tunebook verify": "the same",
     "tunebook augment my_split/train.jsonl --output more.jsonl --methods paraphrase": "an endpoint",

@@ -5,6 +5,7 @@ import re
 import stat
 from pathlib import Path
 
+import numpy
 import pytest
 
 from tunebook.common import files, format
@@ -119,3 +120,17 @@ def test_plots_fetch_nothing_have_the_colours_of_the_page_and_say_names_as_text(
     assert "last bar: 10 and more" in drawn[2]
     assert plots.COLORS["better"] in drawn[4] and plots.COLORS["worse"] in drawn[4]
     assert drawn[0] == plots.curves({wild: [[0, 2.0], [5, 1.0]], "empty": []}, "loss")
+
+
+def test_weights_can_be_read_by_a_server_of_another_user(tmp_path):
+    from safetensors.numpy import save_file
+
+    (tmp_path / "adapter").mkdir()
+    file, other = tmp_path / "adapter" / "a.safetensors", tmp_path / "key.txt"
+    save_file({"a": numpy.zeros(2)}, file)
+    other.write_text("secret")
+    other.chmod(0o600)
+    (tmp_path / "plain").touch()
+    files.share_weights(tmp_path)
+    assert file.stat().st_mode == (tmp_path / "plain").stat().st_mode and other.stat().st_mode & 0o777 == 0o600
+    files.share_weights(tmp_path / "nowhere")
