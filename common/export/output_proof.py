@@ -45,12 +45,10 @@ def of_trained(source: Source, base: Any, found: list[HeldOut], ends: list[int])
         base: BaseWeights; of a run in 4 bits with `four_bit`. None: only the trained model is at hand.
     """
     with progress.start("answers of the trained model"):
-        return _of_trained(source, base, found, ends, pad)
+        return _of_trained(source, base, found, ends)
 
 
-def _of_trained(
-    source: Source, base: Any, found: list[HeldOut], ends: list[int], pad: int | None
-) -> tuple[Outputs, list[Any] | None]:
+def _of_trained(source: Source, base: Any, found: list[HeldOut], ends: list[int]) -> tuple[Outputs, list[Any] | None]:
     from tunebook.common.export import served
     from tunebook.common.models import inference
 
