@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tunebook.common import files, format
+from tunebook.common import format, pages
 from tunebook.common.report import plots
 
 # What a lecture says of the methods, to be read beside what was measured: trainable share in %, quality in % of full.
@@ -95,7 +95,7 @@ def page(rows: list[dict[str, Any]], curves: dict[str, list], notes: list[str], 
     ]
     drawn.append(plots.curves(curves, "held-out loss"))
     template = Path(__file__).with_name("methods_table.html.jinja")
-    return files.page(template, heads=[*table], rows=table.values, plots=drawn, notes=notes, about=about)
+    return pages.render(template, heads=[*table], rows=table.values, plots=drawn, notes=notes, about=about)
 
 
 def read(folder: Path) -> dict[str, Any] | None:
