@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from tunebook.common import format
 
 # How a verdict is colored, by its words; any other has no color.
 TONES = {
-    "better": ("better", "won", "retained", "finished", "the best", "fits"),
+    "better": ("better", "won", "retained", "finished", "best", "fits"),
     "worse": ("worse", "lost", "regressed", "killed", "refused"),
     "mixed": ("degraded", "inconclusive", "stopped", "mixed"),
 }
@@ -46,6 +47,11 @@ class Cell:
     link: str = ""
     classes: str = ""
     span: Span | None = None
+
+
+def link(path: str) -> str:
+    """A relative path as it stands in a link: nothing in it is read as a scheme, a query or a fragment."""
+    return quote(path) and f"./{quote(path)}"
 
 
 def tone(verdict: str) -> str:

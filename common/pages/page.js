@@ -23,7 +23,7 @@ matchMedia("(prefers-color-scheme: dark)").addEventListener("change", repaint);
 // Tables: a click on a head sorts by it; what has no value stays last.
 const value = (row, column) => row.cells[column]?.dataset.sort ?? row.cells[column]?.textContent.trim() ?? "";
 const order = (one, other) => {
-  const numbers = [one, other].map((text) => parseFloat(text.replace(/[,\s<]/g, "")));
+  const numbers = [one, other].map((text) => /^\d+-\d/.test(text) ? NaN : parseFloat(text.replace(/[,\s<]/g, ""))); // no dates
   return numbers.some(Number.isNaN) ? one.localeCompare(other, "en", { numeric: true }) : numbers[0] - numbers[1];
 };
 const empty = (text) => text === "" || text === "–";

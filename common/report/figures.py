@@ -51,7 +51,7 @@ def curves(name: str, title: str, series: Series, x: str = "step", y: str = "", 
         source = {"x": xs, "raw": ys, "y": ys}
         style = dict(color=color, line_dash=dash, name=label)
         dense = len(points) > DENSE
-        if dense:
+        if dense and together:
             raw = figure.line("x", "raw", source=source, alpha=0.25, visible=False, **style)
             raw.tags = [place, "raw"]
         line = figure.line("x", "y", source=source, line_width=2, **style)

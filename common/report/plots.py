@@ -67,11 +67,9 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
 
 
 def _svg(figure: Any, title: str) -> str:
-    """The figure with its legend; its text stays text, in the page's font and color."""
+    """The figure; its text stays text, in the page's font and color. The page has the legend."""
     import matplotlib
 
-    if names := figure.axes[0].get_legend_handles_labels()[1]:
-        figure.legend(loc="outside lower center", ncols=min(3, len(names)), fontsize=8, labelcolor=INK, frameon=False)
     out = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": title, "font.sans-serif": ["DejaVu Sans"]}):
         figure.savefig(out, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
