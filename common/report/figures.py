@@ -56,7 +56,7 @@ def curves(name: str, title: str, series: Series, x: str = "step", y: str = "", 
             raw.tags = [place, "raw"]
         line = figure.line("x", "y", source=source, line_width=2, **style)
         line.tags = [place, "smooth"] if dense else [place]
-        if not dense:
+        if not dense and (together or len(points) == 1):
             dots = figure.scatter("x", "y", source=line.data_source, size=6, color=color, name=label)
             dots.tags = [place]
         hover.append(line)

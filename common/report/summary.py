@@ -31,7 +31,7 @@ def change(row: dict[str, Any]) -> str:
     if row["share"]:
         return f"{100 * row['difference']:+.1f} points"
     if row["before"]:
-        return f"{100 * row['difference'] / abs(row['before']):+.1f} %"
+        return f"{_signed(100 * row['difference'] / abs(row['before']))} %"
     return f"{row['difference']:+.3g}"
 
 
@@ -39,9 +39,16 @@ def ends(row: dict[str, Any]) -> str:
     """The interval of the change, on the scale of `change`."""
     if row["low"] is None:
         return ""
-    if row["share"] or row["before"]:
-        return interval(row["low"], row["high"], "+.1f", 100 if row["share"] else 100 / abs(row["before"]))
+    if row["share"]:
+        return interval(row["low"], row["high"], "+.1f")
+    if row["before"]:
+        return " to ".join(_signed(100 * row[end] / abs(row["before"])) for end in ("low", "high"))
     return interval(row["low"], row["high"], "+.3g", 1)
+
+
+def _signed(percent: float) -> str:
+    """+8.4; +0.023 where one digit after the point would say nothing."""
+    return f"{percent:+.1f}" if abs(percent) >= 0.05 or not percent else f"{percent:+.2g}"
 
 
 def word(row: dict[str, Any], forgetting: dict[str, Any]) -> str:
