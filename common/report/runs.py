@@ -58,7 +58,7 @@ def collect(folder: Path) -> tuple[list[RunSummary], list[str]]:
     for place in _places(folder, DEPTH):
         name = str(place.relative_to(folder)) if place != folder else place.resolve().name
         try:
-            found.append(_summary(place, name))
+            found.append(_checked(_summary(place, name)))
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             left_out.append(f"{name}: {_why(error)}")
     return sorted(found, key=lambda run: run.date, reverse=True), left_out
@@ -139,6 +139,20 @@ def _summary(folder: Path, name: str) -> RunSummary:
         trained_tokens=sum(part.get("trained_tokens") or 0 for part in (*parts[:-1], progress)),
         curves={"training": history.series(lines, "loss"), "held-out": held_out},
     )  # fmt: skip
+
+
+def _checked(run: RunSummary) -> RunSummary:
+    """The summary, whose values are numbers where tables and plots need them.
+
+    Raises:
+        TypeError: they are not.
+    """
+    numbers = [run.steps, run.loss_before, run.loss_after, run.seconds, run.peak_bytes, run.trained_tokens]
+    points = [part for curve in run.curves.values() for step, value in curve for part in (step, value)]
+    for value in (*numbers, *points, *(score["value"] for score in run.scores.values())):
+        if value is not None and not isinstance(value, (int, float)):
+            raise TypeError(value)
+    return run
 
 
 def _finished(folder: Path, name: str, report: dict[str, Any], parts: list[dict[str, Any]]) -> RunSummary:
