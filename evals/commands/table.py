@@ -21,7 +21,6 @@ import tyro
 from tunebook.common import catalog, files, format, pages
 from tunebook.common.errors import CheckFailed, UserError, nearest
 from tunebook.common.report import methods_table
-from tunebook.evals.compare import best
 
 METHODS = ["sft_alpaca", "lora_alpaca", "lora_alpaca:use_dora=True", "qlora_alpaca", "bottleneck_adapters_alpaca",
            "prompt_tuning_alpaca", "prefix_alpaca"]  # fmt: skip
@@ -60,6 +59,8 @@ def main(args: Args) -> None:
             failed.append(one.name)
     rows, curves = collect(methods, folder)
     if rows:
+        from tunebook.evals.compare import best
+
         places = {one.name: place_of(one, folder) for one in methods if one.name in curves}
         write(folder, rows, curves, args.rest, best.against_best(places))
     if failed:
