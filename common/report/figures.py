@@ -113,7 +113,7 @@ def _figure(x: str, y: str, log: bool = False) -> Any:
     return made
 
 
-def _hover(figure: Any, renderers: Sequence[Any], tooltips: list[tuple[str, str]], mode: str) -> None:
+def _hover(figure: Any, renderers: Sequence[Any], tooltips: list[tuple[str, str]], mode: Any) -> None:
     from bokeh.models import HoverTool
 
     point = "follow_mouse" if mode == "mouse" else "snap_to_data"
