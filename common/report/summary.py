@@ -127,7 +127,8 @@ def verdict(report: dict[str, Any], before: float | None) -> tuple[str, list[str
         )
     if before is not None and after is not None:
         way = "fell" if after < before else "rose"
-        sentences.append(f"Held-out {report['eval']['loss_name']} {way} from {number(before)} to {number(after)}.")
+        name, _, unit = report["eval"]["loss_name"].partition(", ")
+        sentences.append(f"Held-out {name} {way} from {number(before)} to {number(after)} {unit}".rstrip() + ".")
     worst = forgetting.get("verdict")
     if worst:
         sentences.append(f"Forgetting: {worst}. {_lost([row for row in rows if row['general']], forgetting)}.")
