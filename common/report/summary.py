@@ -110,15 +110,9 @@ def verdict(report: dict[str, Any], before: float | None) -> tuple[str, list[str
     """
     scores, after = report["scores"], report["eval"]["loss"]
     rows, forgetting = tests(scores), scores.get("forgetting") or {}
-    sentences, gained, lost = [], 0, 0
     targets = [row for row in rows if not row["general"] and row["low"] is not None]
-    for row in targets:
-        gained, lost = gained + (row["verdict"] == "better"), lost + (row["verdict"] == "worse")
-    if targets:
-        best = [f"{labels.task(row['task'])} {value(row, 'before')} → {value(row, 'after')}" for row in targets]
-        start = ("Better" if gained == len(targets) else "Worse" if lost == len(targets) else
-                 f"Better on {gained} of {len(targets)} tasks" if gained else "No difference shown")  # fmt: skip
-        sentences.append(f"{start}: {', '.join(best)}.")
+    gained, lost = (sum(row["verdict"] == kind for row in targets) for kind in ("better", "worse"))
+    sentences = [_gained(targets, gained, lost)] if targets else []
     if preference := scores.get("preference"):
         sentences.append(
             f"The better answer of {preference['pairs']:,} held-out pairs has the higher reward in "
@@ -126,20 +120,29 @@ def verdict(report: dict[str, Any], before: float | None) -> tuple[str, list[str
             f"{percent(preference['after']['likelier'])} ({percent(preference['before']['likelier'])} before)."
         )
     if before is not None and after is not None:
-        way = "fell" if after < before else "rose"
+        way = "fell" if after < before else "rose" if after > before else "stayed"
         name, _, unit = report["eval"]["loss_name"].partition(", ")
         sentences.append(f"Held-out {name} {way} from {number(before)} to {number(after)} {unit}".rstrip() + ".")
     worst = forgetting.get("verdict")
     if worst:
         sentences.append(f"Forgetting: {worst}. {_lost([row for row in rows if row['general']], forgetting)}.")
-    elif rows or not scores.get("preference"):
+    else:
         sentences.append("Forgetting was not measured: no general task was scored.")
     better = gained or (not targets and before is not None and after is not None and after < before)
     if lost or (worst in ("regressed", "degraded") and not better):
-        return "worse", sentences
+        return "mixed" if gained else "worse", sentences
     if worst in ("regressed", "degraded", "inconclusive"):
         return "mixed", sentences
     return ("better" if better else ""), sentences
+
+
+def _gained(targets: list[dict[str, Any]], gained: int, lost: int) -> str:
+    """How often the tasks that training was for got better or worse, and all of them."""
+    count = len(targets)
+    parts = [f"{word} on {number} of {count} tasks" for word, number in (("better", gained), ("worse", lost)) if number]
+    start = "Better" if gained == count else "Worse" if lost == count else ", ".join(parts) or "no difference shown"
+    shown = [f"{labels.task(row['task'])} {value(row, 'before')} → {value(row, 'after')}" for row in targets]
+    return f"{start[0].upper()}{start[1:]}: {', '.join(shown)}."
 
 
 def _lost(rows: list[dict[str, Any]], forgetting: dict[str, Any]) -> str:
