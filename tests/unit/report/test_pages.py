@@ -41,7 +41,7 @@ def test_every_page_has_a_head_and_contents(said):
 
 def test_every_score_has_an_interval_and_a_verdict_in_words(said):
     text = said["run"]
-    assert "Instructions, seen phrasings" in text and "pocket_seen" in text
+    assert "Instructions in seen phrasings" in text and "pocket_seen" in text
     assert "▲ better" in text and "▼ regressed" in text and "● no difference shown" in text
     assert re.search(r"\+75\.0 points<small>\+\d\d\.\d to \+\d\d\.\d</small>", text)
     assert "Forgetting: regressed. World knowledge 100.0 % → 85.0 % (regressed, -" in text
