@@ -24,7 +24,8 @@ PLOTS: tuple[tuple[str, str, dict[str, tuple[str, float]], str], ...] = (
      "the likeliest token is the right one"),
     ("Learning rate", "rate", {"learning rate": ("learning_rate", 1)}, ""),
     ("Gradient norm", "norm", {"gradient norm": ("grad_norm", 1)}, "before clipping"),
-    ("Speed", "trained tokens a second", {"trained tokens a second": ("trained_tokens_per_second", 1)}, ""),
+    ("Speed", "trained tokens a second", {"trained tokens a second": ("trained_tokens_per_second", 1)},
+     "mean of the run so far, with its evaluations"),
     ("Memory", "MiB", {"in use": ("memory_bytes", MIB), "peak": ("peak_bytes", MIB)}, ""),
 )  # fmt: skip
 

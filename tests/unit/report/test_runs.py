@@ -25,7 +25,7 @@ def lock_of(folder, pid, started):
 def folder(tmp_path):
     made = sample_pages.runs_folder(tmp_path / "all")
     lock_of(made / "running", os.getpid(), lock.process_started(os.getpid()))
-    lock_of(made / "killed", os.getpid(), "another boot 1")
+    lock_of(made / "killed", os.getpid(), (lock.process_started(os.getpid()) or "").partition(" ")[0] + " 1")
     (made / "empty").mkdir()
     return made
 
@@ -48,6 +48,16 @@ def test_states_and_figures(folder):
     assert (stopped.steps, stopped.seconds, stopped.loss_before, stopped.loss_after) == (40, 9.0, 7.0, 4.5)
     assert found[0].date >= found[-1].date
     assert not any((folder / "killed").glob("*.stale"))  # nothing was touched
+
+
+def test_a_lock_of_another_machine_lives_while_it_is_touched(folder):
+    path = folder / "killed" / lock.FILE
+    path.write_text(json.dumps({"host": "far", "pid": 1, "process_started": "x 1"}), encoding="utf-8")
+    assert lock.holder(path.parent) == "running on far"
+    os.utime(path, (time.time() - lock.SILENT - 1,) * 2)
+    assert lock.holder(path.parent) == "killed"
+    path.write_text("{", encoding="utf-8")
+    assert lock.holder(path.parent) == "killed" and lock.holder(folder) is None
 
 
 def test_arguments_that_differ_alone(folder):
