@@ -1,4 +1,4 @@
-"""Atomic writes, samples of large files, and HTML pages that open offline."""
+"""Atomic writes, and samples of large files."""
 
 import contextlib
 import json
@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tunebook.common import format
 from tunebook.common.errors import UserError
 from tunebook.common.process import faults
 
@@ -68,18 +67,6 @@ def write_json(path: str | Path, value: Any, allow_nan: bool = True) -> None:
 def json_line(row: Any) -> bytes:
     """A row as a line of JSON. Dates and the like become text; half a surrogate pair is escaped."""
     return (json.dumps(row, ensure_ascii=False, default=str) + "\n").encode("utf-8", "backslashreplace")
-
-
-def page(template: Path, /, **values: Any) -> str:
-    """A page of HTML or Markdown from a Jinja template, which may extend page.html.jinja; formats are its filters."""
-    import jinja2
-
-    loader = jinja2.FileSystemLoader([template.parent, Path(__file__).parent])
-    environment = jinja2.Environment(
-        loader=loader, autoescape=".html" in template.suffixes, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters.update({one.__name__: one for one in format.FORMATS})
-    return environment.get_template(template.name).render(**values)
 
 
 def samples(path: Path) -> Iterator[bytes]:

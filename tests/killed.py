@@ -78,7 +78,7 @@ sys.argv = sys.argv[3:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 # What a clock says, and what is made of it.
-CLOCK = ("time", "runtime", "per_second", "flos")
+CLOCK = ("time", "runtime", "per_second", "flos", "peak_bytes")
 
 
 def at(moment, number, folder, recipe, *words):

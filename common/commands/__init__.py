@@ -20,7 +20,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("tunebook.common.commands.export", "weights for a server, and the proof that they are what was trained"),
     "verify": ("tunebook.common.commands.verify", "the same proof, of an export that somebody else made"),
     "plan": ("tunebook.common.commands.plan", "memory and time of a recipe before it runs, and what would fit"),
-    "table": ("tunebook.common.commands.table", "several methods side by side on your model and data"),
+    "table": ("tunebook.evals.commands.table", "several methods side by side on your model and data"),
+    "runs": ("tunebook.common.commands.runs", "all runs of a folder, in the terminal or on one page"),
     "eval": ("tunebook.evals.commands.eval", "scores on benchmarks or on your own test rows, through lm-eval"),
     "compare": (
         "tunebook.evals.commands.compare",

@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from tunebook.common import catalog, files, provenance
+from tunebook.common import catalog, pages, provenance
 from tunebook.common.export.proof import Proof
 from tunebook.common.export.reference import Reference
 from tunebook.common.export.source import Source
@@ -49,7 +49,7 @@ def write(
     named = [name for name in source.dataset if "/" in name and not Path(name).suffix and not Path(name).exists()]
     front |= {"datasets": named} if named else {}
     front |= {"license": license_id} if license_id else {}
-    page = files.page(
+    page = pages.render(
         Path(__file__).with_name("model_card.md.jinja"),
         front=_yaml(front),
         name=name,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tunebook.common import models
+from tunebook.common.data.rows import question
 from tunebook.common.errors import UserError
 from tunebook.common.generation.decoding import Decoding, GumbelSampler, StopStringCriteria
 from tunebook.common.generation.streaming import IdStreamer, IncrementalDecoder, before_stop, in_thread
@@ -55,7 +56,13 @@ class Samples:
         room = (positions or sys.maxsize) - self.max_new_tokens
         chosen, self._prompts = self._choose(template, rows, count, room)
         self.rows: list[dict[str, Any]] = [
-            {"prompt": template.prompt(row), "before": None, "after": None, "reference": template.completion(row)}
+            {
+                "asked": question(row).strip(),
+                "prompt": template.prompt(row),
+                "before": None,
+                "after": None,
+                "reference": template.completion(row),
+            }
             for row in chosen
         ]
 

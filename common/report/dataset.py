@@ -7,17 +7,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tunebook.common import files
+from tunebook.common import files, pages
 from tunebook.common.data import categories, quality, statistics
 from tunebook.common.errors import UserError
+from tunebook.common.flags import redaction
 from tunebook.common.format import number, percent
-from tunebook.common.report import plots
+from tunebook.common.report import figures
 from tunebook.common.tokens import encoding, lengths, tokenization
 from tunebook.common.tokens.lengths import LOSS_WEIGHTS
 from tunebook.common.tokens.view import tokens as tokens_of
 
 NO_LIMIT = 2**31 - 1
-EXAMPLES = 3  # rows shown where none is asked for
+EXAMPLES = 3  # rows shown where none is asked for, and of each problem
+RAW = 1500  # characters of a row with a problem that are shown
 
 
 def look(
@@ -34,7 +36,7 @@ def look(
     """Everything there is to say about the rows, and the encoded rows that training would keep.
 
     Args:
-        rows: canonical rows, iterated twice.
+        rows: canonical rows, iterated several times.
         tokenizer, template: of tokenizers.load and templates.get.
         max_length: tokens; None cuts nothing. Lengths are counted over all rows either way.
         too_long: drop or truncate, for rows over max_length.
@@ -61,6 +63,7 @@ def look(
         "statistics": survey,
         "tokens": lengths.token_statistics(total, trained),
         "tokens_with_begin": with_begin(tokenizer, total, trained),
+        "problem_rows": raw(rows, survey["problems"]),
         "histograms": {"Tokens a row": lengths.histogram(total), "Of which train": lengths.histogram(trained)},
         "counts": counts.as_dict(),
         "line": counts.summary(),
@@ -263,9 +266,54 @@ def packed_line(packed: dict[str, Any]) -> str:
 def page(report: dict[str, Any]) -> str:
     """The report as one HTML page that needs nothing else: it opens offline, in the dark and on a phone."""
     short = statistics.short_names(report["statistics"]["sources"])
-    drawn = [plots.bars(histogram, name) for name, histogram in report["histograms"].items()]
-    words = {"sections": sections(report), "packed_line": packed_line, "places": places, "short": short}
-    return files.page(Path(__file__).with_name("dataset.html.jinja"), **report, **words, plots=drawn)
+    drawn = [figures.bars(f"histogram-{place}", name, histogram)
+             for place, (name, histogram) in enumerate(report["histograms"].items())]  # fmt: skip
+    counts, rows = report["counts"], report["statistics"]["rows"]
+    limit = f"{report['max_length']:,} tokens; longer rows: {report['too_long']}" if report["max_length"] else "none"
+    because = f" ({report['template_because']})" if report.get("template_because") else ""
+    facts = {"Tokenizer": report["tokenizer"], "Template": f"{report['template']}{because}", "Limit of length": limit,
+             "Columns": "; ".join(report.get("columns", [])), "Written": report["written"]}  # fmt: skip
+    left_out = rows - counts["kept"]
+    verdict = f"Training would take {counts['kept']:,} of {rows:,} rows" + (
+        f" and leave out {left_out:,}." if left_out else "."
+    )
+    sentences = ["Training would refuse this set.", report["refused"]] if report["refused"] else [verdict]
+    tone = "worse" if report["refused"] else "mixed" if report["lost"] else "better"
+    return pages.render(
+        Path(__file__).with_name("dataset.html.jinja"),
+        **report,
+        facts=redaction.without_paths(list(facts.items())),
+        tone=tone,
+        sentences=[*sentences, *(f"{sentence}." for sentence in report["lost"]),
+                   *(f"Tokenizer: {sentence}." for sentence in report["warnings"])],
+        sections=sections(report),
+        packed_line=packed_line,
+        places=places,
+        overlap_rows=[[one["row"], one["item"], one["words"]] for one in report["overlaps"]],
+        short=short,
+        plots=drawn,
+        library=figures.library(),
+    )  # fmt: skip
+
+
+def raw(rows: Iterable[dict], problems: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """problem -> its first few rows as they were read: {"row", "source", "text"}."""
+    wanted: dict[tuple[str, Any], list[str]] = {}
+    for name, problem in problems.items():
+        for at in problem["first"][:EXAMPLES]:
+            wanted.setdefault((at["source"], at["row"]), []).append(name)
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in problems}
+    for row in rows if wanted else ():
+        source, number_of = row.get("source", ""), row.get("row")
+        for name in wanted.pop((source, number_of), []):
+            content = {key: value for key, value in row.items() if key not in ("row", "source")}
+            text = files.json_line(content).decode().strip()
+            found[name].append(
+                {"row": number_of, "source": source, "text": text[:RAW] + ("…" if len(text) > RAW else "")}
+            )
+        if not wanted:
+            break
+    return found
 
 
 def places(problem: dict[str, Any], sources: Iterable[str]) -> str:

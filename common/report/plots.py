@@ -1,37 +1,41 @@
-"""Plots as SVG for a page: in the page's text color, so light or dark, and with nothing to fetch."""
+"""Still plots as SVG: in the page's text color, so light or dark, and with nothing to fetch."""
 
 import html
 import io
 import itertools
 import re
-from collections.abc import Sequence
 from typing import Any
 
 INK = "#123456"  # stands for the page's text color in what matplotlib draws
-COLORS = {"better": "#2a9d5c", "worse": "#d6493f"}
-OTHER = "#8a8f98"
-MARKERS = "osD^v*PXd<>p"
+# Of lines and points; each can be told from paper that is white or black.
+PALETTE = ("#3d7edb", "#dd7a26", "#2f9e63", "#9a63d6", "#d9534a", "#1b98a6", "#cf5a9c", "#8c8a24", "#7f8893")
+MARKERS = dict(
+    zip(("circle", "square", "diamond", "triangle", "inverted_triangle", "star", "hex"), "osD^v*h", strict=True)
+)
+BOKEH_MARKERS = tuple(MARKERS)
 
 
-def curves(series: dict[str, list[list[float]]], y: str = "") -> str:
-    """Lines by step: name -> [[step, value], ...]; series without points are left out, and "" where none has any."""
+def curves(series: dict[str, list[list[float]]], x: str = "step", y: str = "") -> str:
+    """Lines: name -> [[x, y], ...]; series without points are left out, and "" where none has any."""
     series = {name: points for name, points in series.items() if points}
     if not series:
         return ""
-    figure, axes = _figure(6.4, 2.6 if len(series) < 3 else 4.2)
-    for name, points in series.items():
-        axes.plot(*zip(*points, strict=True), "o-", markersize=2 if len(points) > 20 else 4, label=name)
-    lowest = min(value for points in series.values() for _, value in points)
-    axes.set(xlabel="step", ylabel=y, ylim=(min(0, lowest), None))
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    return _svg(figure, "By step: " + "; ".join(series))
+    figure, axes = _figure(7.6, 3.0)
+    for (name, points), color in zip(series.items(), itertools.cycle(PALETTE), strict=False):
+        dots = 4 if len(points) <= 25 else 0
+        axes.plot(*zip(*points, strict=True), "o-", markersize=dots, linewidth=1.4, color=color, label=name)
+    axes.set(xlabel=x, ylabel=y)
+    if x == "step":
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    return _svg(figure, f"By {x}: " + "; ".join(series))
 
 
 def scatter(places: dict[str, tuple[float, float]], x: str, y: str, log: bool = False) -> str:
     """A point for each name."""
-    figure, axes = _figure(5.6, 4.2)
-    for (name, (across, up)), marker in zip(places.items(), itertools.cycle(MARKERS), strict=False):
-        axes.plot(across, up, marker, label=name)
+    figure, axes = _figure(5.6, 3.6)
+    styles = zip(itertools.cycle(PALETTE), itertools.cycle(MARKERS.values()), strict=False)
+    for (name, (across, up)), (color, marker) in zip(places.items(), styles, strict=False):
+        axes.plot(across, up, marker, color=color, label=name)
     axes.set(xlabel=x, ylabel=y, xscale="log" if log else "linear")
     return _svg(figure, f"{y} against {x}")
 
@@ -40,25 +44,10 @@ def bars(histogram: dict[str, Any], x: str) -> str:
     """A histogram as statistics.histogram gives it; what lies beyond its last bar is counted in it, and says so."""
     step, counts = histogram["step"], histogram["counts"]
     figure, axes = _figure(5.2, 2.4)
-    axes.bar([place * step for place in range(len(counts))], counts, 0.9 * step, align="edge")
+    axes.bar([place * step for place in range(len(counts))], counts, 0.9 * step, align="edge", color=PALETTE[0])
     over = f" (last bar: {(len(counts) - 1) * step:,} and more)" if histogram["beyond"] else ""
     axes.set(xlabel=x + over, ylabel="rows", xlim=(0, None))
     return _svg(figure, f"Histogram: {x}")
-
-
-def ranges(rows: Sequence[tuple[str, str, Sequence[tuple[float, str]]]], x: str, title: str) -> str:
-    """A line for each (name, verdict, values): over its values, each marked "full", "none" (hollow) or "" (not)."""
-    figure, axes = _figure(5.2, 0.9 + 0.34 * len(rows))
-    axes.axvline(0, color=INK, linewidth=1)
-    for place, (_, verdict, values) in enumerate(rows):
-        color = COLORS.get(verdict, OTHER)
-        axes.plot([value for value, _ in values], [place] * len(values), color=color, linewidth=2)
-        for value, fill in values:
-            axes.plot(value, place, "o" if fill else "", color=color, fillstyle=fill or None)
-    axes.set(xlabel=x, ylim=(len(rows) - 0.5, -0.5))
-    axes.set_title(title, color=INK, fontsize=10, loc="left")
-    axes.set_yticks(range(len(rows)), [name for name, *_ in rows])
-    return _svg(figure, title)
 
 
 def _figure(width: float, height: float) -> tuple[Any, Any]:
@@ -78,11 +67,9 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
 
 
 def _svg(figure: Any, title: str) -> str:
-    """The figure with its legend; its text stays text, in the page's font and color."""
+    """The figure; its text stays text, in the page's font and color. The page has the legend."""
     import matplotlib
 
-    if names := figure.axes[0].get_legend_handles_labels()[1]:
-        figure.legend(loc="outside lower center", ncols=min(3, len(names)), fontsize=8, labelcolor=INK, frameon=False)
     out = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": title, "font.sans-serif": ["DejaVu Sans"]}):
         figure.savefig(out, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))

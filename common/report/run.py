@@ -5,14 +5,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tunebook.common import files, provenance
+from tunebook.common import files, pages, provenance
 from tunebook.common.distributed import is_main_process
 from tunebook.common.errors import CheckFailed
 from tunebook.common.estimate import saved_files
 from tunebook.common.flags import redaction
 from tunebook.common.format import duration, percent
 from tunebook.common.models import device, parameters
-from tunebook.common.report import plots
+from tunebook.common.report import answers, history, summary, tables
+from tunebook.common.report.figures import curves, library
+from tunebook.common.run_folder import output_dir
 from tunebook.common.tokens.encoding_stats import EncodingStats
 from tunebook.common.training.metrics import HELD_OUT, TrainingMetrics
 
@@ -36,7 +38,8 @@ def write(
         recipe: the recipe's own file.
         preview: [[text, trains], ...] of one training row.
         forecast: Forecast.as_dict; its `parameters` and `saved` become part of `train`.
-        scores: before, after and comparison ({task: {metric: {before, after, items}}}), by_skill (a table of `columns`
+        scores: before, after comparison ({task: {metric: {before, after, items}}}), tests (comparison.Row.as_dict of
+            the metric that speaks for each task), by_skill (a table of `columns`
             and `rows`), forgetting (the verdict, empty where no general task was scored), command (the lm_eval
             command line that gives the scores after), and distillation (teacher_cache_writer.add_to_scores).
         account: RunRecord.summary.
@@ -47,6 +50,7 @@ def write(
     scores = dict(scores)
     distillation = scores.pop("distillation", None)
     extra = {name: scores.pop(name) for name in ("by_skill", "command")} | {"loss_before": metrics.losses[0]}
+    extra["train_command"] = summary.training_command(args, Path(recipe))
     report = {
         "recipe": Path(recipe).stem,
         "args": args,
@@ -72,7 +76,7 @@ def write(
     report |= _shareable({name: value for name, value in report.items() if name != "samples"}, folder)
     if is_main_process():
         files.write_json(folder / "report.json", report, allow_nan=False)
-        files.write_atomic(folder / "report.html", _page(report, preview, _shareable(extra, folder)))
+        files.write_atomic(folder / "report.html", _page(report, preview, _shareable(extra, folder), folder))
     _print(folder, report, extra, metrics)
     return report
 
@@ -113,11 +117,45 @@ def _weights(folder: Path, model: Any, forecast: dict[str, Any]) -> dict[str, An
     }
 
 
-def _page(report: dict[str, Any], preview: list[list], extra: dict[str, Any]) -> str:
-    written = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    svgs = [plots.curves(series) for series in charts(report)]
-    template = Path(__file__).with_name("run.html.jinja")
-    return files.page(template, **report, preview=preview, extra=extra, written=written, plots=svgs)
+def _page(report: dict[str, Any], preview: list[list], extra: dict[str, Any], folder: Path) -> str:
+    scores, before = report["scores"], extra["loss_before"]
+    tone, sentences = summary.verdict(report, before)
+    drawn = [curves(f"loss-{place}", title, series, y=unit)
+             for place, (title, unit, series) in enumerate(_titled(charts(report)))]  # fmt: skip
+    adapter = (folder / "adapter").exists()
+    return pages.render(
+        Path(__file__).with_name("run.html.jinja"),
+        **report,
+        preview=preview,
+        extra=extra,
+        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        tone=tone,
+        sentences=sentences,
+        name=Path(report["args"].get("output_dir") or folder.name).name,
+        method=summary.method(report),
+        quality=summary.quality_tiles(report, before),
+        costs=summary.cost_tiles(report),
+        score_heads=summary.SCORE_HEADS,
+        score_rows=summary.score_rows(scores),
+        **tables.of(report, extra),
+        answers=answers.shown(report["samples"]),
+        losses=[one for one in drawn if one],
+        history=history.plots(history.read(folder / output_dir.LOG)),
+        steps=summary.next_steps(report, report["args"].get("output_dir") or folder.name, adapter),
+        library=library(),
+    )
+
+
+def _titled(found: list[dict[str, Any]]) -> list[tuple[str, str, dict[str, Any]]]:
+    """(title, unit, series) of charts of losses."""
+    titles = {"training": "Loss", "held-out": "Held-out loss"}
+    named = []
+    for series in found:
+        first = next(iter(series))
+        title = titles.get(first.partition(" ")[0], "Divergence from the teacher")
+        unit = "nats a token" if any("cross-entropy" in name or "KL" in name for name in series) else "loss"
+        named.append((title, unit, series))
+    return named
 
 
 def charts(report: dict[str, Any]) -> list[dict[str, list[list[float]]]]:

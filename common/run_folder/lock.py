@@ -68,6 +68,24 @@ def _touch(path: Path, mine: dict[str, Any], ended: threading.Event) -> None:
             os.utime(path)
 
 
+def holder(folder: Path) -> str | None:
+    """What a folder's lock says of its process, without touching it: "running", "running on HOST" or "killed" (it is
+    gone); None where there is no lock."""
+    path = folder / FILE
+    found = _read(path)
+    if found is None:
+        return None
+    pid, host = found.get("pid"), found.get("host")
+    if not isinstance(pid, int) or not isinstance(host, str):
+        return "killed"
+    if host == socket.gethostname() and not _is_elsewhere(found):
+        return "running" if _lives(pid, found.get("process_started")) else "killed"
+    with contextlib.suppress(OSError):
+        if time.time() - path.stat().st_mtime < SILENT:
+            return f"running on {host}"
+    return "killed"
+
+
 def release() -> None:
     """Release what this process holds. A lock that another one has taken over is left alone."""
     for path, mine in list(_held.items()):

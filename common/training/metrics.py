@@ -180,7 +180,10 @@ class TrainingMetrics:
         self._keeping = self._kept - start
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        """Keep a line of values; show `loss` and `learning_rate` where they are among them."""
+        """Keep a line of values, beside a `loss` with speed and memory so far; show it and the `learning_rate`."""
+        if "loss" in values:
+            speed = self.trained / max(self.seconds, 1e-9)
+            values = {**values, "trained_tokens_per_second": speed, "peak_bytes": self.peak.bytes}
         if is_main_process():
             with self.log_file.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, **values}) + "\n")
@@ -201,9 +204,6 @@ class TrainingMetrics:
         """Tell the tracker. Of the evaluation at the end it hears with the scores: its curve has one point a step."""
         if self.tracker is None:
             return
-        if "loss" in values:
-            speed = self.trained / max(self.seconds, 1e-9)
-            values = {**values, "trained_tokens_per_second": speed, "peak_bytes": self.peak.bytes}
         if not (self._ended and any(name.startswith("eval_") for name in values)):
             self.tracker.log(step, values)
 

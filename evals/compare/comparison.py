@@ -123,7 +123,7 @@ def compare(
     before, after = logs.read(base), logs.read(tuned)
     names, notes = matching.pair(before, after, only or [], any_prompt)
     wanted = metrics or {}
-    rows = [row for name in names for row in _task(before, after, name, wanted.get(name), notes)]
+    rows = [row for name in names for row in task_rows(before, after, name, wanted.get(name), notes)]
     grouped = _groups(before, after, names, wanted, rows)
     unknown = set(wanted) - {row.task for row in [*rows, *grouped]}
     if unknown:
@@ -141,7 +141,7 @@ def compare(
     }
 
 
-def _task(before: ModelScores, after: ModelScores, name: str, wanted: str | None, notes: list[str]) -> list[Row]:
+def task_rows(before: ModelScores, after: ModelScores, name: str, wanted: str | None, notes: list[str]) -> list[Row]:
     """All metrics of a task that lm-eval gives a number for; one is the headline."""
     one, other = before.tasks[name], after.tasks[name]
     numbered = [metric for metric in one.values if metric in one.scores and metric in other.scores]

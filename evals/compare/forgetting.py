@@ -24,19 +24,27 @@ MEANING = (
 )
 
 
-def verdict(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
-    """The general tasks of two scorings as harness.score gives them; empty where there is no general task.
+def tested(before: dict[str, Any], after: dict[str, Any]) -> list[comparison.Row]:
+    """The metric that speaks for each task of two scorings as harness.score gives them, tested as tunebook compare does
+    on the same scores."""
+    rows = [_row(task, before, after) for task in before["metrics"]]
+    comparison.judge(rows)
+    return rows
+
+
+def verdict(
+    before: dict[str, Any], after: dict[str, Any], all_rows: list[comparison.Row] | None = None
+) -> dict[str, Any]:
+    """The general tasks among `all_rows` (default: tested(before, after)); empty where there is none.
 
     Returns:
         verdict (the worst of any task), tasks {task: metric, items, before, after, low, high (of the
         difference), p, p_holm, loss_low, loss_high (what is lost at the ends of the interval, as the margin is meant),
         margin, verdict}, words (one line), meaning (of the verdicts).
     """
-    all_rows = [_row(task, before, after) for task in before["metrics"]]
-    rows = [row for row in all_rows if row.task not in TARGET_TASKS]
+    rows = [row for row in all_rows or tested(before, after) if row.task not in TARGET_TASKS]
     if not rows:
         return {}
-    comparison.judge(all_rows)  # as tunebook compare does on the same scores
     tasks = {row.task: _judged(row) for row in rows}
     verdicts = {task["verdict"] for task in tasks.values()}
     worst = next(word for word in VERDICTS if word in verdicts)

@@ -3,14 +3,17 @@
 from pathlib import Path
 from typing import Any
 
-from tunebook.common import files, format
+from tunebook.common import format, pages
+from tunebook.common.flags import redaction
 from tunebook.common.format import p_value
-from tunebook.common.report import plots
+from tunebook.common.pages import Cell
+from tunebook.common.report import labels, summary
 from tunebook.evals.stats import scales
 
 HEADS = ["task", "metric", "items", "before", "after", "difference", "95 % interval", "won", "lost", "p", "p (Holm)",
          "verdict"]  # fmt: skip
-INTERVAL = {"low": "", "difference": "full", "high": ""}  # how the values of a row are marked in a plot
+PAGE_HEADS = ["Task", "Verdict", "Before", "After", "Change, 95 % interval", "", "Items", "p (Holm)"]
+TILES = 8
 
 
 def number(value: float | None, share: bool) -> str:
@@ -68,7 +71,7 @@ def markdown(report: dict[str, Any]) -> str:
 def explained(report: dict[str, Any]) -> list[str]:
     """What the columns mean, as far as this comparison has them."""
     tests = {row["test"] for row in report["rows"] if row["headline"]}
-    lines = ["Differences of shares are in points; the interval is of after minus before on the same items."]
+    lines = ["Changes of shares are in points; the interval is of after minus before on the same items."]
     if "exact McNemar" in tests:
         lines.append("Right or wrong: p by the exact McNemar test, interval by Tango's score method.")
     if "paired bootstrap" in tests:
@@ -81,33 +84,57 @@ def explained(report: dict[str, Any]) -> list[str]:
 
 def page(report: dict[str, Any]) -> str:
     """One HTML file."""
-    tested = [row for row in report["rows"] if row["headline"] and row["test"]]
-    shares, others = [row for row in tested if row["share"]], [row for row in tested if not row["share"]]
-    drawn = []
-    if shares:
-        drawn = [
-            _plot(shares, 100, {"before": "none", "after": "full"}, "%", "Shares before (hollow) and after"),
-            _plot(shares, 100, INTERVAL, "points", "Difference in points, with its interval"),
-        ]
-    if others := [row for row in others if row["before"]]:
-        drawn.append(_plot(others, None, INTERVAL, "% of before", "Change in % of before, with its interval"))
-    return files.page(
+    rows = [row for row in report["rows"] if row["headline"]]
+    tone, sentences = verdict(rows)
+    return pages.render(
         Path(__file__).with_name("comparison.html.jinja"),
-        **{key: value for key, value in report.items() if key not in ("rows", "items")},
-        heads=HEADS,
-        rows=[row for row in report["rows"] if row["headline"]],
-        more=[cells(row)[:9] for row in report["rows"] if not row["headline"]],
-        cells=cells,
-        examples=report["items"],
-        plots=drawn,
-        explained=explained(report),
-    )
+        facts=[(name.capitalize(), side(report[name])) for name in ("before", "after")],
+        tone=tone,
+        sentences=sentences,
+        tiles=[
+            (labels.task(row["task"]) + ("" if row["share"] else f", {labels.metric(row['metric'])}"),
+             number(row["after"], row["share"]), f"was {number(row['before'], row['share'])}", row["verdict"])
+            for row in rows[:TILES]
+        ],
+        heads=PAGE_HEADS,
+        rows=_cells(rows),
+        more_heads=[*PAGE_HEADS[:1], *PAGE_HEADS[2:7]],
+        more=[[first, *rest[:5]] for first, _, *rest in _cells([row for row in report["rows"] if not row["headline"]])],
+        notes=[*report["notes"], *explained(report)],
+        examples={labels.task(task): found for task, found in report["items"].items()},
+    )  # fmt: skip
 
 
-def _plot(rows: list[dict[str, Any]], scale: float | None, marks: dict[str, str], unit: str, title: str) -> str:
-    """One line for each row, with marks at its values; `scale` None: in percent of `before`."""
-    spans = []
-    for row in rows:
-        factor = scale or 100 / abs(row["before"])
-        spans.append((row["task"], row["verdict"], [(factor * row[key], mark) for key, mark in marks.items()]))
-    return plots.ranges(spans, unit, title)
+def side(found: dict[str, Any]) -> str:
+    """Where scores come from and how the model was asked, without folders of this machine."""
+    asked = f"{'with' if found['chat_template'] else 'without'} chat template"
+    dtype = (found.get("dtype") or "").removeprefix("torch.")
+    words = [found["folder"], found.get("model"), dtype, asked, f"lm-eval {found['lm_eval']}"]
+    return redaction.without_paths(" · ".join(str(word) for word in words if word))
+
+
+def verdict(rows: list[dict[str, Any]]) -> tuple[str, list[str]]:
+    """The tone of a comparison, and its verdict in a sentence or two."""
+    by = {kind: [labels.task(row["task"]) for row in rows if row["verdict"] == kind]
+          for kind in ("better", "worse", "no difference shown", "not tested")}  # fmt: skip
+    parts = [f"{kind} on {len(names)} of {len(rows)} ({', '.join(names)})" for kind, names in by.items() if names]
+    tone = "mixed" if by["better"] and by["worse"] else "better" if by["better"] else "worse" if by["worse"] else ""
+    start = "; ".join(parts) or "nothing was compared"
+    return tone, [f"{start[0].upper()}{start[1:]}.", "After against before, on the same items."]
+
+
+def _cells(rows: list[dict[str, Any]]) -> list[list[Any]]:
+    """Rows in the order of PAGE_HEADS."""
+    drawn = summary.drawings(rows, [pages.tone(row["verdict"]) for row in rows])
+    found: list[list[Any]] = []
+    for row, span in zip(rows, drawn, strict=True):
+        share, decided = row["share"], row["won"] is not None
+        measure = metric({**row, "metric": labels.metric(row["metric"])})
+        found.append([
+            Cell(labels.task(row["task"]), f"{measure} · {row['task']}"),
+            Cell(verdict=row["verdict"]), number(row["before"], share), number(row["after"], share),
+            Cell(summary.change(row), summary.ends(row), sort=row["difference"]), Cell(span=span),
+            Cell(f"{row['items']:,}", f"{row['won']:,} won, {row['lost']:,} lost" if decided else ""),
+            Cell(p_value(row["p_holm"]), sort=row["p_holm"]),
+        ])  # fmt: skip
+    return found

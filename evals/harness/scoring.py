@@ -48,8 +48,8 @@ class Scores:
                 print(self.command_problem)
 
     def results(self, model: Path | str | None, adapter: Path | None) -> dict[str, Any]:
-        """`before`, `after`, `comparison`, `by_skill`, `forgetting` and `command` for the report. Plain texts, whose
-        bits per byte are no share, are in `forgetting` alone.
+        """`before`, `after`, `comparison`, `tests`, `by_skill`, `forgetting` and `command` for the report. Plain texts,
+        whose bits per byte are no share, are in `tests` and `forgetting` alone.
 
         Args:
             model, adapter: what a plain lm_eval command has to load for the scores after; None: it cannot.
@@ -63,6 +63,8 @@ class Scores:
             }
             for when in ("before", "after")
         )
+        both = self._scores["before"], self._scores["after"]
+        tested = forgetting.tested(*both)
         command = None
         if self.tasks and model is not None and not self.command_problem:
             command = (
@@ -73,8 +75,9 @@ class Scores:
             "before": before["metrics"],
             "after": after["metrics"],
             "comparison": compare(before, after),
+            "tests": [row.as_dict() | {"general": row.task not in forgetting.TARGET_TASKS} for row in tested],
             "by_skill": by_skill(after),
-            "forgetting": forgetting.verdict(self._scores["before"], self._scores["after"]),
+            "forgetting": forgetting.verdict(*both, tested),
             "command": command,
         }
 

@@ -3,12 +3,21 @@
 from pathlib import Path
 from typing import Any
 
-from tunebook.common import files, format
+from tunebook.common import format, pages
+from tunebook.common.flags import redaction
 from tunebook.common.format import p_value, percent
+from tunebook.common.pages import Cell
 from tunebook.evals.judge.prompt import OUTCOMES
 
 HEADS = ["", "judged", "won", "lost", "tied", "position-inconsistent", "equal answers", "unparsed", "win rate",
          "95 % interval", "characters, base → tuned"]  # fmt: skip
+COUNTS = {"won": "Won", "lost": "Lost", "tied": "Tied", "position_inconsistent": "Orders disagreed",
+          "identical": "Equal answers", "unparsed": "Unparsed"}  # fmt: skip
+COUNTED = {"won": "Won", "tied": "Tied in both orders", "position_inconsistent": "Orders disagreed (a tie)",
+           "identical": "Equal answers (a tie)", "lost": "Lost"}  # fmt: skip
+LENGTHS = ("characters_base", "characters_tuned")
+FEW = 10  # items below which a rate is told to be of few
+SAYS_NOTHING = 0.9  # width of an interval
 KINDS = {
     "lost": "Lost: base's answer is better in both orders",
     "won": "Won: the tuned model's answer is better in both orders",
@@ -65,6 +74,8 @@ def length_line(controlled: dict[str, Any]) -> str:
     if controlled["rate"] is None:
         return f"length-controlled win rate: none; {controlled['why']}"
     why = f"; {controlled['why']}" if controlled["why"] else ""
+    if not known(controlled):
+        return f"length-controlled win rate: not known, as its interval is {interval(controlled)}{why}"
     return f"length-controlled win rate {percent(controlled['rate'])} ({interval(controlled)}){why}"
 
 
@@ -124,14 +135,49 @@ def markdown(report: dict[str, Any]) -> str:
 
 def page(report: dict[str, Any]) -> str:
     """One HTML file: the figures, and all items with both verdicts."""
-    groups = [(text, [item for item in report["items"] if item["outcome"] == kind]) for kind, text in KINDS.items()]
-    return files.page(
+    total, controlled = report["total"], report["length_controlled"]
+    models = [report[name]["name"] for name in ("base", "tuned", "judge")]
+    facts = zip(("Base", "Tuned", "Judge"), map(redaction.without_paths, models), strict=True)
+    result, words = lines(report), WORDS[report["verdict"]]
+    rate = f"{percent(total['rate'])} ({interval(total)}), p {p_value(total['p'])}"
+    lengths = [format.DASH if total[key] is None else f"{total[key]:,.0f}" for key in LENGTHS]
+    return pages.render(
         Path(__file__).with_name("judge.html.jinja"),
-        report=report,
-        result=lines(report)[: 5 if report["total"]["judged"] else 4],
-        heads=HEADS,
-        rows=table(report),
-        notes=notes(report),
-        explained=explained(report),
-        groups=[(text, items) for text, items in groups if items],
-    )
+        facts=[*facts, ("Items judged", f"{total['judged']:,} of {report['pairs']:,}")],
+        tone=pages.tone(report["verdict"]),
+        sentences=[f"{words[0].upper()}{words[1:]}: win rate {rate}.", result[2]],
+        tiles=[
+            ("Win rate of the tuned model", percent(total["rate"]), interval(total), report["verdict"]),
+            ("Between answers of equal length", percent(controlled["rate"]) if known(controlled) else format.DASH,
+             interval(controlled) if known(controlled) else "not known", ""),
+            ("Characters of an answer, tuned", lengths[1], f"base: {lengths[0]}", ""),
+        ],
+        bar=[(key, name, total[key], total[key] / (total["judged"] or 1)) for key, name in COUNTED.items()],
+        **_table(report),
+        notes=[*notes(report), *explained(report)],
+        kinds=[(kind, text, count) for kind, text in KINDS.items()
+               if (count := sum(item["outcome"] == kind for item in report["items"]))],
+        items=report["items"],
+    )  # fmt: skip
+
+
+def known(controlled: dict[str, Any]) -> bool:
+    """Whether a length-controlled rate says anything: its interval is not nearly all there is."""
+    return controlled["rate"] is not None and controlled["high"] - controlled["low"] < SAYS_NOTHING
+
+
+def _table(report: dict[str, Any]) -> dict[str, Any]:
+    """`heads` and `rows`; a count that is zero everywhere has no column."""
+    rows = {"all": report["total"], **report["by_turn"], **report["by_category"]}
+    counts = [key for key in OUTCOMES if key in ("won", "lost", "tied") or any(row[key] for row in rows.values())]
+    found: list[list[Any]] = []
+    for name, row in rows.items():
+        base, tuned = row["characters_base"], row["characters_tuned"]
+        lengths = format.DASH if base is None else f"{base:,.0f} → {tuned:,.0f}"
+        few = f"{row['judged']:,} items" + (": too few to tell" if 0 < row["judged"] < FEW else "")
+        found.append([
+            Cell(name, few, sort=name), Cell(percent(row["rate"]), interval(row), sort=row["rate"]),
+            *(f"{row[key]:,}" for key in counts), Cell(lengths, sort=(tuned or 0) - (base or 0)),
+        ])  # fmt: skip
+    heads = ["", "Win rate, 95 % interval", *(COUNTS[key] for key in counts), "Characters, base → tuned"]
+    return {"heads": heads, "rows": found}

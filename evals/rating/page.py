@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tunebook.common.errors import UserError
+from tunebook.common.pages import served
 from tunebook.evals.rating.items import MODELS, Item, RatingItems
 from tunebook.evals.rating.votes import HIGHEST, SCORES, Vote, Votes
 
@@ -32,7 +33,7 @@ STYLE = """<style>
 .active { outline: 2px solid var(--color-accent); outline-offset: -2px; border-radius: .5rem; }
 .hint kbd { border: 1px solid var(--border-color-primary) !important; border-radius: .25rem; padding: 0 .35em; }
 .title, button { font-family: system-ui, sans-serif !important; }
-footer { display: none !important; }
+#start, #save, #back { max-width: 14rem; }
 @media (max-width: 30rem) {
   fieldset label { padding: .3rem .5rem !important; }
   fieldset .wrap { gap: .3rem !important; }
@@ -59,6 +60,7 @@ def serve(rating: RatingItems, votes: Votes, port: int) -> None:
         UserError: the port is taken.
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # no telemetry
+    import gradio
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
@@ -67,8 +69,8 @@ def serve(rating: RatingItems, votes: Votes, port: int) -> None:
     page = build(RatingSession(rating, votes))
     try:
         page.launch(
-            server_name="127.0.0.1", server_port=port, share=False, inbrowser=False, quiet=True, ssr_mode=False,
-            app_kwargs={"middleware": guards}, prevent_thread_lock=True,
+            server_name="127.0.0.1", server_port=port, share=False, inbrowser=False, ssr_mode=False,
+            app_kwargs={"middleware": guards}, prevent_thread_lock=True, **served.look(gradio),
         )  # fmt: skip
     except OSError as error:
         raise UserError(f"--port {port}: {error}; choose another") from None
@@ -148,6 +150,16 @@ def as_text(text: str, title: str) -> str:
     return f'<p class="title">{title}</p><div class="text" dir="auto" tabindex="0" aria-label="{title}">{shown}</div>'
 
 
+def asked(items: int) -> list[str]:
+    """What a rater is told before the first item."""
+    return [
+        f"You will see {items:,} prompt{'s' if items != 1 else ''}, each with two answers, A and B. They come from two "
+        "models; which is which is hidden, and changes from item to item.",
+        "Give each answer two scores, for how helpful and how safe it is, and say which one you prefer. Every vote is "
+        "saved at once, so you can stop at any time and go on later under the same name.",
+    ]
+
+
 def name_of(text: str) -> str:
     """A rater's name as it is kept; "" where there is none."""
     return " ".join(text.split())[:LONGEST_NAME]
@@ -160,6 +172,7 @@ def build(session: RatingSession) -> Any:
     with gradio.Blocks(title="Which answer is better?", analytics_enabled=False) as page:
         gradio.HTML(STYLE)
         with gradio.Column() as welcome:
+            gradio.HTML(served.head("rating of answers", "Which answer is better?", *asked(len(session.order))))
             name = gradio.Textbox(label="Your name", info="Votes are kept under it; with the same name you go on.",
                                   max_lines=1, elem_id="name")  # fmt: skip
             start = gradio.Button("Start", variant="primary", elem_id="start")
@@ -169,10 +182,12 @@ def build(session: RatingSession) -> Any:
             with gradio.Column() as vote_form:
                 prompt = gradio.HTML()
                 answers, scores = [], {}
+                with gradio.Row(equal_height=True):
+                    for _ in LETTERS:
+                        answers.append(gradio.HTML(min_height=1))
                 with gradio.Row():
                     for place, letter in enumerate(LETTERS):
                         with gradio.Column(min_width=300):
-                            answers.append(gradio.HTML())
                             for score in SCORES:
                                 scores[score, place] = gradio.Radio(
                                     list(range(1, HIGHEST + 1)),
@@ -185,7 +200,7 @@ def build(session: RatingSession) -> Any:
             with gradio.Row():
                 back = gradio.Button("Back", elem_id="back")
                 save = gradio.Button("Save and go on", variant="primary", elem_id="save")
-            gradio.HTML(f'<p class="hint">{KEYS}</p>')
+            gradio.HTML(f'<p class="hint keys">{KEYS}</p>')
         marks = [*(scores[score, place] for score in SCORES for place in (0, 1)), better]
         shown = [welcome, main_area, vote_form, save, key, rater, progress, prompt, *answers, *marks]
         _connect(gradio, session, (name, start, back, save, key, rater), marks, shown)

@@ -373,6 +373,14 @@ def test_the_page_goes_on_from_questions_that_were_answered():
     assert chat_page.said(history) == [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 
 
+def test_what_is_chosen_on_the_page():
+    given = Decoding(8, temperature=0.7, top_p=0.9, top_k=5)
+    assert chat_page.with_choices(given, 0, 20) == Decoding(20)
+    assert chat_page.with_choices(given, 1.5, 8) == Decoding(8, temperature=1.5, top_p=0.9, top_k=5)
+    assert chat_page.with_choices(Decoding(8, num_beams=3), 0.5, 8).num_beams == 1
+    assert chat_page.with_choices(Decoding(8, num_beams=3), 0, 8).num_beams == 3
+
+
 def test_the_page_answers_as_the_terminal_does(monkeypatch, capsys, bottleneck, serves_pages):
     pytest.importorskip("gradio")
     from gradio_client import Client
@@ -385,12 +393,16 @@ def test_the_page_answers_as_the_terminal_does(monkeypatch, capsys, bottleneck, 
     try:
         assert address.startswith("http://127.0.0.1")
         client = Client(address, verbose=False)  # the conversation is the client's session
-        said = [client.predict(question, "", bottleneck.name, api_name="/chat") for question in questions.splitlines()]
+        rest = ("", bottleneck.name, 0, 8)
+        said = [client.predict(question, *rest, False, api_name="/chat")[0] for question in questions.splitlines()]
         assert "".join(text + "\n" for text in said) == out
         with pytest.raises(Exception, match="have room"):
-            client.predict("word " * 900, "", bottleneck.name, api_name="/chat")
-        assert client.predict(questions.splitlines()[1], "", bottleneck.name, api_name="/chat")  # it goes on
-        other = Client(address, verbose=False).predict(questions.splitlines()[0], "", "none", api_name="/chat")
+            client.predict("word " * 900, *rest, False, api_name="/chat")
+        assert client.predict(questions.splitlines()[1], *rest, False, api_name="/chat")  # it goes on
+        first = questions.splitlines()[0]
+        other, _ = Client(address, verbose=False).predict(first, "", "none", 0, 8, False, api_name="/chat")
         assert adapted.current is None and other != said[0]
+        both = Client(address, verbose=False).predict(first, *rest, True, api_name="/chat")
+        assert tuple(both) == (said[0], other)  # tuned, and the base beside it
     finally:
         page.close()

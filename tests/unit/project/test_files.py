@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy
 import pytest
 
-from tunebook.common import files, format
+from tunebook.common import files, format, pages
 from tunebook.common.errors import UserError
 from tunebook.common.report import plots
 
@@ -67,10 +67,10 @@ def test_a_page_extends_the_common_one_and_escapes(tmp_path):
         "{% block title %}{{ name }}{% endblock %}"
         '{% block body %}{{ table(["", "n"], [[name, 0.5|percent]]) }}{% endblock %}'
     )
-    page = files.page(tmp_path / "own.html.jinja", name="<b>")
+    page = pages.render(tmp_path / "own.html.jinja", name="<b>")
     assert page.startswith("<!doctype html>") and "<title>&lt;b&gt;</title>" in page
-    assert '<td>&lt;b&gt;</td><td class="n">50.0 %</td>' in page and "<b>" not in page
-    assert "prefers-color-scheme: dark" in page and 'name="viewport"' in page
+    assert '<td>&lt;b&gt;</td><td class="n" data-head="n">50.0 %</td>' in page and "<b>" not in page
+    assert "light-dark(" in page and 'name="viewport"' in page and 'id="bokeh"' not in page
 
 
 @pytest.mark.parametrize(
@@ -105,21 +105,18 @@ def test_what_cannot_be_seen_is_written_out():
 
 def test_plots_fetch_nothing_have_the_colours_of_the_page_and_say_names_as_text():
     wild = '<script>"x"</script>'
-    spans = [(wild, "better", [(1.0, ""), (2.0, "full"), (3.0, "")]), ("b", "worse", [(5.0, "none"), (4.0, "full")])]
     drawn = [
-        plots.curves({wild: [[0, 2.0], [5, 1.0]], "empty": []}, "loss"),
+        plots.curves({wild: [[0, 2.0], [5, 1.0]], "empty": []}, y="loss"),
         plots.scatter({wild: (10, 0.5), "other": (1000, 0.7)}, "x", "y", log=True),
         plots.bars({"step": 10, "counts": [3, 1], "beyond": 1}, wild),
         plots.bars({"step": 1, "counts": [], "beyond": 0}, "none"),
-        plots.ranges(spans, "points", wild),
     ]
     for svg in drawn:
         assert svg.startswith('<svg role="img" aria-label="') and svg.rstrip().endswith("</svg>")
         assert "currentColor" in svg and "<script" not in svg and not re.search(r"url\(|http|#123456|#000000", svg)
     assert "By step: &lt;script&gt;" in drawn[0] and "empty" not in drawn[0] and plots.curves({"a": []}) == ""
     assert "last bar: 10 and more" in drawn[2]
-    assert plots.COLORS["better"] in drawn[4] and plots.COLORS["worse"] in drawn[4]
-    assert drawn[0] == plots.curves({wild: [[0, 2.0], [5, 1.0]], "empty": []}, "loss")
+    assert drawn[0] == plots.curves({wild: [[0, 2.0], [5, 1.0]], "empty": []}, y="loss")
 
 
 def test_weights_can_be_read_by_a_server_of_another_user(tmp_path):

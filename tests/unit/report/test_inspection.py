@@ -4,6 +4,7 @@ import html.parser
 import json
 import re
 
+import browser
 import pytest
 import real
 from paths import DATA, needs_data
@@ -66,7 +67,7 @@ def test_a_set_whose_labels_all_vanish_is_refused(tokenizer):
     assert len(kept) == 0
     report, _ = dataset.look(rows(), tokenizer, ALPACA, 3)
     assert "Raise --max_length (now 3)" in report["refused"]
-    Page().feed(page(report))
+    Page().feed(browser.own(page(report)))
 
 
 class Page(html.parser.HTMLParser):
@@ -79,7 +80,8 @@ class Page(html.parser.HTMLParser):
         self.open, self.fetched, self.text = [], [], []
 
     def handle_starttag(self, tag, attrs):
-        self.fetched += [value for name, value in attrs if name in ("src", "href") and not value.startswith("data:")]
+        links = [value for name, value in attrs if name in ("src", "href")]
+        self.fetched += [value for value in links if not value.startswith(("data:", "#"))]
         if tag not in ("meta", "link", "br"):
             self.open.append(tag)
 
@@ -106,13 +108,14 @@ def test_the_page_needs_nothing_else_and_escapes_what_rows_say(tokenizer):
     # Tokens cut a tag into pieces, so the names of files carry it, too.
     tag = "<script>alert(1)</script>"
     wild = [{**row, "output": f'{tag} & "quotes" {{{{ 7 * 7 }}}}', "source": f"{tag}{row['row']}"} for row in rows(2)]
-    text = page({**dataset.look(wild, tokenizer, ALPACA)[0], "data": tag})
+    whole = page({**dataset.look(wild, tokenizer, ALPACA)[0], "data": tag})
+    text = browser.own(whole)
     parsed = Page()
     parsed.feed(text)
     assert parsed.open == [] and parsed.fetched == []
     assert "<script" not in text and "49" not in re.findall(r"<b>(.*?)</b>", text)
-    assert "url(" not in text and "@import" not in text
-    assert "prefers-color-scheme: dark" in text and 'name="viewport"' in text
+    style = whole[whole.index("<style>") : whole.index("</style>")]
+    assert "url(" not in style and "@import" not in style and "light-dark(" in style and 'name="viewport"' in text
 
 
 def test_every_token_is_on_the_page_with_its_id(tokenizer):
@@ -146,7 +149,7 @@ def test_chats_and_short_names(tokenizer):
     assert report["statistics"]["exact_duplicates"] == 1
     assert statistics.short_names(["x/a.json", "y/a.json", "y/b.json"])["x/a.json"] == "x/a.json"
     assert statistics.short_names(["x/a.json", "y/b.json"]) == {"x/a.json": "a.json", "y/b.json": "b.json"}
-    Page().feed(page(report))
+    Page().feed(browser.own(page(report)))
 
 
 def test_what_is_looked_for_on_request(tokenizer, tmp_path):

@@ -8,9 +8,9 @@ import browser
 import few
 import pytest
 
-from tunebook.common.commands import table as command
 from tunebook.common.errors import UserError
 from tunebook.common.report import methods_table
+from tunebook.evals.commands import table as command
 
 
 def test_a_word_sets_flags():
@@ -56,7 +56,8 @@ def test_rows_and_pages(tmp_path):
     read = list(csv.DictReader((tmp_path / "table.csv").read_text().splitlines()))
     assert read[0]["task acc"] == "50.0" and read[1]["loss"] == ""
     page = methods_table.page(rows, {"lora_alpaca": [[0, 3.0], [5, 1.0]]}, ["a note"], {"flags": "<none>"})
-    assert page.count("<svg") == 4 and "a note" in page and "&lt;none&gt;" in page and "<script" not in page
+    said = browser.own(page)
+    assert said.count("<svg") == 4 and "a note" in said and "&lt;none&gt;" in said and "<script" not in said
     (tmp_path / "table.html").write_text(page, encoding="utf-8")
     browser.look(tmp_path / "table.html")
 

@@ -14,10 +14,11 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import tyro
 
-from tunebook.common import catalog, files, format
+from tunebook.common import catalog, files, format, pages
 from tunebook.common.errors import CheckFailed, UserError, nearest
 from tunebook.common.report import methods_table
 
@@ -58,7 +59,10 @@ def main(args: Args) -> None:
             failed.append(one.name)
     rows, curves = collect(methods, folder)
     if rows:
-        write(folder, rows, curves, args.rest)
+        from tunebook.evals.compare import best
+
+        places = {one.name: place_of(one, folder) for one in methods if one.name in curves}
+        write(folder, rows, curves, args.rest, best.against_best(places))
     if failed:
         raise CheckFailed(f"these did not end well and are not in the table: {', '.join(failed)}; see their .log files")
 
@@ -121,12 +125,15 @@ def collect(methods: list[Method], folder: Path) -> tuple[list[dict], dict[str, 
     for one in methods:
         report = methods_table.read(place_of(one, folder))
         if report is not None:
-            rows.append(methods_table.row(one.name, one.file.stem, report))
+            link = pages.link(f"{place_of(one, folder).name}/report.html")
+            rows.append(methods_table.row(one.name, one.file.stem, report, link))
             curves[one.name] = report["train"]["evaluations"]
     return rows, curves
 
 
-def write(folder: Path, rows: list[dict], curves: dict[str, list], rest: list[str]) -> None:
+def write(
+    folder: Path, rows: list[dict], curves: dict[str, list], rest: list[str], against: dict[str, Any] | None = None
+) -> None:
     """table.md, table.csv, table.html, and the table on the terminal."""
     seen = [found["trained_tokens"] for found in rows]
     notes = []
@@ -139,5 +146,5 @@ def write(folder: Path, rows: list[dict], curves: dict[str, list], rest: list[st
     about = {"flags": " ".join(rest) or "the recipes' own defaults"}
     files.write_atomic(folder / "table.md", format.markdown_table([*words], words.values))
     files.write_atomic(folder / "table.csv", methods_table.frame(rows).to_csv(index=False))
-    files.write_atomic(folder / "table.html", methods_table.page(rows, curves, notes, about))
+    files.write_atomic(folder / "table.html", methods_table.page(rows, curves, notes, about, against))
     print(f"table: {folder / 'table.html'}, table.md, table.csv")

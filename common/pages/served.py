@@ -1,0 +1,29 @@
+"""How pages look that a server of this machine shows (through Gradio): as the written ones do."""
+
+from typing import Any
+
+CSS = """
+footer { display: none !important; }
+.gradio-container { max-width: 76rem !important; margin: 0 auto !important; }
+.kind { margin: 0; font-size: .8rem; letter-spacing: .04em; color: var(--body-text-color-subdued); }
+.served h1 { margin: .1rem 0 .4rem; font-size: 1.6rem; font-weight: 700; color: var(--body-text-color); }
+.served p { margin: .2rem 0 .5rem; max-width: 50rem; color: var(--body-text-color-subdued); overflow-wrap: anywhere; }
+@media (max-width: 40rem), (hover: none) { .keys { display: none; } }
+"""
+
+
+def look(gradio: Any) -> dict[str, Any]:
+    """Arguments of Blocks.launch. Fonts are those of the system: nothing is fetched."""
+    theme = gradio.themes.Default(
+        primary_hue="blue",
+        neutral_hue="slate",
+        font=["system-ui", "sans-serif"],
+        font_mono=["ui-monospace", "monospace"],
+    )
+    return {"theme": theme, "css": CSS, "footer_links": [], "quiet": True}
+
+
+def head(kind: str, title: str, *sentences: str) -> str:
+    """The head of a page as HTML; the words are ours, nothing in them is escaped."""
+    said = "".join(f"<p>{sentence}</p>" for sentence in sentences)
+    return f'<div class="served"><p class="kind">tunebook · {kind}</p><h1>{title}</h1>{said}</div>'
