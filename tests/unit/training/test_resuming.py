@@ -9,10 +9,12 @@ import few
 import forked
 import killed
 import pytest
+import torch
 from paths import ROOT
 
 from tunebook.common.errors import UserError
 from tunebook.common.run_folder import checkpoint_files, output_dir, run_record
+from tunebook.common.training import resuming
 
 RECIPE = ROOT / "recipes" / "lora_alpaca.py"
 # A constant rate: one step too many would move the weights.
@@ -155,6 +157,14 @@ def test_a_damaged_checkpoint_is_set_aside(finished, tmp_path, capsys, sealed, n
         shutil.rmtree(other)
     with pytest.raises(UserError, match=f"no checkpoint of .* is whole: {older.name}: {says}"):
         checkpoint_files.newest(folder, run, unsealed)
+
+
+def test_tensors_are_read_onto_the_cpu_of_several_processes(tmp_path):
+    """accelerate numbers it, and the Trainer reads the optimizer's state onto it."""
+    resuming._know_numbered_cpus()
+    torch.save({"exp_avg": torch.ones(3)}, tmp_path / "optimizer.pt")
+    found = torch.load(tmp_path / "optimizer.pt", map_location=torch.device("cpu", 0), weights_only=True)
+    assert torch.equal(found["exp_avg"], torch.ones(3))
 
 
 @pytest.mark.recipe

@@ -5,12 +5,16 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import few
 import forked
 import killed
 import pytest
 from paths import ROOT
+
+from tunebook.common.process import stopping
+from tunebook.common.training import stop_on_signal
 
 STEPS = 8
 
@@ -82,6 +86,31 @@ def test_an_evaluation_is_left_at_a_signal_and_taken_when_the_run_goes_on(recipe
         assert taken == [other for other in evaluations if other < step]
     assert start(recipe, *flags(recipe, rows, run)).returncode == 0
     killed.same_account(whole, run, 2, how="stopped")
+
+
+def test_a_checkpoint_that_only_a_signal_has_made_is_not_the_best_one():
+    """At the end the undisturbed run takes the best of those that it saves itself."""
+    for due, best in ((True, 3), (False, None)):
+        state = SimpleNamespace(best_global_step=3, global_step=3)
+        stop_on_signal._settle_best(SimpleNamespace(state=state), due)
+        assert state.best_global_step == best
+    state = SimpleNamespace(best_global_step=2, global_step=3)
+    stop_on_signal._settle_best(SimpleNamespace(state=state), False)
+    assert state.best_global_step == 2
+
+
+@pytest.mark.parametrize("strategies", [("epoch", "epoch", "steps"), ("steps", "steps", "steps")])
+def test_the_end_of_an_epoch_is_saved_after_its_evaluation(monkeypatch, strategies):
+    monkeypatch.setattr(stopping.Waiting, "asked", signal.SIGTERM)
+    names = ("eval_strategy", "save_strategy", "logging_strategy")
+    args = SimpleNamespace(world_size=1, device="cpu", **dict(zip(names, strategies, strict=True)))
+    stop, seen = stop_on_signal.StopOnSignal(), []
+    for epoch in (1.5, 2.0):
+        for event in (stop.on_step_end, stop.on_epoch_end):
+            control = SimpleNamespace(should_save=False, should_evaluate=False)
+            event(args, SimpleNamespace(epoch=epoch), control)
+            seen.append(control.should_save)
+    assert seen == ([True, False, False, True] if "epoch" in strategies else [True, False, True, False])
 
 
 @pytest.mark.recipe
