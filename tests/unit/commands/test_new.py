@@ -223,10 +223,9 @@ def test_values_are_written_where_they_stand_and_others_are_added():
 def test_a_value_over_several_lines_is_replaced_whole():
     from tunebook.common.run import TrainerOptions
 
-    text = "class Args:\n    a: list[str] = field(\n        default_factory=list\n    )\n    b: int = 1\n\n\ndef main(): ...\n"
-    assert recipe_copy.with_values(text, {"a": (["x"], "why")}, TrainerOptions) == (
-        'class Args:\n    a: list[str] = field(default_factory=lambda: ["x"])  # why\n    b: int = 1\n\n\ndef main(): ...\n'
-    )
+    text = "class Args:\n    a: list[str] = field(\n        default_factory=list\n    )\n    b: int = 1\n"
+    found = recipe_copy.with_values(text, {"a": (["x"], "why")}, TrainerOptions)
+    assert found == 'class Args:\n    a: list[str] = field(default_factory=lambda: ["x"])  # why\n    b: int = 1\n'
 
 
 @pytest.mark.recipe
