@@ -1,7 +1,9 @@
 """Distillation on Alpaca rows from a teacher that runs once: its likeliest tokens are kept in a file for all students.
 
-accelerate launch recipes/distill_cached_alpaca.py
-accelerate launch recipes/distill_cached_alpaca.py --targets runs/targets.safetensors --seed 1
+    accelerate launch recipes/distill_cached_alpaca.py
+    accelerate launch recipes/distill_cached_alpaca.py --targets runs/targets.safetensors --seed 1
+
+With --targets, runs share one such file.
 """
 
 from dataclasses import dataclass, field

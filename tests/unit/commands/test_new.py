@@ -113,6 +113,12 @@ REFUSED = [
     ("d.jsonl", [{**row, "images": ["a.png"]} for row in ROWS], 2, "what a text model does not see"),
     ("d.jsonl", [{**row, "output": None} for row in ROWS], 2, "is null"),
     ("d.jsonl", [{"Frage": "a", "Antwort": "b"}] * 20, 2, "instruction=COLUMN output=COLUMN"),
+    (
+        "d.jsonl",
+        [*ROWS[:20], *({**row, "output": None} for row in ROWS[:25])],
+        2,
+        "--bad_rows drop leaves such rows out",
+    ),
     ("d.jsonl", [], 2, "no rows"),
     ("d.jsonl", ROWS[:3], 1, "3 rows; to train and to hold some out takes 10"),
     ("d.jsonl", [{**row, "output": ""} for row in ROWS], 1, "nothing"),
@@ -212,6 +218,14 @@ def test_values_are_written_where_they_stand_and_others_are_added():
     assert (args.lora_r, args.dataset, args.set, args.seed) == (8, ["a b.csv"], ["x=1"], 3)
     assert "lora_r: int = 8  # rank of the adapters" in new_text and "# mine" in new_text
     assert recipe_copy.by_size(text) == {"rate": (2e-3, 2e-4), "epochs": (5, 3)}
+
+
+def test_a_value_over_several_lines_is_replaced_whole():
+    from tunebook.common.run import TrainerOptions
+
+    text = "class Args:\n    a: list[str] = field(\n        default_factory=list\n    )\n    b: int = 1\n"
+    found = recipe_copy.with_values(text, {"a": (["x"], "why")}, TrainerOptions)
+    assert found == 'class Args:\n    a: list[str] = field(default_factory=lambda: ["x"])  # why\n    b: int = 1\n'
 
 
 @pytest.mark.recipe
