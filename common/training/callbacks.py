@@ -1,8 +1,7 @@
 """Callbacks: metrics, token-weighted evaluation, samples, and options that are refused."""
 
-import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -111,16 +110,18 @@ def mean_over(trainer: Any, parts_of: Callable[[dict[str, Any]], torch.Tensor]) 
         parts = parts_of(inputs)
         with cross_entropy(trainer):
             outputs = predict(model, inputs, *args, **kwargs)
-        phases[-1].advance(trainer.accelerator.num_processes)
+        for phase in phases:  # none, where somebody else asks for a prediction
+            phase.advance()
         sums.append(torch.stack([outputs[0].double() * parts, parts]))
         return outputs
 
     def evaluation_loop(*args, metric_key_prefix="eval", **kwargs):
         sums.clear()
-        batches = math.ceil(len(trainer.eval_dataset) / options.per_device_eval_batch_size)
+        batches = len(args[0]) if args and isinstance(args[0], Sized) else None  # of its data loader
         with progress.start("held-out rows", batches, "batches") as phase:
             phases[:] = [phase]
             output = loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        phases.clear()
         batches_B2 = torch.stack(sums)
         loss, parts = trainer.accelerator.reduce(batches_B2.sum(0), "sum")
         output.metrics[f"{metric_key_prefix}_loss"] = (loss / parts).item()

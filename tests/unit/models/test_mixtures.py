@@ -67,7 +67,9 @@ def train(folder):
         ("sft_alpaca", "sees", {"dry_run": True}),
     ):
         module = catalog.load(ROOT / "recipes" / f"{recipe}.py")
-        values = dict(model=str(folder / model), dataset=[str(folder / "rows")], max_steps=3, eval_suite="none")
+        values = dict(
+            model=str(folder / model), dataset=[str(folder / "rows")], max_steps=3, eval_suite="none", eval_share=1
+        )
         output = folder / f"{recipe}_{model}"
         try:
             found[output.name] = module.main(module.Args(**values, output_dir=str(output), **more))

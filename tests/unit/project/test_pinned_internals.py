@@ -5,6 +5,7 @@ Where a pin is lifted, this fails with a list of what to look at, and no run wit
 
 import ast
 import importlib
+import importlib.util
 import inspect
 from pathlib import Path
 
@@ -147,3 +148,13 @@ def test_attributes(name):
 @pytest.mark.parametrize("name", MODULES)
 def test_modules(name):
     importlib.import_module(f"{MODULES[name]}.{name}")
+
+
+def test_bars_of_lm_eval_are_drawn_by_a_name_that_can_be_replaced():
+    """evals/harness/scoring.py puts its own in the place of this name in these modules; descriptions are as there."""
+    from tunebook.evals.harness.scoring import RequestBar
+
+    root = Path(importlib.util.find_spec("lm_eval").origin).parent
+    texts = [(root / name).read_text() for name in ("api/model.py", "api/task.py", "models/huggingface.py")]
+    assert all("\nfrom tqdm import tqdm\n" in text for text in texts)
+    assert all(f'desc="{name}"' in "".join(texts) for name in RequestBar.names if name)

@@ -24,7 +24,7 @@ def numbers(module):
 
 
 def test_every_number_of_every_recipe_has_its_range():
-    known = {*ranges.AT_LEAST_ONE, *ranges.ABOVE_ZERO, *ranges.NOT_NEGATIVE, "max_steps"}
+    known = {*ranges.AT_LEAST_ONE, *ranges.ABOVE_ZERO, *ranges.NOT_NEGATIVE, "max_steps", "eval_share"}
     found = set().union(*(numbers(name) for name in catalog.recipes()))
     assert found - known - ELSEWHERE - OF_POCKET == set()
     assert known <= found
@@ -39,6 +39,7 @@ def test_every_number_of_every_recipe_has_its_range():
         ("num_train_epochs", (0.0, -1.0), (0.5, None)),
         ("max_steps", (0, -2), (-1, 1)),
         ("seed", (-1,), (0,)),
+        ("eval_share", (0, -0.1, 1.1, float("nan")), (0.01, 1)),
     ],
 )
 def test_ranges(name, bad, good):
