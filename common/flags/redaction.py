@@ -64,8 +64,8 @@ def without_paths(value: Any, folder: Path | None = None) -> Any:
 
 def _places(folder: Path | None) -> list[tuple[str, str]]:
     """Folders of this machine and what stands for each, the innermost first."""
-    here, package = Path.cwd(), Path(__file__).resolve().parents[2]
-    named = {Path(os.path.expanduser("~")): "$HOME/", package: "tunebook/", here: ""}
+    packages = [file.parents[2] for file in (Path(__file__), Path(__file__).resolve())]  # it may be a link
+    named = {Path(os.path.expanduser("~")): "$HOME/", **dict.fromkeys(packages, "tunebook/"), Path.cwd(): ""}
     if folder is not None:
         named[folder.absolute().parent] = named[folder.resolve().parent] = ""
     places = {str(form): name for place, name in named.items() for form in (place, place.resolve())}
