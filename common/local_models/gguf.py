@@ -92,10 +92,10 @@ def write(file: Path, place: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     tokenizer = gguf_tokenizer.build(read(file, str(file)))
-    loaded: Any
-    loaded, found = AutoModelForCausalLM.from_pretrained(
+    given: Any = AutoModelForCausalLM.from_pretrained(
         str(file.parent), gguf_file=file.name, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
     )
+    loaded, found = given
     if missing := sorted(found["missing_keys"]):  # they would be random
         raise SystemExit(f"it has no {missing[0]}" + (f", and {len(missing) - 1} more" if len(missing) > 1 else ""))
     values = loaded.config.to_dict()

@@ -24,7 +24,8 @@ def required(what: str) -> Iterator[None]:
     """
     from transformers import modeling_utils
 
-    report = modeling_utils.log_state_dict_report
+    library: Any = modeling_utils
+    report = library.log_state_dict_report
 
     def refuse(*words: Any, **named: Any) -> None:
         info = next(value for value in (*words, *named.values()) if hasattr(value, "mismatched_keys"))
@@ -36,11 +37,11 @@ def required(what: str) -> Iterator[None]:
         info.unexpected_keys = set()  # that was the report
         report(*words, **named)
 
-    modeling_utils.log_state_dict_report = refuse
+    library.log_state_dict_report = refuse
     try:
         yield
     finally:
-        modeling_utils.log_state_dict_report = report
+        library.log_state_dict_report = report
 
 
 def check_shapes(model: Any, what: str) -> None:
