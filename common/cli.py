@@ -144,8 +144,12 @@ def parse(args_class: type, argv: list[str], doc: str = "") -> Any:
     from tunebook.common.flags import aliases, help_text
 
     config, argv = _take_config(argv)
-    argv = aliases.words(argv, {field.name for field in dataclasses.fields(args_class)})
-    description = doc + "\n\n--config FILE.yaml sets any of these; flags win over it. --debug shows tracebacks."
+    names = {field.name for field in dataclasses.fields(args_class)}
+    argv = aliases.words(argv, names)
+    columns = "Columns of another name: --dataset my.csv instruction=question output=answer. " * ("dataset" in names)
+    description = (
+        f"{doc}\n\n{columns}--config FILE.yaml sets any of these; flags win over it. --debug shows tracebacks."
+    )
     default = _defaults(args_class, config)
     unknown = hasattr(default, "rest")
     with _help(argv), _hint(argv, args_class):

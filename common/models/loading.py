@@ -45,7 +45,13 @@ def resolve(name: str, max_length: int | None = None, weights: bool = True) -> s
         raise UserError(f"--model {name}: the folder holds an adapter alone; give it as --adapter, its base as --model")
     missing = []
     if not (path / "config.json").exists():
-        adapter = " (it holds an adapter: give its base as --model)" if (path / "adapter_config.json").exists() else ""
+        adapter = (
+            ""
+            if not (path / "adapter_config.json").exists()
+            else (
+                " (it holds an adapter: give its base as --model, or what tunebook export --to merged makes of the two)"
+            )
+        )
         missing.append(f"config.json{adapter}")
     if weights and not device.planned() and not any((path / file).exists() for file in WEIGHTS):
         missing.append("weights (model.safetensors)")

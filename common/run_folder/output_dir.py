@@ -41,6 +41,7 @@ def prepare(path: str, overwrite: bool, marker: str) -> Path:
     if (folder / marker).exists() and not overwrite:
         raise UserError(
             f"--output_dir {path} holds a finished run ({marker}); choose another folder or add --overwrite"
+            + (f". To train on from it: tunebook export {path} --to merged makes a --model of it" * (marker == REPORT))
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -29,7 +29,7 @@ class HeldOut:
 
     def take(self, dataset: Any) -> Any:
         """So many rows of the dataset, evenly spread."""
-        return dataset if self.rows == self.of else dataset.select(n * self.of // self.rows for n in range(self.rows))
+        return dataset if self.rows == self.of else dataset.select([n * self.of // self.rows for n in range(self.rows)])
 
     def note(self) -> str:
         """What is left out, in a line; empty where nothing is."""
