@@ -184,8 +184,7 @@ class Run:
         epochs = args.num_train_epochs
         steps = args.max_steps if args.max_steps > 0 else max(1, round(epochs * tokens / mean / group))
         plan = {**config_overrides.EVALUATION_SCHEDULE, "eval_delay": 0, **self.overrides}
-        counted = SimpleNamespace(steps=steps, epochs=max(1, round(steps * group * mean / tokens)))
-        times = schedule.evaluations(SimpleNamespace(**plan), counted)
+        times = schedule.evaluations(SimpleNamespace(**plan), steps, max(1, round(steps * group * mean / tokens)))
         return held_out.choose(args.eval_share, validation, steps * group * mean, times)
 
     def defaults(self, model: Any, tokenizer: Any, template: Any, **pairs: tuple[float, float]) -> None:

@@ -139,14 +139,14 @@ def sequences_of(dataset: Any) -> int:
     return 2 if "rejected_ids" in dataset.column_names else 1
 
 
-def evaluations(args: Any, schedule: BatchSchedule) -> int:
-    """How often a trainer with these arguments evaluates during a schedule."""
+def evaluations(args: Any, steps: int, epochs: int) -> int:
+    """How often a trainer with these arguments evaluates during so many steps, and epochs that begin."""
     if args.eval_strategy == "epoch":
-        return sum(args.eval_delay <= epoch + 1 for epoch in range(schedule.epochs))
+        return sum(args.eval_delay <= epoch + 1 for epoch in range(epochs))
     if args.eval_strategy == "no":
         return 0
-    every = max(1, math.ceil(schedule.steps * args.eval_steps) if args.eval_steps < 1 else int(args.eval_steps))
-    at = {*range(every, schedule.steps + 1, every), schedule.steps}  # always after the last step, too
+    every = max(1, math.ceil(steps * args.eval_steps) if args.eval_steps < 1 else int(args.eval_steps))
+    at = {*range(every, steps + 1, every), steps}  # always after the last step, too
     return sum(args.eval_delay <= step for step in at)
 
 
@@ -161,4 +161,4 @@ def evaluation_positions(trainer: Any, schedule: BatchSchedule) -> int:
         starts = numpy.arange(0, len(lengths), size)
         widths = numpy.maximum.reduceat(lengths, starts)
         positions = int(widths @ numpy.diff(starts, append=len(lengths))) * sequences_of(trainer.eval_dataset)
-    return evaluations(trainer.args, schedule) * positions // trainer.args.world_size
+    return evaluations(trainer.args, schedule.steps, schedule.epochs) * positions // trainer.args.world_size

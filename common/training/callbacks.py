@@ -200,7 +200,8 @@ class Measure(TrainerCallback):
 
     def on_evaluate(self, args, state, control, **kwargs):
         self.metrics.evaluating += time.monotonic() - self._since  # with the answers that are shown
-        state.stateful_callbacks[STATE_KEY] = self.metrics.state()
+        callbacks: Any = state.stateful_callbacks
+        callbacks[STATE_KEY] = self.metrics.state()
 
     def on_train_end(self, args, state, control, model: Any = None, **kwargs):
         self.metrics.end()

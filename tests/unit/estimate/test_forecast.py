@@ -293,7 +293,7 @@ def test_workload_is_what_the_run_does(tmp_path, bucketed, settings):
     one.train()
     assert [tuple(shape) for shape in batches] == list(zip(expected.rows, expected.widths, strict=True))
     assert expected.steps == one.state.global_step
-    assert seen.evaluations == schedule.evaluations(one.args, expected)
+    assert seen.evaluations == schedule.evaluations(one.args, expected.steps, expected.epochs)
     assert max(rows * width for rows, width in batches) == expected.shape[0] * expected.shape[1]
     assert expected.name().endswith("of a.json, 60 tokens") and len(expected.longest) == expected.shape[0]
 
