@@ -168,6 +168,8 @@ def quality_tiles(report: dict[str, Any], before: float | None) -> list[tuple[st
         tiles.append((name, value(row, "after"), below, word(row, forgetting)))
     teacher = (report.get("distillation") or {}).get("held_out_loss")
     below = f"was {number(before)}" + (f"; of the teacher: {number(teacher)}" if teacher is not None else "")
+    if rows := report["eval"].get("held_out_rows"):
+        below += f"; {number(report['eval']['curve_rows'])} of {number(rows)} rows"
     tiles.append((f"Held-out {report['eval']['loss_name']}", number(report["eval"]["loss"]), below, ""))
     return tiles
 

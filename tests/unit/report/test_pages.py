@@ -52,7 +52,7 @@ def test_a_run_says_what_it_cost_beside_the_forecast_and_what_comes_next(said):
     text = said["run"]
     assert '<td class="n" data-head="Measured / forecast">1.26</td>' in text
     assert "Tokens trained</span><b>9,000</b><span>in 100 steps; the data has 700</span>" in text
-    assert "7.0 s (9.0 %)" in text and "over 300 rows" in text and "over 40 rows" in text
+    assert "7.0 s (9.0 %)" in text and "of 40 of 300 held-out rows" in text and "was 7.000; 40 of 300 rows" in text
     for command in (
         "tunebook chat",
         "tunebook eval",
