@@ -173,4 +173,9 @@ def _why(found: float, lost: float) -> str:
         return "the weights are those of another base, or far coarser than what training changed"
     if abs(found) < 0.05:
         return "it is the base, or rounding has swallowed the change: keep more bits, or export the adapter"
+    if lost**2 - (1 - found) ** 2 > SWALLOWED**2:  # more than a part that is missing along the change itself
+        return (
+            "rounding has swallowed part of it (more bits: --dtype float16 or float32, or export the adapter), or it "
+            "was merged in part"
+        )
     return "the adapter was scaled in another way (rsLoRA divides alpha by the root of r), or merged in part"

@@ -211,6 +211,20 @@ def test_a_change_that_rounding_swallows_is_named(run, tmp_path):
     assert "rounding has swallowed the change" in " ".join(check.failure for check in checks)
 
 
+@pytest.mark.parametrize(
+    "found, lost, word",
+    [
+        (0.35, 0.65, "scaled in another way"),
+        (0.39, 0.84, "rounding has swallowed part of it"),  # 12 steps of DPO on a base in bfloat16
+        (2.0, 1.0, "merged twice"),
+        (0.0, 1.0, "it is the base"),
+        (float("nan"), 1.0, "no number"),
+    ],
+)
+def test_the_sentence_names_the_likely_cause(found, lost, word):
+    assert word in weight_proof._why(found, lost)
+
+
 def test_a_run_in_four_bits_is_merged_into_what_it_was_trained_on(tmp_path, few):
     run = trained_runs.lora_run(tmp_path / "qlora", quantized=True, steps=5)
     found = Reference(source.find(str(run)))
