@@ -33,7 +33,21 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 _STRICT = json.JSONDecoder(object_pairs_hook=_object)
 _PLAIN = json.JSONDecoder()
+DEEPEST = 500  # objects and lists in each other
 _SPACE = re.compile(r"[ \t\n\r]*")
+
+
+def _shallow(found: Any) -> Any:
+    """The value; raises RecursionError where it is nested deeper than what handles it later takes: Python 3.13 reads
+    any depth."""
+    level, depth = [found] if isinstance(found, (dict, list)) else [], 0
+    while level:
+        depth += 1
+        if depth > DEEPEST:
+            raise RecursionError
+        inner = (part for one in level for part in (one.values() if isinstance(one, dict) else one))
+        level = [part for part in inner if isinstance(part, (dict, list))]
+    return found
 
 
 def value(text: str) -> Any:
@@ -43,7 +57,7 @@ def value(text: str) -> Any:
         Wrong: not JSON, a key twice in one object, nested too deeply, a number with thousands of digits.
     """
     try:
-        return _STRICT.decode(text)
+        return _shallow(_STRICT.decode(text))
     except json.JSONDecodeError as error:
         follows = error.msg == "Extra data" and text[error.pos :].lstrip()[:1] == "{"
         more = f"; a second object follows the first; {ONE_A_LINE}" if follows else ""
@@ -172,6 +186,7 @@ def _next(window: _Window, number: int) -> Any:
     for decoder in (_STRICT, _PLAIN):  # after a key twice, what remains is to find the row's end
         try:
             row, _ = window.take(decoder)
+            _shallow(row)
             break
         except _Kept as error:
             fault = error

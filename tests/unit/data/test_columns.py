@@ -99,7 +99,7 @@ def test_mapping_that_cannot_be(mapping, says):
     [
         ({"left": "a", "right": "b"}, "'left', 'right'"),
         ({"chosen": "a", "rejected": "b"}, "preferences"),
-        ({"text": "a"}, "pre-training"),
+        ({"text": "a"}, "data for pretraining"),
         ({"a;b": "1;2"}, "separator"),
         ({"How are you?": "Good", "x": "y"}, "header=no"),
     ],

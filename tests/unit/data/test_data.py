@@ -265,7 +265,7 @@ REFUSED = {
     "multilingual/mgsm/mgsm_en.tsv": "header=no",
     "preference/hh_rlhf_harmless_base_test.jsonl.gz": "preferences",
     "preference/llamafactory_dpo_en_demo.json": "the last turn is user",
-    "sft/c4_demo.jsonl": "pre-training",
+    "sft/c4_demo.jsonl": "data for pretraining",
     "sft/self_instruct_seed_tasks.jsonl": "`output` is missing",
 }
 
