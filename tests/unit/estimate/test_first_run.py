@@ -39,6 +39,6 @@ def test_the_tables_are_what_the_script_prints(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     page = (ROOT / "docs" / "first_run.md").read_text()
     for method in ("QLoRA", "LoRA"):
-        found = cells(re.split(rf"^{method}$", done.stdout, flags=re.MULTILINE)[1].partition("\n\n\n")[0])
+        found = cells(re.split(rf"^{method}\n\n", done.stdout, flags=re.MULTILINE)[1].partition("\n\n")[0])
         shown = cells(page.partition(f"### {method}\n")[2].partition("##")[0])
         assert found[2:] and set(found[2:]) <= set(shown)

@@ -68,8 +68,8 @@ def test_a_killed_run_is_the_same_run_in_the_end(finished, tmp_path):
     killed.same_account(run, folder, kills=1)
     found = json.loads((folder / "report.json").read_text())["eval"]
     assert (found["curve_rows"], found["held_out_rows"]) == (8, 12)  # the same 8 in both parts
-    assert "<h2>Stops</h2>" in (folder / "report.html").read_text()
-    assert "<h2>Stops</h2>" not in (run / "report.html").read_text()
+    assert ">Stops</h2>" in (folder / "report.html").read_text()
+    assert ">Stops</h2>" not in (run / "report.html").read_text()
 
 
 @pytest.mark.recipe

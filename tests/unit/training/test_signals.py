@@ -144,6 +144,7 @@ def main(args):
     time.sleep(60)
 cli.run(main, Args)
 """
+    (tmp_path / "run").mkdir()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         with subprocess.Popen([sys.executable, "-c", code], stdout=-1, stderr=-1, text=True, cwd=tmp_path) as process:
             assert process.stdout.readline() == "ready\n"
