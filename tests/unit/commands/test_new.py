@@ -232,7 +232,7 @@ def test_a_value_over_several_lines_is_replaced_whole():
 @pytest.mark.parametrize("rows, words", [
     (CHATS, ("--gpu", "16 GB")),
     (CALLS, ("--no-plan",)),
-    (PAIRS, ("--no-plan",)),
+    pytest.param(PAIRS, ("--no-plan",), marks=pytest.mark.slow),
 ], ids=["chats", "calls", "pairs"])  # fmt: skip
 def test_the_recipe_trains(tmp_path, rows, words):
     write(tmp_path / "d.jsonl", rows)

@@ -32,6 +32,7 @@ def test_every_model_has_a_line_in_both_tables():
         assert [line[0] for line in cells(part)[2:]] == [model["name"] for model in MODELS]
 
 
+@pytest.mark.slow
 @pytest.mark.recipe
 def test_the_tables_are_what_the_script_prints(tmp_path):
     words = () if WHOLE else ("--only", SMALLEST)
