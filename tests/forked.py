@@ -8,6 +8,7 @@ order of the recipes, and the seed of str hashes is that of all forks. So a test
 import atexit
 import functools
 import gc
+import importlib
 import io
 import json
 import os
@@ -240,6 +241,8 @@ def load():
     from tunebook.common import generation
     from tunebook.common.estimate import probe
 
+    for drawing in ("bokeh.embed", "bokeh.plotting", "matplotlib.figure", "matplotlib.backends.backend_svg"):
+        importlib.import_module(drawing)  # of a report, half a second each time
     probe.TIMING_SECONDS = 0.0  # seconds: one step is timed beside the longest
     generation.Samples.max_new_tokens = 8  # half of a short run's time, at 64; what a sample says is another test's
 

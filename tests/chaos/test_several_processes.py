@@ -14,7 +14,6 @@ RATES = dict.fromkeys(["sft_alpaca", "dpo_pairs", "distill_alpaca", "distill_cac
 RATES["prefix_alpaca"] = "0.01"
 LOOP = "loop_alpaca"
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.py") if path.stem != "pretrain_pocket")
-QUICK = [pytest.param(name, marks=() if name == LOOP else pytest.mark.slow) for name in RECIPES]
 CHECKPOINTS = ["save_steps=4", "eval_steps=4", "save_total_limit=9", "load_best_model_at_end=false"]
 NONE = ["save_strategy=no", "eval_strategy=no", "load_best_model_at_end=false"]
 
@@ -54,7 +53,8 @@ def apart(one, two):
     return max(abs(a - b) for a, b in zip(*losses, strict=True)), worst, max(losses[0]) - min(losses[0])
 
 
-@pytest.mark.parametrize("recipe", QUICK)
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_two_processes_equal_one(tmp_path, recipe):
     rows = few.rows(tmp_path / "rows", KINDS.get(recipe, ""), train=160 if recipe == "packed_alpaca" else 64, others=8)
     run(1, recipe, tmp_path / "one", rows, 6, *NONE)

@@ -197,6 +197,7 @@ def losses_of(recipe, folder, *words):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.recipe
 def test_alpha_0_is_plain_sft_and_accumulation_changes_no_step(tmp_path):
     plain = losses_of("lora_alpaca.py", tmp_path / "plain")

@@ -350,6 +350,7 @@ def test_the_plan_is_what_the_rehearsal_finds(tmp_path):
     assert planned["time"]["seconds"] > 0 and planned["time"]["peak_bytes"] > 2**28
 
 
+@pytest.mark.slow
 @pytest.mark.recipe
 def test_eight_billion_from_a_config_alone(tmp_path):
     """A copy with its own rank and targets; a card that is too small ends with 1 and says what would fit."""

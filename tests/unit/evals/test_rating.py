@@ -346,6 +346,7 @@ def test_models_that_answer_first(tmp_path, capsys):
     assert found.names == ("pocket", str(copied))
 
 
+@pytest.mark.slow
 @browser.needed
 @pytest.mark.recipe
 def test_twenty_votes_in_a_browser_with_a_kill_between(tmp_path):

@@ -132,6 +132,7 @@ def test_splits_under_adam(tmp_path):
     assert found["wrong"]["share"] > 1e-2
 
 
+@pytest.mark.slow
 @pytest.mark.recipe
 def test_splits_by_the_flags_of_the_loop(tmp_path):
     """The plain loop as it is run, with its AdamW; test_loop.py has its step under plain gradient descent."""

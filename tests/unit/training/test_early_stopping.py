@@ -12,6 +12,7 @@ PLAIN = "callbacks=run.callbacks(evaluation.samples),"
 STOPS = "callbacks=[*run.callbacks(evaluation.samples), EarlyStoppingCallback(early_stopping_patience=1)],"
 
 
+@pytest.mark.slow
 @pytest.mark.recipe
 def test_a_copy_stops_where_the_held_out_loss_no_longer_falls(tmp_path):
     import torch
