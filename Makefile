@@ -27,9 +27,9 @@ real: install
 		recipes/lora_alpaca.py --model smollm2 --dataset $(REAL)/rows --output_dir $(REAL)/lora --overwrite \
 		--max_steps 150 --per_device_train_batch_size 8 --eval_suite general
 	$(RUN) tunebook eval --adapter $(REAL)/lora --base --dataset $(REAL)/rows/test.jsonl --limit 100 \
-		--output_dir $(REAL)/before --overwrite
+		--max_gen_toks 64 --output_dir $(REAL)/before --overwrite
 	$(RUN) tunebook eval --adapter $(REAL)/lora --dataset $(REAL)/rows/test.jsonl --limit 100 \
-		--output_dir $(REAL)/after --overwrite
+		--max_gen_toks 64 --output_dir $(REAL)/after --overwrite
 	-$(RUN) tunebook compare $(REAL)/before $(REAL)/after --html $(REAL)/compare.html
 
 # A worker a core, each with one thread: most of a test's time is spent on one core anyway.

@@ -59,7 +59,7 @@ def _going_on(folder: str | None) -> str:
         return "nothing was written over"
     found = {int(path.name[11:]): path for path in Path(folder).glob("checkpoint-*") if path.name[11:].isdigit()}
     if not found:
-        return f"nothing is trained yet; {folder} can be used by the next command"
+        return f"nothing is finished yet; {folder} can be used by the next command"
     return f"{found[max(found)]} holds the run so far; the same command goes on from there"
 
 

@@ -152,4 +152,4 @@ cli.run(main, Args)
             process.send_signal(number)
             _, said = process.communicate(timeout=20)
         assert process.returncode == 128 + number and time.monotonic() - start < 10
-        assert said == f"stopped by {number.name}: nothing is trained yet; run can be used by the next command\n"
+        assert said == f"stopped by {number.name}: nothing is finished yet; run can be used by the next command\n"
