@@ -17,8 +17,8 @@ TASKS = {
     "ifeval": "IFEval",
     "bbh": "BIG-bench hard",
     "humaneval_contained": "HumanEval",
-    "heldout_loss": "Your test rows: loss",
-    "heldout_answers": "Your test rows: answers",
+    "heldout_loss": "Loss on your test rows",
+    "heldout_answers": "Answers to your test rows",
     "safety": "Safety",
 }
 METRICS = {

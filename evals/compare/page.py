@@ -92,7 +92,7 @@ def page(report: dict[str, Any]) -> str:
         tone=tone,
         sentences=sentences,
         tiles=[
-            (labels.task(row["task"]) + ("" if row["share"] else f", {labels.metric(row['metric'])}"),
+            (_tile_name(row),
              number(row["after"], row["share"]), f"was {number(row['before'], row['share'])}", row["verdict"])
             for row in rows[:TILES]
         ],
@@ -103,6 +103,11 @@ def page(report: dict[str, Any]) -> str:
         notes=[*report["notes"], *explained(report)],
         examples={labels.task(task): found for task, found in report["items"].items()},
     )  # fmt: skip
+
+
+def _tile_name(row: dict[str, Any]) -> str:
+    name, metric = labels.task(row["task"]), labels.metric(row["metric"])
+    return name if row["share"] or metric.lower() in name.lower() else f"{name}, {metric}"
 
 
 def side(found: dict[str, Any]) -> str:
