@@ -186,7 +186,7 @@ def _hint(argv: list[str], args_class: type) -> Iterator[None]:
         known = {field.name for field in dataclasses.fields(args_class)}
         flags = [word[2:].partition("=")[0].replace("-", "_") for word in argv if word.startswith("--")]
         others = [name for name in flags if name.removeprefix("no_") not in {*known, "help"}]
-        if end.code and "eval_suite" in known and others:
+        if end.code and hasattr(args_class, "SEVERAL_PROCESSES") and others:
             print(
                 f"--{others[0]}: what stands in a recipe's text, such as the template, is changed in a copy "
                 "(tunebook cp RECIPE my_recipe.py); other fields of the trainer's config are --set NAME=VALUE",

@@ -18,8 +18,14 @@ def on_a_screen(code, columns, raw=False, **environment):
     Args:
         raw: the bytes that it writes, as text, in place of the bars.
     """
+    text = written(code, columns, **environment)
+    return text if raw else shown(text, columns)
+
+
+def written(code, columns=80, **environment):
+    """Everything that a program of Python writes where both its streams are a terminal of so many columns."""
     main, other = pty.openpty()
-    fcntl.ioctl(other, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    fcntl.ioctl(other, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))  # a bar of no columns is none
     env = {name: value for name, value in os.environ.items() if name not in ("TQDM_DISABLE", "NO_COLOR", "COLUMNS")}
     env |= {"TERM": "xterm-256color", **environment}
     with subprocess.Popen([sys.executable, "-c", code], stdout=other, stderr=other, stdin=other, env=env) as process:
@@ -37,8 +43,7 @@ def on_a_screen(code, columns, raw=False, **environment):
     os.close(main)
     text = data.decode()
     assert process.returncode == 0, text[-2000:]
-    frames, rows = shown(text, columns)
-    return text if raw else frames, rows
+    return text
 
 
 def shown(text, columns):

@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import importlib.metadata
+import json
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -99,8 +100,17 @@ def with_values(text: str, values: Mapping[str, tuple[Any, str]], inherited: typ
 
 
 def _line(name: str, kind: str, value: Any, why: str) -> str:
-    said = f"field(default_factory=lambda: {value!r})" if isinstance(value, list) else repr(value)
-    return f"    {name}: {kind} = {said.replace(chr(39), chr(34))}" + f"  # {why}" * bool(why)
+    said = (
+        f"field(default_factory=lambda: [{', '.join(map(_literal, value))}])"
+        if isinstance(value, list)
+        else _literal(value)
+    )
+    return f"    {name}: {kind} = {said}" + f"  # {' '.join(why.split())}" * bool(why)
+
+
+def _literal(value: Any) -> str:
+    """As it stands in a program; JSON's strings are Python's, in double quotes."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
 
 
 def with_template(text: str, name: str) -> str:

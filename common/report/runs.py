@@ -13,8 +13,7 @@ from tunebook.common.run_folder import lock, output_dir
 DEPTH = 4  # folders below the one that was named
 INSIDE = {"tokens", "eval", "adapter", "model", "base", "best", "node_modules"}  # of a run, or never with runs in it
 # Arguments that choose nothing of what is trained, or stand in the first table.
-NOT_CHOSEN = {"output_dir", "overwrite", "resume", "allow_changes", "dry_run", "debug_batches", "report_to", "model",
-              "dataset"}  # fmt: skip
+NOT_CHOSEN = {*summary.ONCE, "output_dir", "debug_batches", "report_to", "model", "dataset"}
 BINARY = ("exact_match", "acc", "acc_norm", "em", "pass@1")  # metrics whose items are right or wrong
 
 

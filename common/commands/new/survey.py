@@ -169,24 +169,22 @@ def encoded(
     from tunebook.common.tokens import templates
 
     first: UserError | None = None
-    tries = [(name, because, rows.drop)]
-    if name != "alpaca":
-        tries += [("chatml", "{why}", rows.drop)] if name != "chatml" else []
-        tries += [(name, because, True)] if not rows.drop else []
-    else:
-        tries += [("chatml", "{why}", rows.drop)]
-    for one, reason, drop in tries:
+    tries = [(name, rows.drop)]
+    if name != "chatml":
+        tries.append(("chatml", rows.drop))
+    if name != "alpaca" and not rows.drop:
+        tries.append((name, True))
+    for one, drop in tries:
         rows.drop = drop
         try:
             report, lengths = _encoded(rows, tokenizer, templates.get(one, tokenizer), preference)
         except UserError as error:
             first = first or error
             continue
-        if reason == "{why}":
+        if one != name:
             why = " ".join(str(first).split()).rpartition("cannot take these rows: ")[2]
-            reason = f"{name} cannot write all rows: {why.split(';')[0][:120]}"
-        dropped = drop and bad_rows == "refuse"
-        return report, lengths, one, reason, "drop" if dropped else bad_rows
+            because = f"{name} cannot write all rows: {why.split(';')[0][:120]}"
+        return report, lengths, one, because, "drop" if drop else bad_rows
     assert first is not None
     raise first
 

@@ -244,3 +244,10 @@ def test_the_recipe_trains(tmp_path, rows, words):
     assert ran.returncode == 0, ran.stderr[-2000:]
     report = json.loads((tmp_path / "runs" / "r" / "report.json").read_text())
     assert report["train"]["steps"] == 2 and report["args"]["learning_rate"] in (2e-3, 1e-4)
+
+
+def test_a_file_whose_name_has_quotes_is_written_into_the_recipe_as_it_is(tmp_path):
+    data = csv(tmp_path / """it's "mine".csv""", ["question", "answer"],
+               [[text, f"Answer {n}"] for n, text in enumerate(QUESTIONS)])  # fmt: skip
+    code, args, _ = new(tmp_path, data, "--no-plan")
+    assert code == 0 and args.dataset == [str(data)]

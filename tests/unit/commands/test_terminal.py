@@ -1,17 +1,14 @@
 """What reaches the terminal: no character of data steers it, whatever the encoding, and readers may go away."""
 
-import fcntl
 import io
 import json
 import os
-import pty
 import re
-import struct
 import subprocess
 import sys
-import termios
 
 import pytest
+import screens
 
 from tunebook.common.process import terminal
 
@@ -22,28 +19,6 @@ STEERS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066
 def python(code, *words, env=None, **how):
     how = {"capture_output": True, **how}
     return subprocess.run([sys.executable, "-c", code, *words], env={**os.environ, **(env or {})}, timeout=60, **how)
-
-
-def on_a_terminal(code):
-    """Everything that a program writes where both its streams are a terminal."""
-    main, other = pty.openpty()
-    fcntl.ioctl(other, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))  # a bar of no columns is none
-    env = {name: value for name, value in os.environ.items() if name not in ("TQDM_DISABLE", "NO_COLOR")}
-    env["TERM"] = "xterm"
-    with subprocess.Popen([sys.executable, "-c", code], stdout=other, stderr=other, stdin=other, env=env) as process:
-        os.close(other)
-        found = b""
-        while True:
-            try:
-                part = os.read(main, 4096)
-            except OSError:  # Linux: the last writer has closed it
-                break
-            if not part:
-                break
-            found += part
-        process.wait(timeout=60)
-    os.close(main)
-    return found.decode()
 
 
 def test_characters_of_data_are_escapes():
@@ -88,7 +63,7 @@ for _ in tqdm(range(2), desc="bar{chr(7)}"): pass
 terminal.printer().print("[bold]strong[/]")
 print({HOSTILE!r})
 """
-    said = on_a_terminal(code)
+    said = screens.written(code)
     assert "\rbar\\x07: 100%" in said and "\x1b[1mstrong\x1b[0m" in said
     assert "\\x1b[2J\\x1b]0;OWNED" in said and "\x1b[2J" not in said and "\x07" not in said
 

@@ -130,7 +130,7 @@ def test_a_base_that_is_gone_and_data_that_are_not_named_are_asked_for(tmp_path,
     "named, model, base",
     [
         ("/other/machine/common/pocket/model", "pocket", "pocket"),
-        ("/root/.cache/tunebook/gguf/SmolLM2-135M-Instruct.Q4_1-0", "smollm2", "smollm2"),
+        ("/gone/cache/gguf/SmolLM2-135M-Instruct.Q4_1-0", "smollm2", "smollm2"),
         ("/gone/cache/mine-0123", "mine.gguf", "mine.gguf"),
         ("org/name", "org/name", "org/name"),
         (".", "moved", "."),
