@@ -222,5 +222,5 @@ for _ in progress.track(range(10), "held-out rows", 10, "batches"):
 def test_no_bars_on_a_dumb_terminal_and_no_colors_where_none_are_wanted():
     frames, rows = on_a_screen(PLAIN, 80, TERM="dumb")
     assert not frames and re.search(r"held-out rows: 10 batches in 0:0\d", "\n".join(rows))
-    text, _ = on_a_screen(PLAIN, 80, NO_COLOR="1", raw=True)
+    text = on_a_screen(PLAIN, 80, NO_COLOR="1", raw=True)
     assert "━" in text and not re.search(r"\x1b\[[0-9;]*(3|4)\d[;m]", text)
