@@ -23,7 +23,7 @@ POINTS_AT_INPUT = re.compile(
     r"\b(?:following|given|this|these|that|those|below|above|provided|text|passage|paragraph|sentences?|input|it)\b",
     re.I,
 )
-WORK_ON_INPUT = ("rewrite", "classify", "summarise", "calculate")
+WORK_ON_INPUT = ("rewrite", "classify", "summarize", "calculate")
 ALONE_FROM = 6  # words of an instruction that may be understood without its input
 WORD = re.compile(r"\w+")
 LITTLE = frozenset(("a", "an", "the", "of", "and", "to", "in", "is"))

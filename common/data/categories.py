@@ -25,7 +25,7 @@ WORDS: dict[str, str] = {
     "classify": "classify identify categorize categorise determine select choose detect sort pick rank assign match "
     "group label divide organize rate check guess infer predict decide recognize extract parse mark highlight order "
     "separate tag judge verify spot",
-    "summarise": "summarize summarise condense abridge recap abstract synthesize",
+    "summarize": "summarize summarise condense abridge recap abstract synthesize",
     "calculate": "calculate compute solve estimate multiply count subtract sum average round factor integrate derive "
     "prove",
 }

@@ -102,7 +102,7 @@ def test_histogram_counts_every_value_once():
     ("text", "name"),
     [
         ("Write a haiku about moss.", "write"),
-        ("Given the recipe below, please summarize it.", "summarise"),
+        ("Given the recipe below, please summarize it.", "summarize"),
         ("Could you explain how a lock works?", "explain"),
         ("Read the letter and classify its tone", "classify"),
         ("why do leaves fall?", "answer"),
