@@ -132,12 +132,13 @@ def command(plan: Any, saved: str, folder: Path, data: Path | None, batch_size: 
 
 def show(report: dict[str, Any], plan: Any, folder: Path) -> None:
     """The scores as a table, what was cut, and the command."""
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from tunebook.common.process.terminal import printer
 
     in_groups = plan.benchmarks.in_groups() if report["groups"] else set()
-    table = Table("task", "items", "metric", "score", "±", "scale")
+    names = (Column(name, overflow="fold") for name in ("task", "items", "metric", "score", "±", "scale"))
+    table = Table(*names, box=None, pad_edge=False)
     for task, metrics in (report["groups"] | report["metrics"]).items():
         if task in in_groups:
             continue

@@ -34,7 +34,7 @@ def main(args: Args) -> None:
     if len(args.folders) not in (1, 2):
         raise UserError(f"expected one folder of scores or two, found {len(args.folders)}: tunebook safety --help")
     inputs.writable({"--markdown": args.markdown}, args.folders)
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from tunebook.common.process.terminal import printer
     from tunebook.evals import safety
@@ -44,7 +44,7 @@ def main(args: Args) -> None:
     if not any(safety.lines(model) for model in models):
         raise UserError(f"{args.folders[0]} has no safety tasks; tunebook eval --suite safety scores them")
     heads, rows = safety.table(models)
-    table = Table(*heads)
+    table = Table(*(Column(head, overflow="fold") for head in heads), box=None, pad_edge=False)
     for row in rows:
         table.add_row(*row)
     printer().print(table)
