@@ -34,7 +34,7 @@ def main(args: Args) -> None:
     from tunebook.common import files
     from tunebook.common.estimate import gpus, planning
 
-    if not args.recipe or args.recipe.startswith("-"):
+    if args.recipe in ("", "[]") or args.recipe.startswith("-"):  # "[]": what tyro makes of none before unknown flags
         first = next(iter(catalog.recipes()))
         raise UserError(f"name a recipe first: tunebook plan {first} --model ... (tunebook ls shows them)")
     file = catalog.find(args.recipe, "tunebook plan")

@@ -14,7 +14,7 @@ import torch
 from paths import ROOT
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from tunebook.common import catalog
+from tunebook.common import catalog, cli
 from tunebook.common.commands import plan
 from tunebook.common.errors import UserError
 from tunebook.common.estimate import activations, arithmetic, gpus, meta_model, planning
@@ -177,7 +177,7 @@ def test_which_recipe(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"tunebook plan lora_alpac: no such .*nearest is lora_alpaca"):
         catalog.find("lora_alpac", "tunebook plan")
     with pytest.raises(UserError, match="name a recipe first"):
-        plan.main(plan.Args())
+        plan.main(cli.parse(plan.Args, ["--model", "x"]))
     copy = tmp_path / "lora_alpaca.py"
     copy.write_text("")
     assert catalog.find(str(copy), "x") == copy

@@ -89,11 +89,13 @@ def test_labels_of_tasks_and_plain_names():
 
 
 def test_intervals_of_a_share():
+    from scipy.stats import binomtest
+
     from tunebook.common.report import summary
 
-    low, high = summary.wilson(0.5, 100)
-    assert (round(low, 4), round(high, 4)) == (0.4038, 0.5962)  # Wilson, 50 of 100
-    assert summary.wilson(0.0, 10)[0] == 0.0 and summary.wilson(1.0, 10)[1] == 1.0
+    for right, items in ((50, 100), (0, 10), (10, 10), (1, 334), (7, 8)):
+        expected = binomtest(right, items).proportion_ci(0.95, method="wilson")
+        assert summary.wilson(right / items, items) == pytest.approx(tuple(expected), abs=1e-5)
 
 
 def test_reports_of_earlier_versions_have_pages(tmp_path):
