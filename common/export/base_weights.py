@@ -8,6 +8,7 @@ from typing import Any
 from tunebook.common.errors import UserError
 from tunebook.common.export.stored import StoredTensors
 from tunebook.common.models import complete_weights
+from tunebook.common.process import progress
 
 
 def skeleton(folder: str | Path) -> Any:
@@ -48,9 +49,10 @@ def _load(folder: str | Path) -> tuple[Any, list[str]]:
 
     logging.disable_progress_bar()
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            str(folder), dtype=torch.float32, trust_remote_code=False, output_loading_info=True
-        )
+        with progress.start("loading the weights"):
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                str(folder), dtype=torch.float32, trust_remote_code=False, output_loading_info=True
+            )
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise UserError(f"{folder} cannot be loaded: {error}") from error
     model, said = loaded

@@ -109,13 +109,12 @@ def load(name: str, max_length: int, four_bit: bool = False, full: bool = False,
     try:
         config = AutoConfig.from_pretrained(place, trust_remote_code=False)
         limit = _check_length(name, config.to_dict(), max_length)
-        with progress.start("loading the model"):
-            if fast:
-                with complete_weights.required(f"--model {name}"):
-                    model, tokenizer = _load_by_unsloth(place, limit or max_length, four_bit, full)
-            else:
-                model = load_plain(name, four_bit)
-                tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+        if fast:
+            with progress.start("loading the model"), complete_weights.required(f"--model {name}"):
+                model, tokenizer = _load_by_unsloth(place, limit or max_length, four_bit, full)
+        else:
+            model = load_plain(name, four_bit)
+            tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
     except UserError:
         raise
     except Exception as error:  # of many kinds, for a file that is damaged
@@ -251,6 +250,11 @@ def load_plain(name: str, four_bit: bool = False) -> Any:
     Raises:
         UserError: it is not there or cannot be loaded.
     """
+    with progress.start("loading the model"):  # and what it takes to do so: a command's first import of torch
+        return _load_plain(name, four_bit)
+
+
+def _load_plain(name: str, four_bit: bool) -> Any:
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
     from transformers.utils import logging

@@ -26,11 +26,17 @@ def value(row: dict[str, Any], when: str) -> str:
     return percent(row[when]) if row["share"] else f"{row[when]:.4g}"
 
 
+def relative(row: dict[str, Any]) -> bool:
+    """Whether a change is told in percent of the value before: that of a loss, of bits, of a perplexity. A BLEU near 0
+    makes no scale."""
+    return not row["share"] and not row["higher_is_better"] and bool(row["before"])
+
+
 def change(row: dict[str, Any]) -> str:
-    """+81.2 points (+76.9 to +85.4); of what is no share, in percent of the value before."""
+    """+81.2 points; of what is `relative` in percent of the value before; else on the metric's own scale."""
     if row["share"]:
         return f"{100 * row['difference']:+.1f} points"
-    if row["before"]:
+    if relative(row):
         return f"{_signed(100 * row['difference'] / abs(row['before']))} %"
     return f"{row['difference']:+.3g}"
 
@@ -41,7 +47,7 @@ def ends(row: dict[str, Any]) -> str:
         return ""
     if row["share"]:
         return interval(row["low"], row["high"], "+.1f")
-    if row["before"]:
+    if relative(row):
         return " to ".join(_signed(100 * row[end] / abs(row["before"])) for end in ("low", "high"))
     return interval(row["low"], row["high"], "+.3g", 1)
 
@@ -87,11 +93,11 @@ def score_rows(scores: dict[str, Any]) -> list[list[Any]]:
 
 
 def drawings(rows: list[dict[str, Any]], tones: list[str]) -> list[Any]:
-    """Intervals of the changes: shares on one scale in points, other metrics on one in percent of before."""
+    """Intervals of the changes: shares on one scale in points, what is `relative` on one in percent of before."""
     found: list[Any] = [None] * len(rows)
     for share, unit in ((True, "points"), (False, "%")):
         places = [place for place, row in enumerate(rows)
-                  if row["share"] == share and row["low"] is not None and (share or row["before"])]  # fmt: skip
+                  if row["low"] is not None and (row["share"] if share else relative(row))]  # fmt: skip
         scales = [100 if share else 100 / abs(rows[place]["before"]) for place in places]
         ranges = [
             (rows[place]["low"] * scale, rows[place]["difference"] * scale, rows[place]["high"] * scale)

@@ -86,6 +86,8 @@ def page(report: dict[str, Any]) -> str:
     """One HTML file."""
     rows = [row for row in report["rows"] if row["headline"]]
     tone, sentences = verdict(rows)
+    percents = ["Changes of a loss, of bits and of a perplexity are in percent of the value before."]
+    percents *= any(map(summary.relative, report["rows"]))
     return pages.render(
         Path(__file__).with_name("comparison.html.jinja"),
         facts=[(name.capitalize(), side(report[name])) for name in ("before", "after")],
@@ -100,9 +102,15 @@ def page(report: dict[str, Any]) -> str:
         rows=_cells(rows),
         more_heads=[*PAGE_HEADS[:1], *PAGE_HEADS[2:7]],
         more=[[first, *rest[:5]] for first, _, *rest in _cells([row for row in report["rows"] if not row["headline"]])],
-        notes=[*report["notes"], *explained(report)],
+        notes=[*report["notes"], *explained(report), *percents],
         examples={labels.task(task): found for task, found in report["items"].items()},
+        said=_said,
     )  # fmt: skip
+
+
+def _said(value: Any) -> str:
+    """An item's value in three digits, or as lm-eval wrote it where it is no number."""
+    return "" if value is None else f"{value:.3g}" if isinstance(value, int | float) else str(value)
 
 
 def _tile_name(row: dict[str, Any]) -> str:
