@@ -7,12 +7,15 @@ import re
 import subprocess
 import sys
 
+import forked
 import pytest
 import screens
+import trained_runs
 
+from tunebook.common.commands import COMMANDS
 from tunebook.common.process import terminal
 
-HOSTILE = "\x1b[2J\x1b]0;OWNED\x07\x1b]8;;http://evil\x1b\\link\x9b31m\x08\x7f\r\u202egnp.exe\u2066\u2028"
+HOSTILE = "\x1b[2J\x1b[31m\x1b]0;OWNED\x07\x1b]8;;http://evil\x1b\\link\x9b31m\x08\x7f\r\u202egnp.exe\u2066\u2028"
 STEERS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
@@ -23,7 +26,7 @@ def python(code, *words, env=None, **how):
 
 def test_characters_of_data_are_escapes():
     shown = terminal.escaped(HOSTILE)
-    assert not STEERS.search(shown) and shown.startswith("\\x1b[2J\\x1b]0;OWNED\\x07") and "\\u202egnp" in shown
+    assert not STEERS.search(shown) and shown.startswith("\\x1b[2J\\x1b[31m\\x1b]0;OWNED\\x07") and "\\u202egnp" in shown
     for text in (
         "a\n\tc é 漢字 🤷",
         "\u0645\u0631\u062d\u0628\u0627 \u200f",
@@ -65,7 +68,7 @@ print({HOSTILE!r})
 """
     said = screens.written(code)
     assert "\rbar\\x07: 100%" in said and "\x1b[1mstrong\x1b[0m" in said
-    assert "\\x1b[2J\\x1b]0;OWNED" in said and "\x1b[2J" not in said and "\x07" not in said
+    assert "\\x1b[2J\\x1b[31m\\x1b]0;OWNED" in said and "\x1b[2J" not in said and "\x07" not in said
 
 
 @pytest.mark.parametrize("env", [{"PYTHONIOENCODING": "ascii"}, {"PYTHONIOENCODING": "latin-1"},
@@ -136,31 +139,83 @@ def test_files_are_utf8_in_every_locale(tmp_path):
     assert done.stdout == b"'\\xe9'\n", done.stderr
 
 
-def test_commands_on_hostile_rows(tunebook, tmp_path):
-    """Rows, names of columns and folders, and typed words, in what is said and in messages."""
-    folder = tmp_path / f"x{HOSTILE[:9]}"
-    folder.mkdir()
-    rows = [{"instruction": f"{place} {HOSTILE}", "input": HOSTILE, "output": f"{HOSTILE} {place}", HOSTILE: HOSTILE}
-            for place in range(12)]  # fmt: skip
-    chats = [{"messages": [{"role": "user", "content": HOSTILE}, {"role": "assistant", "content": HOSTILE}]}]
-    for name, what in (("rows", rows), ("chats", chats), ("broken", [{"instruction": HOSTILE, HOSTILE: None}]),
-                       ("roles", [{"messages": [{"role": HOSTILE, "content": "x"}]}])):  # fmt: skip
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in what), encoding="utf-8")
-    found = [
-        tunebook("inspect", folder / "rows.jsonl", "--rows", "1", "2"),
-        tunebook("inspect", folder / "chats.jsonl", "--template", "chatml"),
-        tunebook("inspect", folder / "broken.jsonl"),
-        tunebook("inspect", folder / "roles.jsonl"),
-        tunebook("split", folder / "rows.jsonl", "--output_dir", folder / "split"),
-        tunebook("inspect", f"{HOSTILE}.jsonl"),
-        tunebook("inspect", folder / "rows.jsonl", "--template", HOSTILE),
-        tunebook("inspect", folder / "rows.jsonl", f"--{HOSTILE}"),
-        tunebook(HOSTILE),
-    ]
-    assert [code for code, *_ in found] == [0, 0, 2, 2, 0, 2, 2, 2, 2], found
-    for _, out, err in found:
-        assert not STEERS.search(out + err), STEERS.findall(out + err)
-    assert "\\x1b[2J" in found[0][1] and "\\x1b[2J" in found[2][2]
+def lines(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.mark.recipe
+def test_every_command_on_hostile_rows_and_names(tmp_path):
+    """Rows, answers, tasks, tags, names of columns, files and folders, and typed words: no command writes a character
+    that steers, neither in what it says nor in messages."""
+    name = HOSTILE.replace("/", "")
+    place = tmp_path / f"x{name}"
+    place.mkdir()
+    rows = [{"instruction": f"{n} {HOSTILE}", "input": HOSTILE, "output": f"{HOSTILE} {n}", HOSTILE: HOSTILE}
+            for n in range(12)]  # fmt: skip
+    rows, broken = lines(place / f"rows{name}.jsonl", rows), lines(place / "broken.jsonl", [{"output": HOSTILE}])
+    roles = lines(place / "roles.jsonl", [{"messages": [{"role": HOSTILE, "content": "x"}]}])
+    answers = [lines(place / f"{side}{name}.jsonl", [{"prompt": HOSTILE, "answer": f"{side} {HOSTILE}"}])
+               for side in ("base", "tuned")]  # fmt: skip
+    run = trained_runs.lora_run(place / f"run{name}", dataset=str(rows), steps=1)
+    report = json.loads((run / "report.json").read_text(encoding="utf-8"))
+    report["samples"] = [dict.fromkeys(("prompt", "asked", "before", "after", "reference"), HOSTILE)]
+    (run / "report.json").write_text(json.dumps(report | {"recipe": HOSTILE, "device": HOSTILE}), encoding="utf-8")
+    merged, scores = place / f"merged{name}", [place / f"{side}_scores{name}" for side in ("base", "tuned")]
+    small = ["--max_new_tokens", "4"]
+    eval_words = ["--adapter", run, "--dataset", rows, "--limit", "2", "--max_gen_toks", "4", "--output_dir"]
+    calls = [
+        ([HOSTILE], 2),
+        (["ls", HOSTILE], 2),
+        (["cp", "lora_alpaca", place / f"copy{name}.py"], 0),
+        (["cp", HOSTILE, place / "copy.py"], 2),
+        (["new", rows, "--output", place / f"new{name}.py", "--model", "pocket", "--no-plan"], 0),
+        (["inspect", rows, "--rows", "1", "2", "--near"], 0),
+        (["inspect", rows, "--template", HOSTILE], 2),
+        (["inspect", rows, f"--{HOSTILE}"], 2),
+        (["inspect", broken], 2),
+        (["inspect", roles], 2),
+        (["inspect", f"{HOSTILE}.jsonl"], 2),
+        (["split", rows, "--output_dir", place / f"split{name}"], 0),
+        (["augment", rows, "--output", place / f"more{name}.jsonl"], 0),
+        (["plan", place / f"copy{name}.py", "--dataset", rows, "--no-time"], 0),
+        (["chat", "--adapter", f"{name}={run}", "--template", "alpaca", *small], 0),
+        (["export", run, "--output_dir", merged], 0),
+        (["verify", merged, "--against", run], 0),
+        (["runs", place], 0),
+        (["eval", "--base", *eval_words, scores[0]], 0),
+        (["eval", *eval_words, scores[1]], 0),
+        (["compare", *scores], 0),
+        (["safety", *scores], 2),
+        (["judge", *answers, "--judge", "pocket", "--judge_max_new_tokens", "4", "--output_dir", place / "judge"], 1),
+        (["rate", "--report", run, "--output_dir", place / "rate", "--summary"], 0),
+        (["table", "--recipes", place / f"copy{name}.py", "--dataset", broken, "--output_dir", place / "table"], 2),
+        (["doctor", "--json", place / name / "found.json"], 2),
+    ]  # fmt: skip
+    typed = f"{HOSTILE}\n/{HOSTILE}\n/adapter {HOSTILE}\n/quit\n".replace("\r", "")
+    for words, code in calls:
+        words = [str(word).replace("\0", "") for word in words]
+        done = forked.run("-m", "tunebook.common.commands", *words, cwd=place, input=typed)
+        said = done.stdout + done.stderr
+        assert not STEERS.search(said), (words[0], ascii(said))
+        assert done.returncode == code and "Traceback" not in said, (words[0], said[-2000:])
+    assert {words[0] for words, _ in calls[1:]} == COMMANDS.keys()
+
+
+def test_words_that_tyro_quotes_on_a_terminal(tmp_path):
+    """It draws in colors of its own; a typed word, or a default of a file, has none."""
+    (tmp_path / "hostile.yaml").write_text('model: "\\e[2J\\e[31mX"', encoding="utf-8")
+    code = f"""
+from tunebook.common import commands
+for words in (["ls", {HOSTILE!r}], ["inspect", "--" + {HOSTILE!r}],
+              ["chat", "--help", "--config", {str(tmp_path / "hostile.yaml")!r}]):
+    try:
+        commands.main(words)
+    except SystemExit:
+        pass
+"""
+    said = screens.written(code).replace("\r\n", "")
+    assert not STEERS.search(said) and said.count("\\x1b[2J") == 3, ascii(said)
 
 
 @pytest.mark.parametrize(("writers", "drawn"), [
