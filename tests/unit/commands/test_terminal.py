@@ -4,13 +4,16 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
 import forked
 import pytest
+import sample_pages
 import screens
 import trained_runs
+from paths import ROOT
 
 from tunebook.common.commands import COMMANDS
 from tunebook.common.process import terminal
@@ -26,7 +29,9 @@ def python(code, *words, env=None, **how):
 
 def test_characters_of_data_are_escapes():
     shown = terminal.escaped(HOSTILE)
-    assert not STEERS.search(shown) and shown.startswith("\\x1b[2J\\x1b[31m\\x1b]0;OWNED\\x07") and "\\u202egnp" in shown
+    assert (
+        not STEERS.search(shown) and shown.startswith("\\x1b[2J\\x1b[31m\\x1b]0;OWNED\\x07") and "\\u202egnp" in shown
+    )
     for text in (
         "a\n\tc é 漢字 🤷",
         "\u0645\u0631\u062d\u0628\u0627 \u200f",
@@ -139,67 +144,100 @@ def test_files_are_utf8_in_every_locale(tmp_path):
     assert done.stdout == b"'\\xe9'\n", done.stderr
 
 
-def lines(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
+NAME = HOSTILE.replace("/", "")  # as a file is called
+LIGHT = {"ls", "cp", "new", "inspect", "split", "augment", "runs", "rate", "doctor"}
+HEAVY = {"plan", "chat", "export", "verify", "eval", "compare", "safety", "judge", "table"}  # they need a model
 
 
-@pytest.mark.recipe
-def test_every_command_on_hostile_rows_and_names(tmp_path):
-    """Rows, answers, tasks, tags, names of columns, files and folders, and typed words: no command writes a character
-    that steers, neither in what it says nor in messages."""
-    name = HOSTILE.replace("/", "")
-    place = tmp_path / f"x{name}"
+@pytest.fixture
+def hostile(tmp_path):
+    """A folder of hostile rows and answers, in files that are called so, too."""
+    place = tmp_path / f"x{NAME}"
     place.mkdir()
-    rows = [{"instruction": f"{n} {HOSTILE}", "input": HOSTILE, "output": f"{HOSTILE} {n}", HOSTILE: HOSTILE}
-            for n in range(12)]  # fmt: skip
-    rows, broken = lines(place / f"rows{name}.jsonl", rows), lines(place / "broken.jsonl", [{"output": HOSTILE}])
-    roles = lines(place / "roles.jsonl", [{"messages": [{"role": HOSTILE, "content": "x"}]}])
-    answers = [lines(place / f"{side}{name}.jsonl", [{"prompt": HOSTILE, "answer": f"{side} {HOSTILE}"}])
-               for side in ("base", "tuned")]  # fmt: skip
-    run = trained_runs.lora_run(place / f"run{name}", dataset=str(rows), steps=1)
-    report = json.loads((run / "report.json").read_text(encoding="utf-8"))
-    report["samples"] = [dict.fromkeys(("prompt", "asked", "before", "after", "reference"), HOSTILE)]
-    (run / "report.json").write_text(json.dumps(report | {"recipe": HOSTILE, "device": HOSTILE}), encoding="utf-8")
-    merged, scores = place / f"merged{name}", [place / f"{side}_scores{name}" for side in ("base", "tuned")]
-    small = ["--max_new_tokens", "4"]
-    eval_words = ["--adapter", run, "--dataset", rows, "--limit", "2", "--max_gen_toks", "4", "--output_dir"]
+    asked = [{"instruction": f"{n} {HOSTILE}", "input": HOSTILE, "output": f"{HOSTILE} {n}", HOSTILE: HOSTILE}
+             for n in range(12)]  # fmt: skip
+    for name, rows in (
+        ("rows", asked), ("broken", [{"output": HOSTILE}]),
+        ("roles", [{"messages": [{"role": HOSTILE, "content": "x"}]}]),
+        *((side, [{"prompt": HOSTILE, "answer": f"{side} {HOSTILE}"}]) for side in ("base", "tuned")),
+    ):  # fmt: skip
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (place / f"{name}{NAME}.jsonl").write_text(text, encoding="utf-8")
+    return place
+
+
+def report(folder, found):
+    """Write a run's report in which all that is said is hostile."""
+    folder.mkdir(exist_ok=True)
+    sample = dict.fromkeys(("prompt", "asked", "before", "after", "reference"), HOSTILE)
+    found |= {"recipe": HOSTILE, "device": HOSTILE, "samples": [sample]}
+    (folder / "report.json").write_text(json.dumps(found), encoding="utf-8")
+
+
+def says_nothing_that_steers(call, calls):
+    for words, code in calls:
+        words = [str(word).replace("\0", "") for word in words]  # no word of a command holds it
+        found, out, err = call(*words)
+        assert not STEERS.search(out + err), (words[0], ascii(out + err))
+        assert found == code and "Traceback" not in out + err, (words[0], (out + err)[-2000:])
+    return {words[0] for words, _ in calls}
+
+
+def test_every_command_on_hostile_rows_and_names(hostile, tunebook):
+    """Rows, answers, names of columns, files and folders, and typed words: no command writes a character that steers,
+    neither in what it says nor in messages. Those that need a model: below."""
+    rows, copy = hostile / f"rows{NAME}.jsonl", hostile / f"copy{NAME}.py"
+    report(hostile / f"run{NAME}", sample_pages.report())
     calls = [
-        ([HOSTILE], 2),
         (["ls", HOSTILE], 2),
-        (["cp", "lora_alpaca", place / f"copy{name}.py"], 0),
-        (["cp", HOSTILE, place / "copy.py"], 2),
-        (["new", rows, "--output", place / f"new{name}.py", "--model", "pocket", "--no-plan"], 0),
+        (["cp", "lora_alpaca", copy], 0),
+        (["cp", "lora_alpaca", copy], 2),
+        (["new", rows, "--output", hostile / f"new{NAME}.py", "--model", "pocket", "--no-plan"], 0),
         (["inspect", rows, "--rows", "1", "2", "--near"], 0),
         (["inspect", rows, "--template", HOSTILE], 2),
         (["inspect", rows, f"--{HOSTILE}"], 2),
-        (["inspect", broken], 2),
-        (["inspect", roles], 2),
+        (["inspect", hostile / f"broken{NAME}.jsonl"], 2),
+        (["inspect", hostile / f"roles{NAME}.jsonl"], 2),
         (["inspect", f"{HOSTILE}.jsonl"], 2),
-        (["split", rows, "--output_dir", place / f"split{name}"], 0),
-        (["augment", rows, "--output", place / f"more{name}.jsonl"], 0),
-        (["plan", place / f"copy{name}.py", "--dataset", rows, "--no-time"], 0),
-        (["chat", "--adapter", f"{name}={run}", "--template", "alpaca", *small], 0),
-        (["export", run, "--output_dir", merged], 0),
+        (["split", rows, "--output_dir", hostile / f"split{NAME}"], 0),
+        (["augment", rows, "--output", hostile / f"more{NAME}.jsonl"], 0),
+        (["runs", hostile], 0),
+        (["rate", "--report", hostile / f"run{NAME}", "--output_dir", hostile / "rate", "--summary"], 0),
+        (["doctor", HOSTILE], 2),
+    ]
+    assert says_nothing_that_steers(tunebook, calls) == LIGHT == COMMANDS.keys() - HEAVY
+    assert tunebook(HOSTILE)[0] == 2 and not STEERS.search("".join(tunebook(HOSTILE)[1:]))
+
+
+@pytest.mark.slow
+@pytest.mark.recipe
+def test_every_command_with_a_model_on_hostile_rows_and_names(hostile):
+    rows, run, merged = hostile / f"rows{NAME}.jsonl", hostile / f"run{NAME}", hostile / f"merged{NAME}"
+    trained_runs.lora_run(run, dataset=str(rows), steps=1)
+    report(run, json.loads((run / "report.json").read_text(encoding="utf-8")))
+    scores = [hostile / f"{side}_scores{NAME}" for side in ("base", "tuned")]
+    answers = [hostile / f"{side}{NAME}.jsonl" for side in ("base", "tuned")]
+    recipe = shutil.copy(ROOT / "recipes" / "lora_alpaca.py", hostile / f"recipe{NAME}.py")
+    evaluate = ["eval", "--adapter", run, "--dataset", rows, "--limit", "2", "--max_gen_toks", "4", "--output_dir"]
+    calls = [
+        (["plan", recipe, "--dataset", rows, "--no-time"], 0),
+        (["chat", "--adapter", f"{NAME}={run}", "--template", "alpaca", "--max_new_tokens", "4"], 0),
+        (["export", run, "--output_dir", merged, "--dtype", "float32"], 0),
         (["verify", merged, "--against", run], 0),
-        (["runs", place], 0),
-        (["eval", "--base", *eval_words, scores[0]], 0),
-        (["eval", *eval_words, scores[1]], 0),
+        ([*evaluate, scores[0], "--base"], 0),
+        ([*evaluate, scores[1]], 0),
         (["compare", *scores], 0),
         (["safety", *scores], 2),
-        (["judge", *answers, "--judge", "pocket", "--judge_max_new_tokens", "4", "--output_dir", place / "judge"], 1),
-        (["rate", "--report", run, "--output_dir", place / "rate", "--summary"], 0),
-        (["table", "--recipes", place / f"copy{name}.py", "--dataset", broken, "--output_dir", place / "table"], 2),
-        (["doctor", "--json", place / name / "found.json"], 2),
-    ]  # fmt: skip
+        (["judge", *answers, "--judge", "pocket", "--judge_max_new_tokens", "4", "--output_dir", hostile / "judge"], 1),
+        (["table", "--recipes", recipe, "--dataset", hostile / f"broken{NAME}.jsonl", "--output_dir", merged], 2),
+    ]
     typed = f"{HOSTILE}\n/{HOSTILE}\n/adapter {HOSTILE}\n/quit\n".replace("\r", "")
-    for words, code in calls:
-        words = [str(word).replace("\0", "") for word in words]
-        done = forked.run("-m", "tunebook.common.commands", *words, cwd=place, input=typed)
-        said = done.stdout + done.stderr
-        assert not STEERS.search(said), (words[0], ascii(said))
-        assert done.returncode == code and "Traceback" not in said, (words[0], said[-2000:])
-    assert {words[0] for words, _ in calls[1:]} == COMMANDS.keys()
+
+    def call(*words):
+        done = forked.run("-m", "tunebook.common.commands", *words, cwd=hostile, input=typed)
+        return done.returncode, done.stdout, done.stderr
+
+    assert says_nothing_that_steers(call, calls) == HEAVY
 
 
 def test_words_that_tyro_quotes_on_a_terminal(tmp_path):
