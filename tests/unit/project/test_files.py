@@ -46,7 +46,7 @@ def test_a_full_disk_and_a_folder_that_is_not_there_are_plain_messages(tmp_path)
         files.write_atomic(Path("/dev/full"), "x" * 10_000)
     with pytest.raises(UserError, match=r"a\.json cannot be written: No such file or directory"):
         files.write_json(tmp_path / "no" / "a.json", {})
-    with pytest.raises(UserError, match="cannot be written: Is a directory. Move it away"):
+    with pytest.raises(UserError, match=r"cannot be written: Is a directory\. Move it away"):
         files.write_json(tmp_path, {})
 
 
