@@ -1,6 +1,7 @@
 """Atomic writes, and samples of large files."""
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -19,8 +20,13 @@ def atomic(path: str | Path) -> Iterator[Path]:
     """A path to write to: what is there when the block ends takes the place of `path`; where it fails, nothing does.
 
     A link or a device is written through.
+
+    Raises:
+        IsADirectoryError: a folder has that name.
     """
     path = Path(path)
+    if path.is_dir():  # libraries say so in other ways, without an errno
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if path.is_symlink() or (path.exists() and not path.is_file()):
         yield path
         return

@@ -151,9 +151,8 @@ class Run:
         from tunebook.common.tokens import encoding
 
         self.tokenizer = tokenizer
-        cache = {} if encode else {"folder": self.dir / "tokens"}
-        encode = encode or encoding.encode
-        train, self.stats = encode(splits["train"], tokenizer, template, max_length, **masks, **cache)
+        encode, folder = encode or encoding.encode, self.dir / "tokens"
+        train, self.stats = encode(splits["train"], tokenizer, template, max_length, **masks, folder=folder)
         validation, _ = encode(splits["validation"][:held_out], tokenizer, template, max_length, **masks)
         more = f"; {len(validation)} held-out rows" if held_out else ""
         print(f"{' '.join(self.args.dataset)}: {self.stats.summary()}{more}", *splits.notes, sep="\n")

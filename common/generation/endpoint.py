@@ -53,8 +53,12 @@ class Endpoint:
         self, url: str, name: str, request: dict[str, Any], budget: Budget | None = None, timeout: float = 120.0,
         retries: int = 4, concurrency: int = 4, first_wait: float = 1.0,
     ):  # fmt: skip
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc or parts.query:
+        try:
+            parts = urlsplit(url)
+            fine = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:  # brackets without an IPv6 address, or a port that is no number
+            fine = False
+        if not fine or "@" in parts.netloc or parts.query:
             raise UserError(f"endpoint: expected http(s)://host:port/v1 without user, password or query; key: {KEY}")
         self.url = url.rstrip("/").removesuffix("/chat/completions")
         self.name = name

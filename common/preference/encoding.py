@@ -4,15 +4,18 @@ import itertools
 import json
 import secrets
 from collections import Counter
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tunebook.common.data import rows
 from tunebook.common.data.rows import FIELDS, NOT_ASKING, Row
 from tunebook.common.process import progress
+from tunebook.common.run_folder import fingerprints
 from tunebook.common.tokens import rendering
-from tunebook.common.tokens.encoding import CHUNK
+from tunebook.common.tokens.cache import cached
+from tunebook.common.tokens.encoding import CHUNK, key_of
 from tunebook.common.tokens.encoding_stats import EncodingStats
 from tunebook.common.tokens.lengths import IGNORE_INDEX
 from tunebook.common.tokens.templates import AnyTemplate
@@ -22,10 +25,15 @@ from tunebook.common.tokens.tokenization import encoder
 PARTS = ("prompt_ids", "chosen_ids", "rejected_ids")  # as TRL calls them
 
 
-def encode(pairs: Iterable[Row], tokenizer: Any, template: AnyTemplate, max_length: int) -> tuple[Any, EncodingStats]:
+def encode(
+    pairs: Iterable[Row], tokenizer: Any, template: AnyTemplate, max_length: int, folder: Path | None = None
+) -> tuple[Any, EncodingStats]:
     """Token ids of each pair that fits: both rows as encoding.encode makes them; last answers train.
 
     The prompt ends where the first of the two answers begins; what a template writes after an answer's end is dropped.
+
+    Args:
+        folder: as in encoding.encode; pairs lie in a folder of their own in it.
 
     Returns:
         A datasets.Dataset with int32 lists `prompt_ids`, `chosen_ids` and `rejected_ids` (answers with their end
@@ -37,9 +45,30 @@ def encode(pairs: Iterable[Row], tokenizer: Any, template: AnyTemplate, max_leng
     Raises:
         UserError: rows that the template cannot render, all of them in one message.
     """
-    stats, problems = EncodingStats(), []
+    import datasets
+    import pyarrow
+
+    stats, drop = EncodingStats(), getattr(pairs, "drop", False)
+    made = _batches(pairs, tokenizer, template, max_length, stats, drop)
+    if folder is None:
+        encoded = datasets.Dataset(pyarrow.Table.from_batches(made, _schema()), fingerprint=secrets.token_hex(8))
+    else:
+        settings = {"max_length": max_length, "drop": drop, "code": fingerprints.file(Path(__file__))}
+        key = key_of(pairs, tokenizer, template, settings)
+        encoded, record = cached(folder / "pairs", key, _schema(), made, stats.as_dict)
+        stats = EncodingStats.from_dict(record)
+    stats.add_dropped(Counter(getattr(pairs, "dropped", ())))
+    return encoded, stats
+
+
+def _batches(
+    pairs: Iterable[Row], tokenizer: Any, template: AnyTemplate, max_length: int, stats: EncodingStats, drop: bool
+) -> Iterator[Any]:
+    """The encoded pairs as Arrow record batches; `stats` is updated on the way."""
+    import pyarrow
+
+    problems: list[str] = []
     render, special = rendering.renderer(tokenizer, template, "last_assistant"), encoder(tokenizer).special
-    table: dict[str, list] = {name: [] for name in (*PARTS, "input_ids", "row", "source")}
     remaining = progress.track(pairs, "encoding", len(pairs) if isinstance(pairs, Sized) else None, "pairs")
     while chunk := list(itertools.islice(remaining, CHUNK)):
         keep = []
@@ -53,18 +82,25 @@ def encode(pairs: Iterable[Row], tokenizer: Any, template: AnyTemplate, max_leng
         better, bad, _ = render([pair for _, pair in keep])
         other, worse, _ = render([pair["rejected"] for _, pair in keep])
         for place, reason in sorted((worse | bad).items()):
-            if getattr(pairs, "drop", False):
+            if drop:
                 stats.refuse(keep[place][0], reason)
             else:
                 problems.append(f"row {keep[place][0]}: {reason}")
+        columns: list[list] = [[] for _ in _schema()]
         for place, (number, pair) in enumerate(keep):
             if place not in bad and place not in worse:
                 stats.special_text += special is not None and bool(special.search(_text(pair)))
-                _add(table, stats, max_length, (number, str(pair.get("source", ""))), better[place], other[place])
+                _add(columns, stats, max_length, (number, str(pair.get("source", ""))), better[place], other[place])
+        yield pyarrow.RecordBatch.from_arrays(list(map(pyarrow.array, columns, _schema().types)), schema=_schema())
     if problems:
         raise rendering.refused(template, problems)
-    stats.add_dropped(Counter(getattr(pairs, "dropped", ())))
-    return _dataset(table), stats
+
+
+def _schema() -> Any:
+    import pyarrow
+
+    ids = [(name, pyarrow.list_(pyarrow.int32())) for name in (*PARTS, "input_ids")]
+    return pyarrow.schema([*ids, ("row", pyarrow.int64()), ("source", pyarrow.string())])
 
 
 def _unfit(better: Row, other: Row) -> str:
@@ -91,7 +127,7 @@ def _text(pair: Row) -> str:
 
 
 def _add(
-    table: dict[str, list], stats: EncodingStats, limit: int, named: tuple[int, str], better: Encoded,
+    columns: list[list], stats: EncodingStats, limit: int, named: tuple[int, str], better: Encoded,
     other: Encoded,
 ) -> None:  # fmt: skip
     (chosen, (*_, (begins, ends, _))), (rejected, (*_, (start, end, _))) = better, other
@@ -108,18 +144,8 @@ def _add(
         stats.kept += 1
         stats.trained_tokens += len(chosen) + len(rejected)
         stats.tokens += 2 * len(prompt) + len(chosen) + len(rejected)
-        for name, value in zip(table, (prompt, chosen, rejected, prompt + longer, *named), strict=True):
-            table[name].append(value)
-
-
-def _dataset(table: dict[str, list]) -> Any:
-    import datasets
-    import pyarrow
-
-    ids = pyarrow.list_(pyarrow.int32())
-    kinds = {"row": pyarrow.int64(), "source": pyarrow.string()}
-    arrays = {name: pyarrow.array(values, kinds.get(name, ids)) for name, values in table.items()}
-    return datasets.Dataset(pyarrow.table(arrays), fingerprint=secrets.token_hex(8))
+        for column, value in zip(columns, (prompt, chosen, rejected, prompt + longer, *named), strict=True):
+            column.append(value)
 
 
 @dataclass

@@ -22,6 +22,7 @@ SYSTEM = {
     errno.EACCES: "there is no permission. Change it, or choose another folder",
     errno.EPERM: "there is no permission. Change it, or choose another folder",
     errno.ENAMETOOLONG: "the name is too long. Choose a shorter one",
+    errno.EEXIST: "a file stands where a folder is needed. Choose another path",
     errno.ENOTDIR: "a file stands where a folder is needed. Choose another path",
     errno.EISDIR: "a folder stands where a file is needed. Move it away",
     errno.ELOOP: "its links lead in a circle. Name the place itself",

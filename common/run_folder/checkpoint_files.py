@@ -128,7 +128,7 @@ def _damage(checkpoint: Path, step: int, run: str | None, sealed: bool) -> str:
         return f"{MANIFEST} is not there" if sealed else structure(checkpoint)
     try:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        listed = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
+        listed = {name: (int(entry["bytes"]), entry["sha256"]) for name, entry in manifest["files"].items()}
         owner, of_step = manifest["run"], manifest["step"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"{MANIFEST} cannot be read"

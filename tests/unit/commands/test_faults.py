@@ -41,6 +41,7 @@ def test_a_full_disk_is_named(error, no_room, tmp_path):
     (PermissionError(errno.EACCES, "Permission denied", "/a/b"), "/a/b: there is no permission"),
     (OSError(errno.ENAMETOOLONG, "File name too long", "x" * 300), "the name is too long"),
     (FileNotFoundError(errno.ENOENT, "No such file", "/a/log.jsonl"), "/a/log.jsonl: it is not there"),
+    (FileExistsError(errno.EEXIST, "File exists", "/a/b"), "/a/b: a file stands where a folder is needed"),
     (OSError(errno.EFBIG, "File too large"), "ulimit -f"),
     (OSError(errno.EMFILE, "Too many open files"), "ulimit -n"),
     (RuntimeError("Parent directory /gone/c does not exist."), "/gone/c cannot be written: the folder is gone"),

@@ -4,15 +4,21 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
+import forked
 import pytest
+import sample_pages
 import screens
+import trained_runs
+from paths import ROOT
 
+from tunebook.common.commands import COMMANDS
 from tunebook.common.process import terminal
 
-HOSTILE = "\x1b[2J\x1b]0;OWNED\x07\x1b]8;;http://evil\x1b\\link\x9b31m\x08\x7f\r\u202egnp.exe\u2066\u2028"
+HOSTILE = "\x1b[2J\x1b[31m\x1b]0;OWNED\x07\x1b]8;;http://evil\x1b\\link\x9b31m\x08\x7f\r\u202egnp.exe\u2066\u2028"
 STEERS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
@@ -23,7 +29,9 @@ def python(code, *words, env=None, **how):
 
 def test_characters_of_data_are_escapes():
     shown = terminal.escaped(HOSTILE)
-    assert not STEERS.search(shown) and shown.startswith("\\x1b[2J\\x1b]0;OWNED\\x07") and "\\u202egnp" in shown
+    assert (
+        not STEERS.search(shown) and shown.startswith("\\x1b[2J\\x1b[31m\\x1b]0;OWNED\\x07") and "\\u202egnp" in shown
+    )
     for text in (
         "a\n\tc é 漢字 🤷",
         "\u0645\u0631\u062d\u0628\u0627 \u200f",
@@ -65,7 +73,7 @@ print({HOSTILE!r})
 """
     said = screens.written(code)
     assert "\rbar\\x07: 100%" in said and "\x1b[1mstrong\x1b[0m" in said
-    assert "\\x1b[2J\\x1b]0;OWNED" in said and "\x1b[2J" not in said and "\x07" not in said
+    assert "\\x1b[2J\\x1b[31m\\x1b]0;OWNED" in said and "\x1b[2J" not in said and "\x07" not in said
 
 
 @pytest.mark.parametrize("env", [{"PYTHONIOENCODING": "ascii"}, {"PYTHONIOENCODING": "latin-1"},
@@ -136,31 +144,116 @@ def test_files_are_utf8_in_every_locale(tmp_path):
     assert done.stdout == b"'\\xe9'\n", done.stderr
 
 
-def test_commands_on_hostile_rows(tunebook, tmp_path):
-    """Rows, names of columns and folders, and typed words, in what is said and in messages."""
-    folder = tmp_path / f"x{HOSTILE[:9]}"
-    folder.mkdir()
-    rows = [{"instruction": f"{place} {HOSTILE}", "input": HOSTILE, "output": f"{HOSTILE} {place}", HOSTILE: HOSTILE}
-            for place in range(12)]  # fmt: skip
-    chats = [{"messages": [{"role": "user", "content": HOSTILE}, {"role": "assistant", "content": HOSTILE}]}]
-    for name, what in (("rows", rows), ("chats", chats), ("broken", [{"instruction": HOSTILE, HOSTILE: None}]),
-                       ("roles", [{"messages": [{"role": HOSTILE, "content": "x"}]}])):  # fmt: skip
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in what), encoding="utf-8")
-    found = [
-        tunebook("inspect", folder / "rows.jsonl", "--rows", "1", "2"),
-        tunebook("inspect", folder / "chats.jsonl", "--template", "chatml"),
-        tunebook("inspect", folder / "broken.jsonl"),
-        tunebook("inspect", folder / "roles.jsonl"),
-        tunebook("split", folder / "rows.jsonl", "--output_dir", folder / "split"),
-        tunebook("inspect", f"{HOSTILE}.jsonl"),
-        tunebook("inspect", folder / "rows.jsonl", "--template", HOSTILE),
-        tunebook("inspect", folder / "rows.jsonl", f"--{HOSTILE}"),
-        tunebook(HOSTILE),
+NAME = HOSTILE.replace("/", "")  # as a file is called
+LIGHT = {"ls", "cp", "new", "inspect", "split", "augment", "runs", "rate", "doctor"}
+HEAVY = {"plan", "chat", "export", "verify", "eval", "compare", "safety", "judge", "table"}  # they need a model
+
+
+@pytest.fixture
+def hostile(tmp_path):
+    """A folder of hostile rows and answers, in files that are called so, too."""
+    place = tmp_path / f"x{NAME}"
+    place.mkdir()
+    asked = [{"instruction": f"{n} {HOSTILE}", "input": HOSTILE, "output": f"{HOSTILE} {n}", HOSTILE: HOSTILE}
+             for n in range(12)]  # fmt: skip
+    for name, rows in (
+        ("rows", asked), ("broken", [{"output": HOSTILE}]),
+        ("roles", [{"messages": [{"role": HOSTILE, "content": "x"}]}]),
+        *((side, [{"prompt": HOSTILE, "answer": f"{side} {HOSTILE}"}]) for side in ("base", "tuned")),
+    ):  # fmt: skip
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (place / f"{name}{NAME}.jsonl").write_text(text, encoding="utf-8")
+    return place
+
+
+def report(folder, found):
+    """Write a run's report in which all that is said is hostile."""
+    folder.mkdir(exist_ok=True)
+    sample = dict.fromkeys(("prompt", "asked", "before", "after", "reference"), HOSTILE)
+    found |= {"recipe": HOSTILE, "device": HOSTILE, "samples": [sample]}
+    (folder / "report.json").write_text(json.dumps(found), encoding="utf-8")
+
+
+def says_nothing_that_steers(call, calls):
+    for words, code in calls:
+        words = [str(word).replace("\0", "") for word in words]  # no word of a command holds it
+        found, out, err = call(*words)
+        assert not STEERS.search(out + err), (words[0], ascii(out + err))
+        assert found == code and "Traceback" not in out + err, (words[0], (out + err)[-2000:])
+    return {words[0] for words, _ in calls}
+
+
+def test_every_command_on_hostile_rows_and_names(hostile, tunebook):
+    """Rows, answers, names of columns, files and folders, and typed words: no command writes a character that steers,
+    neither in what it says nor in messages. Those that need a model: below."""
+    rows, copy = hostile / f"rows{NAME}.jsonl", hostile / f"copy{NAME}.py"
+    report(hostile / f"run{NAME}", sample_pages.report())
+    calls = [
+        (["ls", HOSTILE], 2),
+        (["cp", "lora_alpaca", copy], 0),
+        (["cp", "lora_alpaca", copy], 2),
+        (["new", rows, "--output", hostile / f"new{NAME}.py", "--model", "pocket", "--no-plan"], 0),
+        (["inspect", rows, "--rows", "1", "2", "--near"], 0),
+        (["inspect", rows, "--template", HOSTILE], 2),
+        (["inspect", rows, f"--{HOSTILE}"], 2),
+        (["inspect", hostile / f"broken{NAME}.jsonl"], 2),
+        (["inspect", hostile / f"roles{NAME}.jsonl"], 2),
+        (["inspect", f"{HOSTILE}.jsonl"], 2),
+        (["split", rows, "--output_dir", hostile / f"split{NAME}"], 0),
+        (["augment", rows, "--output", hostile / f"more{NAME}.jsonl"], 0),
+        (["runs", hostile], 0),
+        (["rate", "--report", hostile / f"run{NAME}", "--output_dir", hostile / "rate", "--summary"], 0),
+        (["doctor", HOSTILE], 2),
     ]
-    assert [code for code, *_ in found] == [0, 0, 2, 2, 0, 2, 2, 2, 2], found
-    for _, out, err in found:
-        assert not STEERS.search(out + err), STEERS.findall(out + err)
-    assert "\\x1b[2J" in found[0][1] and "\\x1b[2J" in found[2][2]
+    assert says_nothing_that_steers(tunebook, calls) == LIGHT == COMMANDS.keys() - HEAVY
+    assert tunebook(HOSTILE)[0] == 2 and not STEERS.search("".join(tunebook(HOSTILE)[1:]))
+
+
+@pytest.mark.slow
+@pytest.mark.recipe
+def test_every_command_with_a_model_on_hostile_rows_and_names(hostile):
+    rows, run, merged = hostile / f"rows{NAME}.jsonl", hostile / f"run{NAME}", hostile / f"merged{NAME}"
+    trained_runs.lora_run(run, dataset=str(rows), steps=1)
+    report(run, json.loads((run / "report.json").read_text(encoding="utf-8")))
+    scores = [hostile / f"{side}_scores{NAME}" for side in ("base", "tuned")]
+    answers = [hostile / f"{side}{NAME}.jsonl" for side in ("base", "tuned")]
+    recipe = shutil.copy(ROOT / "recipes" / "lora_alpaca.py", hostile / f"recipe{NAME}.py")
+    evaluate = ["eval", "--adapter", run, "--dataset", rows, "--limit", "2", "--max_gen_toks", "4", "--output_dir"]
+    calls = [
+        (["plan", recipe, "--dataset", rows, "--no-time"], 0),
+        (["chat", "--adapter", f"{NAME}={run}", "--template", "alpaca", "--max_new_tokens", "4"], 0),
+        (["export", run, "--output_dir", merged, "--dtype", "float32"], 0),
+        (["verify", merged, "--against", run], 0),
+        ([*evaluate, scores[0], "--base"], 0),
+        ([*evaluate, scores[1]], 0),
+        (["compare", *scores], 0),
+        (["safety", *scores], 2),
+        (["judge", *answers, "--judge", "pocket", "--judge_max_new_tokens", "4", "--output_dir", hostile / "judge"], 1),
+        (["table", "--recipes", recipe, "--dataset", hostile / f"broken{NAME}.jsonl", "--output_dir", merged], 2),
+    ]
+    typed = f"{HOSTILE}\n/{HOSTILE}\n/adapter {HOSTILE}\n/quit\n".replace("\r", "")
+
+    def call(*words):
+        done = forked.run("-m", "tunebook.common.commands", *words, cwd=hostile, input=typed)
+        return done.returncode, done.stdout, done.stderr
+
+    assert says_nothing_that_steers(call, calls) == HEAVY
+
+
+def test_words_that_tyro_quotes_on_a_terminal(tmp_path):
+    """It draws in colors of its own; a typed word, or a default of a file, has none."""
+    (tmp_path / "hostile.yaml").write_text('model: "\\e[2J\\e[31mX"', encoding="utf-8")
+    code = f"""
+from tunebook.common import commands
+for words in (["ls", {HOSTILE!r}], ["inspect", "--" + {HOSTILE!r}],
+              ["chat", "--help", "--config", {str(tmp_path / "hostile.yaml")!r}]):
+    try:
+        commands.main(words)
+    except SystemExit:
+        pass
+"""
+    said = screens.written(code).replace("\r\n", "")
+    assert not STEERS.search(said) and said.count("\\x1b[2J") == 3, ascii(said)
 
 
 @pytest.mark.parametrize(("writers", "drawn"), [

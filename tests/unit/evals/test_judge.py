@@ -311,7 +311,7 @@ def test_a_wrong_address_or_key_is_told_at_once(serve, files, tmp_path, capsys):
     server = serve(better, lambda *_: (401, b"who are you"))
     judged(server, files(BAD, GOOD), tmp_path / "out", "--concurrency", 1, code=2)
     assert "401" in capsys.readouterr().err and len(server.bodies) == 1
-    for url in ("localhost:80", "ftp://x/v1", "http://me:secret@x/v1"):
+    for url in ("localhost:80", "ftp://x/v1", "http://me:secret@x/v1", "http://[x/v1", "http://x:port/v1"):
         with pytest.raises(UserError, match="expected http") as error:
             endpoint.Endpoint(url, "rules", {}, Budget())
         assert "secret" not in str(error.value)

@@ -185,6 +185,19 @@ def test_both_sequences_are_those_of_sft(name, tokenizer):
     assert counts.trained_tokens == trained
 
 
+def test_pairs_are_encoded_once_and_read_back_equal(tokenizer, tmp_path, capsys):
+    """By the next run, and by the other processes of a machine."""
+    rows = pairs.load("pocket_pairs")["test"][:20]
+    plain = preference.encode(rows, tokenizer, templates.ALPACA, 60)
+    first, again = (preference.encode(rows, tokenizer, templates.ALPACA, 60, folder=tmp_path) for _ in range(2))
+    assert capsys.readouterr().out.count("tokens: read from") == 1
+    for encoded, counts in (first, again):
+        assert encoded.to_dict() == plain[0].to_dict() and encoded.features == plain[0].features
+        assert counts == plain[1] and counts.dropped["too_long"] and counts.kept
+    preference.encode([*rows[:-1], rows[0]], tokenizer, templates.ALPACA, 60, folder=tmp_path)
+    assert "read from" not in capsys.readouterr().out
+
+
 def test_a_batch_is_padded_and_masked(tokenizer):
     encoded, _ = preference.encode(pairs.load("pocket_pairs")["test"][:5], tokenizer, templates.ALPACA, 512)
     batch = preference.Collator(0)([encoded[place] for place in range(5)])

@@ -46,6 +46,8 @@ def test_a_full_disk_and_a_folder_that_is_not_there_are_plain_messages(tmp_path)
         files.write_atomic(Path("/dev/full"), "x" * 10_000)
     with pytest.raises(UserError, match=r"a\.json cannot be written: No such file or directory"):
         files.write_json(tmp_path / "no" / "a.json", {})
+    with pytest.raises(UserError, match=r"cannot be written: Is a directory\. Move it away"):
+        files.write_json(tmp_path, {})
 
 
 def test_json_and_half_a_surrogate_pair(tmp_path):

@@ -109,6 +109,11 @@ HARMS = {
     "random state gone": ("rng_state.pth", Path.unlink, "rng_state.pth is not there"),
     "state is longer": ("trainer_state.json", lambda path: path.open("a").write(" "), "trainer_state.json is longer"),
     "manifest gone": ("manifest.json", Path.unlink, "manifest.json is not there"),
+    "manifest of words": (
+        "manifest.json",
+        lambda path: path.write_text(path.read_text().replace('"bytes": ', '"bytes": "x", "was": ')),
+        "manifest.json cannot be read",
+    ),
     "manifest cut off": ("manifest.json", lambda path: path.write_text("{"), "manifest.json cannot be read"),
     "of another run": (
         "manifest.json",
