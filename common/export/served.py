@@ -67,7 +67,7 @@ class TransformersModel:
 
     def answers(self, prompts: list[list[int]], limit: int) -> list[list[int]]:
         """The greedy answer to each prompt with its end token, as the folder's own generation config ends it."""
-        return greedy(self._model, prompts, limit, self.ends)
+        return greedy(self._model, prompts, limit, self.ends)[0]
 
 
 def _bits(config: dict[str, Any]) -> int:
@@ -120,10 +120,22 @@ def logits(model: Any, ids: list[int], start: int, stop: int) -> Any:
     return out[0, start - stop - 1 : -1].float().cpu()  # from the end: a soft prompt stands before
 
 
-def greedy(model: Any, prompts: list[list[int]], limit: int, ends: set[int]) -> list[list[int]]:
-    """Greedy answers, in batches of prompts of near length; each up to and with its first end token."""
+def level(logits: Any) -> Any:
+    """Where a logit is less than a step of bfloat16 below the largest: what computes in 16 bits may take it for it."""
     import torch
-    from transformers import GenerationConfig
+
+    most = logits.amax(-1, keepdim=True)
+    step = torch.finfo(torch.bfloat16).eps * 2.0 ** most.abs().clamp(min=1e-30).log2().floor()
+    return logits > most - step
+
+
+def greedy(
+    model: Any, prompts: list[list[int]], limit: int, ends: set[int]
+) -> tuple[list[list[int]], list[list[set[int]]]]:
+    """Greedy answers, in batches of prompts of near length; each up to and with its first end token. And for each token
+    of theirs the set of those that are level with it."""
+    import torch
+    from transformers import GenerationConfig, LogitsProcessorList
 
     fill = 0  # masked before a prompt, and cut off behind an answer
     config = GenerationConfig(
@@ -131,8 +143,15 @@ def greedy(model: Any, prompts: list[list[int]], limit: int, ends: set[int]) -> 
     )
     order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
     found: list[list[int]] = [[]] * len(prompts)
+    near: list[list[set[int]]] = [[] for _ in prompts]
     for at in range(0, len(order), BATCH):
         places = order[at : at + BATCH]
+
+        def watch(_: Any, scores: Any, places: list[int] = places) -> Any:
+            for place, row in zip(places, level(scores), strict=True):
+                near[place].append(set(row.nonzero().flatten().tolist()))
+            return scores
+
         width = max(len(prompts[place]) for place in places)
         rows = [[fill] * (width - len(prompts[place])) + prompts[place] for place in places]
         mask = [[0] * (width - len(prompts[place])) + [1] * len(prompts[place]) for place in places]
@@ -141,8 +160,9 @@ def greedy(model: Any, prompts: list[list[int]], limit: int, ends: set[int]) -> 
                 input_ids=torch.tensor(rows, device=model.device),
                 attention_mask=torch.tensor(mask, device=model.device),
                 generation_config=config,
+                logits_processor=LogitsProcessorList([watch]),
             )
         for place, row in zip(places, out[:, width:].tolist(), strict=True):
             end = next((n for n, token in enumerate(row) if token in ends), None)
             found[place] = row if end is None else row[: end + 1]
-    return found
+    return found, near

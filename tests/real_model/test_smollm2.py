@@ -120,15 +120,22 @@ def test_four_bits_compute_what_they_are_saved_as(tmp_path, tokenizer):
     assert (one - two).abs().mean() < 0.05 * one.std()  # bitsandbytes computes it in bfloat16
 
 
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A short run of LoRA, and its flags."""
+    folder = tmp_path_factory.mktemp("run")
+    data = few.rows(folder / "few", train=16, others=2)
+    flags = ["--model", "smollm2", "--dataset", data, *FLAGS, "--set", "save_steps=2", "eval_steps=2"]
+    done = recipe("lora_alpaca", "--output_dir", folder / "whole", *flags)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder / "whole", flags
+
+
 @pytest.mark.recipe
-def test_a_run_that_was_killed_ends_with_the_same_weights(tmp_path):
+def test_a_run_that_was_killed_ends_with_the_same_weights(run, tmp_path):
     from safetensors.torch import load_file
 
-    data = few.rows(tmp_path / "few", train=16, others=2)
-    flags = ["--model", "smollm2", "--dataset", data, *FLAGS, "--set", "save_steps=2", "eval_steps=2"]
-    whole, part = tmp_path / "whole", tmp_path / "part"
-    done = recipe("lora_alpaca", "--output_dir", whole, *flags)
-    assert done.returncode == 0, done.stderr[-3000:]
+    (whole, flags), part = run, tmp_path / "part"
     report = json.loads((whole / "report.json").read_text())
     assert report["train"]["steps"] == 4 and report["train"]["all_parameters"] > 135e6
     shutil.copytree(whole, part)
@@ -140,6 +147,22 @@ def test_a_run_that_was_killed_ends_with_the_same_weights(tmp_path):
     assert done.returncode == 0 and "resuming from" in done.stdout, done.stderr[-3000:]
     one, two = (load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (whole, part))
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.recipe
+def test_what_is_exported_is_what_was_trained(run, tmp_path):
+    """The proof holds for the merged weights, and falls for the base's in their place."""
+    from tunebook.common.export import checks, exporting, source
+    from tunebook.common.export.reference import Reference
+
+    reference, folder = Reference(source.find(str(run[0]), dataset=[str(run[1][3])])), tmp_path / "merged"
+    (proof,) = exporting.export(reference, "merged", folder, exporting.Options())
+    assert {check.point for check in proof.checks} == {1, 2, 3, 4, 5} and not checks.failures(proof.checks)
+    assert abs(proof.figures["weights"]["found"] - 1) < 0.01
+    smollm2 = Path(models.resolve("smollm2"))
+    shutil.copy(smollm2 / "model.safetensors", folder)
+    (proof,) = exporting.prove_folder(reference, folder)
+    assert {check.point for check in proof.checks if check.failure} >= {3, 4}
 
 
 @pytest.mark.recipe

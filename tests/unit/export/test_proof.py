@@ -9,11 +9,12 @@ import trained_runs
 from safetensors.torch import load_file, save_file
 
 from tunebook.common.errors import CheckFailed
-from tunebook.common.export import conversations, exporting, merge, proof, source, weight_proof
+from tunebook.common.export import conversations, exporting, merge, output_proof, proof, source, weight_proof
 from tunebook.common.export.base_weights import BaseWeights
 from tunebook.common.export.bounds import BOUNDS
 from tunebook.common.export.exported_weights import ExportedFolder
 from tunebook.common.export.reference import Reference
+from tunebook.common.export.served import level
 from tunebook.common.export.trained_weights import AdaptedWeights
 from tunebook.common.pocket import FOLDER
 
@@ -265,3 +266,21 @@ def test_short_answers_are_compared_in_more_conversations(reference, monkeypatch
 def test_a_control_token_is_found_in_any_text_of_a_row():
     row = {"messages": [{"role": "user", "content": [{"text": '<|"|>'}]}], "k": 1}
     assert '<|"|>' in list(conversations._texts(row))
+
+
+def test_a_token_level_with_the_likeliest_is_no_fault():
+    near = level(torch.tensor([[10.0, 9.95, 9.9], [-10.0, -10.05, -10.1], [0.0, 0.0, 1.0]]))
+    assert near.tolist() == [[True, True, False]] * 2 + [[False, False, True]]  # from 8 to 16 a step is 1/16
+    trained = output_proof.Outputs([torch.tensor([[10.0, 9.95, 9.0]])], [[0, 2]], [[{0, 1}, {2}]])
+
+    def holds(logits, answer):
+        served = output_proof.Outputs([torch.tensor([logits])], [answer])
+        found, figures = output_proof.check(trained, None, served, [2], BOUNDS[16], str)
+        by_name = {check.name.split(" (")[0]: check.holds for check in found}
+        return by_name["likeliest token equal"], by_name["greedy answers equal"], figures["top1"]
+
+    assert holds([10.0, 9.95, 9.0], [0, 2]) == (True, True, 1.0)
+    assert holds([9.95, 10.0, 9.0], [1, 0, 2]) == (True, True, 0.0)  # another way from where both are as good
+    assert holds([9.0, 9.95, 10.0], [2]) == (False, False, 0.0)
+    assert holds([10.0, 9.95, 9.0], [0, 1, 2]) == (True, False, 1.0)
+    assert holds([10.0, 9.95, 9.0], [0]) == (True, False, 1.0)  # its end is lost
