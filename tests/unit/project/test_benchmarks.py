@@ -10,7 +10,7 @@ import pytest
 from paths import ROOT
 
 CASES = [
-    pytest.param(path, marks=pytest.mark.slow if path.stem == "gpu" else (), id=path.name)  # it starts five processes
+    pytest.param(path, marks=pytest.mark.slow if path.stem in ("gpu", "export") else (), id=path.name)  # they start others
     for path in sorted((ROOT / "benchmarks").glob("*.py"))
 ]
 
