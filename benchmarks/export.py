@@ -59,8 +59,11 @@ def main(args: Args) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(args.folder or temporary)
         choose_rows(args, folder / "rows")
-        runs = {method: train(args, method, folder) for method in args.methods}
-        exports = [row for method in args.methods for kind in args.exports for row in export(method, kind, folder)]
+        runs, exports = {}, []
+        for method in args.methods:
+            runs[method] = train(args, method, folder)
+            for kind in args.exports:
+                exports += export(method, kind, folder)
     result = {
         "machine": f"{processor()}, {os.cpu_count()} cores, {os.environ.get('OMP_NUM_THREADS', 'all')} threads",
         "args": {name: value for name, value in vars(args).items() if name not in ("folder", "json", "quick")},

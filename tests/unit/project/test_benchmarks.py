@@ -9,8 +9,9 @@ import forked
 import pytest
 from paths import ROOT
 
+PROCESSES = ("gpu", "export")  # they start several
 CASES = [
-    pytest.param(path, marks=pytest.mark.slow if path.stem == "gpu" else (), id=path.name)  # it starts five processes
+    pytest.param(path, marks=pytest.mark.slow if path.stem in PROCESSES else (), id=path.name)
     for path in sorted((ROOT / "benchmarks").glob("*.py"))
 ]
 
