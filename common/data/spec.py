@@ -42,6 +42,8 @@ def parse(words: str | list[str]) -> tuple[dict[str, SourceSpec], str]:
         name, equals, value = word.partition("=")
         if not equals or not name.isidentifier() or Path(word).exists():
             source, share = _share(word)
+            if not source:  # a variable of the shell, for one; it is not the folder one is in
+                raise UserError("--dataset has an empty name; name a file, a folder, a Hub name or pocket")
             if source in wanted:
                 raise UserError(f"--dataset {source} is named twice; give it one share")
             wanted[source] = last = SourceSpec(share)

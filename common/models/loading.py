@@ -31,7 +31,7 @@ def resolve(name: str, max_length: int | None = None, weights: bool = True) -> s
         _check_length(name, json.loads((place / "config.json").read_text(encoding="utf-8")), max_length)
         return str(place)
     path = Path(name)
-    if not path.exists():
+    if not name or not path.exists():  # no name is not the folder one is in: a variable of the shell was empty
         if name.count("/") != 1 or name.startswith((".", "/", "~")):
             raise UserError(
                 f"--model {name}: no such folder; name a folder, a Hub model like org/name, a .gguf file, smollm2 or "

@@ -137,6 +137,9 @@ def _damage(checkpoint: Path, step: int, run: str | None, sealed: bool) -> str:
     if run is not None and owner != run:
         return "it is of another run"
     present = dict(_files(checkpoint))
+    loaded = (name for name in present if name.endswith((".safetensors", ".index.json", *TORCH)))
+    if stray := next((name for name in loaded if name not in listed), None):
+        return f"{stray} was not written with it"  # it would be taken for the weights
     for name, (size, _) in listed.items():
         if name not in present:
             return f"{name} is not there"

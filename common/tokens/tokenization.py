@@ -28,7 +28,7 @@ def load(name: str) -> tuple[Any, list[str]]:
     from transformers import AutoTokenizer
 
     place = str(local_models.folder(name) or name)
-    if not Path(place).is_dir() and (place.count("/") != 1 or place.startswith((".", "/", "~"))):
+    if not (place and Path(place).is_dir()) and (place.count("/") != 1 or place.startswith((".", "/", "~"))):
         raise UserError(
             f"--tokenizer {name}: no such folder; name a folder, a Hub model like org/name, a .gguf file, smollm2 or "
             "pocket"

@@ -94,7 +94,8 @@ def test_trackers_that_are_not_installed_or_have_no_key(monkeypatch):
 @pytest.mark.parametrize(("words", "says"), [
     (["--report_to", "evil"], "there is none, tensorboard"), (["--output_dir", "x" * 300], "the name is too long"),
     (["--output_dir", "a\0b"], "null character"), (["--output_dir", "/proc/x/y"], "/proc/x"),
-    (["--model", "y" * 300], "y"), (["--dataset", "z" * 300 + ".jsonl"], "the name is too long"),
+    (["--model", "y" * 300], "y"), (["--model", ""], "no such folder"),
+    (["--dataset", "z" * 300 + ".jsonl"], "the name is too long"),
 ])  # fmt: skip
 def test_bad_flags_load_nothing_heavy(words, says, tmp_path):
     """Known before torch is there, so said within a second."""

@@ -173,6 +173,7 @@ def test_words(tmp_path, monkeypatch):
         ("a.json:nan", "above 0"),
         ("a.json:half", "not 'half'"),
         ("a.json a.json:5", "named twice"),
+        ([""], "empty name"),
         ("instruction=q a.json", "name the file before"),
         ("a.json answer=q", "answer is none of"),
         ("a.json shares=bytes", "rows or tokens"),

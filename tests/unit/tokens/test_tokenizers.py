@@ -40,8 +40,9 @@ def test_padding(tmp_path):
 def test_what_cannot_be_used(tmp_path):
     with pytest.raises(UserError, match="no end token"):
         tokenization.load(changed(tmp_path / "a", eos_token=None))
-    with pytest.raises(UserError, match="no such folder"):
-        tokenization.load("./gone")
+    for name in ("./gone", ""):
+        with pytest.raises(UserError, match="no such folder"):
+            tokenization.load(name)
     (tmp_path / "a" / "tokenizer.json").write_text("{")
     with pytest.raises(UserError, match="cannot be loaded"):
         tokenization.load(str(tmp_path / "a"))

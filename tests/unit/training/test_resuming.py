@@ -108,6 +108,11 @@ HARMS = {
     "schedule gone": ("scheduler.pt", Path.unlink, "scheduler.pt is not there"),
     "random state gone": ("rng_state.pth", Path.unlink, "rng_state.pth is not there"),
     "state is longer": ("trainer_state.json", lambda path: path.open("a").write(" "), "trainer_state.json is longer"),
+    "other weights beside": (
+        "other.safetensors",
+        lambda path: path.write_bytes(b""),
+        "other.safetensors was not written with it",
+    ),
     "manifest gone": ("manifest.json", Path.unlink, "manifest.json is not there"),
     "manifest of words": (
         "manifest.json",
