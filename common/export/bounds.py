@@ -14,6 +14,7 @@ class Bounds:
         top1: least share of answer tokens whose likeliest token is the same.
         kept: least share of what training changed in the probabilities: 1 - KL(trained‖export) / KL(trained‖base).
         equal: least share of equal greedy answers.
+        level: tokens that are level with the trained model's likeliest (served.level) count as it.
     """
 
     found: float
@@ -22,10 +23,11 @@ class Bounds:
     top1: float
     kept: float
     equal: float
+    level: bool = True
 
 
 BOUNDS = {
-    32: Bounds(found=0.01, away=1e-6, kl=1e-4, top1=0.999, kept=0.99, equal=1.0),
+    32: Bounds(found=0.01, away=1e-6, kl=1e-4, top1=0.999, kept=0.99, equal=1.0, level=False),
     16: Bounds(found=0.1, away=2**-8, kl=5e-3, top1=0.99, kept=0.95, equal=1.0),
     8: Bounds(found=0.25, away=0.02, kl=0.02, top1=0.97, kept=0.8, equal=0.8),
     4: Bounds(found=0.5, away=0.15, kl=0.3, top1=0.85, kept=0.5, equal=0.0),

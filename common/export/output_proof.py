@@ -129,7 +129,8 @@ def _kl(log_p: Any, logits: Any) -> Any:
 
 
 def _closeness(figures: dict[str, Any], bounds: Bounds) -> list[Check]:
-    kl, top1, kept = figures["kl"], figures["top1_or_level"], figures["kept"]
+    kl, kept = figures["kl"], figures["kept"]
+    top1 = figures["top1_or_level" if bounds.level else "top1"]
     checks = [
         Check(
             4,
@@ -175,7 +176,10 @@ def _answers(
 ) -> list[Check]:
     count = len(exported)
     equal = sum(a == b for a, b in zip(trained.answers, exported, strict=True))
-    same = [_until_level(*three) for three in zip(trained.answers, exported, trained.near, strict=True)]
+    same = [
+        _until_level(ours, theirs, near) if bounds.level else ours == theirs
+        for ours, theirs, near in zip(trained.answers, exported, trained.near, strict=True)
+    ]
     ended = [bool(set(ids) & set(ends)) for ids in trained.answers]
     stops = [bool(set(ids) & set(ends)) for ids in exported]
     runs_on = [place for place in range(count) if ended[place] and not stops[place] and not same[place]]

@@ -273,14 +273,15 @@ def test_a_token_level_with_the_likeliest_is_no_fault():
     assert near.tolist() == [[True, True, False]] * 2 + [[False, False, True]]  # from 8 to 16 a step is 1/16
     trained = output_proof.Outputs([torch.tensor([[10.0, 9.95, 9.0]])], [[0, 2]], [[{0, 1}, {2}]])
 
-    def holds(logits, answer):
+    def holds(logits, answer, bits=16):
         served = output_proof.Outputs([torch.tensor([logits])], [answer])
-        found, figures = output_proof.check(trained, None, served, [2], BOUNDS[16], str)
+        found, figures = output_proof.check(trained, None, served, [2], BOUNDS[bits], str)
         by_name = {check.name.split(" (")[0]: check.holds for check in found}
         return by_name["likeliest token equal"], by_name["greedy answers equal"], figures["top1"]
 
     assert holds([10.0, 9.95, 9.0], [0, 2]) == (True, True, 1.0)
     assert holds([9.95, 10.0, 9.0], [1, 0, 2]) == (True, True, 0.0)  # another way from where both are as good
+    assert holds([9.95, 10.0, 9.0], [1, 0, 2], 32) == (False, False, 0.0)
     assert holds([9.0, 9.95, 10.0], [2]) == (False, False, 0.0)
     assert holds([10.0, 9.95, 9.0], [0, 1, 2]) == (True, False, 1.0)
     assert holds([10.0, 9.95, 9.0], [0]) == (True, False, 1.0)  # its end is lost
