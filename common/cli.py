@@ -3,7 +3,6 @@
 import codecs
 import contextlib
 import dataclasses
-import io
 import locale
 import logging
 import os
@@ -154,7 +153,7 @@ def parse(args_class: type, argv: list[str], doc: str = "") -> Any:
     default = _defaults(args_class, config)
     unknown = hasattr(default, "rest")
     steers = any(map(terminal.STEERING.search, [*argv, *_texts(default)]))
-    with _uncolored() if steers else contextlib.nullcontext(), _help(argv), _hint(argv, args_class):
+    with help_text.uncolored() if steers else contextlib.nullcontext(), _help(argv), _hint(argv, args_class):
         parsed: Any = tyro.cli(
             args_class, args=argv, description=description, default=default, return_unknown_args=unknown,
             use_underscores=True, registry=help_text.registry(),
@@ -166,18 +165,6 @@ def _texts(args: Any) -> list[str]:
     """Texts among the values of a dataclass."""
     values = vars(args).values()
     return [str(word) for value in values for word in (value if isinstance(value, list) else [value])]
-
-
-@contextlib.contextmanager
-def _uncolored() -> Iterator[None]:
-    """What tyro says without its colors, and escaped: it quotes words, whose escape sequences would pass for colors."""
-    out, error = io.StringIO(), io.StringIO()
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
-            yield
-    finally:
-        sys.stdout.write(out.getvalue())
-        sys.stderr.write(error.getvalue())
 
 
 @contextlib.contextmanager

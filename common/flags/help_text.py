@@ -3,6 +3,7 @@
 import contextlib
 import io
 import re
+import sys
 from collections.abc import Iterator
 from typing import Any, TextIO
 
@@ -44,6 +45,18 @@ def registry() -> Any:
         )
 
     return found
+
+
+@contextlib.contextmanager
+def uncolored() -> Iterator[None]:
+    """What tyro says without its colors, and escaped: it quotes words, whose escape sequences would pass for colors."""
+    out, error = io.StringIO(), io.StringIO()
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
+            yield
+    finally:
+        sys.stdout.write(out.getvalue())
+        sys.stderr.write(error.getvalue())
 
 
 class _Kept(io.StringIO):

@@ -24,7 +24,7 @@ PROPOSED = [
     ("cases/data/23-save-to-disk/saved", (), "instruction", "lora_alpaca", "alpaca", 128, 4),
     ("cases/data/30-empty-rejected/d.jsonl", (), "preference", "dpo_pairs", "tokenizer", 128, 4),
 ]  # fmt: skip
-TRAINED = PROPOSED if WHOLE else PROPOSED[6:7]
+TRAINED = PROPOSED if WHOLE else PROPOSED[1:2]
 
 
 def proposed(tmp_path, file, words):

@@ -156,8 +156,9 @@ def lora(folder: Path) -> str:
 @pytest.mark.recipe
 @pytest.mark.xdist_group("lm_eval")  # one server for all
 @pytest.mark.parametrize("kind", [
-    "four_bit_adapter", "heldout",
-    *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("full", "adapter", "four_bit", "safety")),
+    "heldout",
+    *(pytest.param(kind, marks=pytest.mark.slow)
+      for kind in ("full", "adapter", "four_bit", "four_bit_adapter", "safety")),
 ])  # fmt: skip
 def test_the_printed_command_gives_the_same_numbers(kind, tmp_path):
     """Every score, every standard error and every response to an item, to the last digit."""

@@ -123,14 +123,14 @@ def test_streamed_equals_whole(model, tokenizer, prompts):
 
 
 def test_a_stream_that_is_left_stops_working(model, tokenizer, prompts):
-    threads, steps = threading.active_count(), []
+    before, steps = set(threading.enumerate()), []
     counter = model.register_forward_hook(lambda *_: steps.append(1))
     pieces = stream(model, tokenizer, prompts[0], Decoding(400))
     assert next(pieces)
-    assert threading.active_count() == threads + 1
+    (thread,) = set(threading.enumerate()) - before
     pieces.close()
     counter.remove()
-    assert threading.active_count() == threads and len(steps) < 100
+    assert not thread.is_alive() and len(steps) < 100
 
 
 def test_an_error_of_the_model_is_raised_where_the_stream_is_read(model, tokenizer, prompts, monkeypatch):

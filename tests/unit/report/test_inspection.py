@@ -173,6 +173,7 @@ def test_what_is_looked_for_on_request(tokenizer, tmp_path):
     assert quality.search(asked) == ({}, [])
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 @needs_data
 def test_alpaca_in_full():

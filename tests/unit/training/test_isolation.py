@@ -328,7 +328,9 @@ def smollm2():
     return model, [tokenizer(text)["input_ids"] for text in SENTENCES]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [
+    torch.bfloat16, *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in (torch.float32, torch.float16))
+])  # fmt: skip
 def test_a_real_model(smollm2, dtype):
     model, texts = smollm2
     ids = [number for text in texts for number in text]
