@@ -294,8 +294,8 @@ def test_what_it_says_of_bad_words_is_quick(tmp_path):
         assert done.returncode == 2 and says in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 
-# One of each way to train, to load a teacher, and to ask for a forecast, that others do not stand for.
-KINDS = ["loop_alpaca", "dpo_pairs", "distill_cached_alpaca"]
+# What the weights below are compared of, and preference pairs, which are other rows.
+KINDS = ["lora_alpaca", "dpo_pairs", "distill_alpaca", "distill_cached_alpaca"]
 EVERY = [name for name in catalog.recipes() if name != "pretrain_pocket"]
 
 
