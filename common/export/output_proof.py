@@ -182,7 +182,7 @@ def _answers(
     ]
     ended = [bool(set(ids) & set(ends)) for ids in trained.answers]
     stops = [bool(set(ids) & set(ends)) for ids in exported]
-    runs_on = [place for place in range(count) if ended[place] and not stops[place] and not same[place]]
+    runs_on = [place for place in range(count) if ended[place] and not stops[place]]
     figures |= {"equal_answers": equal / count, "equal_answers_or_level": sum(same) / count}
     figures |= {"ended": sum(ended), "exported_ended": sum(stops), "answers": count}
     failure = ""
