@@ -50,7 +50,7 @@ def main(args: Args) -> None:
     place = folder.check_new(args.output_dir)
     check(args, found)
 
-    from tunebook.common.export import exporting, hub, model_card, proof
+    from tunebook.common.export import exporting, hub, model_card, proof, serving
     from tunebook.common.export.reference import Reference
 
     reference = Reference(found, args.template, args.merge_into)
@@ -65,6 +65,8 @@ def main(args: Args) -> None:
     proofs = exporting.export(reference, args.to, place, options, finish)
     print(f"export: {place}")
     proof.conclude(proofs, place / proof.FILE)
+    for command in serving.commands(args.to, place, args.output_dir, found.base):
+        print(f"serve it: {command}")
     if args.push_to_hub:
         print(f"pushed: {hub.push(place, args.push_to_hub, args.public)}")
 

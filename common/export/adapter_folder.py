@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tunebook.common.errors import UserError
+from tunebook.common.export import serving
 from tunebook.common.export.checks import Check
 from tunebook.common.export.source import Source
 from tunebook.common.export.trained_weights import AdaptedWeights
@@ -34,8 +35,8 @@ def write(source: Source, base_name: str, folder: Path) -> list[str]:
         notes.append(
             f"the adapter's base is called {Path(source.base).name}; name it as on the Hub: --base_name ORG/NAME"
         )
-    if config.get("use_dora"):
-        notes.append("vLLM does not serve DoRA adapters; --to merged gives it plain weights")
+    if refused := serving.not_for_vllm(config):
+        notes.append(f"vLLM does not serve {refused}; what can be merged, --to merged gives it as plain weights")
     return notes
 
 

