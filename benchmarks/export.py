@@ -122,9 +122,11 @@ def export(method: str, kind: str, folder: Path) -> list[dict[str, Any]]:
     words = (*COMMAND, "export", str(folder / method), "--dataset", str(folder / "rows"), "--output_dir", str(out))
     code, said, seconds, peak = run((*words, "--to", *EXPORTS[kind]))
     about = {"method": method, "seconds": seconds, "peak_bytes": peak}
-    if code not in (0, 1):
+    if code == 2:
         message = said.strip().splitlines()[-1].replace(f"{folder}/", "")
         found = [about | {"export": kind, "outcome": "refused", "message": message}]
+    elif code not in (0, 1):
+        raise CheckFailed(f"{method}, {kind}: exit code {code}: {said[-2000:]}")
     else:
         proofs = json.loads((out / "export.json").read_text(encoding="utf-8"))["exports"]
         found = [about | figures(proof) for proof in proofs]

@@ -3,7 +3,9 @@
 import contextlib
 import functools
 import importlib
+import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -30,19 +32,33 @@ def quiet() -> Iterator[None]:
 
 
 TRIAL = """
-import sys, llama_cpp
-llama_cpp.Llama(sys.argv[1], vocab_only=True, verbose=False).tokenize(b"a b")
+import json, sys, llama_cpp
+model = llama_cpp.Llama(sys.argv[1], verbose=False, **json.loads(sys.argv[2]))
+ids = model.tokenize(b"a b " * 16)
+if not json.loads(sys.argv[2]).get("vocab_only"):
+    model.eval(ids[:32])
 """
+REBUILD = (
+    "it was built for instructions that this machine refuses; build it without them: "
+    'CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON" '
+    "pip install --force-reinstall --no-deps --no-cache-dir llama-cpp-python"
+)
 
 
-def require_loadable(file: Path) -> None:
-    """Load a file's vocabulary in a process of its own: llama.cpp ends the process for some that are broken.
+def try_out(file: Path, **settings: Any) -> None:
+    """Load a file in a process of its own and compute some tokens: llama.cpp ends its process for some files that are
+    broken, and where it was built for another processor, which shows only when it computes.
+
+    Args:
+        settings: of llama_cpp.Llama; with vocab_only, nothing is computed.
 
     Raises:
         UserError: it does.
     """
-    words = [sys.executable, "-c", TRIAL, str(file)]
+    words = [sys.executable, "-c", TRIAL, str(file), json.dumps(settings)]
     done = subprocess.run(words, capture_output=True, encoding="utf-8", errors="replace", check=False)
+    if done.returncode == -signal.SIGILL:
+        raise UserError(f"{file.name}: llama.cpp ends with SIGILL on it: {REBUILD}")
     if done.returncode:
         said = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
         raise UserError(f"{file}: llama.cpp cannot load it: {said.strip()[:300]}")
@@ -65,7 +81,7 @@ def opened(file: Path, **settings: Any) -> Any:
 def tokenize_by(file: Path) -> Callable[[str], list[int]] | None:
     """A file's tokenizer, text to ids, with nothing put around; None where llama.cpp does not load it."""
     try:
-        require_loadable(file)
+        try_out(file, vocab_only=True)
         model = opened(file, vocab_only=True)
     except UserError:
         return None
@@ -84,7 +100,7 @@ class GgufModel:
 
         self.file, self.lora, self.name = file, lora, (lora or file).name
         self.bits = bits(file)
-        require_loadable(file)
+        try_out(file, n_ctx=64, **({"lora_path": str(lora)} if lora else {}))
         self._vocabulary = opened(file, vocab_only=True)
         llama_cpp = importlib.import_module("llama_cpp")
         vocabulary = llama_cpp.llama_model_get_vocab(self._vocabulary._model.model)

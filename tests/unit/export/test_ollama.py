@@ -1,5 +1,8 @@
 """A Modelfile's TEMPLATE is read off the chat template, and compared with it; what it cannot say is refused."""
 
+import json
+import shutil
+import subprocess
 from types import SimpleNamespace
 
 import pytest
@@ -76,3 +79,54 @@ def test_tools_are_refused(tokenizer):
 def test_alpaca_without_inputs_can_be_written(tokenizer):
     text = ollama.modelfile(reference(tokenizer, templates.ALPACA, USER), "model.gguf")
     assert "### Instruction:\n{{ .Content }}" in text
+
+
+GO = """package main
+
+import (
+	"encoding/json"
+	"os"
+	"text/template"
+)
+
+type Message struct{ Role, Content string }
+
+func main() {
+	var asked struct {
+		Template      string
+		Conversations [][]Message
+	}
+	if err := json.NewDecoder(os.Stdin).Decode(&asked); err != nil {
+		panic(err)
+	}
+	made := template.Must(template.New("").Parse(asked.Template))
+	for _, messages := range asked.Conversations {
+		if err := made.Execute(os.Stdout, map[string]any{"Messages": messages}); err != nil {
+			panic(err)
+		}
+		os.Stdout.WriteString("\\x00")
+	}
+}
+"""
+
+
+@pytest.mark.skipif(shutil.which("go") is None, reason="the language Go is not installed")
+def test_the_template_in_go_itself(tokenizer, tmp_path):
+    """What Go writes by the TEMPLATE of a Modelfile is what transformers writes by the chat template."""
+    (tmp_path / "write.go").write_text(GO)
+    built = subprocess.run(["go", "build", "-o", "write", "write.go"], cwd=tmp_path, capture_output=True, text=True,
+                           env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}, check=False)  # fmt: skip
+    assert built.returncode == 0, built.stderr
+    hello = {"role": "user", "content": "  Say {{ this }} or `that`.\n"}
+    turns = [hello, {"role": "assistant", "content": '"b" \\ {{ .Content }}'}, {"role": "user", "content": "é 中"}]
+    conversations = [turns[:1], turns, [{"role": "system", "content": "Be brief."}, *turns]]
+    chatml = templates.get("chatml", tokenizer)
+    braces = SYSTEM.replace("Be kind.", "Be {{ kind }}.")
+    for template, jinja in ((chatml, None), (chatml, SYSTEM), (chatml, braces), (templates.ALPACA, None)):
+        made = reference(tokenizer, template, USER, jinja)
+        kept = conversations[:2] if template is templates.ALPACA else conversations
+        wanted = [made.tokenizer.apply_chat_template(one, tokenize=False, add_generation_prompt=True) for one in kept]
+        (_, written, _) = ollama.modelfile(made, "model.gguf").split('"""')
+        asked = json.dumps({"Template": written, "Conversations": kept})
+        done = subprocess.run([tmp_path / "write"], input=asked, capture_output=True, text=True, check=True)
+        assert done.stdout.split("\x00")[:-1] == wanted
