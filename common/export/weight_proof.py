@@ -158,9 +158,13 @@ def _found(changes: list[Change], figures: dict[str, Any], bounds: Bounds, descr
             why = f"it is lost in {len(matrices)} weights, such as {first_names(matrices, 2)}"
         failure = f"{found:.2f} of what training changed is in {describe}, not 1: {why}"
     elif matrices:
-        failure = f"what training changed is lost in {len(matrices)} weights: {first_names(matrices, 3)}"
+        failure = (
+            f"what training changed is lost in {len(matrices)} of {len(changes)} weights, by rounding or in the "
+            f"making: {first_names(matrices, 3)}; keep more bits, or export the adapter"
+        )
     elif doubled:
-        failure = f"what training changed is in {len(doubled)} weights more than once: {first_names(doubled, 3)}"
+        named = first_names(doubled, 3)
+        failure = f"what training changed is in {len(doubled)} of {len(changes)} weights more than once: {named}"
     return Check(3, f"what training changed is in {describe}", value, bound, failure)
 
 
