@@ -55,7 +55,6 @@ class Args:
 def main(args: Args) -> dict[str, Any]:
     if args.quick:
         args.methods, args.exports, args.steps = ("lora",), ("merged",), 2
-    begun = time.monotonic()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(args.folder or temporary)
         choose_rows(args, folder / "rows")
@@ -69,7 +68,6 @@ def main(args: Args) -> dict[str, Any]:
         "args": {name: value for name, value in vars(args).items() if name not in ("folder", "json", "quick")},
         "runs": runs,
         "exports": exports,
-        "seconds": time.monotonic() - begun,
     }
     show(result)
     if args.json:
@@ -109,7 +107,7 @@ def train(args: Args, method: str, folder: Path) -> dict[str, Any]:
     print(f"{method}: trained", flush=True)
     return {
         "learning_rate": report["args"]["learning_rate"],
-        "loss": report["train"]["loss"],
+        "loss": report["train"]["loss"][-1][1],  # of the last step
         "held_out_loss": report["eval"]["loss"],
     }
 

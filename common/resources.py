@@ -140,7 +140,25 @@ def _process_limits() -> list[int]:
     now = psutil.Process().memory_info()
     sizes = {resource.RLIMIT_AS: now.vms, resource.RLIMIT_DATA: getattr(now, "data", now.vms)}
     soft = {which: resource.getrlimit(which)[0] for which in sizes}
-    return [max(0, soft[which] - size) for which, size in sizes.items() if soft[which] != resource.RLIM_INFINITY]
+    set_ones = [which for which in sizes if soft[which] != resource.RLIM_INFINITY]
+    return [max(0, soft[which] - sizes[which] + _free_of_heap()) for which in set_ones]
+
+
+class _Mallinfo2(ctypes.Structure):
+    """As in glibc's malloc.h (2.33)."""
+
+    _fields_ = [(name, ctypes.c_size_t) for name in (
+        "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"
+    )]  # fmt: skip
+
+
+def _free_of_heap() -> int:
+    """Bytes of this process's heap that are free, 0 where glibc does not tell: `release` gives back the memory behind
+    them, but not their addresses."""
+    if sys.platform != "linux" or not hasattr(library := ctypes.CDLL(None), "mallinfo2"):
+        return 0
+    library.mallinfo2.restype = _Mallinfo2
+    return library.mallinfo2().fordblks
 
 
 def _control_groups(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[int]:

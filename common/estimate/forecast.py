@@ -154,6 +154,7 @@ def attempt(
         CheckFailed: something that is to train would not (parameter_table.Table).
     """
     rows, width = batches.shape
+    resources.release()  # of an attempt before
     memory, profile, problem, limit = None, None, "", resources.limit()
     table = parameter_table.Table(run.unwrapped)
     try:

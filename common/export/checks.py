@@ -5,6 +5,8 @@ from typing import Any
 
 from tunebook.common import format
 
+FINER = "keep more bits (--dtype float16, --quantization f16), or export the adapter"
+
 
 @dataclass
 class Check:

@@ -5,7 +5,7 @@ from typing import Any
 
 from tunebook.common.export import conversations
 from tunebook.common.export.bounds import Bounds
-from tunebook.common.export.checks import Check
+from tunebook.common.export.checks import FINER, Check
 from tunebook.common.export.conversations import LIMIT, HeldOut
 from tunebook.common.export.source import Source
 from tunebook.common.process import progress
@@ -160,7 +160,7 @@ def _closeness(figures: dict[str, Any], bounds: Bounds) -> list[Check]:
         if kept < bounds.kept:
             failure = (
                 f"the export is {'no nearer' if kept < 0.05 else f'only {kept:.0%} nearer'} to the trained model "
-                "than its base is: the tuning is lost; keep more bits, or export the adapter"
+                f"than its base is: the tuning is lost; {FINER}"
             )
         checks.append(Check(4, "tuning kept, in KL", f"{kept:.2%}", f"{bounds.kept:.0%} at least", failure))
     return checks

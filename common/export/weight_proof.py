@@ -6,7 +6,7 @@ from typing import Any
 
 from tunebook.common.errors import first_names
 from tunebook.common.export.bounds import Bounds
-from tunebook.common.export.checks import Check
+from tunebook.common.export.checks import FINER, Check
 from tunebook.common.process import progress
 
 SWALLOWED, DOUBLED = 0.5, 1.5  # parts of a module's change below and above which it is named
@@ -160,7 +160,7 @@ def _found(changes: list[Change], figures: dict[str, Any], bounds: Bounds, descr
     elif matrices:
         failure = (
             f"what training changed is lost in {len(matrices)} of {len(changes)} weights, by rounding or in the "
-            f"making: {first_names(matrices, 3)}; keep more bits, or export the adapter"
+            f"making: {first_names(matrices, 3)}; {FINER}"
         )
     elif doubled:
         named = first_names(doubled, 3)
@@ -176,7 +176,7 @@ def _why(found: float, lost: float) -> str:
     if lost > 3:
         return "the weights are those of another base, or far coarser than what training changed"
     if abs(found) < 0.05:
-        return "it is the base, or rounding has swallowed the change: keep more bits, or export the adapter"
+        return f"it is the base, or rounding has swallowed the change: {FINER}"
     if lost**2 - (1 - found) ** 2 > SWALLOWED**2:  # more than a part that is missing along the change itself
         return (
             "rounding has swallowed part of it (more bits: --dtype float16 or float32, or export the adapter), or it "

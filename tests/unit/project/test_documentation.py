@@ -54,7 +54,7 @@ NOT_OURS = (  # what runs write
 )  # fmt: skip
 ANYWHERE = {"--config", "--debug", "--help", "--version", "--sft", "--shm-size"}
 LAUNCHERS = {"--config_file", "--num_processes", "--num_cpu_threads_per_process", "--cpu", "--signal"}
-LAUNCHERS |= {"--enable-lora"}  # of vLLM
+LAUNCHERS |= {"--enable-lora", "--lora-modules", "--max-lora-rank", "--tokenizer", "--generation-config"}  # of vLLM
 LAUNCHERS |= {"--nproc_per_node", "--nnodes", "--node_rank", "--master_addr", "--master_port"}
 
 
