@@ -145,3 +145,31 @@ def test_release_gives_memory_back():
     del blocks
     resources.release()
     assert full - resources.held() > 100 * MIB and last
+
+
+HOLES = """
+import ctypes, resource
+import torch
+from tunebook.common import resources
+library = ctypes.CDLL(None)
+library.malloc.restype, library.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+library.free.argtypes = [ctypes.c_void_p]
+library.mallopt(-3, 2**30)  # M_MMAP_THRESHOLD: all of the heap
+resources.limit()  # what it imports
+vms = resources.psutil.Process().memory_info().vms
+resource.setrlimit(resource.RLIMIT_AS, (vms + 2**30, vms + 2**30))
+before = resources.limit()
+blocks = [library.malloc(2**20) for _ in range(300)]
+pin = library.malloc(2**20)  # on top of them: the heap keeps their addresses
+for block in blocks:
+    library.free(block)
+resources.release()
+print(before - resources.limit())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
+def test_addresses_that_the_heap_has_free_are_room():
+    done = subprocess.run([sys.executable, "-c", HOLES], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    assert abs(int(done.stdout)) < 30 * MIB
