@@ -2,11 +2,16 @@
 
 import contextlib
 import io
+import itertools
 import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterator
 from typing import Any, TextIO
 
+WIDEST = 100  # columns of a text that reads well
+BOX = ("╭", "+-", "┌")
 COLOR = re.compile(r"\x1b\[[0-9;]*m")
 WORD = re.compile(r"[^\s│|]")
 EMPTY = re.compile(r"\(default: ?(?:''|None)?\)")  # no default, or one that the text beside it explains
@@ -82,11 +87,25 @@ def cleaned(stream: TextIO) -> Iterator[_Kept]:
         yield kept
 
 
-def clean(text: str) -> str:
-    """The text with empty defaults blanked, which keeps boxes straight, and no two empty lines."""
+def clean(text: str, width: int = 0) -> str:
+    """The text with empty defaults blanked, which keeps boxes straight, and no two empty lines.
+
+    Args:
+        width: columns in which the paragraphs above the boxes are set; 0: those of the terminal, at most WIDEST.
+    """
     lines = []
-    for line in text.split("\n"):
+    for line in _set(text.split("\n"), width or min(shutil.get_terminal_size().columns, WIDEST)):
         blanked = EMPTY.sub(lambda found: " " * len(found[0]), line)
         if blanked == line or WORD.search(COLOR.sub("", blanked)):
             lines.append(blanked.rstrip())
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines))
+
+
+def _set(lines: list[str], width: int) -> Iterator[str]:
+    """Lines with the paragraphs above the first box set anew: tyro leaves some as they stand in a docstring, and makes
+    one line of others. What is indented, as commands are, stays."""
+    boxes = next((n for n, line in enumerate(lines) if line.startswith(BOX)), len(lines))
+    paragraphs = itertools.groupby(lines[:boxes], lambda line: bool(line) and not line.startswith((" ", "usage:")))
+    for is_text, found in paragraphs:
+        yield from textwrap.wrap(" ".join(found), width, break_on_hyphens=False) if is_text else found
+    yield from lines[boxes:]

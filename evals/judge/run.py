@@ -2,8 +2,8 @@
 
 import hashlib
 import math
-from collections import Counter
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ from tunebook.evals.responses.store import ResponseCache, key_of
 
 ALPHA = 0.05
 ORDERS = (False, True)  # base is A and tuned is B; swapped
+NUMBER = re.compile(r"\d[\d.,]*")
 
 
 class Judge(Protocol):
@@ -134,9 +135,7 @@ def report(
         "by_category": _by(judged, outcomes, lambda pair: pair.category),
         "by_turn": _by(judged, outcomes, lambda pair: f"turn {pair.turn}"),
         "position": position(judgments),
-        "unparsed": dict(
-            Counter(why for reply in judgments.replies.values() if (why := unparsed(reply))).most_common()
-        ),
+        "unparsed": counted(why for reply in judgments.replies.values() if (why := unparsed(reply))),
         "speaks_to_judge": {
             name: sum(prompt.speaks_to_judge(getattr(pair, name)[-1]) for pair in judged) for name in ("base", "tuned")
         },
@@ -178,8 +177,18 @@ def unparsed(reply: Reply) -> str:
     return "verdicts that differ" if prompt.VERDICT_LINE.search(reply.text) else "no line with a verdict"
 
 
+def counted(reasons: Iterable[str]) -> dict[str, int]:
+    """How often each came, most often first. Those that differ in numbers alone are one, in the words of the first."""
+    said: dict[str, list[str]] = {}
+    for why in reasons:
+        said.setdefault(NUMBER.sub("0", why), []).append(why)
+    several = {True: " (others with other numbers)", False: ""}
+    found = {alike[0] + several[len({*alike}) > 1]: len(alike) for alike in said.values()}
+    return dict(sorted(found.items(), key=lambda one: -one[1]))
+
+
 def _model_report(outputs: ModelOutputs) -> dict[str, Any]:
-    reasons = Counter(outputs.why.values())
+    reasons = counted(outputs.why.values())
     notes = [f"{count:,} of the questions have no answer of it: {why}" for why, count in reasons.items()]
     unanswered = len(outputs.why)
     return {"name": outputs.name, "cut": outputs.cut, "unanswered": unanswered, "notes": [*outputs.notes, *notes]}
