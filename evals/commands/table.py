@@ -9,7 +9,6 @@ its own. All runs see the same rows as often, and the same evaluation. What was 
 
 import dataclasses
 import re
-import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -131,6 +130,25 @@ def collect(methods: list[Method], folder: Path) -> tuple[list[dict], dict[str, 
     return rows, curves
 
 
+def show(words: Any) -> None:
+    """Print a frame of texts, whose first column names the rows; where the terminal is too narrow, as sentences."""
+    from rich.table import Column, Table
+
+    from tunebook.common.process.terminal import printer
+
+    name, *values = words
+    table = Table(name, *(Column(value, justify="right") for value in values), box=None, pad_edge=False)
+    for row in words.values:
+        table.add_row(*map(str, row))
+    console = printer()
+    if console.measure(table, options=console.options.update(max_width=10_000)).minimum <= console.width:
+        console.print(table)
+        return
+    for first, *rest in words.values:
+        said = "; ".join(f"{value} {cell}" for value, cell in zip(values, rest, strict=True) if str(cell))
+        console.print(f"{first}: {said}", markup=False, highlight=False)
+
+
 def write(
     folder: Path, rows: list[dict], curves: dict[str, list], rest: list[str], against: dict[str, Any] | None = None
 ) -> None:
@@ -140,7 +158,7 @@ def write(
     if max(seen) > 1.01 * min(seen):
         notes.append(f"The runs did not see the same number of trained tokens: {min(seen):,} to {max(seen):,}.")
     words = methods_table.words(rows)
-    print(words.set_index("method").to_string(line_width=shutil.get_terminal_size().columns))
+    show(words)
     for note in notes:
         print(note)
     about = {"flags": " ".join(rest) or "the recipes' own defaults"}

@@ -6,6 +6,7 @@ import re
 
 import browser
 import few
+import pandas
 import pytest
 
 from tunebook.common.errors import UserError
@@ -74,3 +75,13 @@ def test_two_methods_and_again(tmp_path, forks, tunebook):
     assert rows[0]["trained_tokens"] == rows[1]["trained_tokens"]
     assert tunebook("table", *words)[1].count("finished before") == 2
     assert json.loads((tmp_path / "t" / "lora_alpaca" / "report.json").read_text())["train"]["steps"] == 4
+
+
+@pytest.mark.parametrize("columns", [40, 80, 140])
+def test_no_terminal_is_too_narrow_for_a_value(capsys, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    names = ["method", "learning rate", "trainable parameters", "peak memory, GiB", "held-out loss", "share of all, %"]
+    row = ["lora_alpaca use_dora=True", "0.002", "1,233,472", "0.867", "4.93", ""]
+    command.show(pandas.DataFrame([row], columns=names))
+    said = capsys.readouterr().out
+    assert "…" not in said and all(value in said for value in ("0.002", "1,233,472", "0.867", "4.93"))
