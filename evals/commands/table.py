@@ -132,18 +132,22 @@ def collect(methods: list[Method], folder: Path) -> tuple[list[dict], dict[str, 
 
 def show(words: Any) -> None:
     """Print a frame of texts, whose first column names the rows; where the terminal is too narrow, as sentences."""
-    from rich.table import Column, Table
+    from rich.table import Table
 
     from tunebook.common.process.terminal import printer
 
-    name, *values = words
-    table = Table(name, *(Column(value, justify="right") for value in values), box=None, pad_edge=False)
+    columns = {name: [str(name), *map(str, words[name])] for name in words}
+    widest = {name: max(len(word) for cell in cells for word in cell.split()) for name, cells in columns.items()}
+    console, last = printer(), len(columns) - 1
+    table = Table(box=None, pad_edge=False)
+    for place, name in enumerate(columns):
+        table.add_column(name, justify="right" if place else "left", min_width=widest[name])
     for row in words.values:
         table.add_row(*map(str, row))
-    console = printer()
-    if console.measure(table, options=console.options.update(max_width=10_000)).minimum <= console.width:
+    if sum(widest.values()) + 2 * last <= console.width:
         console.print(table)
         return
+    _, *values = words
     for first, *rest in words.values:
         said = "; ".join(f"{value} {cell}" for value, cell in zip(values, rest, strict=True) if str(cell))
         console.print(f"{first}: {said}", markup=False, highlight=False)
