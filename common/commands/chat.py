@@ -51,7 +51,7 @@ def main(args: Args) -> None:
     if args.page:
         from tunebook.common.commands import chat_page
 
-        chat_page.check()  # before the model is loaded
+        chat_page.check(args.port)  # before the model is loaded
     from tunebook.common.models.inference import InferenceModel
 
     adapted = InferenceModel(args.model, args.adapter, args.template)

@@ -16,8 +16,9 @@ from tunebook.common.pages import served
 NONE = "none"  # the name of no adapter
 
 
-def check() -> None:
+def check(port: int) -> None:
     """Raise UserError where no page can be made."""
+    served.check_port(port)
     if importlib.util.find_spec("gradio") is None:
         raise UserError('--page needs gradio, which is not installed: pip install "gradio>=6,<7"')
 

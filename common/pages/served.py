@@ -1,6 +1,9 @@
 """How pages look that a server of this machine shows (through Gradio): as the written ones do."""
 
+import socket
 from typing import Any
+
+from tunebook.common.errors import UserError
 
 CSS = """
 footer { display: none !important; }
@@ -10,6 +13,23 @@ footer { display: none !important; }
 .served p { margin: .2rem 0 .5rem; max-width: 50rem; color: var(--body-text-color-subdued); overflow-wrap: anywhere; }
 @media (max-width: 40rem), (hover: none) { .keys { display: none; } }
 """
+
+
+def check_port(port: int) -> None:
+    """
+    Raises:
+        UserError: nothing can listen there; said before a model is loaded.
+    """
+    if not 0 < port < 2**16:
+        raise UserError(f"--port {port}: ports are 1 to {2**16 - 1}")
+    with socket.socket() as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a page that has just ended is not there
+        try:
+            trial.bind(("127.0.0.1", port))
+        except PermissionError:
+            raise UserError(f"--port {port}: this user may not listen there; choose one above 1023") from None
+        except OSError:
+            raise UserError(f"--port {port} is taken, perhaps by another page; choose another") from None
 
 
 def look(gradio: Any) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def main(args: Args) -> dict[str, Any]:
     if not args.summary:
         from tunebook.evals import rating
 
-        rating.check()
+        rating.check(args.port)
     folder = Path(args.output_dir)
     found = _items(args, folder)
     votes = Votes(folder, write=not args.summary)

@@ -47,8 +47,9 @@ POLICY = (
 )
 
 
-def check() -> None:
+def check(port: int) -> None:
     """Raise UserError where no page can be made."""
+    served.check_port(port)
     if importlib.util.find_spec("gradio") is None:
         raise UserError('the page needs gradio, which is not installed: pip install "gradio>=6,<7"')
 
