@@ -58,16 +58,18 @@ def main(args: Args) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(args.folder or temporary)
         choose_rows(args, folder / "rows")
-        runs, exports = {}, []
+        runs, exports, seconds = {}, [], 0.0
         for method in args.methods:
             runs[method] = train(args, method, folder)
             for kind in args.exports:
-                exports += export(method, kind, folder)
+                exports += (found := export(method, kind, folder))
+                seconds += found[0]["seconds"]
     result = {
         "machine": f"{processor()}, {os.cpu_count()} cores, {os.environ.get('OMP_NUM_THREADS', 'all')} threads",
         "args": {name: value for name, value in vars(args).items() if name not in ("folder", "json", "quick")},
         "runs": runs,
         "exports": exports,
+        "seconds": seconds,  # of the export commands
     }
     show(result)
     if args.json:
