@@ -213,7 +213,8 @@ def test_an_interrupt_stops_the_answer_and_no_more(monkeypatch, capsys):
 
     monkeypatch.setattr(generation, "stream", interrupted)
     code, out, err = talk(monkeypatch, capsys, f"{ASK}\n", limit=200)
-    assert code == 0 and out.strip() and "(stopped)" in err and threading.active_count() == threads
+    assert code == 0 and out.strip() and "(stopped)" in err
+    assert threading.active_count() <= threads  # one of an earlier test may end meanwhile
 
 
 @pytest.mark.recipe
