@@ -4,7 +4,6 @@ import dataclasses
 import html
 import importlib.util
 import itertools
-import os
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -29,17 +28,7 @@ def serve(adapted: Any, decoding: Decoding, system: str, port: int) -> None:
     Raises:
         UserError: the port is taken.
     """
-    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # no telemetry
-    import gradio  # pyright: ignore[reportMissingImports]  an extra: rating
-
-    page = build(adapted, decoding, system)
-    try:
-        page.launch(server_name="127.0.0.1", server_port=port, share=False, inbrowser=False, ssr_mode=False,
-                    prevent_thread_lock=True, **served.look(gradio))  # fmt: skip
-    except OSError as error:
-        raise UserError(f"--port {port}: {error}; choose another") from None
-    print(f"chat page: http://127.0.0.1:{page.server_port} (this machine alone; Ctrl-C ends)", flush=True)
-    page.block_thread()
+    served.launch(lambda: build(adapted, decoding, system), "chat page", port)
 
 
 class ChatServer:

@@ -5,7 +5,6 @@
 
 import html
 import importlib.util
-import os
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +38,6 @@ STYLE = """<style>
   fieldset .wrap { gap: .3rem !important; }
 }
 </style>"""
-# The page loads nothing from elsewhere, whatever gradio's own page or an answer names.
-POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; worker-src 'self' blob:; "
-    "frame-ancestors 'none'; form-action 'none'"
-)
 
 
 def check(port: int) -> None:
@@ -60,38 +53,7 @@ def serve(rating: RatingItems, votes: Votes, port: int) -> None:
     Raises:
         UserError: the port is taken.
     """
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # no telemetry
-    import gradio
-    from starlette.middleware import Middleware
-    from starlette.middleware.trustedhost import TrustedHostMiddleware
-
-    # A page elsewhere whose name is made to point here (DNS rebinding) comes with its own name as the host.
-    guards = [Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"]), Middleware(Guard)]
-    page = build(RatingSession(rating, votes))
-    try:
-        page.launch(
-            server_name="127.0.0.1", server_port=port, share=False, inbrowser=False, ssr_mode=False,
-            app_kwargs={"middleware": guards}, prevent_thread_lock=True, **served.look(gradio),
-        )  # fmt: skip
-    except OSError as error:
-        raise UserError(f"--port {port}: {error}; choose another") from None
-    print(f"rating page: http://127.0.0.1:{page.server_port} (this machine alone; Ctrl-C ends)", flush=True)
-    page.block_thread()
-
-
-class Guard:
-    """Adds POLICY to every response."""
-
-    def __init__(self, app: Any):
-        self.app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        async def with_policy(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], (b"content-security-policy", POLICY.encode())]
-            await send(message)
-
-        await self.app(scope, receive, with_policy)
+    served.launch(lambda: build(RatingSession(rating, votes)), "rating page", port)
 
 
 class RatingSession:
