@@ -30,6 +30,11 @@ def test_a_page_fetches_nothing_from_elsewhere_and_answers_to_no_other_name(monk
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
 
+    def build():
+        with gradio.Blocks() as page:
+            gradio.Markdown("text")
+        return page
+
     def asked(page):
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/") as answer:
@@ -42,4 +47,4 @@ def test_a_page_fetches_nothing_from_elsewhere_and_answers_to_no_other_name(monk
             page.close()
 
     monkeypatch.setattr(gradio.Blocks, "block_thread", asked)
-    served.launch(gradio.Blocks, "chat page", port)
+    served.launch(build, "chat page", port)
