@@ -166,9 +166,7 @@ def pack(kept: Any, tokenizer: Any, max_length: int, views: list[dict]) -> dict[
 
     total, _ = lengths.token_counts(kept)
     bins = packing.pack(total, max_length)
-    wanted = {
-        (one["source"], one["row"]) for one in views[:1]
-    }  # not `view`: 3.12.1 mixes it up below
+    wanted = {(one["source"], one["row"]) for one in views[:1]}  # not `view`: 3.12.1 mixes it up below
     names = list(zip(kept["source"], kept["row"], strict=True))
     chosen = next((one for one in bins if any(names[int(place)] in wanted for place in one)), bins[0])
     return {
