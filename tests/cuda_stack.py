@@ -72,6 +72,7 @@ def patches(torch, dtype):
     no_context = lambda *args, **kwargs: contextlib.nullcontext()  # noqa: E731
     yield from [
         (cuda, "is_available", lambda: True, "recipes choose dtype, checkpointing and collation by it"),
+        (torch.accelerator, "is_available", lambda: False, "nor in a CUDA build of torch is there memory to be pinned"),
         (cuda, "is_bf16_supported", lambda *args, **kwargs: not half, "a T4 where the test is of float16"),
         (cuda, "device_count", lambda: 1, "one card"),
         (cuda, "current_device", lambda: 0, "one card"),
