@@ -140,8 +140,11 @@ def _process_limits() -> list[int]:
     now = psutil.Process().memory_info()
     sizes = {resource.RLIMIT_AS: now.vms, resource.RLIMIT_DATA: getattr(now, "data", now.vms)}
     soft = {which: resource.getrlimit(which)[0] for which in sizes}
-    set_ones = [which for which in sizes if soft[which] != resource.RLIM_INFINITY]
-    return [max(0, soft[which] - sizes[which] + _free_of_heap()) for which in set_ones]
+    return [
+        max(0, soft[which] - size + _free_of_heap())
+        for which, size in sizes.items()
+        if soft[which] != resource.RLIM_INFINITY
+    ]
 
 
 class _Mallinfo2(ctypes.Structure):

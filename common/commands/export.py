@@ -65,7 +65,9 @@ def main(args: Args) -> None:
     proofs = exporting.export(reference, args.to, place, options, finish)
     print(f"export: {place}")
     proof.conclude(proofs, place / proof.FILE)
-    for command in serving.commands(args.to, place, args.output_dir, found.base):
+    # Servers know no models of ours by name; a folder or ORG/NAME is theirs, too.
+    base = found.base if "/" in found.base or args.to != "adapter" else found.base_folder()
+    for command in serving.commands(args.to, place, args.output_dir, base):
         print(f"serve it: {command}")
     if args.push_to_hub:
         print(f"pushed: {hub.push(place, args.push_to_hub, args.public)}")

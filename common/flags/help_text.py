@@ -87,14 +87,11 @@ def cleaned(stream: TextIO) -> Iterator[_Kept]:
         yield kept
 
 
-def clean(text: str, width: int = 0) -> str:
-    """The text with empty defaults blanked, which keeps boxes straight, and no two empty lines.
-
-    Args:
-        width: columns in which the paragraphs above the boxes are set; 0: those of the terminal, at most WIDEST.
-    """
+def clean(text: str) -> str:
+    """The text with empty defaults blanked, which keeps boxes straight, and no two empty lines; its paragraphs are set
+    in the width of the terminal, at most WIDEST."""
     lines = []
-    for line in _set(text.split("\n"), width or min(shutil.get_terminal_size().columns, WIDEST)):
+    for line in _set(text.split("\n"), min(shutil.get_terminal_size().columns, WIDEST)):
         blanked = EMPTY.sub(lambda found: " " * len(found[0]), line)
         if blanked == line or WORD.search(COLOR.sub("", blanked)):
             lines.append(blanked.rstrip())

@@ -1,4 +1,4 @@
-"""How pages look that a server of this machine shows (through Gradio): as the written ones do."""
+"""Pages that a server of this machine shows (through Gradio): their look, as of the written ones, and launch."""
 
 import importlib
 import os
@@ -16,8 +16,7 @@ footer { display: none !important; }
 .served p { margin: .2rem 0 .5rem; max-width: 50rem; color: var(--body-text-color-subdued); overflow-wrap: anywhere; }
 @media (max-width: 40rem), (hover: none) { .keys { display: none; } }
 """
-
-
+TAKEN = "--port {} is taken, perhaps by another page; choose another"
 # The page loads nothing from elsewhere, whatever gradio's own page or an answer names.
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
@@ -47,8 +46,8 @@ def launch(build: Callable[[], Any], kind: str, port: int) -> None:
             server_name="127.0.0.1", server_port=port, share=False, inbrowser=False, ssr_mode=False,
             app_kwargs={"middleware": guards}, prevent_thread_lock=True, **look(gradio),
         )  # fmt: skip
-    except OSError:
-        raise UserError(f"--port {port} is taken, perhaps by another page; choose another") from None
+    except OSError:  # taken since
+        raise UserError(TAKEN.format(port)) from None
     print(f"{kind}: http://127.0.0.1:{page.server_port} (this machine alone; Ctrl-C ends)", flush=True)
     page.block_thread()
 
@@ -82,7 +81,7 @@ def check_port(port: int) -> None:
         except PermissionError:
             raise UserError(f"--port {port}: this user may not listen there; choose one above 1023") from None
         except OSError:
-            raise UserError(f"--port {port} is taken, perhaps by another page; choose another") from None
+            raise UserError(TAKEN.format(port)) from None
 
 
 def look(gradio: Any) -> dict[str, Any]:

@@ -182,9 +182,10 @@ def counted(reasons: Iterable[str]) -> dict[str, int]:
     said: dict[str, list[str]] = {}
     for why in reasons:
         said.setdefault(NUMBER.sub("0", why), []).append(why)
-    several = {True: " (others with other numbers)", False: ""}
-    found = {alike[0] + several[len({*alike}) > 1]: len(alike) for alike in said.values()}
-    return dict(sorted(found.items(), key=lambda one: -one[1]))
+    found = {}
+    for alike in sorted(said.values(), key=len, reverse=True):
+        found[alike[0] + (" (others with other numbers)" if len({*alike}) > 1 else "")] = len(alike)
+    return found
 
 
 def _model_report(outputs: ModelOutputs) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from tunebook.common.generation.budget import Budget, Reply
 from tunebook.evals.judge import page as comparison_page
 from tunebook.evals.judge import prompt, win_rate
 from tunebook.evals.judge.prompt import Pair
+from tunebook.evals.judge.run import counted
 from tunebook.evals.responses import questions
 from tunebook.evals.responses.store import ResponseCache
 
@@ -727,3 +728,9 @@ def test_later_turns_are_asked_after_the_earlier_ones():
         answers.append(model.tokenizer.decode(out, skip_special_tokens=True))
         turns.append({"role": "assistant", "content": answers[-1]})
     assert record["answers"] == [answer.strip() for answer in answers]
+
+
+def test_reasons_that_differ_in_numbers_alone_are_told_once():
+    whys = ["no line", "has 1,347 tokens, takes 512", "has 609 tokens, takes 512", "has 609 tokens, takes 512"]
+    assert counted(whys) == {"has 1,347 tokens, takes 512 (others with other numbers)": 3, "no line": 1}
+    assert counted(["takes 512"] * 2) == {"takes 512": 2}

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from tunebook.common.export import serving
+from tunebook.common.errors import UserError
+from tunebook.common.export import gguf_model, serving
 
 LORA = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj"]}
 
@@ -50,3 +51,11 @@ def test_files_of_llama_cpp(tmp_path):
         (base / name).touch()
     (only,) = serving.commands("gguf", base, "out", "")
     assert only == "python -m llama_cpp.server --model out/base-f16.gguf --lora_path out/adapter.gguf"
+
+
+def test_a_llama_cpp_for_another_processor_is_told_and_how_to_build_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(gguf_model, "TRIAL", "import os, signal; os.kill(os.getpid(), signal.SIGILL)")
+    with pytest.raises(
+        UserError, match=r"^model\.gguf: llama\.cpp ends with SIGILL on it: .*GGML_NATIVE=OFF.* pip install"
+    ):
+        gguf_model.try_out(tmp_path / "model.gguf", n_ctx=64)
